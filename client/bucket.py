@@ -1,0 +1,101 @@
+"""Access to the shared bucket: a local folder or any S3-compatible store, behind one small class.
+
+Every put is whole or absent: readers never see a torn object. Exclusive create (`create`) is the only
+coordination that is asked of a store. Credentials for s3:// come the usual AWS ways, from the environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from client.errors import LightReasonerError
+
+
+class BucketError(LightReasonerError):
+    """A store that cannot be opened, read or written."""
+
+
+class Bucket:
+    """A prefix of an object store, opened from a local path, `file://…` or `s3://bucket/prefix`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        scheme = urlsplit(url).scheme
+        try:
+            if scheme in ("", "file"):
+                folder = Path(unquote(urlsplit(url).path) if scheme else url).absolute()
+                if folder.exists() and not folder.is_dir():
+                    raise BucketError(f"{folder} is a file; a bucket or RUN is a folder")
+                self._folder: Path | None = folder
+                self._store: ObjectStore | None = None
+            else:
+                self._folder = None
+                self._store = from_url(url)
+        except BucketError:
+            raise
+        except Exception as error:
+            raise BucketError(f"cannot open bucket {url!r}: {error}") from error
+
+    def __str__(self) -> str:
+        return self.url
+
+    def get(self, name: str) -> bytes | None:
+        """The object's bytes, or None where there is none."""
+        store = self._open(for_writing=False)
+        if store is None:
+            return None
+        try:
+            return bytes(obstore.get(store, name).bytes())
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise BucketError(f"cannot read {name} in {self.url}: {error}") from error
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object whole, replacing what was there."""
+        self._put(name, data, "overwrite")
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object only where there is none; whether this call was the one that wrote it."""
+        try:
+            self._put(name, data, "create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """The names of all objects under `prefix/`, sorted, relative to the bucket."""
+        store = self._open(for_writing=False)
+        if store is None:
+            return
+        try:
+            found = [entry["path"] for batch in obstore.list(store, f"{prefix}/") for entry in batch]
+        except Exception as error:
+            raise BucketError(f"cannot list {prefix}/ in {self.url}: {error}") from error
+        yield from sorted(found)
+
+    def _put(self, name: str, data: bytes, mode: str) -> None:
+        store = self._open(for_writing=True)
+        try:
+            obstore.put(store, name, data, mode=mode)  # type: ignore[arg-type,call-overload]
+        except AlreadyExistsError:
+            raise
+        except Exception as error:
+            raise BucketError(f"cannot write {name} in {self.url}: {error}") from error
+
+    def _open(self, for_writing: bool) -> ObjectStore | None:
+        if self._store is None:
+            assert self._folder is not None
+            if not for_writing and not self._folder.is_dir():
+                return None  # reading never makes the folder
+            try:
+                self._store = LocalStore(self._folder, mkdir=True)
+            except Exception as error:
+                raise BucketError(f"cannot open {self._folder}: {error}") from error
+        return self._store

@@ -1,0 +1,23 @@
+"""The family of errors that a user can cause and mend; command lines print them without a traceback."""
+
+from __future__ import annotations
+
+
+class LightReasonerError(Exception):
+    """Base of every error whose message names the thing, what was expected and what to do."""
+
+
+class ProblemSetError(LightReasonerError):
+    """A problem set that cannot be read: names file and line."""
+
+
+class RunError(LightReasonerError):
+    """A RUN that is missing, empty, damaged or made with other settings."""
+
+
+class ServiceError(LightReasonerError):
+    """A server that cannot be reached, is not ready, or refused a request."""
+
+
+class ModelError(LightReasonerError):
+    """A model folder that lacks what is needed of it, or two models that cannot work together."""

@@ -1,0 +1,112 @@
+"""What identifies a model: fingerprints of its weights, its tokenizer and its chat template, from files alone.
+
+In: a model folder in Hugging Face format. Out: hex digests and the token map. Never loads a weight: of each
+tensor the header and the first 4 KiB are read, so a 7B model takes well under a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from client.errors import ModelError
+
+HEAD_BYTES = 4096
+"""Bytes of each tensor that enter the model fingerprint."""
+
+
+def model_folder(model: str) -> Path:
+    """The local folder of a model: a folder as it is, or a Hugging Face Hub id, downloaded if it must be.
+
+    Raises ModelError where it is neither.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ModelError(f"no model folder at {model!r}: give a folder in Hugging Face format or a Hub id 'owner/name'")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
+    except Exception as error:
+        raise ModelError(
+            f"{model!r} is no local folder and cannot be had from the Hugging Face Hub: {error}"
+        ) from error
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 over every safetensors tensor's name, dtype, shape and first 4 KiB, in order of name."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"no *.safetensors in {folder}: save the model with save_pretrained(…) in safetensors format")
+    tensors: dict[str, bytes] = {}
+    for file in files:
+        with file.open("rb") as stream:
+            try:
+                header_size = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(header_size))
+                header.pop("__metadata__", None)
+                for name, entry in header.items():
+                    begin, end = entry["data_offsets"]
+                    stream.seek(8 + header_size + begin)
+                    identity = json.dumps([name, entry["dtype"], entry["shape"]]).encode()
+                    tensors[name] = identity + b"\0" + stream.read(min(HEAD_BYTES, end - begin))
+            except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+                raise ModelError(f"{file} is not a readable safetensors file; copy it again") from error
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name])
+    return digest.hexdigest()
+
+
+def token_map(folder: Path) -> tuple[dict[int, str], set[int]]:
+    """A tokenizer's id -> token, and the ids among them that are added tokens; from tokenizer.json."""
+    tokenizer = _json(
+        folder / "tokenizer.json", "save the tokenizer with AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+    )
+    vocabulary = tokenizer["model"].get("vocab", {})
+    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((row[0], i) for i, row in enumerate(vocabulary))
+    tokens = {index: token for token, index in pairs}
+    added = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])}
+    return tokens | added, set(added)
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """SHA-256 of the sorted (id, token) pairs."""
+    tokens, _ = token_map(folder)
+    return hashlib.sha256(json.dumps(sorted(tokens.items())).encode()).hexdigest()
+
+
+def chat_template(folder: Path) -> str | None:
+    """The default chat template of a model folder, or None where it has none."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text()
+    file = folder / "tokenizer_config.json"
+    template = _json(file).get("chat_template") if file.is_file() else None
+    if isinstance(template, list):
+        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
+    return template
+
+
+def chat_template_digest(folder: Path) -> str | None:
+    """SHA-256 of the default chat template, or None where there is none."""
+    template = chat_template(folder)
+    return hashlib.sha256(template.encode()).hexdigest() if template else None
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder."""
+    return _json(folder / "config.json", "is this a model folder in Hugging Face format?")
+
+
+def _json(file: Path, remedy: str = "") -> dict[str, Any]:
+    try:
+        return json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{file} is missing: {remedy}") from None
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON ({error})") from error

@@ -1,0 +1,127 @@
+"""Reads problem sets: JSONL, gzipped JSONL or Parquet, a row a problem, with the field names that datasets use.
+
+In: a path. Out: `ProblemRow` values in file order, every id once. A row that cannot be a problem is named by
+file and line before anything else happens. Answers are carried along in `row`; sampling never looks at them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from client.errors import ProblemSetError
+from client.samples import ProblemSetIdentity
+
+QUESTION_FIELDS = ("question", "problem", "input")
+SPLIT_QUESTION_FIELDS = (("Body", "Question"), ("body", "question"))
+"""Data sets that keep the story and the question apart; they win over a bare `question`."""
+
+
+@dataclass(frozen=True)
+class ProblemRow:
+    """One problem: its id, its question, the row it came from and where that is."""
+
+    id: str
+    question: str
+    row: dict[str, Any]
+    where: str
+
+
+def read_problems(path: str, limit: int | None = None) -> list[ProblemRow]:
+    """Read a problem set, the first `limit` problems of it if given.
+
+    A row has a question (`question`, `problem`, `input`, or Body/body + Question/question) and optionally an
+    `id`; without one, the id is a digest of the question. A question that comes twice is read once.
+
+    Raises ProblemSetError naming the file, and the line where a row is at fault.
+    """
+    problems: dict[str, ProblemRow] = {}
+    for where, row in _rows(Path(path)):
+        if limit is not None and len(problems) >= limit:
+            break
+        question = _question(row, where)
+        problem = ProblemRow(_id(row, question, where), question, row, where)
+        earlier = problems.setdefault(problem.id, problem)
+        if earlier.question != question:
+            raise ProblemSetError(
+                f"{where}: id {problem.id!r} is already used with another question at {earlier.where}; ids must differ"
+            )
+    if not problems:
+        raise ProblemSetError(f"{path} holds no problem; give a file with one JSON object a line")
+    return list(problems.values())
+
+
+def identity(problems: list[ProblemRow]) -> ProblemSetIdentity:
+    """What run.json keeps of a problem set: its size and a digest that does not depend on its order."""
+    pairs = sorted((problem.id, problem.question) for problem in problems)
+    return ProblemSetIdentity(count=len(pairs), digest=hashlib.sha256(orjson.dumps(pairs)).hexdigest())
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) for every row; `where` is file:line, or file:row in Parquet, from 1."""
+    if not path.is_file():
+        raise ProblemSetError(f"no problem set at {path}: give a .jsonl, .jsonl.gz or .parquet file")
+    try:
+        if path.suffix == ".parquet":
+            for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
+                yield f"{path}:{number}", row
+            return
+        lines = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+        with lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{path}:{number}", _object(line, f"{path}:{number}")
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise ProblemSetError(f"{path} cannot be read: {error}") from error
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise ProblemSetError(f"{where}: not a JSON object ({error}); a problem set has one object a line") from None
+    if not isinstance(row, dict):
+        raise ProblemSetError(
+            f"{where}: a JSON {type(row).__name__}, not an object; a problem set has one object a line"
+        )
+    return row
+
+
+def _question(row: dict[str, Any], where: str) -> str:
+    for body, question in SPLIT_QUESTION_FIELDS:
+        if row.get(body) is not None and row.get(question) is not None:
+            parts = (_text(row, body, where), _text(row, question, where))
+            return " ".join(part.strip() for part in parts)
+    for field in QUESTION_FIELDS:
+        if row.get(field) is not None:
+            return _text(row, field, where)
+    names = ", ".join(sorted(row)) or "none"
+    raise ProblemSetError(
+        f"{where}: no question; expected one of {', '.join(QUESTION_FIELDS)}, or Body and Question; it has {names}"
+    )
+
+
+def _text(row: dict[str, Any], field: str, where: str) -> str:
+    value = row[field]
+    if not isinstance(value, str) or not value.strip():
+        raise ProblemSetError(f"{where}: {field!r} is {value!r}; it must be a text that is not empty")
+    return value
+
+
+def _id(row: dict[str, Any], question: str, where: str) -> str:
+    value = row.get("id")
+    if value is None:
+        return hashlib.sha256(question.encode()).hexdigest()[:16]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise ProblemSetError(f"{where}: 'id' is {value!r}; it must be a text or a whole number")
+    if len(str(value)) > 512:
+        raise ProblemSetError(f"{where}: 'id' has {len(str(value))} characters; at most 512 are allowed")
+    return str(value)

@@ -1,0 +1,222 @@
+"""The HTTP contract: what a request may say, what a line of the answer says, in both encodings.
+
+Requests are pydantic models that refuse unknown fields. Answers are plain values around numpy arrays and
+are never validated number by number. This module does no I/O.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SYSTEM_PROMPT = "Please reason step by step."
+"""The published sampling prompt."""
+DEFAULT_TOP_K = 32
+MAX_PROBLEMS = 1024
+"""Problems that one request may carry; the server expands each into n trajectories."""
+
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+FinishReason = Literal["stop", "length"]
+Encoding = Literal["json", "base64"]
+
+
+class Strict(BaseModel):
+    """Base of what comes in over the wire: frozen, unknown fields refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Problem(Strict):
+    """A question, or a prompt already in token ids; with `token_ids`, a completion to be scored as it is."""
+
+    id: str = Field(min_length=1, max_length=512, description="Names the problem in every line about it.")
+    question: str | None = Field(None, min_length=1, description="Rendered through the expert's chat template.")
+    prompt_token_ids: list[TokenId] | None = Field(None, min_length=1, description="The prompt, as the expert's ids.")
+    token_ids: list[TokenId] | None = Field(
+        None, min_length=1, description="A completion to be scored by both models instead of generated."
+    )
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Problem:
+        if (self.question is None) == (self.prompt_token_ids is None):
+            raise ValueError("give exactly one of 'question' and 'prompt_token_ids'")
+        return self
+
+
+class Decoding(Strict):
+    """How the expert answers. Temperature 0 is greedy; the seed fixes sampling, problem by problem."""
+
+    max_tokens: int = Field(128, ge=1, le=1_000_000)
+    n: int = Field(1, ge=1, le=256, description="Trajectories a problem; more than 1 needs temperature > 0.")
+    temperature: float = Field(0.0, ge=0.0, le=10.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    seed: int | None = Field(None, ge=0, le=2**63 - 1)
+
+    @model_validator(mode="after")
+    def _several_need_temperature(self) -> Decoding:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("n > 1 needs temperature > 0: greedy decoding gives the same trajectory n times")
+        return self
+
+
+class TrajectoryRequest(Decoding):
+    """The body of POST /v1/trajectories."""
+
+    problems: list[Problem] = Field(min_length=1, max_length=MAX_PROBLEMS)
+    top_k: int = Field(DEFAULT_TOP_K, ge=1, description="Ids a step; at most the engines' max_logprobs.")
+    system_prompt: str | None = Field(SYSTEM_PROMPT, description="null or empty: no system message.")
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    encoding: Encoding = "json"
+
+    @model_validator(mode="after")
+    def _ids_are_distinct(self) -> TrajectoryRequest:
+        seen: set[str] = set()
+        for problem in self.problems:
+            if problem.id in seen:
+                raise ValueError(f"two problems have the id {problem.id!r}; ids name the answer's lines")
+            seen.add(problem.id)
+        if self.n > 1 and any(problem.token_ids for problem in self.problems):
+            raise ValueError("a given completion (token_ids) is scored once: n must be 1")
+        return self
+
+
+class TokenDifference(BaseModel):
+    """An added token that differs: its id, and what each model's tokenizer calls it (null: has none)."""
+
+    id: int
+    expert: str | None
+    amateur: str | None
+
+
+class ModelCard(BaseModel):
+    """One of the pair, as GET /v1/models lists it (OpenAI's list shape and what a RUN must know of it)."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "lightreasoner"
+    role: Literal["expert", "amateur"]
+    vocab_size: int = Field(description="Columns of the model's head.")
+    max_model_len: int
+    max_logprobs: int
+    dtype: str
+    model_fingerprint: str
+    tokenizer_fingerprint: str
+    chat_template_digest: str | None
+    unknown_tokens: list[TokenDifference] = Field(
+        default_factory=list, description="Of the amateur: added tokens of the expert that it does not share."
+    )
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457: the body of every request error, as application/problem+json."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, str]] = Field(default_factory=list, description="Field by field, where fields are at fault.")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The expert's answer to a problem, with both models' log-probabilities of the expert's top-k ids.
+
+    Row t is step t: the prediction of token_ids[t] given the prompt and the tokens before it. Log-probabilities
+    are natural, raw, each normalised over its model's full vocabulary; -inf: unknown to the amateur.
+    """
+
+    problem_id: str
+    sample_index: int
+    prompt_token_ids: npt.NDArray[np.int32]  # [P]
+    token_ids: npt.NDArray[np.int32]  # [T], the stop token included
+    top_ids: npt.NDArray[np.int32]  # [T, k], the expert's best first
+    expert_logprobs: npt.NDArray[np.float32]  # [T, k]
+    amateur_logprobs: npt.NDArray[np.float32]  # [T, k]
+    finish_reason: FinishReason
+
+    ARRAYS = ("prompt_token_ids", "token_ids", "top_ids", "expert_logprobs", "amateur_logprobs")
+
+    def to_line(self, encoding: Encoding) -> bytes:
+        """One NDJSON line, newline included. JSON writes an unknown id's log-probability as null."""
+        encode = _to_base64 if encoding == "base64" else np.ascontiguousarray
+        arrays = {name: encode(getattr(self, name)) for name in self.ARRAYS}
+        line = {
+            "problem_id": self.problem_id,
+            "sample_index": self.sample_index,
+            **arrays,
+            "finish_reason": self.finish_reason,
+        }
+        return orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What became of a trajectory that could not be had; the others are not disturbed by it."""
+
+    problem_id: str
+    sample_index: int
+    type: str
+    detail: str
+
+    def to_line(self, encoding: Encoding = "json") -> bytes:
+        """One NDJSON line, newline included."""
+        error = {"type": self.type, "detail": self.detail}
+        line = {"problem_id": self.problem_id, "sample_index": self.sample_index, "error": error}
+        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def parse_line(line: bytes | str) -> Trajectory | Failure | None:
+    """The value of one line of the answer, in either encoding; None for a heartbeat (a blank line).
+
+    Raises ValueError or KeyError where the line is not one of the contract's.
+    """
+    if not line.strip():
+        return None
+    fields = orjson.loads(line)
+    if "error" in fields:
+        error = fields["error"]
+        return Failure(fields["problem_id"], fields["sample_index"], error["type"], error["detail"])
+    ids = {name: _to_array(fields[name], np.int32) for name in Trajectory.ARRAYS[:3]}
+    logprobs = {name: _to_array(fields[name], np.float32) for name in Trajectory.ARRAYS[3:]}
+    trajectory = Trajectory(
+        problem_id=fields["problem_id"],
+        sample_index=fields["sample_index"],
+        finish_reason=fields["finish_reason"],
+        **ids,
+        **logprobs,
+    )
+    shape = trajectory.top_ids.shape
+    aligned = len(shape) == 2 and len(trajectory.token_ids) == shape[0]
+    if not (aligned and trajectory.expert_logprobs.shape == trajectory.amateur_logprobs.shape == shape):
+        raise ValueError(f"problem {trajectory.problem_id!r}: arrays of a trajectory line are not aligned")
+    return trajectory
+
+
+def _to_base64(array: npt.NDArray[Any]) -> dict[str, Any]:
+    dtype = "<f4" if array.dtype.kind == "f" else "<i4"
+    data = base64.b64encode(np.ascontiguousarray(array, dtype=dtype).tobytes())
+    return {"dtype": dtype, "shape": list(array.shape), "data": data.decode()}
+
+
+def _to_array(value: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    if isinstance(value, dict):
+        if value["dtype"] not in ("<i4", "<f4"):
+            raise ValueError(f"unknown array dtype {value['dtype']!r}; this client reads '<i4' and '<f4'")
+        flat = np.frombuffer(base64.b64decode(value["data"]), dtype=value["dtype"])
+        return flat.astype(dtype, copy=False).reshape(value["shape"])
+    array = np.array(value, dtype=dtype)
+    if array.dtype.kind == "f":  # JSON's null arrives as nan
+        array[np.isnan(array)] = -np.inf
+    return array

@@ -1,0 +1,223 @@
+"""A RUN in a bucket: what it holds, under which names, and how it is read and written.
+
+    RUN/run.json                      what made it (`RunManifest`)
+    RUN/tokenizer.json                the expert's
+    RUN/trajectories/part-*.parquet   a row a trajectory; costly, written first
+    RUN/samples/part-*.parquet        a row a trajectory: its kept steps and labels
+    RUN/failures/part-*.jsonl         problems that failed, and why
+    RUN/complete.json                 written last; its presence means sealed
+
+Promises: a part appears whole or not at all, names never collide, nothing is rewritten. Where two parts hold a
+key, readers take the first part by name. samples/part-X is a pure function of trajectories/part-X, so a crash
+between the two costs nothing: `mend` makes what is missing.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from client.bucket import Bucket
+from client.contrast import covered_mass, kl_lower_bound
+from client.errors import RunError
+from client.protocol import Failure, Trajectory
+from client.samples import (
+    SAMPLE_SCHEMA,
+    TRAJECTORY_SCHEMA,
+    Key,
+    RunManifest,
+    Sample,
+    sample_of,
+    sample_table,
+    samples_in,
+    trajectories_in,
+    trajectory_table,
+)
+
+Row = TypeVar("Row", Trajectory, Sample)
+KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class RunTotals:
+    """What a RUN holds, over the rows that readers see. Steps count from first_step on."""
+
+    problems: int
+    trajectories: int
+    failed: int
+    tokens: int
+    steps: int
+    kept: int
+    kept_share: float
+    incomplete: int
+    mean_plausible_set: float  # labelled ids a kept step
+    mean_covered_mass: float
+    kl_quantiles: dict[str, float]  # of the certified bound, nats
+
+
+class Run:
+    """One RUN, by the URL of its prefix. Opening it touches nothing."""
+
+    def __init__(self, url: str) -> None:
+        self.bucket = Bucket(url)
+
+    def __str__(self) -> str:
+        return str(self.bucket)
+
+    def manifest(self) -> RunManifest:
+        """run.json. Raises RunError, naming the RUN, where it is missing or not ours."""
+        data = self.bucket.get("run.json")
+        if data is None:
+            raise RunError(f"no RUN at {self}: it has no run.json; 'lightreasoner-client sample' makes one")
+        try:
+            return RunManifest.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the whole file"
+            raise RunError(
+                f"{self}/run.json is not a run.json that this version reads: {where}: {first['msg']}"
+            ) from None
+
+    def claim(self, manifest: RunManifest, tokenizer: bytes) -> None:
+        """Make this RUN, or join it. Raises RunError naming every setting in which it differs."""
+        made = self.bucket.create("run.json", manifest.model_dump_json(indent=2).encode())
+        if not made and (different := self.manifest().differences(manifest)):
+            listed = "\n  ".join(different)
+            raise RunError(f"{self} was made with other settings; use the same or name a new RUN\n  {listed}")
+        self.bucket.create("tokenizer.json", tokenizer)
+
+    def completion(self) -> dict[str, Any] | None:
+        """complete.json, or None while the RUN is not sealed."""
+        data = self.bucket.get("complete.json")
+        return None if data is None else orjson.loads(data)
+
+    def seal(self, totals: RunTotals) -> None:
+        """Write complete.json. The first writer's stands."""
+        body = {"sealed_at": int(time.time()), **asdict(totals)}
+        self.bucket.create("complete.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
+
+    def parts(self, kind: str) -> list[str]:
+        """Names, sorted, of the parts under trajectories, samples or failures, without folder and ending."""
+        return [PurePosixPath(name).stem for name in self.bucket.names(kind) if "/part-" in name]
+
+    def write(self, trajectories: Sequence[Trajectory], questions: dict[str, str], manifest: RunManifest) -> None:
+        """Write one part of trajectories, then its samples; `questions` by problem_id."""
+        part = _new_part()
+        self._put_table("trajectories", part, trajectory_table(trajectories, questions))
+        self._write_samples(part, trajectories, manifest)
+
+    def write_failures(self, failures: Sequence[Failure]) -> None:
+        """Write one part of failures, each a line as the server sent it."""
+        self.bucket.put(f"failures/{_new_part()}.jsonl", b"".join(failure.to_line() for failure in failures))
+
+    def mend(self, manifest: RunManifest) -> int:
+        """Make the samples parts that a crash left out; returns how many."""
+        missing = sorted(set(self.parts("trajectories")) - set(self.parts("samples")))
+        for part in missing:
+            self._write_samples(part, self._trajectories_of(part), manifest)
+        return len(missing)
+
+    def trajectories(self) -> Iterator[Trajectory]:
+        """Every trajectory once."""
+        return _first_of_each_key(chain.from_iterable(map(self._trajectories_of, self.parts("trajectories"))))
+
+    def samples(self) -> Iterator[Sample]:
+        """Every trajectory's samples once; one with no kept step is among them."""
+        parts = self.parts("samples")
+        return _first_of_each_key(
+            chain.from_iterable(samples_in(self._table("samples", part, SAMPLE_SCHEMA)) for part in parts)
+        )
+
+    def keys(self) -> set[Key]:
+        """The keys of all trajectories; reads two columns of each part."""
+        schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in ("problem_id", "sample_index")])
+        tables = (self._table("trajectories", part, schema) for part in self.parts("trajectories"))
+        return {key for table in tables for key in zip(*table.to_pydict().values(), strict=True)}
+
+    def failures(self) -> dict[Key, Failure]:
+        """What failed, by key; a key that was had after all may be among them."""
+        lines = chain.from_iterable(
+            (self.bucket.get(name) or b"").splitlines() for name in self.bucket.names("failures")
+        )
+        rows = map(orjson.loads, lines)
+        found = (Failure(row["problem_id"], row["sample_index"], **row["error"]) for row in rows)
+        return {(failure.problem_id, failure.sample_index): failure for failure in found}
+
+    def totals(self, manifest: RunManifest) -> RunTotals:
+        """Count the whole RUN in one pass over its trajectories."""
+        keys: set[Key] = set()
+        tokens = kept = incomplete = labels = 0
+        bounds = [np.empty(0, np.float32)]
+        mass = 0.0
+        first = manifest.contrast.first_step
+        for trajectory in self.trajectories():
+            keys.add((trajectory.problem_id, trajectory.sample_index))
+            chosen = sample_of(trajectory, manifest).contrast
+            tokens += len(trajectory.token_ids)
+            kept += len(chosen.steps)
+            labels += len(chosen.label_ids)
+            incomplete += chosen.incomplete
+            logprobs = trajectory.expert_logprobs[first:], trajectory.amateur_logprobs[first:]
+            bounds.append(kl_lower_bound(*logprobs).astype(np.float32))
+            mass += float(covered_mass(*logprobs).sum())
+        every_bound = np.concatenate(bounds)
+        steps = len(every_bound)
+        return RunTotals(
+            problems=len({problem_id for problem_id, _ in keys}),
+            trajectories=len(keys),
+            failed=len(self.failures().keys() - keys),
+            tokens=tokens,
+            steps=steps,
+            kept=kept,
+            kept_share=kept / steps if steps else 0.0,
+            incomplete=incomplete,
+            mean_plausible_set=labels / kept if kept else 0.0,
+            mean_covered_mass=mass / steps if steps else 0.0,
+            kl_quantiles={f"{q:g}": float(np.quantile(every_bound, q)) for q in KL_QUANTILES} if steps else {},
+        )
+
+    def _write_samples(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> None:
+        samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
+        self._put_table("samples", part, sample_table(samples))
+
+    def _trajectories_of(self, part: str) -> list[Trajectory]:
+        return trajectories_in(self._table("trajectories", part, TRAJECTORY_SCHEMA))
+
+    def _put_table(self, kind: str, part: str, table: pa.Table) -> None:
+        floats = [f"{field.name}.list.element" for field in table.schema if field.type == pa.list_(pa.float32())]
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", use_dictionary=False, use_byte_stream_split=floats)  # type: ignore[arg-type]
+        self.bucket.put(f"{kind}/{part}.parquet", sink.getvalue().to_pybytes())
+
+    def _table(self, kind: str, part: str, schema: pa.Schema) -> pa.Table:
+        name = f"{kind}/{part}.parquet"
+        try:
+            table = pq.read_table(pa.BufferReader(self.bucket.get(name) or b""), columns=schema.names)
+            return table.select(schema.names).cast(schema)
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise RunError(f"{self}/{name} cannot be read ({error}); remove it and sample again") from error
+
+
+def _new_part() -> str:
+    """A name that sorts by time and never collides."""
+    return f"part-{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(4)}"
+
+
+def _first_of_each_key(rows: Iterator[Row]) -> Iterator[Row]:
+    seen: set[Key] = set()
+    for row in rows:
+        key = (row.problem_id, row.sample_index)
+        if key not in seen:
+            seen.add(key)
+            yield row

@@ -1,0 +1,260 @@
+"""The bucket contract in values: run.json, the two Parquet tables, and the pure function between them.
+
+In: trajectories. Out: samples, and Arrow tables of both that `client.run` stores. No I/O here.
+The key of a row is (problem_id, sample_index).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from client.contrast import Contrast, contrast
+from client.protocol import Decoding, ModelCard, Trajectory
+
+Key = tuple[str, int]
+"""(problem_id, sample_index)."""
+
+INTS, FLOATS, BOOLS = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.bool_())
+TRAJECTORY_SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("question", pa.string()),
+        ("prompt_token_ids", INTS),  # [P]
+        ("token_ids", INTS),  # [T], the stop token included
+        ("k", pa.int32()),
+        ("top_ids", INTS),  # [T * k], row-major, as the next two
+        ("expert_logprobs", FLOATS),
+        ("amateur_logprobs", FLOATS),  # -inf: unknown to the amateur
+        ("finish_reason", pa.string()),
+    ]
+)
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("prompt_token_ids", INTS),  # [P]
+        ("token_ids", INTS),  # [T]
+        ("incomplete", pa.int32()),
+        ("steps", INTS),  # [n], indices into token_ids
+        ("kl_lower_bound", FLOATS),  # [n], nats
+        ("covered_mass", FLOATS),  # [n]
+        ("mask_complete", BOOLS),  # [n]
+        ("label_ids", pa.list_(INTS)),  # [n][plausible set]
+        ("label_weights", pa.list_(FLOATS)),  # [n][plausible set], each summing to 1
+    ]
+)
+
+
+class Frozen(BaseModel):
+    """Base of what run.json is made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ContrastSettings(Frozen):
+    """What turns trajectories into samples; the meaning of each is in `client.contrast`."""
+
+    alpha: float = Field(0.2, gt=0.0, le=1.0)
+    beta: float = Field(0.4, ge=0.0)
+    first_step: int = Field(1, ge=0)
+    keep_incomplete: bool = False
+
+
+class ProblemSetIdentity(Frozen):
+    """How many problems a RUN is of, and the SHA-256 over their sorted (id, question) pairs."""
+
+    count: int
+    digest: str
+
+
+class RunManifest(Frozen):
+    """run.json: what made a RUN. A second writer must agree with it in all that `identity` names."""
+
+    format: int = Field(1, ge=1, le=1)
+    created_at: int
+    expert: ModelCard
+    amateur: ModelCard
+    system_prompt: str | None
+    chat_template_kwargs: dict[str, Any]
+    decoding: Decoding
+    top_k: int
+    contrast: ContrastSettings
+    problems: ProblemSetIdentity
+    versions: dict[str, str]
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree between two writers: dotted name -> value. Models count by fingerprint, not by path."""
+        named = {
+            "system_prompt": self.system_prompt,
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "top_k": self.top_k,
+            "expert.chat_template_digest": self.expert.chat_template_digest,
+        }
+        for role, card in (("expert", self.expert), ("amateur", self.amateur)):
+            for field in ("model_fingerprint", "tokenizer_fingerprint", "dtype"):
+                named[f"{role}.{field}"] = getattr(card, field)
+        for section in ("decoding", "contrast", "problems"):
+            for field, value in getattr(self, section).model_dump().items():
+                named[f"{section}.{field}"] = value
+        return named
+
+    def differences(self, other: RunManifest) -> list[str]:
+        """Where `other` differs, each as 'name: this against that'."""
+        mine, theirs = self.identity(), other.identity()
+        return [f"{name}: {mine[name]!r} against {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A trajectory with its contrast samples, as a trainer wants it. Step t is predicted at position P + t - 1."""
+
+    problem_id: str
+    sample_index: int
+    prompt_token_ids: npt.NDArray[np.int32]  # [P]
+    token_ids: npt.NDArray[np.int32]  # [T]
+    contrast: Contrast
+
+
+def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
+    """The samples of a trajectory under a RUN's settings: pure, so they can be made again at any time."""
+    settings = manifest.contrast
+    return Sample(
+        problem_id=trajectory.problem_id,
+        sample_index=trajectory.sample_index,
+        prompt_token_ids=trajectory.prompt_token_ids,
+        token_ids=trajectory.token_ids,
+        contrast=contrast(
+            trajectory.top_ids,
+            trajectory.expert_logprobs,
+            trajectory.amateur_logprobs,
+            alpha=settings.alpha,
+            beta=settings.beta,
+            first_step=settings.first_step,
+            vocab_size=manifest.expert.vocab_size,
+            keep_incomplete=settings.keep_incomplete,
+        ),
+    )
+
+
+def trajectory_table(trajectories: Sequence[Trajectory], questions: dict[str, str]) -> pa.Table:
+    """A row a trajectory (`TRAJECTORY_SCHEMA`); `questions` by problem_id."""
+
+    def column(name: str) -> list[Any]:
+        return [getattr(trajectory, name) for trajectory in trajectories]
+
+    def ragged(name: str, dtype: type[np.generic]) -> pa.ListArray:
+        return _to_lists([array.ravel() for array in column(name)], dtype)
+
+    return pa.table(
+        [
+            pa.array(column("problem_id"), pa.string()),
+            pa.array(column("sample_index"), pa.int32()),
+            pa.array([questions.get(trajectory.problem_id) for trajectory in trajectories], pa.string()),
+            ragged("prompt_token_ids", np.int32),
+            ragged("token_ids", np.int32),
+            pa.array([trajectory.top_ids.shape[1] for trajectory in trajectories], pa.int32()),
+            ragged("top_ids", np.int32),
+            ragged("expert_logprobs", np.float32),
+            ragged("amateur_logprobs", np.float32),
+            pa.array(column("finish_reason"), pa.string()),
+        ],
+        schema=TRAJECTORY_SCHEMA,
+    )
+
+
+def trajectories_in(table: pa.Table) -> list[Trajectory]:
+    """The rows of a trajectories table, as values over its buffers."""
+    arrays = {name: _from_lists(table[name]) for name in Trajectory.ARRAYS}
+    scalars = table.select(["problem_id", "sample_index", "k", "finish_reason"]).to_pylist()
+    return [
+        Trajectory(
+            problem_id=row["problem_id"],
+            sample_index=row["sample_index"],
+            prompt_token_ids=arrays["prompt_token_ids"][index],
+            token_ids=arrays["token_ids"][index],
+            top_ids=arrays["top_ids"][index].reshape(-1, row["k"]),
+            expert_logprobs=arrays["expert_logprobs"][index].reshape(-1, row["k"]),
+            amateur_logprobs=arrays["amateur_logprobs"][index].reshape(-1, row["k"]),
+            finish_reason=row["finish_reason"],
+        )
+        for index, row in enumerate(scalars)
+    ]
+
+
+def sample_table(samples: Sequence[Sample]) -> pa.Table:
+    """A row a trajectory (`SAMPLE_SCHEMA`)."""
+    kept = [sample.contrast for sample in samples]
+    steps = _to_lists([contrast.steps for contrast in kept], np.int32)
+
+    def labels(values: list[npt.NDArray[Any]], dtype: type[np.generic]) -> pa.ListArray:
+        inner = _to_lists(
+            [values[i][a:b] for i, contrast in enumerate(kept) for a, b in pairwise(contrast.label_offsets)], dtype
+        )
+        return pa.ListArray.from_arrays(steps.offsets, inner)
+
+    return pa.table(
+        [
+            pa.array([sample.problem_id for sample in samples], pa.string()),
+            pa.array([sample.sample_index for sample in samples], pa.int32()),
+            _to_lists([sample.prompt_token_ids for sample in samples], np.int32),
+            _to_lists([sample.token_ids for sample in samples], np.int32),
+            pa.array([contrast.incomplete for contrast in kept], pa.int32()),
+            steps,
+            _to_lists([contrast.kl_lower_bound for contrast in kept], np.float32),
+            _to_lists([contrast.covered_mass for contrast in kept], np.float32),
+            _to_lists([contrast.mask_complete for contrast in kept], np.bool_),
+            labels([contrast.label_ids for contrast in kept], np.int32),
+            labels([contrast.label_weights for contrast in kept], np.float32),
+        ],
+        schema=SAMPLE_SCHEMA,
+    )
+
+
+def samples_in(table: pa.Table) -> list[Sample]:
+    """The rows of a samples table, as values over its buffers."""
+    plain = {
+        name: _from_lists(table[name])
+        for name in ("prompt_token_ids", "token_ids", "steps", "kl_lower_bound", "covered_mass", "mask_complete")
+    }
+    ids, weights = table["label_ids"].combine_chunks(), table["label_weights"].combine_chunks()
+    flat_ids, flat_weights = ids.values.values.to_numpy(), weights.values.values.to_numpy()
+    outer, inner = ids.offsets.to_numpy(), ids.values.offsets.to_numpy()
+    scalars = table.select(["problem_id", "sample_index", "incomplete"]).to_pylist()
+    samples = []
+    for index, row in enumerate(scalars):
+        offsets = inner[outer[index] : outer[index + 1] + 1].astype(np.int64)
+        begin, end = offsets[0], offsets[-1]
+        kept = Contrast(
+            steps=plain["steps"][index],
+            kl_lower_bound=plain["kl_lower_bound"][index],
+            covered_mass=plain["covered_mass"][index],
+            mask_complete=plain["mask_complete"][index],
+            label_ids=flat_ids[begin:end],
+            label_weights=flat_weights[begin:end],
+            label_offsets=offsets - begin,
+            incomplete=row["incomplete"],
+        )
+        tokens = plain["prompt_token_ids"][index], plain["token_ids"][index]
+        samples.append(Sample(row["problem_id"], row["sample_index"], *tokens, kept))
+    return samples
+
+
+def _to_lists(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> pa.ListArray:
+    offsets = np.concatenate(([0], np.cumsum([len(array) for array in arrays], dtype=np.int64)))
+    values = np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype, copy=False)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+
+
+def _from_lists(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:
+    array = column.combine_chunks()
+    values = array.values.to_numpy(zero_copy_only=False)
+    return [values[a:b] for a, b in pairwise(array.offsets.to_numpy())]
