@@ -74,8 +74,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
                 yield f"{path}:{number}", row
             return
-        lines = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-        with lines:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield f"{path}:{number}", _object(line, f"{path}:{number}")

@@ -21,6 +21,9 @@ DEFAULT_TOP_K = 32
 MAX_PROBLEMS = 1024
 """Problems that one request may carry; the server expands each into n trajectories."""
 
+PASSING_ERRORS = frozenset({"engine_error", "no_scores"})
+"""Types of error lines that say nothing of the problem: asked again, it may well succeed."""
+
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 FinishReason = Literal["stop", "length"]
 Encoding = Literal["json", "base64"]

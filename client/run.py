@@ -111,11 +111,13 @@ class Run:
         """Names, sorted, of the parts under trajectories, samples or failures, without folder and ending."""
         return [PurePosixPath(name).stem for name in self.bucket.names(kind) if "/part-" in name]
 
-    def write(self, trajectories: Sequence[Trajectory], questions: dict[str, str], manifest: RunManifest) -> None:
-        """Write one part of trajectories, then its samples; `questions` by problem_id."""
+    def write(
+        self, trajectories: Sequence[Trajectory], questions: dict[str, str], manifest: RunManifest
+    ) -> list[Sample]:
+        """Write one part of trajectories, then its samples, and return those; `questions` by problem_id."""
         part = _new_part()
         self._put_table("trajectories", part, trajectory_table(trajectories, questions))
-        self._write_samples(part, trajectories, manifest)
+        return self._write_samples(part, trajectories, manifest)
 
     def write_failures(self, failures: Sequence[Failure]) -> None:
         """Write one part of failures, each a line as the server sent it."""
@@ -187,9 +189,10 @@ class Run:
             kl_quantiles={f"{q:g}": float(np.quantile(every_bound, q)) for q in KL_QUANTILES} if steps else {},
         )
 
-    def _write_samples(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> None:
+    def _write_samples(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> list[Sample]:
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
         self._put_table("samples", part, sample_table(samples))
+        return samples
 
     def _trajectories_of(self, part: str) -> list[Trajectory]:
         return trajectories_in(self._table("trajectories", part, TRAJECTORY_SCHEMA))

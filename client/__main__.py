@@ -1,0 +1,167 @@
+"""The command line of the client."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from client.errors import LightReasonerError
+from client.protocol import DEFAULT_TOP_K, SYSTEM_PROMPT, Decoding
+from client.run import Run, RunTotals
+from client.sampler import Counts, Sampled
+from client.samples import ContrastSettings
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich")
+Settings = TypeVar("Settings", bound=BaseModel)
+PLAIN_SECONDS = 10.0
+"""Between progress lines where the output is not a terminal."""
+
+
+@app.callback()
+def client() -> None:
+    """Sample contrast data from a LightReasoner server into a RUN."""
+
+
+@app.command()
+def sample(
+    problems: Annotated[Path, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet, a problem a row.")],
+    run: Annotated[str, typer.Argument(help="Where to write: a path, file://… or s3://bucket/prefix.")],
+    server: Annotated[str, typer.Option(help="The server's URL.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N problems.")] = None,
+    n: Annotated[int, typer.Option(help="Trajectories a problem; more than 1 needs a temperature.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling, with a temperature.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling with a temperature repeatable.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest trajectory.")] = 128,
+    top_k: Annotated[int, typer.Option(min=1, help="Ids a step that both models score.")] = DEFAULT_TOP_K,
+    alpha: Annotated[float, typer.Option(help="Plausible: at least this share of the best token's probability.")] = 0.2,
+    beta: Annotated[float, typer.Option(help="A step is kept when its KL, in nats, is proved to be above this.")] = 0.4,
+    first_step: Annotated[int, typer.Option(help="Steps before this one are never kept.")] = 1,
+    keep_incomplete: Annotated[
+        bool, typer.Option("--keep-incomplete", help="Also keep steps whose plausible set is not proved whole.")
+    ] = False,
+    system_prompt: Annotated[str, typer.Option(help="Empty: none.")] = SYSTEM_PROMPT,
+) -> None:
+    """Send PROBLEMS through a server and write trajectories and contrast samples to RUN.
+
+    Interrupted, it resumes: the same command does only what is missing.
+    """
+    from client.problems import read_problems
+    from client.sampler import sample as run_sampling
+    from client.service import Asking, SamplingClient
+
+    decoding = _checked(Decoding, max_tokens=max_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
+    settings = _checked(
+        ContrastSettings, alpha=alpha, beta=beta, first_step=first_step, keep_incomplete=keep_incomplete
+    )
+    asking = Asking(decoding, top_k, system_prompt or None)
+    rows = read_problems(str(problems), limit)
+
+    async def sampling() -> Sampled:
+        async with SamplingClient(server) as connection:
+            with Terminal() as progress:
+                return await run_sampling(rows, Run(run), connection, asking, settings, progress)
+
+    try:
+        sampled = asyncio.run(sampling())
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped; what was answered is in {run}. Run the same command again to go on.")
+    if sampled.counts is None:
+        print(f"{run} is complete: nothing to do")
+    _print_summary(run, sampled.totals, sampled.counts)
+
+
+class Terminal:
+    """Progress as a bar on a terminal, as a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[detail]}"), console=self._console,
+            disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("sampling", total=None, detail="", visible=False)
+        self._printed = time.monotonic()
+
+    def __enter__(self) -> Terminal:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def update(self, counts: Counts) -> None:
+        settled = counts.done + counts.failed + counts.passing
+        detail = f"{counts.tokens / max(counts.seconds, 1e-9):,.0f} tokens/s"
+        if counts.steps:
+            detail += f", kept {counts.kept / counts.steps:.1%}"
+        if counts.failed + counts.passing:
+            detail += f", {counts.failed + counts.passing} failed"
+        self._bar.update(self._task, completed=settled, total=counts.total, detail=detail, visible=True)
+        if not self._console.is_terminal and time.monotonic() - self._printed > PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            self.say(f"{settled:,} of {counts.total:,}, {detail}")
+
+
+def _print_summary(run: str, totals: RunTotals, counts: Counts | None) -> None:
+    table = Table(title=run, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    rows = {
+        "problems": f"{totals.problems:,}",
+        "trajectories": f"{totals.trajectories:,}",
+        "failed": f"{totals.failed:,}",
+        "tokens": f"{totals.tokens:,}",
+        "steps kept": f"{totals.kept:,} of {totals.steps:,} ({totals.kept_share:.1%})",
+        "mean plausible set": f"{totals.mean_plausible_set:.2f} tokens",
+        "incomplete sets": f"{totals.incomplete:,}",
+        "covered mass": f"{totals.mean_covered_mass:.4f}",
+    }
+    rows |= {f"KL bound, quantile {q}": f"{value:.3f} nats" for q, value in totals.kl_quantiles.items()}
+    if counts:
+        rows["this attempt"] = (
+            f"{counts.done:,} trajectories in {counts.seconds:.1f} s, {counts.tokens / counts.seconds:,.0f} tokens/s"
+        )
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+    if totals.failed:
+        print(f"{totals.failed} trajectories failed; the reasons are in {run}/failures/")
+    if not totals.kept:
+        print("no step was kept: there is nothing to train on; a lower --beta or another amateur keeps more")
+
+
+def _checked(model: type[Settings], **values: Any) -> Settings:
+    """Settings from options, or an error that names the option."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
+        raise LightReasonerError(f"{option}{first['msg']}") from None
+
+
+def main() -> None:
+    """Entry point: users' mistakes end in one line, without a traceback."""
+    try:
+        app()
+    except LightReasonerError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

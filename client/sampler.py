@@ -1,0 +1,201 @@
+"""The sampling stage: a problem set goes in, a sealed RUN comes out, resuming where an earlier attempt stopped.
+
+Whatever the server has answered is written before this ends, however it ends. Trajectories are written in
+parts, in the background, while sampling goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Protocol
+
+from client.errors import RunError, ServiceError
+from client.problems import ProblemRow, identity
+from client.protocol import PASSING_ERRORS, Failure, Problem, Trajectory
+from client.run import Run, RunTotals
+from client.samples import ContrastSettings, RunManifest, Sample
+from client.service import Asking, SamplingClient
+
+PART_TRAJECTORIES = 256
+PART_SECONDS = 30.0
+"""A part is written when it is this large or this old: what a kill -9 can lose."""
+
+
+class Progress(Protocol):
+    """What hears of a run while it goes on."""
+
+    def say(self, text: str) -> None:
+        """A line about the whole run."""
+
+    def update(self, counts: Counts) -> None:
+        """New counts."""
+
+
+@dataclass
+class Counts:
+    """What this attempt has done so far; `kept` and `steps` are of the parts written."""
+
+    total: int  # trajectories that were missing when it began
+    done: int = 0
+    failed: int = 0
+    passing: int = 0  # failed for a reason that may pass, to be asked for again
+    tokens: int = 0
+    steps: int = 0
+    kept: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What `sample` leaves: the whole RUN's totals and this attempt's counts (None: it was sealed already)."""
+
+    totals: RunTotals
+    counts: Counts | None
+
+
+async def sample(
+    problems: list[ProblemRow],
+    run: Run,
+    client: SamplingClient,
+    asking: Asking,
+    settings: ContrastSettings,
+    progress: Progress,
+) -> Sampled:
+    """Sample what `run` still lacks of `problems`, write trajectories and samples, and seal it.
+
+    Raises RunError when the RUN was made with other settings, ServiceError when the server fails; what was
+    answered by then is in the RUN, and the same call goes on from there.
+    """
+    if (completion := run.completion()) is not None:
+        _check_sealed(run, problems, asking, settings)
+        return Sampled(RunTotals(**{k: v for k, v in completion.items() if k != "sealed_at"}), None)
+    await client.wait_until_ready(tell=lambda reason: progress.say(f"waiting for {client.server}: {reason}"))
+    manifest = await _manifest(problems, client, asking, settings)
+    run.claim(manifest, await client.tokenizer())
+    manifest = run.manifest()
+    run.mend(manifest)
+    missing = _missing(problems, run, asking.decoding.n)
+    if len(missing) < len(problems):
+        progress.say(f"resuming {run}: {len(problems) - len(missing):,} of {len(problems):,} problems are there")
+    writer = Writer(run, manifest, {problem.id: problem.question for problem in problems})
+    counts = Counts(total=len(missing) * asking.decoding.n)
+    asked = (Problem(id=problem.id, question=problem.question) for problem in missing)
+    try:
+        async for line in client.trajectories(asked, asking):
+            await writer.add(line, counts)
+            progress.update(counts)
+    finally:
+        await writer.close(counts)
+        progress.update(counts)
+    if counts.passing:
+        raise ServiceError(
+            f"{counts.passing} trajectories failed in the server's engines; run the same command again to get them"
+        )
+    totals = await asyncio.to_thread(run.totals, manifest)
+    run.seal(totals)
+    return Sampled(totals, counts)
+
+
+class Writer:
+    """Gathers lines into parts and writes them in the background, one part at a time."""
+
+    def __init__(self, run: Run, manifest: RunManifest, questions: dict[str, str]) -> None:
+        self._run, self._manifest, self._questions = run, manifest, questions
+        self._trajectories: list[Trajectory] = []
+        self._failures: list[Failure] = []
+        self._oldest = time.monotonic()
+        self._writing: asyncio.Task[list[Sample]] | None = None
+
+    async def add(self, line: Trajectory | Failure, counts: Counts) -> None:
+        """Take a line; start writing when the part is full or old enough."""
+        if not self._trajectories and not self._failures:
+            self._oldest = time.monotonic()
+        if isinstance(line, Trajectory):
+            self._trajectories.append(line)
+            counts.done += 1
+            counts.tokens += len(line.token_ids)
+        elif line.type in PASSING_ERRORS:
+            counts.passing += 1
+        else:
+            self._failures.append(line)
+            counts.failed += 1
+        size = len(self._trajectories) + len(self._failures)
+        if size >= PART_TRAJECTORIES or time.monotonic() - self._oldest > PART_SECONDS:
+            await self._settle(counts)
+            self._start_writing()
+
+    async def close(self, counts: Counts) -> None:
+        """Write what is left and wait until it is there."""
+        await self._settle(counts)
+        self._start_writing()
+        await self._settle(counts)
+
+    def _start_writing(self) -> None:
+        trajectories, self._trajectories = self._trajectories, []
+        failures, self._failures = self._failures, []
+        if trajectories or failures:
+            self._writing = asyncio.create_task(asyncio.to_thread(self._write, trajectories, failures))
+
+    async def _settle(self, counts: Counts) -> None:
+        """Wait for the part being written, and count its kept steps."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            first = self._manifest.contrast.first_step
+            for written in await asyncio.shield(writing):
+                counts.steps += max(0, len(written.token_ids) - first)
+                counts.kept += len(written.contrast.steps)
+
+    def _write(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
+        if failures:
+            self._run.write_failures(failures)
+        return self._run.write(trajectories, self._questions, self._manifest) if trajectories else []
+
+
+async def _manifest(
+    problems: list[ProblemRow], client: SamplingClient, asking: Asking, settings: ContrastSettings
+) -> RunManifest:
+    expert, amateur = await client.models()
+    return RunManifest(
+        format=1,
+        created_at=int(time.time()),
+        expert=expert,
+        amateur=amateur,
+        system_prompt=asking.system_prompt,
+        chat_template_kwargs=asking.chat_template_kwargs,
+        decoding=asking.decoding,
+        top_k=asking.top_k,
+        contrast=settings,
+        problems=identity(problems),
+        versions={"client": version("lightreasoner"), **await client.versions()},
+    )
+
+
+def _check_sealed(run: Run, problems: list[ProblemRow], asking: Asking, settings: ContrastSettings) -> None:
+    """A sealed RUN is done only for those who ask for what it holds."""
+    made = run.manifest()
+    asked = made.model_copy(
+        update={
+            "system_prompt": asking.system_prompt,
+            "chat_template_kwargs": asking.chat_template_kwargs,
+            "decoding": asking.decoding,
+            "top_k": asking.top_k,
+            "contrast": settings,
+            "problems": identity(problems),
+        }
+    )
+    if different := made.differences(asked):
+        listed = "\n  ".join(different)
+        raise RunError(f"{run} is complete and was made with other settings; name a new RUN\n  {listed}")
+
+
+def _missing(problems: list[ProblemRow], run: Run, n: int) -> list[ProblemRow]:
+    """The problems of which a trajectory is neither there nor failed."""
+    settled = run.keys() | run.failures().keys()
+    return [problem for problem in problems if any((problem.id, index) not in settled for index in range(n))]

@@ -1,0 +1,81 @@
+"""The command line of the server: checks the pair, then serves until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.errors import LightReasonerError
+from server.settings import ServerSettings, load_settings
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+@app.command()
+def serve(
+    expert: Annotated[str | None, typer.Option(help="The expert: a model folder or a Hugging Face Hub id.")] = None,
+    amateur: Annotated[str | None, typer.Option(help="The weaker model, of the same tokenizer.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.  [default: 8000]")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="server.yaml: sections expert: and amateur: of vLLM engine arguments; host, port."),
+    ] = None,
+) -> None:
+    """Serve an expert and an amateur: POST problems to /v1/trajectories, get both models' view of every step.
+
+    The models come from the flags or from expert.model and amateur.model in the configuration; a flag wins.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        settings = load_settings(config, expert=expert, amateur=amateur, host=host, port=port)
+        run(settings)
+    except LightReasonerError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(settings: ServerSettings) -> None:
+    """Check the pair, start it and serve. Returns when told to stop; raises LightReasonerError if it cannot."""
+    from client.fingerprints import model_folder
+    from server.preflight import inspect_pair
+
+    log = logging.getLogger("lightreasoner.server")
+    facts = inspect_pair(model_folder(settings.expert["model"]), model_folder(settings.amateur["model"]))
+    log.info("expert %s, amateur %s", facts.expert.folder, facts.amateur.folder)
+    if facts.differences:
+        listed = ", ".join(f"{entry.id} {entry.expert!r} / {entry.amateur!r}" for entry in facts.differences)
+        log.info("added tokens that differ, unknown to the amateur (id expert / amateur): %s", listed)
+
+    import uvicorn
+
+    from server.app import create_app
+    from server.engines import Pair
+
+    failures: list[BaseException] = []
+
+    def stop(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    application = create_app(lambda: Pair.start(settings, facts), stop)
+    server = uvicorn.Server(
+        uvicorn.Config(application, host=settings.host, port=settings.port, log_level="warning", lifespan="on")
+    )
+    log.info("listening on http://%s:%d, ready when /ready says so", settings.host, settings.port)
+    server.run()
+    if failures:
+        raise failures[0]
+    if not server.started:
+        raise LightReasonerError(f"cannot listen on {settings.host}:{settings.port}; is the port taken?")
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

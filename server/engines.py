@@ -1,0 +1,312 @@
+"""The expert-amateur pair over two vLLM engines: a problem goes in, a trajectory scored by both comes out.
+
+Each engine runs in processes of its own. The amateur scores a trajectory as soon as the expert has finished
+it, while the expert goes on with others, so the two overlap. Nothing here knows of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+# The engines' processes must not inherit this one's threads and locks, and vLLM reads this on import.
+os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+
+from transformers import AutoTokenizer
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from client.errors import LightReasonerError
+from client.protocol import Decoding, FinishReason, ModelCard, Problem, Trajectory
+from server.preflight import ModelFacts, PairFacts
+from server.scoring import scoring_params, scoring_passes
+from server.settings import Role, ServerSettings, SettingsError, cpu_cores, engine_arguments
+
+CPU_WORKER = "server.worker.ScoringWorker"
+WARM_UP_PROMPT, WARM_UP_TOKENS = 24, 8
+
+
+class EngineStartError(LightReasonerError):
+    """An engine that did not start: names the role and vLLM's reason."""
+
+
+class TrajectoryError(Exception):
+    """Why one trajectory cannot be had; `type` is the error type of its line."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.type, self.detail = kind, detail
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One running vLLM engine."""
+
+    role: Role
+    facts: ModelFacts
+    llm: AsyncLLM
+
+    @property
+    def max_model_len(self) -> int:
+        return self.llm.model_config.max_model_len
+
+    @property
+    def max_logprobs(self) -> int:
+        """The most ids a step that this engine answers for; vLLM's -1 means all."""
+        allowed = self.llm.model_config.max_logprobs
+        return self.facts.vocab_size if allowed == -1 else allowed
+
+    async def run(self, prompt_token_ids: list[int], params: SamplingParams) -> RequestOutput:
+        """Run one request to its end. Cancelling the call aborts the request in the engine."""
+        final = None
+        async for output in self.llm.generate(tokens_input(prompt_token_ids), params, uuid.uuid4().hex):
+            final = output
+        assert final is not None and final.finished
+        return final
+
+
+class Pair:
+    """The two engines, started one after the other, and what they do together."""
+
+    def __init__(self, expert: Engine, amateur: Engine, facts: PairFacts) -> None:
+        self.expert, self.amateur, self.facts = expert, amateur, facts
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(expert.facts.folder)
+        self._end_tokens = _end_tokens(expert, self._tokenizer)
+        self._native = not current_platform.is_cpu()
+        self._started_at = int(time.time())
+
+    @classmethod
+    def start(cls, settings: ServerSettings, facts: PairFacts) -> Pair:
+        """Start both engines; blocks until both have loaded. Raises EngineStartError or SettingsError."""
+        on_cpu = current_platform.is_cpu()
+        weights: dict[Role, int] = {"expert": facts.expert.weight_bytes, "amateur": facts.amateur.weight_bytes}
+        cores = cpu_cores(sorted(os.sched_getaffinity(0)))
+        engines: dict[Role, Engine] = {}
+        roles: tuple[tuple[Role, ModelFacts], ...] = (("expert", facts.expert), ("amateur", facts.amateur))
+        try:
+            for role, model in roles:
+                arguments = engine_arguments(settings, role, weights, on_cpu) | {"model": str(model.folder)}
+                if on_cpu and role == "amateur":
+                    arguments["worker_cls"] = CPU_WORKER
+                engines[role] = Engine(role, model, _start_engine(role, arguments, cores[role] if on_cpu else None))
+        except BaseException:
+            for engine in engines.values():
+                engine.llm.shutdown()
+            raise
+        return cls(engines["expert"], engines["amateur"], facts)
+
+    @property
+    def max_top_k(self) -> int:
+        """The largest top_k that both engines answer for; never more than the expert's head has columns."""
+        return min(self.expert.max_logprobs, self.amateur.max_logprobs, self.expert.facts.vocab_size)
+
+    def failure(self) -> str | None:
+        """Why the pair no longer works, or None while it does."""
+        for engine in (self.expert, self.amateur):
+            if engine.llm.errored:
+                return f"the {engine.role}'s engine died: {engine.llm.dead_error}"
+        return None
+
+    async def warm_up(self) -> None:
+        """Run a few trajectories through both engines, so that first-use compilation is done."""
+        known = np.flatnonzero(self.facts.known)[:WARM_UP_PROMPT].tolist()
+        decoding = Decoding(max_tokens=min(WARM_UP_TOKENS, self.expert.max_model_len - len(known) - 1))
+        problems = [Problem(id=str(size), prompt_token_ids=known[:size]) for size in range(len(known), 0, -6)]
+        await asyncio.gather(*(self.trajectory(problem, 0, decoding, 1, None, {}) for problem in problems))
+
+    async def trajectory(
+        self,
+        problem: Problem,
+        sample_index: int,
+        decoding: Decoding,
+        top_k: int,
+        system_prompt: str | None,
+        chat_template_kwargs: dict[str, Any],
+    ) -> Trajectory:
+        """The expert's trajectory of a problem, or the completion it gives, scored by both models.
+
+        Raises TrajectoryError where this problem cannot be had; others are not disturbed.
+        """
+        prompt = self._prompt(problem, system_prompt, chat_template_kwargs)
+        self._check_ids(prompt, problem.token_ids or [])
+        self._check_context(len(prompt), len(problem.token_ids) if problem.token_ids else decoding.max_tokens)
+        try:
+            if problem.token_ids:
+                answer = await self._score_completion(prompt, problem.token_ids, top_k)
+            else:
+                answer = await self._generate(
+                    prompt, _request_seed(decoding.seed, problem.id, sample_index), decoding, top_k
+                )
+            token_ids, top_ids, expert_logprobs, finish_reason = answer
+            prompt_array = np.array(prompt, np.int32)
+            amateur_logprobs = await self._score_by_amateur(prompt_array, token_ids, top_ids)
+        except EngineDeadError as error:
+            raise TrajectoryError("engine_error", self.failure() or str(error)) from error
+        return Trajectory(
+            problem.id, sample_index, prompt_array, token_ids, top_ids, expert_logprobs, amateur_logprobs, finish_reason
+        )
+
+    def card(self, engine: Engine) -> ModelCard:
+        """What GET /v1/models says of one of the two."""
+        return ModelCard(
+            id=str(engine.facts.folder),
+            created=self._started_at,
+            role=engine.role,
+            vocab_size=engine.facts.vocab_size,
+            max_model_len=engine.max_model_len,
+            max_logprobs=engine.max_logprobs,
+            dtype=str(engine.llm.model_config.dtype).removeprefix("torch."),
+            model_fingerprint=engine.facts.model_fingerprint,
+            tokenizer_fingerprint=engine.facts.tokenizer_fingerprint,
+            chat_template_digest=engine.facts.chat_template_digest,
+            unknown_tokens=self.facts.differences if engine.role == "amateur" else [],
+        )
+
+    def shutdown(self) -> None:
+        """Stop both engines and their processes."""
+        for engine in (self.amateur, self.expert):
+            engine.llm.shutdown()
+
+    def _prompt(self, problem: Problem, system_prompt: str | None, template_kwargs: dict[str, Any]) -> list[int]:
+        if problem.prompt_token_ids is not None:
+            return problem.prompt_token_ids
+        if self.facts.expert.chat_template_digest is None:
+            raise TrajectoryError(
+                "no_chat_template",
+                "the expert has no chat template, so a question cannot be rendered: send prompt_token_ids,"
+                " or add chat_template.jinja to its folder",
+            )
+        messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        messages.append({"role": "user", "content": problem.question or ""})
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
+            )
+        except Exception as error:  # a template may raise anything; it is the user's data that it disliked
+            raise TrajectoryError("chat_template", f"the chat template refused the question: {error}") from error
+
+    def _check_ids(self, *groups: list[int]) -> None:
+        size = self.facts.expert.vocab_size
+        for index in (index for group in groups for index in group if index >= size):
+            raise TrajectoryError("unknown_token", f"token id {index} is beyond the expert's vocabulary of {size}")
+
+    def _check_context(self, prompt: int, completion: int) -> None:
+        for engine in (self.expert, self.amateur):
+            if prompt + completion + 1 > engine.max_model_len:
+                raise TrajectoryError(
+                    "context_length_exceeded",
+                    f"{prompt} prompt tokens + {completion} completion tokens + 1 exceed the {engine.role}'s context"
+                    f" of {engine.max_model_len}; shorten the question or lower max_tokens",
+                )
+
+    async def _generate(self, prompt: list[int], seed: int | None, decoding: Decoding, top_k: int) -> Answer:
+        params = SamplingParams(
+            max_tokens=decoding.max_tokens,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            seed=seed,
+            logprobs=top_k,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        completion = (await self.expert.run(prompt, params)).outputs[0]
+        top_ids, logprobs = _top_k(completion.logprobs, top_k)
+        finish_reason: FinishReason = "stop" if completion.finish_reason == "stop" else "length"
+        return np.array(completion.token_ids, np.int32), top_ids, logprobs, finish_reason
+
+    async def _score_completion(self, prompt: list[int], completion: list[int], top_k: int) -> Answer:
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=top_k,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            ignore_eos=True,
+        )
+        output = await self.expert.run(prompt + completion, params)
+        top_ids, logprobs = _top_k(output.prompt_logprobs, top_k, first_row=len(prompt))
+        finish_reason: FinishReason = "stop" if completion[-1] in self._end_tokens else "length"
+        return np.array(completion, np.int32), top_ids, logprobs, finish_reason
+
+    async def _score_by_amateur(
+        self, prompt: npt.NDArray[np.int32], completion: npt.NDArray[np.int32], top_ids: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.float32]:
+        scores = np.full(top_ids.shape, -np.inf, np.float32)
+        try:
+            passes = list(scoring_passes(prompt, completion, top_ids, self.facts.known))
+        except ValueError as error:
+            raise TrajectoryError("unknown_prompt", str(error)) from error
+        for scoring in passes:
+            rows = None
+            for _ in range(2):  # vLLM may drop the scores of a request that it preempted
+                output = await self.amateur.run(scoring.prompt_token_ids, scoring_params(scoring, self._native))
+                rows = output.prompt_token_id_logprobs
+                if rows is not None:
+                    break
+            if rows is None:
+                raise TrajectoryError("no_scores", "the amateur's engine returned no scores, twice; try again")
+            belongs = scoring.steps >= 0
+            scores[scoring.steps[belongs]] = rows[belongs]
+        return scores
+
+
+Answer = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32], Literal["stop", "length"]]
+"""token_ids [T], top_ids [T, k], expert_logprobs [T, k], finish_reason."""
+
+
+def _start_engine(role: Role, arguments: dict[str, Any], cores: str | None) -> AsyncLLM:
+    fields = AsyncEngineArgs.__dataclass_fields__
+    for name in arguments:
+        if name not in fields:
+            raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
+    before = os.environ.get("VLLM_CPU_OMP_THREADS_BIND")
+    if cores and before is None:  # read by the engine's child process; one value would put both on one core
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
+    try:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except Exception as error:
+        raise EngineStartError(f"the {role}'s engine did not start ({arguments['model']}): {error}") from error
+    finally:
+        if before is None:
+            os.environ.pop("VLLM_CPU_OMP_THREADS_BIND", None)
+
+
+def _top_k(flat: Any, k: int, first_row: int = 0) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Entries 1..k of each row of vLLM's flat log-probabilities; entry 0 is the token that was taken."""
+    starts = np.array(flat.start_indices[first_row:], np.int64)
+    entries = starts[:, None] + np.arange(1, k + 1)
+    if len(starts) and (np.array(flat.end_indices[first_row:]) - starts != k + 1).any():
+        raise TrajectoryError("engine_error", f"vLLM returned rows that do not hold {k} + 1 log-probabilities")
+    return np.array(flat.token_ids, np.int32)[entries], np.array(flat.logprobs, np.float32)[entries]
+
+
+def _request_seed(seed: int | None, problem_id: str, sample_index: int) -> int | None:
+    """A seed of its own for each trajectory, whatever else is in the request."""
+    if seed is None:
+        return None
+    digest = hashlib.sha256(json.dumps([seed, problem_id, sample_index]).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _end_tokens(engine: Engine, tokenizer: Any) -> set[int]:
+    """The ids at which the expert's engine stops: the tokenizer's end token and the generation config's."""
+    configured = engine.llm.model_config.try_get_generation_config().get("eos_token_id")
+    listed = configured if isinstance(configured, list) else [configured]
+    return {index for index in (*listed, tokenizer.eos_token_id) if index is not None}

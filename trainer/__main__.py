@@ -1,0 +1,151 @@
+"""The trainer's command line: train, merge, evaluate.
+
+Parses options and prints results; the work is done in the modules of the same names, which load torch, so they
+are imported only when a command runs. A user's mistake is one line on stderr and exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from client.errors import LightReasonerError
+from trainer.settings import Examination, Precision, Recipe
+
+app = typer.Typer(
+    help="Fine-tune an expert on the contrast samples of a RUN, and measure what it gained.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _positive(value: float | None) -> float | None:
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value} is not a number above 0")
+    return value
+
+
+def _benchmarks(values: list[str]) -> list[str]:
+    names = [value.partition("=")[0] for value in values]
+    for value in values:
+        name, equals, file = value.partition("=")
+        if not (name and equals and file):
+            raise typer.BadParameter(f"{value!r} is not NAME=FILE")
+        if names.count(name) > 1:
+            raise typer.BadParameter(f"the name {name!r} is given twice")
+    return values
+
+
+Dtype = Annotated[
+    Precision | None,
+    typer.Option(
+        help="How weights are loaded; auto: as they are stored.", show_default="bfloat16 on a GPU, float32 on a CPU"
+    ),
+]
+
+
+@app.command("train")
+def train_command(
+    run: Annotated[str, typer.Argument(help="The RUN: a local path, file://… or s3://bucket/prefix.")],
+    model: Annotated[str, typer.Option(help="The expert that sampled the RUN: a folder or a Hub id.")],
+    output: Annotated[str, typer.Option(help="The adapter's folder, not yet there.")],
+    epochs: Annotated[float, typer.Option(help="Passes over the RUN.", callback=_positive)] = Recipe.epochs,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Exactly this many optimizer steps; overrides --epochs.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(callback=_positive, help="AdamW's.")] = Recipe.learning_rate,
+    batch_size: Annotated[int, typer.Option(min=1, help="Trajectories an optimizer step.")] = Recipe.batch_size,
+    dtype: Dtype = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the adapter's start, order and dropout.")
+    ] = Recipe.seed,
+) -> None:
+    """Train a LoRA adapter on the contrast samples of a RUN."""
+    _quiet_transformers()
+    from trainer.train import train
+
+    recipe = Recipe(epochs, max_steps, learning_rate, batch_size, dtype, seed)
+    report = train(run, model, output, recipe, Console())
+    print(
+        f"{report.optimizer_steps} optimizer steps over {report.trajectories} trajectories "
+        f"with {report.kept_steps} kept steps in {report.seconds:.1f} s\n"
+        f"loss {report.first_loss:.4f} at the first step, {report.last_loss:.4f} at the last\n"
+        f"adapter in {output}"
+    )
+
+
+@app.command("merge")
+def merge_command(
+    model: Annotated[str, typer.Argument(help="The model that the adapter was trained on.")],
+    adapter: Annotated[str, typer.Argument(help="The adapter's folder.")],
+    out: Annotated[str, typer.Argument(help="The merged model's folder, not yet there.")],
+) -> None:
+    """Fold an adapter into its model: added in float32, saved in the model's own dtype."""
+    _quiet_transformers()
+    from trainer.merge import merge
+
+    print(f"merged model in {merge(model, adapter, out)}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="A model: a folder or a Hub id.")],
+    benchmark: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=FILE", callback=_benchmarks, help="Problems with answers; may be given again."),
+    ],
+    adapter: Annotated[str | None, typer.Option(help="Evaluate before and after, unmerged.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first problems of each benchmark only.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the results as JSON.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a problem.")] = Examination.max_tokens,
+    system_prompt: Annotated[str, typer.Option(help="Empty: no system message.")] = Examination.system_prompt,
+    dtype: Dtype = None,
+) -> None:
+    """Greedy zero-shot pass@1, answers compared with math-verify."""
+    if output and not output.absolute().parent.is_dir():
+        raise LightReasonerError(f"no folder {output.absolute().parent} for --output; make it first")
+    _quiet_transformers()
+    from trainer.evaluate import evaluate
+    from trainer.scores import table
+
+    files = dict(value.split("=", 1) for value in benchmark)
+    settings = Examination(max_tokens, system_prompt, limit, dtype)
+    console = Console()
+    results = evaluate(model, adapter, files, settings, console)
+    console.print(table(results))
+    if output:
+        body = {
+            "benchmarks": {result.name: result.to_json() for result in results},
+            "model": model,
+            "adapter": adapter,
+            "settings": {**asdict(settings), "files": files},
+        }
+        output.write_text(json.dumps(body, indent=2) + "\n")
+
+
+def _quiet_transformers() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except LightReasonerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
