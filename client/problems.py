@@ -45,8 +45,6 @@ def read_problems(path: str, limit: int | None = None) -> list[ProblemRow]:
     """
     problems: dict[str, ProblemRow] = {}
     for where, row in _rows(Path(path)):
-        if limit is not None and len(problems) >= limit:
-            break
         question = _question(row, where)
         problem = ProblemRow(_id(row, question, where), question, row, where)
         earlier = problems.setdefault(problem.id, problem)
@@ -54,6 +52,8 @@ def read_problems(path: str, limit: int | None = None) -> list[ProblemRow]:
             raise ProblemSetError(
                 f"{where}: id {problem.id!r} is already used with another question at {earlier.where}; ids must differ"
             )
+        if len(problems) == limit:
+            break
     if not problems:
         raise ProblemSetError(f"{path} holds no problem; give a file with one JSON object a line")
     return list(problems.values())

@@ -1,0 +1,27 @@
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+
+.PHONY: help setup demo test check clean
+
+help: ## what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/ready ## fill .venv with server (CPU), trainer and development tools; quick the second time
+
+.venv/ready: pyproject.toml deploy/setup.sh
+	deploy/setup.sh
+	@touch $@
+
+demo: setup ## problems in, a fine-tuned expert out: server, client and trainer on a small pair
+	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo/run.sh
+
+test: setup ## the whole test suite, on real engines
+	$(BIN)/python -m pytest
+
+check: setup ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove what the other targets made
+	rm -rf .venv .cache demo-output build dist *.egg-info

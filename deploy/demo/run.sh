@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The main job, end to end, on the small pair beside this file: the three real processes and a bucket.
+# Usage: deploy/demo/run.sh   (make demo sets up what it needs first)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+OUT="demo-output"
+PORT="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
+run() { say "$@"; "$@"; }
+
+rm -rf "$OUT"
+mkdir "$OUT"
+began=$SECONDS
+trap 'kill "${server:-}" 2>/dev/null || true' EXIT
+
+say "python deploy/demo/word_problems.py sample 1000 > $OUT/sample.jsonl"
+python deploy/demo/word_problems.py sample 1000 > "$OUT/sample.jsonl"
+say "python deploy/demo/word_problems.py test 1000 > $OUT/test.jsonl"
+python deploy/demo/word_problems.py test 1000 > "$OUT/test.jsonl"
+
+say "lightreasoner-server --config deploy/demo/server.yaml --port $PORT > $OUT/server.log &"
+lightreasoner-server --config deploy/demo/server.yaml --port "$PORT" > "$OUT/server.log" 2>&1 &
+server=$!
+
+# The client waits until both engines are ready; the first try comes when the server listens.
+until (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; do
+    kill -0 "$server" 2>/dev/null || { tail -n 20 "$OUT/server.log" >&2; exit 1; }
+    sleep 0.5
+done
+run lightreasoner-client sample "$OUT/sample.jsonl" "$OUT/run" --server "http://127.0.0.1:$PORT" --max-tokens 64
+kill "$server" && wait "$server" || true
+
+run lightreasoner-trainer train "$OUT/run" --model deploy/demo/expert --output "$OUT/adapter"
+run lightreasoner-trainer evaluate deploy/demo/expert --adapter "$OUT/adapter" --benchmark "unseen=$OUT/test.jsonl" \
+    --system-prompt "Please reason step by step." --max-tokens 64 -o "$OUT/results.json"
+
+printf '\nThe whole job took %d s. RUN, adapter and results are in %s/.\n' $((SECONDS - began)) "$OUT"

