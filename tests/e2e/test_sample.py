@@ -81,7 +81,9 @@ def test_a_sealed_run_says_so_and_is_not_mixed_with_other_settings(demo_server, 
 def test_an_interrupted_run_resumes_with_only_what_is_missing(demo_server, problem_set, tmp_path, how):
     problems, folder = problem_set(2000), tmp_path / "run"
     arguments = ["client", "sample", problems, folder, "--server", demo_server.url, "--max-tokens", 48]
-    process = subprocess.Popen([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     run = Run(str(folder))
     deadline = time.monotonic() + 120
     while not run.parts("samples"):

@@ -1,0 +1,51 @@
+"""The same commands on a real vocabulary: SmolLM2-135M and its weaker sibling, on GSM8K problems, in float32."""
+
+import numpy as np
+import pytest
+from conftest import command, running_server
+from oracle import Oracle, disagreement
+
+from client.contrast import kl_lower_bound
+from client.run import Run
+
+
+@pytest.fixture(scope="module")
+def sampled(smollm2, tmp_path_factory):
+    """A RUN of 12 GSM8K problems."""
+    from conftest import SHARED_DATA
+
+    problems = SHARED_DATA / "gsm8k_train.jsonl"
+    if not problems.is_file():
+        pytest.skip(f"no benchmark problems at {problems}: this clone stands alone")
+    folder = tmp_path_factory.mktemp("smollm2")
+    with running_server(*smollm2, folder, max_model_len=512) as server:
+        said = command(
+            "client", "sample", problems, folder / "run", "--server", server.url, "--limit", 12, "--max-tokens", 48
+        )
+    assert said.returncode == 0, said.stderr
+    return Run(str(folder / "run"))
+
+
+def test_both_models_agree_with_transformers_over_a_vocabulary_of_49152(sampled, smollm2):
+    expert, amateur = map(Oracle, smollm2)
+    lines = list(sampled.trajectories())
+    assert len(lines) == 12
+    worst, precision, recall = 0.0, [], []
+    for line in lines:
+        p = expert.logprobs(line.prompt_token_ids, line.token_ids)
+        q = amateur.logprobs(line.prompt_token_ids, line.token_ids)
+        worst = max(worst, disagreement(line.expert_logprobs, p, line.top_ids))
+        worst = max(worst, disagreement(line.amateur_logprobs, q, line.top_ids))
+        exact = (np.exp(p) * (p - q)).sum(axis=1)
+        bound = kl_lower_bound(line.expert_logprobs, line.amateur_logprobs)
+        assert (bound <= exact + 1e-4).all()
+        precision += (exact[bound > 0.4] > 0.4 - 1e-4).tolist()
+        recall += (bound[exact > 0.4] > 0.4).tolist()
+    assert worst <= 2e-4
+    assert all(precision) and len(recall) > 20 and np.mean(recall) > 0.85
+
+
+def test_the_summary_counts_steps_of_a_real_model(sampled):
+    totals = sampled.completion()
+    assert totals["problems"] == 12 and totals["failed"] == 0
+    assert 0 < totals["kept_share"] < 1 and 0.5 < totals["mean_covered_mass"] < 1
