@@ -18,8 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-# The engines' processes must not inherit this one's threads and locks, and vLLM reads this on import.
-os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+# Read by vLLM on import. The engines' processes must not inherit this one's threads and locks; and what the
+# server says must not drown in what vLLM says.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 from transformers import AutoTokenizer
 from vllm import SamplingParams
