@@ -12,7 +12,7 @@ TORCH_INDEX="https://download.pytorch.org/whl/cpu"
     echo "lightreasoner needs Python 3.11 or newer: PYTHON=python3.11 make setup (remove .venv first)" >&2
     exit 1
 }
-pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+pip() { .venv/bin/python -m pip --disable-pip-version-check -qq "$@"; }
 
 if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
     echo "installing $TORCH"

@@ -73,7 +73,7 @@ def train_command(
     from trainer.train import train
 
     recipe = Recipe(epochs, max_steps, learning_rate, batch_size, dtype, seed)
-    report = train(run, model, output, recipe, Console())
+    report = train(run, model, output, recipe, _console())
     print(
         f"{report.optimizer_steps} optimizer steps over {report.trajectories} trajectories "
         f"with {report.kept_steps} kept steps in {report.seconds:.1f} s\n"
@@ -118,7 +118,7 @@ def evaluate_command(
 
     files = dict(value.split("=", 1) for value in benchmark)
     settings = Examination(max_tokens, system_prompt, limit, dtype)
-    console = Console()
+    console = _console()
     results = evaluate(model, adapter, files, settings, console)
     console.print(table(results))
     if output:
@@ -129,6 +129,11 @@ def evaluate_command(
             "settings": {**asdict(settings), "files": files},
         }
         output.write_text(json.dumps(body, indent=2) + "\n")
+
+
+def _console() -> Console:
+    """Standard output, wide enough for the table where it is no terminal."""
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def _quiet_transformers() -> None:

@@ -18,17 +18,19 @@ CONFIG = "adapter_config.json"
 PROVENANCE = "lightreasoner.json"
 
 
-def new_folder(out: str) -> Path:
-    """The folder to write to, which holds nothing yet. Raises ModelError where it does, or is not local."""
-    url = urlsplit(out)
-    if url.scheme not in ("", "file"):
-        raise ModelError(f"{out!r} is not a local folder; name a local path or file://…, and copy it from there")
-    folder = Path(unquote(url.path)) if url.scheme else Path(out)
-    if folder.is_file():
-        raise ModelError(f"{folder} is a file; name a new folder")
+def adapter_output(out: str) -> Path:
+    """The folder for a new adapter. Raises ModelError where it holds one already, or is not local."""
+    folder = _local(out)
+    if (folder / CONFIG).is_file():
+        raise ModelError(f"{folder} already holds an adapter; name a new folder or remove this one")
+    return folder
+
+
+def model_output(out: str) -> Path:
+    """The folder for a merged model. Raises ModelError where it is not empty, or is not local."""
+    folder = _local(out)
     if folder.is_dir() and any(folder.iterdir()):
-        holds = "already holds an adapter" if (folder / CONFIG).is_file() else "is not empty"
-        raise ModelError(f"{folder} {holds}; name a new folder or remove this one")
+        raise ModelError(f"{folder} is not empty; name a new folder or remove this one")
     return folder
 
 
@@ -68,3 +70,13 @@ def check_base(adapter: Path, base: Path) -> None:
             f"{adapter} was made for other weights ({made_for[:12]}) than those at {base} ({found[:12]}); "
             f"give the model that it was trained on: {named}"
         )
+
+
+def _local(out: str) -> Path:
+    url = urlsplit(out)
+    if url.scheme not in ("", "file"):
+        raise ModelError(f"{out!r} is not a local folder; name a local path or file://…, and copy it from there")
+    folder = Path(unquote(url.path)) if url.scheme else Path(out)
+    if folder.is_file():
+        raise ModelError(f"{folder} is a file; name a new folder")
+    return folder

@@ -16,17 +16,19 @@ from typing import Any, get_args
 
 from jinja2 import TemplateError
 from rich.console import Console
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from client.errors import ModelError
 from client.fingerprints import model_folder
 from client.problems import read_problems
 from trainer.adapter import check_base, read_config
 from trainer.answers import gold_answer, is_correct
-from trainer.precision import weights_dtype
+from trainer.base import config_of, weights_dtype
 from trainer.scores import BenchmarkResult, result
 from trainer.settings import Examination, Precision
 
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+"""Unless the user sets them otherwise, so that the table is what one sees."""
 CPU_CACHE_BYTES = 2**30
 """vLLM's own default on a CPU takes nearly all of the memory."""
 
@@ -44,7 +46,8 @@ class GreedyEngine:
     """vLLM around one model and at most one adapter. Decodes greedily, whatever generation_config.json says."""
 
     def __init__(self, folder: Path, adapter: Path | None, dtype: Precision | None, max_model_len: int) -> None:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         from vllm import LLM
         from vllm.platforms import current_platform
 
@@ -58,20 +61,20 @@ class GreedyEngine:
             dtype=weights_dtype(dtype, folder),  # type: ignore[arg-type]
             generation_config="vllm",
             max_model_len=max_model_len,
+            use_tqdm_on_load=sys.stderr.isatty(),
             **options,
         )
 
     def answers(self, prompts: Sequence[list[int]], max_tokens: int, adapted: bool) -> list[str]:
-        """An output for every prompt, cut where the context ends; '' for a prompt that does not fit it."""
+        """An output for every prompt, which vLLM cuts where the context ends; '' for a prompt that does not fit it."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.lora.request import LoRARequest
 
         lora = LoRARequest("adapter", 1, str(self.adapter)) if adapted else None
-        room = [self.max_model_len - len(prompt) for prompt in prompts]
-        asked = [index for index, left in enumerate(room) if left > 0]
+        asked = [index for index, prompt in enumerate(prompts) if len(prompt) < self.max_model_len]
         outputs = self.llm.generate(
             [TokensPrompt(prompt_token_ids=prompts[index]) for index in asked],
-            [SamplingParams(temperature=0.0, max_tokens=min(max_tokens, room[index])) for index in asked],
+            SamplingParams(temperature=0.0, max_tokens=max_tokens),
             lora_request=lora,
             use_tqdm=sys.stderr.isatty(),
         )
@@ -137,7 +140,7 @@ def context_for(folder: Path, benchmarks: Sequence[Benchmark], max_tokens: int, 
     Says which prompts do not fit; they are counted as wrong.
     """
     longest = max(len(prompt) for benchmark in benchmarks for prompt in benchmark.prompts)
-    context = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", None)
+    context = getattr(config_of(folder).get_text_config(), "max_position_embeddings", None)
     context = min(context or sys.maxsize, longest + max_tokens)
     for benchmark in benchmarks:
         if too_long := sum(len(prompt) >= context for prompt in benchmark.prompts):
@@ -165,7 +168,9 @@ def _lora_rank(adapter: Path) -> int:
     """The smallest rank that vLLM can be set to and that holds the adapter's."""
     from vllm.config.lora import MaxLoRARanks
 
-    rank, possible = read_config(adapter)["r"], get_args(MaxLoRARanks)
-    if rank > max(possible):
-        raise ModelError(f"{adapter} has rank {rank}; vLLM applies at most {max(possible)}. Merge it and evaluate that")
+    rank, possible = read_config(adapter).get("r"), get_args(MaxLoRARanks)
+    if rank is None or rank > max(possible):
+        raise ModelError(
+            f"{adapter} has LoRA rank {rank}; vLLM applies 1 to {max(possible)}. Merge it and evaluate the merged model"
+        )
     return min(r for r in possible if r >= rank)

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from client.errors import ModelError
 from client.fingerprints import model_folder
-from trainer.adapter import check_base, new_folder, read_config
-from trainer.precision import stored_dtype
+from trainer.adapter import check_base, model_output, read_config
+from trainer.base import load, stored_dtype
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -35,10 +34,10 @@ def merge(model: str, adapter: str, output: str) -> Path:
     The sum W + (alpha / r) * B A is taken in float32 and rounded once, to the dtype in which the base is stored.
     Raises ModelError where the adapter was made for another base or `output` is taken.
     """
-    out, base, adapter_folder = new_folder(output), model_folder(model), Path(adapter)
+    out, base, adapter_folder = model_output(output), model_folder(model), Path(adapter)
     read_config(adapter_folder)
     check_base(adapter_folder, base)
-    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    whole = load(base, torch.float32)
     try:
         merged = PeftModel.from_pretrained(whole, adapter_folder).merge_and_unload()
     except (RuntimeError, ValueError) as error:

@@ -82,7 +82,7 @@ def table(results: Sequence[BenchmarkResult]) -> Table:
     columns = ("before", "after", "fixed", "broken", "McNemar's p") if compared else ("accuracy",)
     shown = Table("benchmark", title="greedy pass@1, 95% intervals")
     for column in ("n", *columns):
-        shown.add_column(column, justify="right", no_wrap=True)
+        shown.add_column(column, justify="right")
     for result in results:
         cells = [result.name, str(result.score.n)]
         if result.before and result.paired:

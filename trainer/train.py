@@ -16,16 +16,17 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from client.errors import ModelError
 from client.fingerprints import model_folder
 from client.run import Run
-from trainer.adapter import new_folder, write_provenance
+from trainer.adapter import adapter_output, write_provenance
+from trainer.base import config_of, load, weights_dtype
 from trainer.dataset import Batch, TrainingSet, pack, read_training_set
 from trainer.journal import Journal
 from trainer.loss import contrast_loss
-from trainer.precision import weights_dtype
-from trainer.settings import Precision, Recipe
+from trainer.settings import Recipe
 
 RANK, LORA_ALPHA, DROPOUT, TARGETS = 8, 16, 0.05, ("q_proj", "v_proj")
 """The published LoRA."""
@@ -63,8 +64,9 @@ class ContrastTrainer(Trainer):
         longer one. Above 0, so that even a single step trains.
         """
         if self.lr_scheduler is None:
-            stepped = optimizer or self.optimizer
-            self.lr_scheduler = LambdaLR(stepped, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
+            scheduled = optimizer or self.optimizer
+            assert scheduled is not None
+            self.lr_scheduler = LambdaLR(scheduled, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
         return self.lr_scheduler
 
 
@@ -85,12 +87,13 @@ def train(run_url: str, model: str, output: str, recipe: Recipe, console: Consol
 
     Raises RunError where the RUN cannot teach this model, ModelError where `model` or `output` will not do.
     """
-    run, out, base = Run(run_url), new_folder(output), model_folder(model)
-    training_set = read_training_set(run, base, AutoConfig.from_pretrained(base).get_text_config().vocab_size)
+    run, out, base = Run(run_url), adapter_output(output), model_folder(model)
+    training_set = read_training_set(run, base, config_of(base).get_text_config().vocab_size)
     announce(run, training_set, console)
     began = time.monotonic()
     transformers.set_seed(recipe.seed)
-    adapted = with_lora(load(base, recipe.dtype), model if base != Path(model) else str(base.absolute()))
+    name = str(base.absolute()) if base == Path(model) else model
+    adapted = with_lora(load(base, weights_dtype(recipe.dtype, base)), name)
     journal = Journal(out / "metrics.jsonl", console)
     trainer = ContrastTrainer(
         model=adapted,
@@ -114,17 +117,18 @@ def train(run_url: str, model: str, output: str, recipe: Recipe, console: Consol
     )
 
 
-def load(base: Path, dtype: Precision | None) -> PreTrainedModel:
-    """The model, its weights in the type that `dtype` means."""
-    return AutoModelForCausalLM.from_pretrained(base, dtype=weights_dtype(dtype, base))
-
-
 def with_lora(model: PreTrainedModel, name: str) -> PeftModel:
-    """The model with a fresh adapter, in float32 whatever the model's type, that remembers its base by `name`."""
+    """The model with a fresh adapter, in float32 whatever the model's type, that remembers its base by `name`.
+
+    Raises ModelError where the model has no such layers.
+    """
     config = LoraConfig(
         r=RANK, lora_alpha=LORA_ALPHA, lora_dropout=DROPOUT, target_modules=list(TARGETS), task_type="CAUSAL_LM"
     )
-    adapted = get_peft_model(model, config)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"{name} cannot take the adapter: {error}; it needs layers {' and '.join(TARGETS)}") from error
     adapted.peft_config["default"].base_model_name_or_path = name
     return adapted
 

@@ -1,0 +1,38 @@
+"""One tiny expert and one RUN of it for the whole directory, and the command line as a user meets it."""
+
+import sys
+
+import pytest
+import torch
+from tiny_pair import save_model, write_run
+
+from trainer.__main__ import main
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def expert(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("models") / "expert")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, expert):
+    return write_run(tmp_path_factory.mktemp("runs") / "run", expert)
+
+
+@pytest.fixture
+def trainer_cli(monkeypatch, capsys):
+    """Run `lightreasoner-trainer`: (exit code, stdout, stderr)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["lightreasoner-trainer", *map(str, words)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code or 0
+        return code, *capsys.readouterr()
+
+    return call

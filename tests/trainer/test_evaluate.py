@@ -1,0 +1,207 @@
+"""Evaluation through a real vLLM engine, against transformers and peft on the same prompts."""
+
+import json
+import shutil
+import sys
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from tiny_pair import WORDS, load, save_adapter, save_model, save_tokenizer
+from transformers import AutoTokenizer
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
+
+from client.fingerprints import model_fingerprint
+from trainer.__main__ import main
+from trainer.answers import is_correct
+from trainer.evaluate import GreedyEngine, render
+
+CONTEXT, NEW_TOKENS, PROBLEMS = 96, 16, 24
+SYSTEM = "The answer is"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, expert):
+    return save_adapter(tmp_path_factory.mktemp("adapters") / "adapter", expert)
+
+
+@pytest.fixture(scope="module")
+def questions():
+    rng = np.random.default_rng(4)
+    return [f"Ann has {' + '.join(map(str, rng.integers(0, 10, 4)))} apples How many ?" for _ in range(PROBLEMS)]
+
+
+@pytest.fixture(scope="module")
+def prompts(expert, questions):
+    tokenizer = AutoTokenizer.from_pretrained(expert)
+    return [render(tokenizer, SYSTEM, question) for question in questions]
+
+
+@pytest.fixture(scope="module")
+def models(expert, adapter):
+    return {False: load(expert), True: PeftModel.from_pretrained(load(expert), adapter)}
+
+
+def greedy(model, tokenizer, prompt):
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=NEW_TOKENS, do_sample=False,
+        )  # fmt: skip
+    return tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One `evaluate` on the command line, and the engine that it used, still alive."""
+
+    golds: list[str]
+    outputs: dict[bool, list[str]]  # what transformers and peft answer, without and with the adapter
+    stdout: str
+    results: dict
+    engine: GreedyEngine
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory, expert, adapter, models, questions, prompts):
+    """Gold answers are taken from the models' own outputs, so that each is right on some problems."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    tokenizer = AutoTokenizer.from_pretrained(expert)
+    outputs = {adapted: [greedy(model, tokenizer, prompt) for prompt in prompts] for adapted, model in models.items()}
+    golds = [next((c for c in outputs[index % 3 == 0][index] if c.isdigit()), "5") for index in range(PROBLEMS)]
+    rows = [{"question": q, "answer": f"It is so.\n#### {gold}"} for q, gold in zip(questions, golds, strict=True)]
+    rows.append({"question": "Ann has " + "apples " * CONTEXT, "answer": "5"})
+    (folder / "digits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = f"evaluate {expert} --adapter {adapter} --benchmark digits={folder / 'digits.jsonl'}".split()
+    words += ["-o", str(folder / "results.json"), "--max-tokens", str(NEW_TOKENS), "--system-prompt", SYSTEM]
+    engines: list[GreedyEngine] = []
+    close = GreedyEngine.close
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as stdout:
+        patch.setattr(GreedyEngine, "close", lambda engine: engines.append(engine))
+        patch.setattr(sys, "argv", ["lightreasoner-trainer", *words])
+        with suppress(SystemExit):
+            main()
+    results = json.loads((folder / "results.json").read_text())
+    yield Evaluation(golds, outputs, stdout.getvalue(), results, engines[0])
+    close(engines[0])
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_vllm_with_and_without_the_adapter_says_what_transformers_and_peft_say(
+    evaluation, models, prompts, adapter, adapted
+):
+    """Generated log-probabilities: with LoRA on, vLLM 0.32's CPU build dies of prompt_logprobs."""
+    outputs = evaluation.engine.llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts],
+        SamplingParams(temperature=0.0, max_tokens=8, logprobs=20, ignore_eos=True),
+        lora_request=LoRARequest("adapter", 1, str(adapter)) if adapted else None,
+        use_tqdm=False,
+    )
+    for prompt, output in zip(prompts, outputs, strict=True):
+        said = list(output.outputs[0].token_ids)
+        with torch.no_grad():
+            logits = models[adapted](torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
+        for expected, found in zip(logits.log_softmax(-1), output.outputs[0].logprobs, strict=True):
+            ids = list(found)
+            np.testing.assert_allclose([found[token].logprob for token in ids], expected[ids], atol=1e-4)
+
+
+def test_an_answer_is_cut_where_the_context_ends_and_a_prompt_that_fills_it_gets_none(evaluation, prompts):
+    known = next(index for index, text in enumerate(evaluation.outputs[False]) if text)
+    filler = prompts[0] * 20
+    asked = [filler[:CONTEXT], prompts[known], filler[: CONTEXT - 3]]
+    none, whole, cut = evaluation.engine.answers(asked, NEW_TOKENS, adapted=False)
+    assert none == "" and whole == evaluation.outputs[False][known]
+    tokenizer = AutoTokenizer.from_pretrained(evaluation.results["model"])
+    assert len(tokenizer(cut, add_special_tokens=False).input_ids) <= 3
+
+
+def test_the_template_is_rendered_once_and_an_empty_system_prompt_is_no_message(expert):
+    tokenizer = AutoTokenizer.from_pretrained(expert)
+    both = "<|system|>The answer is<|end|><|user|>Ann has<|end|><|assistant|>"
+    assert tokenizer.decode(render(tokenizer, SYSTEM, "Ann has")) == both
+    assert tokenizer.decode(render(tokenizer, "", "Ann has")) == "<|user|>Ann has<|end|><|assistant|>"
+
+
+def test_before_and_after_are_counted_as_transformers_and_peft_answer(evaluation):
+    figures = evaluation.results["benchmarks"]["digits"]
+    right = {
+        adapted: [is_correct(gold, text) for gold, text in zip(evaluation.golds, texts, strict=True)]
+        for adapted, texts in evaluation.outputs.items()
+    }
+    pairs = list(zip(right[False], right[True], strict=True))
+    assert 0 < figures["correct"] == sum(right[True])
+    assert 0 < figures["before"]["correct"] == sum(right[False])
+    assert figures["paired"]["fixed"] == pairs.count((False, True)) > 0
+    assert figures["paired"]["broken"] == pairs.count((True, False)) > 0
+    assert 0 < figures["paired"]["p"] <= 1
+
+
+def test_results_are_written_as_json_and_shown_as_a_table(evaluation, expert, adapter):
+    results = evaluation.results
+    assert results.keys() == {"benchmarks", "model", "adapter", "settings"}
+    figures = results["benchmarks"]["digits"]
+    assert figures.keys() == {"n", "correct", "accuracy", "interval", "before", "paired"}
+    assert figures["n"] == PROBLEMS + 1 and figures["accuracy"] == figures["correct"] / figures["n"]
+    low, high = figures["interval"]
+    assert 0 <= low < figures["accuracy"] < high <= 1
+    assert figures["before"].keys() == {"correct", "accuracy", "interval"}
+    assert (results["model"], results["adapter"]) == (str(expert), str(adapter))
+    assert results["settings"]["max_tokens"] == NEW_TOKENS and results["settings"]["system_prompt"] == SYSTEM
+    for word in (
+        "digits",
+        "before",
+        "after",
+        "fixed",
+        "broken",
+        "McNemar's p",
+        f"{figures['accuracy']:.1%} [{low:.1%}",
+    ):
+        assert word in evaluation.stdout
+    assert "digits: 1 prompts fill the context of 96 tokens; counted as wrong" in evaluation.stdout
+
+
+def test_the_merged_model_loads_in_vllm_and_scores_what_the_adapter_scored(
+    tmp_path, evaluation, expert, adapter, trainer_cli
+):
+    trainer_cli("merge", expert, adapter, tmp_path / "merged")
+    settings = evaluation.results["settings"]
+    code, shown, err = trainer_cli(
+        *("evaluate", tmp_path / "merged", "--benchmark", f"digits={settings['files']['digits']}"),
+        *("-o", tmp_path / "results.json", "--max-tokens", NEW_TOKENS, "--system-prompt", SYSTEM),
+    )
+    assert code == 0, err
+    figures = json.loads((tmp_path / "results.json").read_text())["benchmarks"]["digits"]
+    expected = evaluation.results["benchmarks"]["digits"]
+    assert figures == {name: expected[name] for name in ("n", "correct", "accuracy", "interval")}
+    assert "accuracy" in shown and "before" not in shown
+
+
+def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(tmp_path, expert, adapter, trainer_cli):
+    (tmp_path / "good.jsonl").write_text('{"question": "Ann has 2", "answer": "2"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"question": "Ann has", "answer": "2"}\n{"question": "How many"}\n')
+    good = ("--benchmark", f"good={tmp_path / 'good.jsonl'}")
+    foreign = shutil.copytree(adapter, tmp_path / "foreign")
+    other = save_model(tmp_path / "other", seed=9)
+    (foreign / "lightreasoner.json").write_text(json.dumps({"base_model_fingerprint": model_fingerprint(other)}))
+    mute = save_model(tmp_path / "mute")
+    save_tokenizer(mute, template="", words=WORDS)
+    (mute / "chat_template.jinja").unlink(missing_ok=True)
+    for words, code, message in (
+        ((expert, "--benchmark", f"bad={tmp_path / 'bad.jsonl'}"), 1, "bad.jsonl:2: no answer"),
+        ((expert, "--benchmark", "bad=none.jsonl"), 1, "no problem set at none.jsonl"),
+        ((expert, *good, "--adapter", tmp_path), 1, "no adapter at"),
+        ((expert, *good, "--adapter", foreign), 1, "was made for other weights"),
+        ((mute, *good), 1, "has no chat template"),
+        ((tmp_path / "none", *good), 1, "no model folder at"),
+        ((expert, *good, "-o", tmp_path / "no" / "r.json"), 1, "--output"),
+        ((expert, "--benchmark", "good.jsonl"), 2, "--benchmark"),
+        ((expert, *good, *good), 2, "twice"),
+    ):
+        found, _, err = trainer_cli("evaluate", *words)
+        assert found == code and message in " ".join(err.split()) and "Traceback" not in err, (words, err)

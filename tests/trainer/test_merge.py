@@ -1,0 +1,79 @@
+"""Merging: the same function in one folder."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_pair import load, save_adapter, save_model
+from transformers import AutoTokenizer
+
+from client.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, expert):
+    return save_adapter(tmp_path_factory.mktemp("adapters") / "adapter", expert)
+
+
+def test_merged_and_unmerged_agree_in_float32(tmp_path, expert, adapter, trainer_cli):
+    code, shown, err = trainer_cli("merge", expert, adapter, tmp_path / "out")
+    assert code == 0 and str(tmp_path / "out") in shown, err
+    ids = torch.arange(6, 26)[None]
+    with torch.no_grad():
+        base = load(expert)(ids).logits
+        unmerged = PeftModel.from_pretrained(load(expert), adapter)(ids).logits
+        merged = load(tmp_path / "out")(ids).logits
+    torch.testing.assert_close(merged, unmerged, rtol=0, atol=1e-4)
+    assert (merged - base).abs().max() > 0.1
+
+
+def test_the_sum_is_rounded_once_to_the_type_in_which_the_base_is_stored(tmp_path, trainer_cli):
+    base = save_model(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = save_adapter(tmp_path / "adapter", base)
+    assert trainer_cli("merge", base, adapter, tmp_path / "out")[0] == 0
+    merged, stored = load_file(tmp_path / "out" / "model.safetensors"), load_file(base / "model.safetensors")
+    delta = load_file(adapter / "adapter_model.safetensors")
+    assert merged.keys() == stored.keys() and {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
+    for name, weight in stored.items():
+        lora = f"base_model.model.{name.removesuffix('.weight')}.lora_{{}}.weight"
+        if lora.format("A") in delta:
+            weight = (weight.float() + 2.0 * delta[lora.format("B")] @ delta[lora.format("A")]).bfloat16()
+        assert torch.equal(merged[name], weight), name
+
+
+def test_the_merged_folder_is_a_whole_model_with_the_same_tokenizer_and_template(
+    tmp_path, expert, adapter, trainer_cli
+):
+    out = tmp_path / "out"
+    trainer_cli("merge", expert, adapter, out)
+    assert tokenizer_fingerprint(out) == tokenizer_fingerprint(expert)
+    assert chat_template_digest(out) == chat_template_digest(expert) is not None
+    assert model_fingerprint(out) != model_fingerprint(expert)
+    assert AutoTokenizer.from_pretrained(out)("Ann has 2 apples").input_ids
+
+
+def test_an_adapter_made_for_other_weights_is_refused(tmp_path, expert, adapter, trainer_cli):
+    foreign = shutil.copytree(adapter, tmp_path / "foreign")
+    other = save_model(tmp_path / "other", seed=9)
+    (foreign / "lightreasoner.json").write_text(json.dumps({"base_model_fingerprint": model_fingerprint(other)}))
+    code, _, err = trainer_cli("merge", expert, foreign, tmp_path / "out")
+    assert code == 1 and "was made for other weights" in err and model_fingerprint(other)[:12] in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_or_in_the_way_is_named(tmp_path, expert, adapter, trainer_cli):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    code, _, err = trainer_cli("merge", expert, adapter, tmp_path / "full")
+    assert code == 1 and "full is not empty" in err
+    code, _, err = trainer_cli("merge", expert, tmp_path / "none", tmp_path / "out")
+    assert code == 1 and f"no adapter at {tmp_path / 'none'}" in err
+    smaller = shutil.copytree(expert, tmp_path / "smaller")
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"r": 4}
+    broken = shutil.copytree(adapter, tmp_path / "broken")
+    (broken / "adapter_config.json").write_text(json.dumps(config))
+    code, _, err = trainer_cli("merge", smaller, broken, tmp_path / "out")
+    assert code == 1 and "does not fit" in err and "Traceback" not in err

@@ -1,0 +1,191 @@
+"""Training: the right gradient, the right number of steps, and what is left in the output folder."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tiny_pair import VOCABULARY, load, randomised, save_model, write_run
+
+from client.errors import ModelError
+from client.fingerprints import model_fingerprint
+from trainer.dataset import pack, read_training_set
+from trainer.train import ContrastTrainer, batch_loss, with_lora
+
+
+def per_sample_loss(model, samples):
+    """The definition, slowly: a forward per kept step on its prefix alone, and a dense label."""
+    losses = []
+    for sample in samples:
+        contrast = sample.contrast
+        for index, step in enumerate(contrast.steps):
+            prefix = [*sample.prompt_token_ids.tolist(), *sample.token_ids[:step].tolist()]
+            log_model = model(torch.tensor([prefix])).logits[0, -1].log_softmax(-1)
+            span = slice(contrast.label_offsets[index], contrast.label_offsets[index + 1])
+            label = torch.zeros(VOCABULARY)
+            label[contrast.label_ids[span].tolist()] = torch.tensor(contrast.label_weights[span])
+            losses.append((label * (label.clamp_min(1e-30).log() - log_model)).sum())
+    return torch.stack(losses).mean()
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_loss_and_gradient_equal_a_reference_with_one_forward_per_kept_step(run, expert):
+    config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
+    model = randomised(get_peft_model(load(expert), config)).train()
+    batch = pack(read_training_set(run, expert, VOCABULARY).examples)
+    mine, reference = batch_loss(model, batch), per_sample_loss(model, run.samples())
+    torch.testing.assert_close(mine, reference, rtol=1e-5, atol=0)
+    ours, theirs = gradients(model, mine), gradients(model, reference)
+    assert len(ours) == 8  # A and B of two projections in two layers
+    for name, gradient in theirs.items():
+        assert gradient.norm() > 1e-4
+        assert (ours[name] - gradient).norm() / gradient.norm() <= 1e-5, name
+
+
+def test_the_lora_is_the_published_one(expert):
+    config = with_lora(load(expert), "some/expert").peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (8, 16, 0.05)
+    assert config.target_modules == {"q_proj", "v_proj"} and config.base_model_name_or_path == "some/expert"
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [(("--max-steps", 5), 5), (("--max-steps", 1), 1), ((), 2 * 2), (("--epochs", 0.5), 1), (("--batch-size", 6), 2)],
+)
+def test_the_number_of_optimizer_steps_is_what_was_asked_for(tmp_path, run, expert, trainer_cli, options, steps):
+    batch = () if "--batch-size" in options else ("--batch-size", 4)  # 6 trajectories: 2 batches an epoch
+    code, shown, _ = trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out", *batch, *options)
+    assert code == 0 and f"{steps} optimizer steps over 6 trajectories" in shown
+    lines = metrics(tmp_path / "out")
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    assert all(math.isfinite(line["loss"]) and line["loss"] > 0 for line in lines)
+
+
+def test_the_learning_rate_rises_over_ten_steps_from_above_zero_and_stays(tmp_path, run, expert, trainer_cli):
+    trainer_cli(
+        *("train", run, "--model", expert, "--output", tmp_path / "out"), "--max-steps", 12, "--learning-rate", 1e-3
+    )
+    rates = [line["learning_rate"] for line in metrics(tmp_path / "out")]
+    assert rates == pytest.approx([1e-4 * min(step, 10) for step in range(1, 13)])
+
+
+def test_training_lowers_the_loss_and_leaves_an_adapter_that_says_where_it_came_from(
+    tmp_path, run, expert, trainer_cli
+):
+    out = tmp_path / "out"
+    before = model_fingerprint(expert)
+    code, shown, _ = trainer_cli(
+        *("train", run, "--model", expert, "--output", out), "--max-steps", 40, "--learning-rate", 3e-3
+    )
+    losses = [line["loss"] for line in metrics(out)]
+    assert code == 0 and losses[-1] < 0.7 * losses[0] and "is not sealed" not in shown
+    assert f"loss {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last" in shown
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(expert) and config["r"] == 8
+    provenance = json.loads((out / "lightreasoner.json").read_text())
+    assert provenance["base_model_fingerprint"] == before == model_fingerprint(expert)
+    assert provenance["run"] == str(run)
+    batch = pack(read_training_set(run, expert, VOCABULARY).examples)
+    with torch.no_grad():
+        reloaded = batch_loss(PeftModel.from_pretrained(load(expert), out), batch).item()
+    assert reloaded < 0.7 * losses[0]  # what was saved is what was trained
+
+
+def test_a_seed_makes_training_repeatable(tmp_path, run, expert, trainer_cli):
+    def weights(name, seed):
+        out = tmp_path / name
+        trainer_cli("train", run, "--model", expert, "--output", out, "--max-steps", 3, "--seed", seed)
+        return load_file(out / "adapter_model.safetensors")
+
+    first, again, other = weights("a", 1), weights("b", 1), weights("c", 2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_weights_are_loaded_in_the_type_that_was_asked_for_and_the_adapter_stays_in_float32(
+    tmp_path, monkeypatch, trainer_cli
+):
+    """auto is the type that the model is stored in; without --dtype a CPU loads float32."""
+    seen = []
+    compute = ContrastTrainer.compute_loss
+    monkeypatch.setattr(
+        ContrastTrainer,
+        "compute_loss",
+        lambda self, model, *args, **kw: seen.append(model.get_base_model().dtype) or compute(self, model, *args, **kw),
+    )
+    stored = save_model(tmp_path / "bf16", dtype=torch.bfloat16)
+    run = write_run(tmp_path / "run", stored)
+    for index, options in enumerate(((), ("--dtype", "bfloat16"), ("--dtype", "float32"), ("--dtype", "auto"))):
+        out = tmp_path / f"out{index}"
+        code, _, err = trainer_cli("train", run, "--model", stored, "--output", out, "--max-steps", 1, *options)
+        assert code == 0, err
+        assert {tensor.dtype for tensor in load_file(out / "adapter_model.safetensors").values()} == {torch.float32}
+    assert seen == [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+def test_an_unsealed_run_trains_and_says_so(tmp_path, expert, trainer_cli):
+    write_run(tmp_path / "run", expert, sealed=False)
+    code, shown, _ = trainer_cli(
+        *("train", tmp_path / "run", "--model", expert, "--output", tmp_path / "out", "--max-steps", 1)
+    )
+    assert code == 0 and f"{tmp_path / 'run'} is not sealed" in shown
+
+
+def test_an_output_that_is_taken_is_refused_with_the_remedy(tmp_path, run, expert, trainer_cli):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    code, _, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path)
+    assert code == 1 and err == f"error: {tmp_path} already holds an adapter; name a new folder or remove this one\n"
+    code, _, err = trainer_cli("train", run, "--model", expert, "--output", "s3://bucket/out")
+    assert code == 1 and "not a local folder" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--batch-size", 0), ("--learning-rate", 0), ("--learning-rate", "nan"), ("--epochs", -1), ("--max-steps", 0)],
+)
+def test_a_value_that_makes_no_sense_is_refused_with_the_options_name(run, expert, trainer_cli, option, value):
+    code, _, err = trainer_cli("train", run, "--model", expert, "--output", "unused", option, value)
+    assert code == 2 and option in err and "Traceback" not in err
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path, run, trainer_cli):
+    code, _, err = trainer_cli("train", run, "--model", tmp_path / "none", "--output", tmp_path / "out")
+    assert code == 1 and err.startswith("error: no model folder at")
+
+
+def test_a_model_without_the_layers_that_are_trained_is_refused(expert):
+    model = load(expert)
+    for layer in model.model.layers:
+        layer.self_attn.wq = layer.self_attn.__dict__["_modules"].pop("q_proj")
+        layer.self_attn.wv = layer.self_attn.__dict__["_modules"].pop("v_proj")
+    with pytest.raises(ModelError, match=r"some/model cannot take the adapter.*q_proj and v_proj"):
+        with_lora(model, "some/model")
+
+
+def test_a_folder_that_holds_no_model_configuration_is_named(tmp_path, run, expert, trainer_cli):
+    broken = shutil.copytree(expert, tmp_path / "broken")
+    (broken / "config.json").unlink()
+    code, _, err = trainer_cli("train", run, "--model", broken, "--output", tmp_path / "out")
+    assert code == 1 and err.startswith(f"error: {broken} has no config.json") and "Traceback" not in err
+
+
+def test_help_needs_neither_torch_nor_vllm():
+    script = "import sys, trainer.__main__; print(sorted({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    shown = subprocess.run([sys.executable, "-m", "trainer", "--help"], capture_output=True, text=True, check=True)
+    assert all(command in shown.stdout for command in ("train", "merge", "evaluate"))
