@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from client.errors import LightReasonerError
-from server.settings import ServerSettings, load_settings
+from server.settings import ServerSettings, SettingsError, load_settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -44,6 +45,7 @@ def run(settings: ServerSettings) -> None:
     from server.preflight import inspect_pair
 
     log = logging.getLogger("lightreasoner.server")
+    listener = listen(settings.host, settings.port)
     facts = inspect_pair(model_folder(settings.expert["model"]), model_folder(settings.amateur["model"]))
     log.info("expert %s, amateur %s", facts.expert.folder, facts.amateur.folder)
     if facts.differences:
@@ -62,15 +64,24 @@ def run(settings: ServerSettings) -> None:
         server.should_exit = True
 
     application = create_app(lambda: Pair.start(settings, facts), stop)
-    server = uvicorn.Server(
-        uvicorn.Config(application, host=settings.host, port=settings.port, log_level="warning", lifespan="on")
-    )
-    log.info("listening on http://%s:%d, ready when /ready says so", settings.host, settings.port)
-    server.run()
+    server = uvicorn.Server(uvicorn.Config(application, log_level="warning", lifespan="on"))
+    log.info("listening on http://%s:%d, ready when /ready says so", settings.host, listener.getsockname()[1])
+    server.run(sockets=[listener])
     if failures:
         raise failures[0]
-    if not server.started:
-        raise LightReasonerError(f"cannot listen on {settings.host}:{settings.port}; is the port taken?")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket, before any engine starts. Raises SettingsError where the address cannot be had."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {error.strerror}; name another --port or --host"
+        ) from None
+    return listener
 
 
 def main() -> None:

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The main job, end to end, on the small pair beside this file: the three real processes and a bucket.
-# Usage: deploy/demo/run.sh   (make demo sets up what it needs first)
+# Usage: deploy/demo/run.sh [FOLDER]   (make demo sets up what it needs first; FOLDER must not be there yet)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-OUT="demo-output"
+OUT="${1:-demo-output}"
 PORT="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
 run() { say "$@"; "$@"; }
 
-rm -rf "$OUT"
+[ $# -gt 0 ] || rm -rf "$OUT" # the default folder is the demo's own
 mkdir "$OUT"
 began=$SECONDS
 trap 'kill "${server:-}" 2>/dev/null || true' EXIT

@@ -126,7 +126,7 @@ def test_a_missing_or_foreign_run_is_named(tmp_path):
         Run(str(tmp_path / "nowhere")).manifest()
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / "run.json").write_text('{"format": 2}')
-    with pytest.raises(RunError, match="not a run.json that this version reads: format"):
+    with pytest.raises(RunError, match=r"not a run\.json that this version reads: format"):
         Run(str(tmp_path)).manifest()
 
 

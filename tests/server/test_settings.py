@@ -1,5 +1,7 @@
 """server.yaml and flags."""
 
+import socket
+
 import pytest
 from conftest import DEMO, command
 
@@ -70,4 +72,12 @@ def test_an_argument_that_vllm_does_not_know_stops_the_server_with_its_name(tmp_
     said = command("server", "--config", file, "--expert", DEMO / "expert", "--amateur", DEMO / "amateur", "--port", 0)
     assert said.returncode != 0
     assert "error: expert.max_model_length is no vLLM engine argument" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_a_port_that_is_taken_stops_the_server_at_once(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = command("server", "--expert", DEMO / "expert", "--amateur", DEMO / "amateur", "--port", port)
+    assert said.returncode == 1 and f"error: cannot listen on 127.0.0.1:{port}" in said.stderr
     assert "Traceback" not in said.stderr

@@ -1,0 +1,60 @@
+"""The demo, as a newcomer runs it: problems in, a fine-tuned expert out, through the three real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import DEMO, ROOT
+
+from client.run import Run
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Its output folder and what it printed."""
+    folder = tmp_path_factory.mktemp("demo") / "output"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    said = subprocess.run(
+        [DEMO / "run.sh", folder],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]
+    return folder, said.stdout
+
+
+def test_the_expert_is_better_afterwards_on_problems_that_nobody_has_seen(demo):
+    folder, said = demo
+    unseen = json.loads((folder / "results.json").read_text())["benchmarks"]["unseen"]
+    assert unseen["n"] >= 1000
+    assert unseen["accuracy"] > unseen["before"]["accuracy"] + 0.02
+    assert unseen["paired"]["fixed"] > unseen["paired"]["broken"] and unseen["paired"]["p"] < 0.01
+    assert unseen["interval"][0] < unseen["accuracy"] < unseen["interval"][1]
+    assert "before" in said and "after" in said and "%" in said
+
+
+def test_what_it_leaves_is_a_sealed_run_and_an_adapter(demo):
+    folder, _ = demo
+    run = Run(str(folder / "run"))
+    assert run.completion()["problems"] == 1000 and run.completion()["failed"] == 0
+    assert sum(len(sample.contrast.steps) for sample in run.samples()) == run.completion()["kept"] > 1000
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_sampled_and_tested_problems_are_apart(demo):
+    folder, _ = demo
+    sampled, tested = (
+        {json.loads(line)["question"] for line in (folder / f"{name}.jsonl").read_text().splitlines()}
+        for name in ("sample", "test")
+    )
+    assert len(sampled) == len(tested) == 1000 and not sampled & tested
+
+
+def test_the_committed_weights_are_small():
+    assert sum(file.stat().st_size for role in ("expert", "amateur") for file in (DEMO / role).iterdir()) <= 12 * 2**20
