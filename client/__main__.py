@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 from pathlib import Path
@@ -92,7 +93,7 @@ class Terminal:
             disable=not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("sampling", total=None, detail="", visible=False)
-        self._printed = time.monotonic()
+        self._printed = math.inf  # the first update starts the clock: waiting for the server is not progress
 
     def __enter__(self) -> Terminal:
         self._bar.start()
@@ -112,9 +113,11 @@ class Terminal:
         if counts.failed + counts.passing:
             detail += f", {counts.failed + counts.passing} failed"
         self._bar.update(self._task, completed=settled, total=counts.total, detail=detail, visible=True)
-        if not self._console.is_terminal and time.monotonic() - self._printed > PLAIN_SECONDS:
-            self._printed = time.monotonic()
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._printed > PLAIN_SECONDS:
             self.say(f"{settled:,} of {counts.total:,}, {detail}")
+            self._printed = now
+        self._printed = min(self._printed, now)
 
 
 def _print_summary(run: str, totals: RunTotals, counts: Counts | None) -> None:

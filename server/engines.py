@@ -12,6 +12,7 @@ import json
 import os
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -180,9 +181,9 @@ class Pair:
         )
 
     def shutdown(self) -> None:
-        """Stop both engines and their processes."""
-        for engine in (self.amateur, self.expert):
-            engine.llm.shutdown()
+        """Stop both engines and their processes, side by side: each waits some seconds for its own."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda engine: engine.llm.shutdown(), (self.expert, self.amateur)))
 
     def _prompt(self, problem: Problem, system_prompt: str | None, template_kwargs: dict[str, Any]) -> list[int]:
         if problem.prompt_token_ids is not None:

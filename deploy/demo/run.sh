@@ -12,7 +12,7 @@ run() { say "$@"; "$@"; }
 [ $# -gt 0 ] || rm -rf "$OUT" # the default folder is the demo's own
 mkdir "$OUT"
 began=$SECONDS
-trap 'kill "${server:-}" 2>/dev/null || true' EXIT
+trap '[ -z "${server:-}" ] || kill "$server" 2> /dev/null || true; wait' EXIT
 
 say "python deploy/demo/word_problems.py sample 1000 > $OUT/sample.jsonl"
 python deploy/demo/word_problems.py sample 1000 > "$OUT/sample.jsonl"
@@ -29,9 +29,9 @@ until (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; do
     sleep 0.5
 done
 run lightreasoner-client sample "$OUT/sample.jsonl" "$OUT/run" --server "http://127.0.0.1:$PORT" --max-tokens 64
-kill "$server" && wait "$server" || true
+kill "$server" # its work is done; it winds down by itself
 
-run lightreasoner-trainer train "$OUT/run" --model deploy/demo/expert --output "$OUT/adapter"
+run lightreasoner-trainer train "$OUT/run" --model deploy/demo/expert --output "$OUT/adapter" --epochs 6
 run lightreasoner-trainer evaluate deploy/demo/expert --adapter "$OUT/adapter" --benchmark "unseen=$OUT/test.jsonl" \
     --system-prompt "Please reason step by step." --max-tokens 64 -o "$OUT/results.json"
 
