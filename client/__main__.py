@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
-from client.errors import LightReasonerError
+from client.errors import LightReasonerError, Stopped
 from client.protocol import DEFAULT_TOP_K, SYSTEM_PROMPT, Decoding
 from client.run import Run, RunTotals
 from client.sampler import Counts, Sampled
@@ -66,17 +68,25 @@ def sample(
         ContrastSettings, alpha=alpha, beta=beta, first_step=first_step, keep_incomplete=keep_incomplete
     )
     asking = Asking(decoding, top_k, system_prompt or None)
+    _check_text("--system-prompt", system_prompt)
     rows = read_problems(str(problems), limit)
 
     async def sampling() -> Sampled:
         async with SamplingClient(server) as connection:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop_once, connection)
             with Terminal() as progress:
                 return await run_sampling(rows, Run(run), connection, asking, settings, progress)
 
+    def stop_once(connection: SamplingClient) -> None:
+        connection.stop()  # what is on its way is still written; a second Ctrl-C does not wait for it
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+
     try:
         sampled = asyncio.run(sampling())
+    except Stopped as stopped:
+        sys.exit(f"\n{stopped}")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; what was answered is in {run}. Run the same command again to go on.")
+        sys.exit(f"\nstopped at once; {run} holds what was written. Run the same command again to go on.")
     if sampled.counts is None:
         print(f"{run} is complete: nothing to do")
     _print_summary(run, sampled.totals, sampled.counts)
@@ -121,7 +131,7 @@ class Terminal:
 
 
 def _print_summary(run: str, totals: RunTotals, counts: Counts | None) -> None:
-    table = Table(title=run, title_justify="left", show_header=False)
+    table = Table(title=Text(run), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     rows = {
@@ -156,6 +166,13 @@ def _checked(model: type[Settings], **values: Any) -> Settings:
         first = error.errors()[0]
         option = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
         raise LightReasonerError(f"{option}{first['msg']}") from None
+
+
+def _check_text(option: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise LightReasonerError(f"{option}: {value!r} is not valid UTF-8") from None
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ class Bucket:
         scheme = urlsplit(url).scheme
         try:
             if scheme in ("", "file"):
-                folder = Path(unquote(urlsplit(url).path) if scheme else url).absolute()
+                folder = local_folder(url)
                 if folder.exists() and not folder.is_dir():
                     raise BucketError(f"{folder} is a file; a bucket or RUN is a folder")
                 self._folder: Path | None = folder
@@ -40,7 +40,10 @@ class Bucket:
         except BucketError:
             raise
         except Exception as error:
-            raise BucketError(f"cannot open bucket {url!r}: {error}") from error
+            reason = str(error).splitlines()[0]
+            raise BucketError(
+                f"cannot open bucket {url!r}: {reason}; name a path, file://… or s3://bucket/prefix"
+            ) from error
 
     def __str__(self) -> str:
         return self.url
@@ -99,3 +102,13 @@ class Bucket:
             except Exception as error:
                 raise BucketError(f"cannot open {self._folder}: {error}") from error
         return self._store
+
+
+def local_folder(url: str) -> Path:
+    """The absolute folder that a local path or a file:// URL names. Raises BucketError for a URL with a host."""
+    if not url.startswith("file:"):
+        return Path(url).absolute()
+    path = url.removeprefix("file:").removeprefix("//").removeprefix("localhost")
+    if not path.startswith("/"):
+        raise BucketError(f"{url!r} names a host; a local folder is file:///absolute/path, or a plain path")
+    return Path(unquote(path))

@@ -17,7 +17,8 @@ Floats = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]
 
 SMALLEST_REMAINDER = 1e-6
-"""q_r is raised to this. It can only lower the bound, and float32 log-probabilities sum no more finely."""
+"""q_r is raised to this, which can only lower the bound: the sum of float32 log-probabilities' exponentials is
+rounded at about this size, and a remainder that rounding made tiny, or negative, would raise it."""
 
 
 @dataclass(frozen=True)

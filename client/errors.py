@@ -19,5 +19,9 @@ class ServiceError(LightReasonerError):
     """A server that cannot be reached, is not ready, or refused a request."""
 
 
+class Stopped(LightReasonerError):
+    """Work that was asked to stop before its end: names what is kept and how to go on."""
+
+
 class ModelError(LightReasonerError):
     """A model folder that lacks what is needed of it, or two models that cannot work together."""

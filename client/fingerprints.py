@@ -64,13 +64,17 @@ def model_fingerprint(folder: Path) -> str:
 
 def token_map(folder: Path) -> tuple[dict[int, str], set[int]]:
     """A tokenizer's id -> token, and the ids among them that are added tokens; from tokenizer.json."""
-    tokenizer = _json(
-        folder / "tokenizer.json", "save the tokenizer with AutoTokenizer.from_pretrained(…).save_pretrained(…)"
-    )
-    vocabulary = tokenizer["model"].get("vocab", {})
-    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((row[0], i) for i, row in enumerate(vocabulary))
-    tokens = {index: token for token, index in pairs}
-    added = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])}
+    remedy = "save the tokenizer with AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+    tokenizer = _json(folder / "tokenizer.json", remedy)
+    try:
+        listed = tokenizer["model"]["vocab"]
+        pairs = listed.items() if isinstance(listed, dict) else ((row[0], index) for index, row in enumerate(listed))
+        tokens = {int(index): str(token) for token, index in pairs}
+        added = {int(entry["id"]): str(entry["content"]) for entry in tokenizer.get("added_tokens") or []}
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ModelError(
+            f"{folder}/tokenizer.json holds no vocabulary that can be read ({error!r}): {remedy}"
+        ) from error
     return tokens | added, set(added)
 
 
@@ -84,7 +88,10 @@ def chat_template(folder: Path) -> str | None:
     """The default chat template of a model folder, or None where it has none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text()
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{file} is not UTF-8 ({error})") from None
     file = folder / "tokenizer_config.json"
     template = _json(file).get("chat_template") if file.is_file() else None
     if isinstance(template, list):
@@ -105,8 +112,11 @@ def model_config(folder: Path) -> dict[str, Any]:
 
 def _json(file: Path, remedy: str = "") -> dict[str, Any]:
     try:
-        return json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise ModelError(f"{file} is missing: {remedy}") from None
     except ValueError as error:
         raise ModelError(f"{file} is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} is not a JSON object: {remedy}")
+    return content

@@ -6,8 +6,10 @@ file and line before anything else happens. Answers are carried along in `row`; 
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from client.errors import ProblemSetError
 from client.samples import ProblemSetIdentity
 
 QUESTION_FIELDS = ("question", "problem", "input")
-SPLIT_QUESTION_FIELDS = (("Body", "Question"), ("body", "question"))
+SPLIT_QUESTION_FIELDS = (("Body", "Question"), ("body", "question"), ("Body", "question"), ("body", "Question"))
 """Data sets that keep the story and the question apart; they win over a bare `question`."""
 
 
@@ -76,9 +78,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             return
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path}:{number}", _object(line, f"{path}:{number}")
-    except (OSError, EOFError, pa.ArrowException) as error:
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if text.strip():
+                    yield f"{path}:{number}", _object(text, f"{path}:{number}")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException) as error:
         raise ProblemSetError(f"{path} cannot be read: {error}") from error
 
 

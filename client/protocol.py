@@ -21,7 +21,7 @@ DEFAULT_TOP_K = 32
 MAX_PROBLEMS = 1024
 """Problems that one request may carry; the server expands each into n trajectories."""
 
-PASSING_ERRORS = frozenset({"engine_error", "no_scores"})
+PASSING_ERRORS = frozenset({"engine_error", "no_scores", "internal_error"})
 """Types of error lines that say nothing of the problem: asked again, it may well succeed."""
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -32,7 +32,7 @@ Encoding = Literal["json", "base64"]
 class Strict(BaseModel):
     """Base of what comes in over the wire: frozen, unknown fields refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Problem(Strict):
@@ -57,7 +57,7 @@ class Decoding(Strict):
 
     max_tokens: int = Field(128, ge=1, le=1_000_000)
     n: int = Field(1, ge=1, le=256, description="Trajectories a problem; more than 1 needs temperature > 0.")
-    temperature: float = Field(0.0, ge=0.0, le=10.0)
+    temperature: float = Field(0.0, ge=0.0, le=2.0, description="vLLM takes 0 to 2.")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
 
@@ -173,8 +173,8 @@ class Failure:
     type: str
     detail: str
 
-    def to_line(self, encoding: Encoding = "json") -> bytes:
-        """One NDJSON line, newline included."""
+    def to_line(self) -> bytes:
+        """One NDJSON line, newline included; the same in both encodings."""
         error = {"type": self.type, "detail": self.detail}
         line = {"problem_id": self.problem_id, "sample_index": self.sample_index, "error": error}
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
@@ -183,7 +183,7 @@ class Failure:
 def parse_line(line: bytes | str) -> Trajectory | Failure | None:
     """The value of one line of the answer, in either encoding; None for a heartbeat (a blank line).
 
-    Raises ValueError or KeyError where the line is not one of the contract's.
+    Raises ValueError, KeyError or TypeError where the line is not one of the contract's.
     """
     if not line.strip():
         return None

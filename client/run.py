@@ -100,7 +100,14 @@ class Run:
     def completion(self) -> dict[str, Any] | None:
         """complete.json, or None while the RUN is not sealed."""
         data = self.bucket.get("complete.json")
-        return None if data is None else orjson.loads(data)
+        if data is None:
+            return None
+        try:
+            completion = orjson.loads(data)
+            RunTotals(**{name: completion[name] for name in RunTotals.__dataclass_fields__})
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self}/complete.json is damaged ({error!r}); remove it and sample again") from None
+        return completion
 
     def seal(self, totals: RunTotals) -> None:
         """Write complete.json. The first writer's stands."""

@@ -1,7 +1,7 @@
 """The sampling stage: a problem set goes in, a sealed RUN comes out, resuming where an earlier attempt stopped.
 
-Whatever the server has answered is written before this ends, however it ends. Trajectories are written in
-parts, in the background, while sampling goes on.
+What the server has sent is written before this ends, be it by an error or by `SamplingClient.stop`; a kill -9
+loses at most a part. Trajectories are written in parts, in the background, while sampling goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Protocol
 
-from client.errors import RunError, ServiceError
+from client.errors import RunError, ServiceError, Stopped
 from client.problems import ProblemRow, identity
 from client.protocol import PASSING_ERRORS, Failure, Problem, Trajectory
 from client.run import Run, RunTotals
@@ -21,7 +21,7 @@ from client.service import Asking, SamplingClient
 
 PART_TRAJECTORIES = 256
 PART_SECONDS = 30.0
-"""A part is written when it is this large or this old: what a kill -9 can lose."""
+"""A part is written when it is this large or this old."""
 
 
 class Progress(Protocol):
@@ -75,9 +75,10 @@ async def sample(
     """
     if (completion := run.completion()) is not None:
         _check_sealed(run, problems, asking, settings)
-        return Sampled(RunTotals(**{k: v for k, v in completion.items() if k != "sealed_at"}), None)
+        return Sampled(RunTotals(**{name: completion[name] for name in RunTotals.__dataclass_fields__}), None)
     await client.wait_until_ready(tell=lambda reason: progress.say(f"waiting for {client.server}: {reason}"))
     manifest = await _manifest(problems, client, asking, settings)
+    _check_top_k(manifest)
     run.claim(manifest, await client.tokenizer())
     manifest = run.manifest()
     run.mend(manifest)
@@ -87,18 +88,25 @@ async def sample(
     writer = Writer(run, manifest, {problem.id: problem.question for problem in problems})
     counts = Counts(total=len(missing) * asking.decoding.n)
     asked = (Problem(id=problem.id, question=problem.question) for problem in missing)
+    aging = asyncio.create_task(writer.write_what_is_old(counts))
     try:
         async for line in client.trajectories(asked, asking):
             await writer.add(line, counts)
             progress.update(counts)
     finally:
+        aging.cancel()
         await writer.close(counts)
         progress.update(counts)
+    if client.stopping:
+        raise Stopped(f"stopped; what was answered is in {run}. Run the same command again to go on.")
     if counts.passing:
         raise ServiceError(
             f"{counts.passing} trajectories failed in the server's engines; run the same command again to get them"
         )
     totals = await asyncio.to_thread(run.totals, manifest)
+    if not totals.trajectories:
+        reason = next(iter(run.failures().values())).detail
+        raise RunError(f"every problem failed, so {run} holds nothing; mend the cause and name a new RUN: {reason}")
     run.seal(totals)
     return Sampled(totals, counts)
 
@@ -112,6 +120,7 @@ class Writer:
         self._failures: list[Failure] = []
         self._oldest = time.monotonic()
         self._writing: asyncio.Task[list[Sample]] | None = None
+        self._turn = asyncio.Lock()
 
     async def add(self, line: Trajectory | Failure, counts: Counts) -> None:
         """Take a line; start writing when the part is full or old enough."""
@@ -126,31 +135,40 @@ class Writer:
         else:
             self._failures.append(line)
             counts.failed += 1
-        size = len(self._trajectories) + len(self._failures)
-        if size >= PART_TRAJECTORIES or time.monotonic() - self._oldest > PART_SECONDS:
-            await self._settle(counts)
-            self._start_writing()
+        if len(self._trajectories) + len(self._failures) >= PART_TRAJECTORIES:
+            await self._start_writing(counts)
+
+    async def write_what_is_old(self, counts: Counts) -> None:
+        """Write parts that have grown old, though no line comes; runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(1.0)
+            if time.monotonic() - self._oldest > PART_SECONDS:
+                await self._start_writing(counts)
 
     async def close(self, counts: Counts) -> None:
         """Write what is left and wait until it is there."""
-        await self._settle(counts)
-        self._start_writing()
-        await self._settle(counts)
+        await self._start_writing(counts)
+        async with self._turn:
+            await self._settle(counts)
 
-    def _start_writing(self) -> None:
-        trajectories, self._trajectories = self._trajectories, []
-        failures, self._failures = self._failures, []
-        if trajectories or failures:
-            self._writing = asyncio.create_task(asyncio.to_thread(self._write, trajectories, failures))
+    async def _start_writing(self, counts: Counts) -> None:
+        async with self._turn:
+            await self._settle(counts)
+            trajectories, self._trajectories = self._trajectories, []
+            failures, self._failures = self._failures, []
+            self._oldest = time.monotonic()
+            if trajectories or failures:
+                self._writing = asyncio.create_task(asyncio.to_thread(self._write, trajectories, failures))
 
     async def _settle(self, counts: Counts) -> None:
-        """Wait for the part being written, and count its kept steps."""
+        """Wait for the part being written, and count its kept steps. Cancelled, it leaves that to the next call."""
         if self._writing is not None:
-            writing, self._writing = self._writing, None
+            samples = await asyncio.shield(self._writing)
+            self._writing = None
             first = self._manifest.contrast.first_step
-            for written in await asyncio.shield(writing):
-                counts.steps += max(0, len(written.token_ids) - first)
-                counts.kept += len(written.contrast.steps)
+            for sample in samples:
+                counts.steps += max(0, len(sample.token_ids) - first)
+                counts.kept += len(sample.contrast.steps)
 
     def _write(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
         if failures:
@@ -195,7 +213,17 @@ def _check_sealed(run: Run, problems: list[ProblemRow], asking: Asking, settings
         raise RunError(f"{run} is complete and was made with other settings; name a new RUN\n  {listed}")
 
 
+def _check_top_k(manifest: RunManifest) -> None:
+    """Before the RUN is made: a setting that the server will refuse must not become its run.json."""
+    most = min(manifest.expert.max_logprobs, manifest.amateur.max_logprobs, manifest.expert.vocab_size)
+    if manifest.top_k > most:
+        raise ServiceError(f"--top-k: {manifest.top_k} is more than the server's pair answers for, {most}")
+
+
 def _missing(problems: list[ProblemRow], run: Run, n: int) -> list[ProblemRow]:
-    """The problems of which a trajectory is neither there nor failed."""
+    """The problems of which a trajectory is neither there nor failed.
+
+    A request cannot name samples, so a problem that lacks one of its n is asked for whole; readers keep the first.
+    """
     settled = run.keys() | run.failures().keys()
     return [problem for problem in problems if any((problem.id, index) not in settled for index in range(n))]

@@ -57,7 +57,7 @@ SAMPLE_SCHEMA = pa.schema(
 class Frozen(BaseModel):
     """Base of what run.json is made of."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ContrastSettings(Frozen):

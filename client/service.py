@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Self
 
 import httpx
+from pydantic import ValidationError
 
-from client.errors import ServiceError
+from client.errors import ServiceError, Stopped
 from client.protocol import (
     DEFAULT_TOP_K,
     SYSTEM_PROMPT,
@@ -34,6 +36,8 @@ PROBLEMS_A_REQUEST = 16
 """Small, so that no request waits long for its slowest problem; large enough that HTTP costs nothing."""
 READY_SECONDS, READY_POLL_SECONDS = 1800.0, 1.0
 """How long a server may take to start, as one with large models does, and how often it is asked."""
+STOP_SECONDS = 2.0
+"""How long `stop` waits for lines that are on their way."""
 READ_TIMEOUT_SECONDS = 60.0
 """Without a line or a heartbeat for this long, the server is taken for dead; heartbeats come every 10 s."""
 
@@ -70,6 +74,8 @@ class SamplingClient:
 
     def __init__(self, server: str) -> None:
         self.server = server.rstrip("/")
+        self.stopping = False
+        self._askers: list[asyncio.Task[None]] = []
         try:
             limits = httpx.Limits(max_connections=PROBLEMS_IN_FLIGHT // PROBLEMS_A_REQUEST + 4)
             timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=10.0)
@@ -82,6 +88,12 @@ class SamplingClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
+
+    def stop(self) -> None:
+        """Ask for nothing more: `trajectories` ends after what the server has sent, within `STOP_SECONDS`."""
+        self.stopping = True
+        for asker in self._askers:
+            asyncio.get_running_loop().call_later(STOP_SECONDS, asker.cancel)
 
     async def wait_until_ready(self, tell: Callable[[str], None] = lambda _: None) -> None:
         """Return when the server is ready; `tell` hears, once each, what it waits for.
@@ -96,6 +108,8 @@ class SamplingClient:
             reason = _detail(response)
             if response.status_code != 503 or "retry-after" not in response.headers:
                 raise ServiceError(f"{self.server} cannot serve: {reason}")
+            if self.stopping:
+                raise Stopped(f"stopped waiting for {self.server}; nothing was asked of it yet")
             if time.monotonic() > deadline:
                 raise ServiceError(f"{self.server} is still not ready after {READY_SECONDS:.0f} s: {reason}")
             if reason != told:
@@ -104,8 +118,12 @@ class SamplingClient:
 
     async def models(self) -> tuple[ModelCard, ModelCard]:
         """The expert's card and the amateur's."""
-        cards = {card.role: card for card in ModelList.model_validate_json((await self._ok("/v1/models")).content).data}
-        return cards["expert"], cards["amateur"]
+        content = (await self._ok("/v1/models")).content
+        try:
+            cards = {card.role: card for card in ModelList.model_validate_json(content).data}
+            return cards["expert"], cards["amateur"]
+        except (ValidationError, KeyError):
+            raise ServiceError(f"{self.server} is no lightreasoner-server: its /v1/models lists no such pair") from None
 
     async def tokenizer(self) -> bytes:
         """The expert's tokenizer.json."""
@@ -118,21 +136,26 @@ class SamplingClient:
     async def trajectories(self, problems: Iterable[Problem], asking: Asking) -> AsyncIterator[Trajectory | Failure]:
         """Every trajectory of `problems` as it completes; at most `PROBLEMS_IN_FLIGHT` problems at a time.
 
-        Raises ServiceError when the server fails, after everything that it had answered by then.
+        Ends early after `stop`. Raises ServiceError when the server fails, after everything that it had answered.
         """
         lines: asyncio.Queue[Trajectory | Failure | None] = asyncio.Queue(PROBLEMS_IN_FLIGHT)
         requests, errors = _batches(problems), list[Exception]()
 
         async def ask() -> None:
             try:
-                while not errors and (batch := next(requests, None)):
-                    async for line in self._answer(batch, asking):
-                        await lines.put(line)
+                while not (errors or self.stopping) and (batch := next(requests, None)):
+                    async with aclosing(self._answer(batch, asking)) as answer:
+                        async for line in answer:
+                            await lines.put(line)
+                            if self.stopping:
+                                break
             except Exception as error:
                 errors.append(error)
-            await lines.put(None)
+            finally:
+                await lines.put(None)
 
         askers = [asyncio.create_task(ask()) for _ in range(PROBLEMS_IN_FLIGHT // PROBLEMS_A_REQUEST)]
+        self._askers = askers
         try:
             running = len(askers)
             while running:
@@ -144,11 +167,13 @@ class SamplingClient:
         finally:
             for asker in askers:
                 asker.cancel()
+            while not lines.empty():  # room for each asker's last word, so that none waits for a reader that is gone
+                lines.get_nowait()
             await asyncio.gather(*askers, return_exceptions=True)
-        if errors:
+        if errors and not self.stopping:
             raise errors[0]
 
-    async def _answer(self, problems: list[Problem], asking: Asking) -> AsyncIterator[Trajectory | Failure]:
+    async def _answer(self, problems: list[Problem], asking: Asking) -> AsyncGenerator[Trajectory | Failure, None]:
         """Stream one request; every trajectory asked for is answered once, or ServiceError is raised."""
         missing = {(problem.id, index) for problem in problems for index in range(asking.decoding.n)}
         headers = {"content-type": "application/json"}
@@ -158,13 +183,13 @@ class SamplingClient:
                 if response.status_code != 200:
                     await response.aread()
                     raise ServiceError(f"{self.server} refused the request: {_detail(response)}")
-                async for text in response.aiter_lines():
+                async for text in _lines(response):
                     if line := parse_line(text):
                         missing.remove((line.problem_id, line.sample_index))
                         yield line
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ServiceError(f"{self.server} sent a line that is not of this protocol: {error!r}") from error
         if missing:
             raise ServiceError(f"{self.server} ended its answer with {len(missing)} trajectories missing")
@@ -178,12 +203,23 @@ class SamplingClient:
     async def _get(self, path: str) -> httpx.Response:
         try:
             return await self._http.get(path)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OverflowError, UnicodeError) as error:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> ServiceError:
         reason = str(error) or type(error).__name__
         return ServiceError(f"lost or cannot reach {self.server} ({reason}); is lightreasoner-server running there?")
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """NDJSON's lines, which end at a newline and nowhere else: JSON may hold other line separators as they are."""
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line
+    if rest:
+        yield rest
 
 
 def _batches(problems: Iterable[Problem]) -> Iterator[list[Problem]]:

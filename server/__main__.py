@@ -63,7 +63,7 @@ def run(settings: ServerSettings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    application = create_app(lambda: Pair.start(settings, facts), stop)
+    application = create_app(lambda stopping: Pair.start(settings, facts, stopping), stop)
     server = uvicorn.Server(uvicorn.Config(application, log_level="warning", lifespan="on"))
     log.info("listening on http://%s:%d, ready when /ready says so", settings.host, listener.getsockname()[1])
     server.run(sockets=[listener])
@@ -77,6 +77,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {host}:{port}: {error.strerror}; name another --port or --host"

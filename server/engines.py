@@ -7,11 +7,14 @@ it, while the expert goes on with others, so the two overlap. Nothing here knows
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
+import threading
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,7 +35,7 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from client.errors import LightReasonerError
 from client.protocol import Decoding, FinishReason, ModelCard, Problem, Trajectory
@@ -45,7 +48,7 @@ WARM_UP_PROMPT, WARM_UP_TOKENS = 24, 8
 
 
 class EngineStartError(LightReasonerError):
-    """An engine that did not start: names the role and vLLM's reason."""
+    """An engine that did not start: names the role; vLLM's own log, before it, has the details."""
 
 
 class TrajectoryError(Exception):
@@ -86,16 +89,19 @@ class Engine:
 class Pair:
     """The two engines, started one after the other, and what they do together."""
 
-    def __init__(self, expert: Engine, amateur: Engine, facts: PairFacts) -> None:
+    def __init__(self, expert: Engine, amateur: Engine, facts: PairFacts, native: bool) -> None:
         self.expert, self.amateur, self.facts = expert, amateur, facts
         self._tokenizer: Any = AutoTokenizer.from_pretrained(expert.facts.folder)
         self._end_tokens = _end_tokens(expert, self._tokenizer)
-        self._native = not current_platform.is_cpu()
+        self._native = native  # does vLLM itself score the expert's ids, or our worker?
         self._started_at = int(time.time())
 
     @classmethod
-    def start(cls, settings: ServerSettings, facts: PairFacts) -> Pair:
-        """Start both engines; blocks until both have loaded. Raises EngineStartError or SettingsError."""
+    def start(cls, settings: ServerSettings, facts: PairFacts, stopping: threading.Event) -> Pair:
+        """Start both engines; blocks until both have loaded, or gives up between them when `stopping` is set.
+
+        Raises EngineStartError or SettingsError.
+        """
         on_cpu = current_platform.is_cpu()
         weights: dict[Role, int] = {"expert": facts.expert.weight_bytes, "amateur": facts.amateur.weight_bytes}
         cores = cpu_cores(sorted(os.sched_getaffinity(0)))
@@ -103,15 +109,22 @@ class Pair:
         roles: tuple[tuple[Role, ModelFacts], ...] = (("expert", facts.expert), ("amateur", facts.amateur))
         try:
             for role, model in roles:
+                if stopping.is_set():
+                    raise EngineStartError("told to stop before both engines had started")
                 arguments = engine_arguments(settings, role, weights, on_cpu) | {"model": str(model.folder)}
                 if on_cpu and role == "amateur":
                     arguments["worker_cls"] = CPU_WORKER
                 engines[role] = Engine(role, model, _start_engine(role, arguments, cores[role] if on_cpu else None))
+            if not on_cpu and not engines["amateur"].llm.vllm_config.use_v2_model_runner:
+                raise EngineStartError(
+                    "on a GPU the amateur needs vLLM's V2 model runner, and vLLM chose V1: unset"
+                    " VLLM_USE_V2_MODEL_RUNNER, or remove the engine argument under 'amateur:' that V2 does not support"
+                )
         except BaseException:
             for engine in engines.values():
                 engine.llm.shutdown()
             raise
-        return cls(engines["expert"], engines["amateur"], facts)
+        return cls(engines["expert"], engines["amateur"], facts, native=not on_cpu)
 
     @property
     def max_top_k(self) -> int:
@@ -128,7 +141,11 @@ class Pair:
     async def warm_up(self) -> None:
         """Run a few trajectories through both engines, so that first-use compilation is done."""
         known = np.flatnonzero(self.facts.known)[:WARM_UP_PROMPT].tolist()
-        decoding = Decoding(max_tokens=min(WARM_UP_TOKENS, self.expert.max_model_len - len(known) - 1))
+        room = min(self.expert.max_model_len, self.amateur.max_model_len) - WARM_UP_TOKENS - 1
+        if room < 1:
+            raise EngineStartError(f"a max_model_len below {WARM_UP_TOKENS + 2} leaves no room for a trajectory")
+        decoding = Decoding(max_tokens=WARM_UP_TOKENS)
+        known = known[:room]
         problems = [Problem(id=str(size), prompt_token_ids=known[:size]) for size in range(len(known), 0, -6)]
         await asyncio.gather(*(self.trajectory(problem, 0, decoding, 1, None, {}) for problem in problems))
 
@@ -158,8 +175,8 @@ class Pair:
             token_ids, top_ids, expert_logprobs, finish_reason = answer
             prompt_array = np.array(prompt, np.int32)
             amateur_logprobs = await self._score_by_amateur(prompt_array, token_ids, top_ids)
-        except EngineDeadError as error:
-            raise TrajectoryError("engine_error", self.failure() or str(error)) from error
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise TrajectoryError("engine_error", self.failure() or str(error) or repr(error)) from error
         return Trajectory(
             problem.id, sample_index, prompt_array, token_ids, top_ids, expert_logprobs, amateur_logprobs, finish_reason
         )
@@ -197,11 +214,14 @@ class Pair:
         messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
         messages.append({"role": "user", "content": problem.question or ""})
         try:
-            return self._tokenizer.apply_chat_template(
+            prompt = self._tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
             )
         except Exception as error:  # a template may raise anything; it is the user's data that it disliked
             raise TrajectoryError("chat_template", f"the chat template refused the question: {error}") from error
+        if not prompt:
+            raise TrajectoryError("chat_template", "the chat template rendered the question to nothing")
+        return prompt
 
     def _check_ids(self, *groups: list[int]) -> None:
         size = self.facts.expert.vocab_size
@@ -229,8 +249,10 @@ class Pair:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         completion = (await self.expert.run(prompt, params)).outputs[0]
-        top_ids, logprobs = _top_k(completion.logprobs, top_k)
+        if completion.finish_reason not in ("stop", "length"):
+            raise TrajectoryError("engine_error", f"vLLM ended the request with {completion.finish_reason!r}")
         finish_reason: FinishReason = "stop" if completion.finish_reason == "stop" else "length"
+        top_ids, logprobs = _top_k(completion.logprobs, top_k)
         return np.array(completion.token_ids, np.int32), top_ids, logprobs, finish_reason
 
     async def _score_completion(self, prompt: list[int], completion: list[int], top_k: int) -> Answer:
@@ -243,8 +265,8 @@ class Pair:
             output_kind=RequestOutputKind.FINAL_ONLY,
             ignore_eos=True,
         )
-        output = await self.expert.run(prompt + completion, params)
-        top_ids, logprobs = _top_k(output.prompt_logprobs, top_k, first_row=len(prompt))
+        rows = await _twice(lambda: self.expert.run(prompt + completion, params), lambda output: output.prompt_logprobs)
+        top_ids, logprobs = _top_k(rows, top_k, first_row=len(prompt))
         finish_reason: FinishReason = "stop" if completion[-1] in self._end_tokens else "length"
         return np.array(completion, np.int32), top_ids, logprobs, finish_reason
 
@@ -257,14 +279,11 @@ class Pair:
         except ValueError as error:
             raise TrajectoryError("unknown_prompt", str(error)) from error
         for scoring in passes:
-            rows = None
-            for _ in range(2):  # vLLM may drop the scores of a request that it preempted
-                output = await self.amateur.run(scoring.prompt_token_ids, scoring_params(scoring, self._native))
-                rows = output.prompt_token_id_logprobs
-                if rows is not None:
-                    break
-            if rows is None:
-                raise TrajectoryError("no_scores", "the amateur's engine returned no scores, twice; try again")
+            params = scoring_params(scoring, self._native)
+            rows = await _twice(
+                functools.partial(self.amateur.run, scoring.prompt_token_ids, params),
+                lambda output: output.prompt_token_id_logprobs,
+            )
             belongs = scoring.steps >= 0
             scores[scoring.steps[belongs]] = rows[belongs]
         return scores
@@ -272,6 +291,14 @@ class Pair:
 
 Answer = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32], Literal["stop", "length"]]
 """token_ids [T], top_ids [T, k], expert_logprobs [T, k], finish_reason."""
+
+
+async def _twice(run: Callable[[], Awaitable[RequestOutput]], scores: Callable[[RequestOutput], Any]) -> Any:
+    """The scores of a request, asked again once: vLLM may drop those of a request that it preempted."""
+    for _ in range(2):
+        if (found := scores(await run())) is not None:
+            return found
+    raise TrajectoryError("no_scores", "vLLM returned no scores, twice; try again")
 
 
 def _start_engine(role: Role, arguments: dict[str, Any], cores: str | None) -> AsyncLLM:
@@ -285,7 +312,8 @@ def _start_engine(role: Role, arguments: dict[str, Any], cores: str | None) -> A
     try:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     except Exception as error:
-        raise EngineStartError(f"the {role}'s engine did not start ({arguments['model']}): {error}") from error
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise EngineStartError(f"the {role}'s engine did not start ({arguments['model']}): {reason}") from error
     finally:
         if before is None:
             os.environ.pop("VLLM_CPU_OMP_THREADS_BIND", None)

@@ -30,6 +30,9 @@ RESERVED: dict[str, Any] = {"logprobs_mode": "raw_logprobs", "generation_config"
 """Engine arguments that the answer's meaning rests on."""
 RESERVED_AMATEUR: dict[str, Any] = {"enable_prefix_caching": False}
 """A cached prefix would leave scored rows uncomputed."""
+RESERVED_CPU_EXPERT: dict[str, Any] = {"enable_chunked_prefill": False}
+"""On a CPU, vLLM's V1 runner rewinds the generator of a seeded request whose prompt is cut into chunks, which a CPU
+generator cannot do: the engine dies of it."""
 
 
 class SettingsError(LightReasonerError):
@@ -64,12 +67,7 @@ def load_settings(config: Path | None, **flags: Any) -> ServerSettings:
         if not model:
             raise SettingsError(f"no {role} model: give --{role} MODEL, or '{role}.model' in --config")
         values[role] = section | {"model": str(model)}
-        reserved = RESERVED | (RESERVED_AMATEUR if role == "amateur" else {})
-        for key, needed in reserved.items():
-            if section.get(key, needed) != needed:
-                raise SettingsError(
-                    f"{config}: {role}.{key} must be {needed!r}, for exact log-probabilities; remove it"
-                )
+        _refuse_changes(role, section, RESERVED | (RESERVED_AMATEUR if role == "amateur" else {}))
     values |= {name: value for name, value in flags.items() if value is not None}
     try:
         return ServerSettings(**values)
@@ -89,8 +87,15 @@ def engine_arguments(settings: ServerSettings, role: Role, weights: dict[Role, i
         defaults |= {"enforce_eager": True, "kv_cache_memory_bytes": _cpu_kv_cache()}
     elif "kv_cache_memory_bytes" not in given:
         defaults["gpu_memory_utilization"] = gpu_share(weights[role], sum(weights.values()))
-    needed = RESERVED | (RESERVED_AMATEUR if role == "amateur" else {})
+    needed = RESERVED | (RESERVED_AMATEUR if role == "amateur" else RESERVED_CPU_EXPERT if on_cpu else {})
+    _refuse_changes(role, given, needed)
     return defaults | given | needed
+
+
+def _refuse_changes(role: Role, given: EngineArguments, needed: EngineArguments) -> None:
+    for key, value in needed.items():
+        if given.get(key, value) != value:
+            raise SettingsError(f"{role}.{key} must be {value!r} for this service; remove it from the configuration")
 
 
 def gpu_share(weights: int, weights_of_both: int) -> float:
@@ -121,7 +126,7 @@ def _read(config: Path) -> dict[str, Any]:
         values = yaml.safe_load(config.read_text())
     except OSError as error:
         raise SettingsError(f"--config {config} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"--config {config} is not valid YAML: {error}") from None
     if not isinstance(values or {}, dict):
         raise SettingsError(f"--config {config} must be a mapping with sections 'expert:' and 'amateur:'")

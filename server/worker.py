@@ -78,10 +78,10 @@ class ScoringModelRunner(CPUModelRunner):
         offset = int(self.query_start_loc.np[self.input_batch.req_id_to_index[name]]) - begin
         for low in range(max(begin, scores.start), end, ROWS_AT_ONCE):
             high = min(low + ROWS_AT_ONCE, end)
-            logits = self.model.compute_logits(hidden_states[offset + low : offset + high]).float()  # type: ignore[operator]
+            logits = self.model.compute_logits(hidden_states[offset + low : offset + high])  # type: ignore[operator]
             rows = slice(low - scores.start, high - scores.start)
             ids = scores.ids[rows]
-            logprobs = logits.gather(1, ids.clamp_min(0)) - logits.logsumexp(1, keepdim=True)
+            logprobs = logits.float().log_softmax(dim=1).gather(1, ids.clamp_min(0))
             scores.logprobs[rows] = logprobs.masked_fill(ids < 0, -torch.inf)
         if begin + scheduled >= prompt_length:
             self._finished[name] = self._scores.pop(name).logprobs

@@ -110,8 +110,8 @@ def evaluate_command(
     dtype: Dtype = None,
 ) -> None:
     """Greedy zero-shot pass@1, answers compared with math-verify."""
-    if output and not output.absolute().parent.is_dir():
-        raise LightReasonerError(f"no folder {output.absolute().parent} for --output; make it first")
+    if output and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise LightReasonerError(f"--output {output} cannot be written: name a file in a folder that is there")
     _quiet_transformers()
     from trainer.evaluate import evaluate
     from trainer.scores import table

@@ -8,28 +8,28 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
+from client.bucket import local_folder
 from client.errors import ModelError
 from client.fingerprints import model_fingerprint
 from client.run import Run
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lightreasoner.json"
 
 
-def adapter_output(out: str) -> Path:
-    """The folder for a new adapter. Raises ModelError where it holds one already, or is not local."""
-    folder = _local(out)
-    if (folder / CONFIG).is_file():
-        raise ModelError(f"{folder} already holds an adapter; name a new folder or remove this one")
-    return folder
-
-
-def model_output(out: str) -> Path:
-    """The folder for a merged model. Raises ModelError where it is not empty, or is not local."""
-    folder = _local(out)
-    if folder.is_dir() and any(folder.iterdir()):
+def new_folder(out: str) -> Path:
+    """An empty folder for what is to be written. Raises ModelError where it holds anything, or cannot be made."""
+    if "://" in out and not out.startswith("file:"):
+        raise ModelError(f"{out!r} is not a local folder; name a local path or file://…, and copy it from there")
+    folder = local_folder(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be made a folder: {error.strerror}; name another") from None
+    if taken:
         raise ModelError(f"{folder} is not empty; name a new folder or remove this one")
     return folder
 
@@ -37,19 +37,24 @@ def model_output(out: str) -> Path:
 def read_config(adapter: Path) -> dict[str, Any]:
     """adapter_config.json. Raises ModelError where there is none."""
     try:
-        return json.loads((adapter / CONFIG).read_bytes())
-    except FileNotFoundError:
+        config = json.loads((adapter / CONFIG).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         raise ModelError(
             f"no adapter at {adapter}: it has no {CONFIG}; 'lightreasoner-trainer train' makes one"
         ) from None
     except ValueError as error:
         raise ModelError(f"{adapter / CONFIG} is not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{adapter / CONFIG} is not a JSON object; train the adapter again")
+    if not (adapter / WEIGHTS).is_file():
+        raise ModelError(f"{adapter} has no {WEIGHTS}; train the adapter again")
+    return config
 
 
-def write_provenance(adapter: Path, base: Path, run: Run) -> None:
+def write_provenance(adapter: Path, base_fingerprint: str, run: Run) -> None:
     """Record the base's fingerprint and the RUN's identity beside the weights."""
     provenance = {
-        "base_model_fingerprint": model_fingerprint(base),
+        "base_model_fingerprint": base_fingerprint,
         "run": str(run),
         "run_identity": run.manifest().identity(),
     }
@@ -62,7 +67,10 @@ def check_base(adapter: Path, base: Path) -> None:
     An adapter that was not made here says nothing of the kind and is let through.
     """
     file = adapter / PROVENANCE
-    made_for = json.loads(file.read_bytes())["base_model_fingerprint"] if file.is_file() else None
+    try:
+        made_for = json.loads(file.read_bytes())["base_model_fingerprint"] if file.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file} is damaged ({error!r}); remove it to use the adapter unchecked") from None
     found = model_fingerprint(base)
     if made_for not in (None, found):
         named = read_config(adapter).get("base_model_name_or_path")
@@ -70,13 +78,3 @@ def check_base(adapter: Path, base: Path) -> None:
             f"{adapter} was made for other weights ({made_for[:12]}) than those at {base} ({found[:12]}); "
             f"give the model that it was trained on: {named}"
         )
-
-
-def _local(out: str) -> Path:
-    url = urlsplit(out)
-    if url.scheme not in ("", "file"):
-        raise ModelError(f"{out!r} is not a local folder; name a local path or file://…, and copy it from there")
-    folder = Path(unquote(url.path)) if url.scheme else Path(out)
-    if folder.is_file():
-        raise ModelError(f"{folder} is a file; name a new folder")
-    return folder

@@ -56,14 +56,17 @@ class GreedyEngine:
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
         self.max_model_len = max_model_len
         self.adapter = adapter
-        self.llm = LLM(
-            model=str(folder),
-            dtype=weights_dtype(dtype, folder),  # type: ignore[arg-type]
-            generation_config="vllm",
-            max_model_len=max_model_len,
-            use_tqdm_on_load=sys.stderr.isatty(),
-            **options,
-        )
+        try:
+            self.llm = LLM(
+                model=str(folder),
+                dtype=weights_dtype(dtype, folder),  # type: ignore[arg-type]
+                generation_config="vllm",
+                max_model_len=max_model_len,
+                use_tqdm_on_load=sys.stderr.isatty(),
+                **options,
+            )
+        except (RuntimeError, ValueError) as error:  # vLLM's own log, before this line, has the details
+            raise ModelError(f"vLLM could not start {folder}: {str(error).splitlines()[0]}") from error
 
     def answers(self, prompts: Sequence[list[int]], max_tokens: int, adapted: bool) -> list[str]:
         """An output for every prompt, which vLLM cuts where the context ends; '' for a prompt that does not fit it."""

@@ -7,6 +7,7 @@ output is no terminal. Decides nothing about training.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from client.errors import LightReasonerError
+
 COLUMNS = ("loss", "learning_rate", "grad_norm")
+
+
+class TrainingError(LightReasonerError):
+    """Training that went wrong on the way: names the step and what to change."""
 
 
 class Journal(TrainerCallback):
@@ -45,6 +52,9 @@ class Journal(TrainerCallback):
         if logs is None or "loss" not in logs:  # transformers' closing summary
             return
         step, loss = state.global_step, logs["loss"]
+        if not math.isfinite(loss):
+            self._progress.stop()
+            raise TrainingError(f"the loss became {loss} at step {step}: lower --learning-rate, or use --dtype float32")
         self.losses.append(loss)
         line = {"step": step, "epoch": logs["epoch"], **{name: logs[name] for name in COLUMNS}}
         print(json.dumps(line), file=self._stream, flush=True)

@@ -19,9 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from client.errors import ModelError
-from client.fingerprints import model_folder
+from client.fingerprints import model_fingerprint, model_folder
 from client.run import Run
-from trainer.adapter import adapter_output, write_provenance
+from trainer.adapter import new_folder, write_provenance
 from trainer.base import config_of, load, weights_dtype
 from trainer.dataset import Batch, TrainingSet, pack, read_training_set
 from trainer.journal import Journal
@@ -87,8 +87,9 @@ def train(run_url: str, model: str, output: str, recipe: Recipe, console: Consol
 
     Raises RunError where the RUN cannot teach this model, ModelError where `model` or `output` will not do.
     """
-    run, out, base = Run(run_url), adapter_output(output), model_folder(model)
+    run, base = Run(run_url), model_folder(model)
     training_set = read_training_set(run, base, config_of(base).get_text_config().vocab_size)
+    fingerprint, out = model_fingerprint(base), new_folder(output)
     announce(run, training_set, console)
     began = time.monotonic()
     transformers.set_seed(recipe.seed)
@@ -105,7 +106,7 @@ def train(run_url: str, model: str, output: str, recipe: Recipe, console: Consol
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     adapted.save_pretrained(str(out), save_embedding_layers=False)
-    write_provenance(out, base, run)
+    write_provenance(out, fingerprint, run)
     return TrainReport(
         optimizer_steps=trainer.state.global_step,
         trajectories=len(training_set.examples),

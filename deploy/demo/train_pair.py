@@ -1,7 +1,7 @@
 """Trains the demo's expert and amateur from scratch, on generated problems, on the CPU.
 
 In: `word_problems`. Out: two Hugging Face model folders, expert/ and amateur/, beside this file.
-`python deploy/demo/train_pair.py [expert|amateur]` takes about 8 minutes for both on two cores.
+`python deploy/demo/train_pair.py [expert|amateur]` takes about 16 minutes for both on two cores.
 
 The two differ in size and in how often their teacher skipped working: after any step but the last,
 a worked solution may jump straight to `The answer is …`. That jump is the habit both share; the

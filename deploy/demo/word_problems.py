@@ -26,7 +26,7 @@ GAINS = ("buys {n} more", "finds {n} more", "gets {n} more", "picks up {n}")
 LOSSES = ("gives away {n}", "loses {n}", "sells {n}", "drops {n}")
 GROWTHS = {2: "doubles them", 3: "triples them"}
 LARGEST = 199
-"""No intermediate result goes above this, so that numbers have at most three digits."""
+"""A gain never leads far above this (200 at most), so that numbers have at most three digits."""
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
             read_problems(str(tmp_path / name))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "bom.jsonl").write_bytes(b'\xef\xbb\xbf{"question": "a"}\n')
+    assert [problem.question for problem in read_problems(str(tmp_path / "bom.jsonl"))] == ["a"]
+
+
 def test_every_benchmark_file_is_read(shared_data):
     counts = {file.name: len(read_problems(str(file))) for file in sorted(shared_data.glob("*.jsonl"))}
     assert len(counts) == 7 and counts["gsm8k_train.jsonl"] == 7473 and counts["gsm8k_test.jsonl"] == 1319

@@ -123,10 +123,38 @@ def test_users_mistakes_end_in_one_line(demo_server, problem_set, tmp_path):
         (sample(bad, tmp_path / "run", demo_server), f"error: {bad}:2: no question"),
         (sample(problems, tmp_path / "run", demo_server, "--alpha", 0), "error: --alpha: "),
         (sample(problems, tmp_path / "run", demo_server, "--beta", -1), "error: --beta: "),
+        (sample(problems, tmp_path / "run", demo_server, "--beta", "inf"), "error: --beta: "),
+        (sample(problems, tmp_path / "run", demo_server, "--temperature", 3), "error: --temperature: "),
         (sample(problems, tmp_path / "run", demo_server, "--n", 2), "n > 1 needs temperature"),
-        (sample(problems, tmp_path / "run", demo_server, "--top-k", 111), "top_k: 111 is more than this pair"),
+        (
+            sample(problems, tmp_path / "run", demo_server, "--top-k", 111),
+            "--top-k: 111 is more than",
+        ),
         (command("client", "sample", problems, tmp_path / "run", "--server", "http://127.0.0.1:9"), "cannot reach"),
         (command("client", "sample", problems, tmp_path / "run", "--server", "nowhere"), "nowhere"),
+        (command("client", "sample", problems, tmp_path / "run", "--server", "http://127.0.0.1:99999"), "99999"),
+        (command("client", "sample", problems, "file://host/run", "--server", demo_server.url), "names a host"),
     ):
         assert said.returncode == 1 and words in said.stderr, said.stderr
         assert "Traceback" not in said.stderr and len(said.stderr.strip().splitlines()) <= 2
+    assert sample(problems, tmp_path / "run", demo_server).returncode == 0  # no mistake has claimed the RUN
+
+
+def test_a_run_in_which_every_problem_failed_is_not_sealed(demo_server, tmp_path):
+    problems = tmp_path / "long.jsonl"
+    problems.write_text(json.dumps({"id": "long", "question": "apples " * 300}) + "\n")
+    for _ in range(2):
+        said = sample(problems, tmp_path / "run", demo_server)
+        assert said.returncode == 1 and "every problem failed" in said.stderr and "context of 256" in said.stderr
+    assert Run(str(tmp_path / "run")).completion() is None
+
+
+def test_ids_may_hold_any_character(demo_server, tmp_path):
+    ids = ["a\u2028b", "c\u0085d", "\u2029", "é\t\n", "[/red]"]
+    problems = tmp_path / "odd.jsonl"
+    problems.write_text(
+        "".join(json.dumps({"id": i, "question": f"Ann has {n} pens."}) + "\n" for n, i in enumerate(ids))
+    )
+    said = sample(problems, tmp_path / "run[/x]", demo_server)
+    assert said.returncode == 0, said.stderr
+    assert sorted(sample.problem_id for sample in Run(str(tmp_path / "run[/x]")).samples()) == sorted(ids)

@@ -18,7 +18,7 @@ def test_the_demo_pair_shares_every_token():
 
 def test_the_first_ordinary_token_that_differs_is_named_and_stops_the_server(tmp_path):
     amateur = save_small_model(tmp_path / "amateur", 110, 1, renamed={40: "zebra", 70: "yak"})
-    said = command("server", "--expert", DEMO / "expert", "--amateur", amateur)
+    said = command("server", "--expert", DEMO / "expert", "--amateur", amateur, "--port", 0)
     assert said.returncode != 0
     assert "error: expert and amateur disagree on token 40: " in said.stderr and "'zebra'" in said.stderr
     assert "Traceback" not in said.stderr
@@ -48,10 +48,19 @@ def test_a_folder_that_lacks_a_file_is_named_with_the_remedy(tmp_path, missing):
     amateur = tmp_path / "amateur"
     shutil.copytree(DEMO / "amateur", amateur)
     (amateur / missing).unlink()
-    with pytest.raises(ModelError, match=r"safetensors|config\.json|tokenizer\.json"):
+    with pytest.raises(ModelError, match=r"no \*\.safetensors" if "safe" in missing else f"{missing} is missing"):
+        inspect_pair(DEMO / "expert", amateur)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"model": {"vocab": 1}}', '{"model": {"vocab": {"a": "x"}}}', "{"])
+def test_a_damaged_tokenizer_is_named(tmp_path, content):
+    amateur = tmp_path / "amateur"
+    shutil.copytree(DEMO / "amateur", amateur)
+    (amateur / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
         inspect_pair(DEMO / "expert", amateur)
 
 
 def test_a_model_that_is_no_folder_is_named(tmp_path):
-    said = command("server", "--expert", tmp_path / "nowhere", "--amateur", DEMO / "amateur")
+    said = command("server", "--expert", tmp_path / "nowhere", "--amateur", DEMO / "amateur", "--port", 0)
     assert said.returncode != 0 and f"no model folder at '{tmp_path}/nowhere'" in said.stderr

@@ -21,11 +21,18 @@ def row(**fields):
         ({"answer": "f(2)"}, "f(2)"),
         ({"final_answer": ["$\\frac{1}{2}$"]}, "$\\frac{1}{2}$"),  # OlympiadBench
         ({"answer": 0}, "0"),
+        ({"answer": "2(x+y)"}, "2(x+y)"),
+        ({"answer": "x^2(a+b)"}, "x^2(a+b)"),
     ],
 )
 def test_a_gold_answer_is_found_and_equals_itself(fields, gold):
     assert gold_answer(row(**fields)) == gold
     assert is_correct(gold, rf"So it is \boxed{{{gold.strip('$')}}}.")
+
+
+def test_multiple_choice_is_refused_as_long_as_it_is_not_graded():
+    with pytest.raises(ProblemSetError, match=r"file\.jsonl:3: a question with choices"):
+        gold_answer(row(answer=2, choices=["a", "b", "c"]))
 
 
 @pytest.mark.parametrize("fields", [{}, {"answer": None}, {"answer": ""}, {"answer": "He thinks. ####"}])
@@ -46,6 +53,10 @@ def test_a_row_without_an_answer_is_named_by_file_and_row(fields):
         ("6", "The answer is 5. No: the answer is 6."),
         ("4", r"\boxed{3}. No, \boxed{4}."),
         ("4", r"The answer is 3. No, \boxed{4}."),
+        ("4", r"The answer is 4. \boxed{"),
+        ("4", r"\boxed{4} and then \boxed{}"),
+        ("-3", "The answer is \N{MINUS SIGN}3."),
+        ("\N{MINUS SIGN}3", r"\boxed{-3}"),
     ],
 )
 def test_equal_answers_are_right_however_they_are_written_and_the_last_one_counts(gold, output):
@@ -60,6 +71,9 @@ def test_equal_answers_are_right_however_they_are_written_and_the_last_one_count
         ("34", "I do not know."),
         ("34", ""),
         ("34", r"\boxed{"),
+        ("3", "The answer is \N{MINUS SIGN}3."),
+        ("2(x+y)", r"\boxed{2}"),
+        ("6", r"\boxed{5} is wrong. The answer is 6."),  # a box is the answer, whatever is said after it
         ("5", "The answer is 5. No: the answer is 6."),
         ("3", r"\boxed{3}. No, \boxed{4}."),
         ("0.33", r"\boxed{\frac{1}{3}}"),

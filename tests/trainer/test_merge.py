@@ -77,3 +77,25 @@ def test_what_is_missing_or_in_the_way_is_named(tmp_path, expert, adapter, train
     (broken / "adapter_config.json").write_text(json.dumps(config))
     code, _, err = trainer_cli("merge", smaller, broken, tmp_path / "out")
     assert code == 1 and "does not fit" in err and "Traceback" not in err
+
+
+def test_an_odd_generation_config_is_copied_as_it_is(tmp_path, expert, adapter, trainer_cli):
+    base = tmp_path / "base"
+    shutil.copytree(expert, base)
+    odd = '{"do_sample": false, "temperature": 0.6, "top_p": 0.9}'
+    (base / "generation_config.json").write_text(odd)
+    code, _, err = trainer_cli("merge", base, adapter, tmp_path / "out")
+    assert code == 0, err
+    assert (tmp_path / "out" / "generation_config.json").read_text() == odd
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("adapter_config.json", "[]"), ("lightreasoner.json", "{}"), ("adapter_model.safetensors", "short")],
+)
+def test_a_damaged_adapter_is_named(tmp_path, expert, adapter, trainer_cli, name, content):
+    damaged = tmp_path / "adapter"
+    shutil.copytree(adapter, damaged)
+    (damaged / name).write_text(content)
+    code, _, err = trainer_cli("merge", expert, damaged, tmp_path / "out")
+    assert code == 1 and str(damaged) in err and "Traceback" not in err

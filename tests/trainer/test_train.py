@@ -148,7 +148,7 @@ def test_an_unsealed_run_trains_and_says_so(tmp_path, expert, trainer_cli):
 def test_an_output_that_is_taken_is_refused_with_the_remedy(tmp_path, run, expert, trainer_cli):
     (tmp_path / "adapter_config.json").write_text("{}")
     code, _, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path)
-    assert code == 1 and err == f"error: {tmp_path} already holds an adapter; name a new folder or remove this one\n"
+    assert code == 1 and err == f"error: {tmp_path} is not empty; name a new folder or remove this one\n"
     code, _, err = trainer_cli("train", run, "--model", expert, "--output", "s3://bucket/out")
     assert code == 1 and "not a local folder" in err
 
@@ -189,3 +189,16 @@ def test_help_needs_neither_torch_nor_vllm():
     assert done.stdout.strip() == "[]"
     shown = subprocess.run([sys.executable, "-m", "trainer", "--help"], capture_output=True, text=True, check=True)
     assert all(command in shown.stdout for command in ("train", "merge", "evaluate"))
+
+
+def test_a_loss_that_is_no_number_ends_training_without_an_adapter(tmp_path, run, expert, trainer_cli):
+    words = "--learning-rate", 1e30, "--max-steps", 5, "--output", tmp_path / "out"
+    code, _, err = trainer_cli("train", run, "--model", expert, *words)
+    assert code == 1 and "error: the loss became nan at step" in err and "lower --learning-rate" in err
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+
+
+def test_the_models_own_folder_is_no_place_for_an_adapter(run, expert, trainer_cli):
+    before = sorted(file.name for file in expert.iterdir())
+    code, _, err = trainer_cli("train", run, "--model", expert, "--max-steps", 1, "--output", expert)
+    assert code == 1 and "is not empty" in err and sorted(file.name for file in expert.iterdir()) == before

@@ -1,0 +1,94 @@
+"""How lines become parts, without a server."""
+
+import asyncio
+import contextlib
+
+import pytest
+from made_run import make_manifest, make_trajectory
+
+import client.sampler
+from client.protocol import Failure
+from client.run import Run
+from client.sampler import Counts, Writer
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run(str(tmp_path / "run"))
+    run.claim(make_manifest(), b"{}")
+    return run
+
+
+def lines(count):
+    return [make_trajectory(f"p{index}", seed=index, tokens=4) for index in range(count)]
+
+
+async def take(writer, counts, some):
+    for line in some:
+        await writer.add(line, counts)
+
+
+def test_a_full_part_is_written_while_lines_go_on_and_the_rest_at_the_end(run, monkeypatch):
+    monkeypatch.setattr(client.sampler, "PART_TRAJECTORIES", 4)
+
+    async def go():
+        writer, counts = Writer(run, make_manifest(), {}), Counts(total=11)
+        await take(writer, counts, lines(11))
+        await writer.close(counts)
+        return counts
+
+    counts = asyncio.run(go())
+    assert sorted(len(run._trajectories_of(part)) for part in run.parts("trajectories")) == [3, 4, 4]
+    assert counts.done == 11 and counts.steps == 33
+    assert counts.kept == sum(len(sample.contrast.steps) for sample in run.samples()) > 0
+
+
+def test_an_old_part_is_written_though_no_line_comes(run, monkeypatch):
+    monkeypatch.setattr(client.sampler, "PART_SECONDS", 0.1)
+
+    async def go():
+        writer, counts = Writer(run, make_manifest(), {}), Counts(total=9)
+        aging = asyncio.create_task(writer.write_what_is_old(counts))
+        await take(writer, counts, lines(2))
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if run.parts("samples"):
+                break
+        aging.cancel()
+
+    asyncio.run(go())
+    assert run.keys() == {("p0", 0), ("p1", 0)}
+
+
+def test_what_is_being_written_when_cancelled_is_still_counted_and_its_errors_are_raised(run, monkeypatch):
+    monkeypatch.setattr(client.sampler, "PART_TRAJECTORIES", 1)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(run, "write", fail)
+
+    async def go():
+        writer, counts = Writer(run, make_manifest(), {}), Counts(total=1)
+        await take(writer, counts, lines(1))
+        closing = asyncio.create_task(writer.close(counts))
+        await asyncio.sleep(0)
+        closing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await closing
+        await writer.close(counts)
+
+    with pytest.raises(OSError, match="disk full"):
+        asyncio.run(go())
+
+
+def test_a_failure_that_may_pass_is_counted_and_not_kept(run):
+    async def go():
+        writer, counts = Writer(run, make_manifest(), {}), Counts(total=2)
+        await writer.add(Failure("a", 0, "engine_error", "died"), counts)
+        await writer.add(Failure("b", 0, "context_length_exceeded", "long"), counts)
+        await writer.close(counts)
+        return counts
+
+    counts = asyncio.run(go())
+    assert (counts.passing, counts.failed) == (1, 1) and run.failures().keys() == {("b", 0)}
