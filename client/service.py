@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import ValidationError
@@ -77,10 +78,13 @@ class SamplingClient:
         self.stopping = False
         self._askers: list[asyncio.Task[None]] = []
         try:
+            address = urlsplit(self.server)
+            if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:
+                raise ValueError("expected http://host:port")
             limits = httpx.Limits(max_connections=PROBLEMS_IN_FLIGHT // PROBLEMS_A_REQUEST + 4)
             timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=10.0)
             self._http = httpx.AsyncClient(base_url=self.server, timeout=timeout, limits=limits)
-        except (httpx.InvalidURL, TypeError) as error:
+        except (httpx.InvalidURL, ValueError) as error:
             raise ServiceError(f"--server {server!r} is no URL: {error}") from None
 
     async def __aenter__(self) -> Self:
@@ -203,7 +207,7 @@ class SamplingClient:
     async def _get(self, path: str) -> httpx.Response:
         try:
             return await self._http.get(path)
-        except (httpx.HTTPError, httpx.InvalidURL, OverflowError, UnicodeError) as error:
+        except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> ServiceError:
