@@ -169,7 +169,7 @@ class Run:
         tokens = kept = incomplete = labels = 0
         bounds = [np.empty(0, np.float32)]
         mass = 0.0
-        first = manifest.contrast.first_step
+        first = manifest.first_step
         for trajectory in self.trajectories():
             keys.add((trajectory.problem_id, trajectory.sample_index))
             chosen = sample_of(trajectory, manifest).contrast

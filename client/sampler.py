@@ -165,7 +165,7 @@ class Writer:
         if self._writing is not None:
             samples = await asyncio.shield(self._writing)
             self._writing = None
-            first = self._manifest.contrast.first_step
+            first = self._manifest.first_step
             for sample in samples:
                 counts.steps += max(0, len(sample.token_ids) - first)
                 counts.kept += len(sample.contrast.steps)
@@ -189,7 +189,7 @@ async def _manifest(
         chat_template_kwargs=asking.chat_template_kwargs,
         decoding=asking.decoding,
         top_k=asking.top_k,
-        contrast=settings,
+        **settings.model_dump(),
         problems=identity(problems),
         versions={"client": version("lightreasoner"), **await client.versions()},
     )
@@ -204,7 +204,7 @@ def _check_sealed(run: Run, problems: list[ProblemRow], asking: Asking, settings
             "chat_template_kwargs": asking.chat_template_kwargs,
             "decoding": asking.decoding,
             "top_k": asking.top_k,
-            "contrast": settings,
+            **settings.model_dump(),
             "problems": identity(problems),
         }
     )

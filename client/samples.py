@@ -76,8 +76,11 @@ class ProblemSetIdentity(Frozen):
     digest: str
 
 
-class RunManifest(Frozen):
-    """run.json: what made a RUN. A second writer must agree with it in all that `identity` names."""
+class RunManifest(ContrastSettings):
+    """run.json: what made a RUN, the settings of the contrast among it.
+
+    A second writer must agree with it in all that `identity` names.
+    """
 
     format: int = Field(1, ge=1, le=1)
     created_at: int
@@ -87,7 +90,6 @@ class RunManifest(Frozen):
     chat_template_kwargs: dict[str, Any]
     decoding: Decoding
     top_k: int
-    contrast: ContrastSettings
     problems: ProblemSetIdentity
     versions: dict[str, str]
 
@@ -102,7 +104,8 @@ class RunManifest(Frozen):
         for role, card in (("expert", self.expert), ("amateur", self.amateur)):
             for field in ("model_fingerprint", "tokenizer_fingerprint", "dtype"):
                 named[f"{role}.{field}"] = getattr(card, field)
-        for section in ("decoding", "contrast", "problems"):
+        named |= {field: getattr(self, field) for field in ContrastSettings.model_fields}
+        for section in ("decoding", "problems"):
             for field, value in getattr(self, section).model_dump().items():
                 named[f"{section}.{field}"] = value
         return named
@@ -126,7 +129,6 @@ class Sample:
 
 def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
     """The samples of a trajectory under a RUN's settings: pure, so they can be made again at any time."""
-    settings = manifest.contrast
     return Sample(
         problem_id=trajectory.problem_id,
         sample_index=trajectory.sample_index,
@@ -136,11 +138,11 @@ def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
             trajectory.top_ids,
             trajectory.expert_logprobs,
             trajectory.amateur_logprobs,
-            alpha=settings.alpha,
-            beta=settings.beta,
-            first_step=settings.first_step,
+            alpha=manifest.alpha,
+            beta=manifest.beta,
+            first_step=manifest.first_step,
             vocab_size=manifest.expert.vocab_size,
-            keep_incomplete=settings.keep_incomplete,
+            keep_incomplete=manifest.keep_incomplete,
         ),
     )
 

@@ -153,7 +153,7 @@ def pack(examples: Sequence[Example]) -> Batch:
 def _nothing_to_learn(run: Run, trajectories: int) -> str:
     if not trajectories:
         return f"{run} is empty: it holds no trajectory yet; fill it with 'lightreasoner-client sample'"
-    beta = run.manifest().contrast.beta
+    beta = run.manifest().beta
     return (
         f"none of the {trajectories} trajectories in {run} has a kept step at beta {beta:g}; "
         "make a RUN with a lower --beta, or with an amateur that differs more"

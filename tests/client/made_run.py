@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from client.protocol import Decoding, ModelCard, Trajectory
-from client.samples import ContrastSettings, ProblemSetIdentity, RunManifest
+from client.samples import ProblemSetIdentity, RunManifest
 
 VOCABULARY, TOP_K = 50, 8
 
@@ -47,7 +47,6 @@ def make_manifest(**changes: object) -> RunManifest:
         chat_template_kwargs={},
         decoding=Decoding(),
         top_k=TOP_K,
-        contrast=ContrastSettings(),
         problems=ProblemSetIdentity(count=6, digest="d"),
         versions={"client": "1"},
     )

@@ -11,7 +11,7 @@ from client.contrast import contrast
 from client.errors import RunError
 from client.protocol import Failure
 from client.run import Run
-from client.samples import ContrastSettings, sample_of
+from client.samples import sample_of
 
 
 @pytest.fixture
@@ -107,10 +107,10 @@ def test_totals_count_what_a_plain_pass_counts(run, trajectories):
 
 
 def test_a_second_writer_with_other_settings_is_refused_with_every_difference_named(run):
-    other = make_manifest(contrast=ContrastSettings(alpha=0.3), top_k=9)
+    other = make_manifest(alpha=0.3, top_k=9)
     with pytest.raises(RunError) as caught:
         run.claim(other, b"{}")
-    assert "contrast.alpha: 0.2 against 0.3" in str(caught.value) and "top_k: 8 against 9" in str(caught.value)
+    assert "alpha: 0.2 against 0.3" in str(caught.value) and "top_k: 8 against 9" in str(caught.value)
     run.claim(make_manifest(created_at=5, versions={"client": "9"}), b"{}")  # times and versions may differ
 
 

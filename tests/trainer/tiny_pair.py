@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from client.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
 from client.protocol import Decoding, ModelCard, Trajectory
 from client.run import Run
-from client.samples import ContrastSettings, ProblemSetIdentity, RunManifest
+from client.samples import ProblemSetIdentity, RunManifest
 
 SPECIAL = ("<|pad|>", "<|unk|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 WORDS = (
@@ -94,7 +94,7 @@ def manifest_for(folder: Path, **contrast) -> RunManifest:
 
     return RunManifest(
         created_at=0, expert=card("expert"), amateur=card("amateur"), system_prompt=None, chat_template_kwargs={},
-        decoding=Decoding(), top_k=12, contrast=ContrastSettings(**contrast),
+        decoding=Decoding(), top_k=12, **contrast,
         problems=ProblemSetIdentity(count=1, digest="0"), versions={},
     )  # fmt: skip
 
