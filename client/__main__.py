@@ -155,7 +155,8 @@ def _print_summary(run: str, totals: RunTotals, counts: Counts | None) -> None:
     if totals.failed:
         print(f"{totals.failed} trajectories failed; the reasons are in {run}/failures/")
     if not totals.kept:
-        print("no step was kept: there is nothing to train on; a lower --beta or another amateur keeps more")
+        remedy = "a larger --top-k proves more sets whole" if totals.incomplete else "a lower --beta keeps more"
+        print(f"no step was kept: there is nothing to train on; {remedy}, or another amateur")
 
 
 def _checked(model: type[Settings], **values: Any) -> Settings:
@@ -165,7 +166,7 @@ def _checked(model: type[Settings], **values: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         option = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
-        raise LightReasonerError(f"{option}{first['msg']}") from None
+        raise LightReasonerError(f"{option}{first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _check_text(option: str, value: str) -> None:

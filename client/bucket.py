@@ -58,7 +58,7 @@ class Bucket:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise BucketError(f"cannot read {name} in {self.url}: {error}") from error
+            raise BucketError(f"cannot read {name} in {self.url}: {_first_line(error)}") from error
 
     def put(self, name: str, data: bytes) -> None:
         """Write an object whole, replacing what was there."""
@@ -80,7 +80,7 @@ class Bucket:
         try:
             found = [entry["path"] for batch in obstore.list(store, f"{prefix}/") for entry in batch]
         except Exception as error:
-            raise BucketError(f"cannot list {prefix}/ in {self.url}: {error}") from error
+            raise BucketError(f"cannot list {prefix}/ in {self.url}: {_first_line(error)}") from error
         yield from sorted(found)
 
     def _put(self, name: str, data: bytes, mode: str) -> None:
@@ -90,7 +90,7 @@ class Bucket:
         except AlreadyExistsError:
             raise
         except Exception as error:
-            raise BucketError(f"cannot write {name} in {self.url}: {error}") from error
+            raise BucketError(f"cannot write {name} in {self.url}: {_first_line(error)}") from error
 
     def _open(self, for_writing: bool) -> ObjectStore | None:
         if self._store is None:
@@ -112,3 +112,8 @@ def local_folder(url: str) -> Path:
     if not path.startswith("/"):
         raise BucketError(f"{url!r} names a host; a local folder is file:///absolute/path, or a plain path")
     return Path(unquote(path))
+
+
+def _first_line(error: Exception) -> str:
+    """What a store says, without the dump of its insides that follows."""
+    return (str(error).splitlines() or [repr(error)])[0]

@@ -7,6 +7,11 @@ class LightReasonerError(Exception):
     """Base of every error whose message names the thing, what was expected and what to do."""
 
 
+def missing_extra(error: ModuleNotFoundError, extra: str) -> str:
+    """What to say when a command's own packages are not installed."""
+    return f"{error.name} is not installed: pip install 'lightreasoner[{extra}]'"
+
+
 class ProblemSetError(LightReasonerError):
     """A problem set that cannot be read: names file and line."""
 

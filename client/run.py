@@ -93,8 +93,8 @@ class Run:
         """Make this RUN, or join it. Raises RunError naming every setting in which it differs."""
         made = self.bucket.create("run.json", manifest.model_dump_json(indent=2).encode())
         if not made and (different := self.manifest().differences(manifest)):
-            listed = "\n  ".join(different)
-            raise RunError(f"{self} was made with other settings; use the same or name a new RUN\n  {listed}")
+            listed = "\n  ".join(("use the same or name a new RUN. The RUN's against yours:", *different))
+            raise RunError(f"{self} was made with other settings; {listed}")
         self.bucket.create("tokenizer.json", tokenizer)
 
     def completion(self) -> dict[str, Any] | None:

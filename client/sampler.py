@@ -209,8 +209,8 @@ def _check_sealed(run: Run, problems: list[ProblemRow], asking: Asking, settings
         }
     )
     if different := made.differences(asked):
-        listed = "\n  ".join(different)
-        raise RunError(f"{run} is complete and was made with other settings; name a new RUN\n  {listed}")
+        listed = "\n  ".join(("name a new RUN. The RUN's against yours:", *different))
+        raise RunError(f"{run} is complete and was made with other settings; {listed}")
 
 
 def _check_top_k(manifest: RunManifest) -> None:

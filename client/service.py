@@ -237,4 +237,4 @@ def _detail(response: httpx.Response) -> str:
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return f"{response.status_code} {response.text[:200]}"
+        return f"HTTP {response.status_code}, which is no answer of lightreasoner-server"

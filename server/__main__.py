@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from client.errors import LightReasonerError
+from client.errors import LightReasonerError, missing_extra
 from server.settings import ServerSettings, SettingsError, load_settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -37,6 +37,8 @@ def serve(
         run(settings)
     except LightReasonerError as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {missing_extra(error, 'server')} (or 'cpu' where there is no GPU)")
 
 
 def run(settings: ServerSettings) -> None:

@@ -53,7 +53,8 @@ class Service:
             if not self._stopping.is_set():
                 await pair.warm_up()
                 self.pair = pair
-                log.info("ready")
+                cards = pair.card(pair.expert), pair.card(pair.amateur)
+                log.info("ready: %s", ", ".join(f"{card.role} in {card.dtype}" for card in cards))
         finally:
             if self.pair is None:
                 await asyncio.to_thread(pair.shutdown)
@@ -205,7 +206,8 @@ async def _line(
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [{"field": _field(entry["loc"]), "detail": entry["msg"]} for entry in error.errors()]
+        said = [(_field(entry["loc"]), entry["msg"].removeprefix("Value error, ")) for entry in error.errors()]
+        errors = [{"field": field, "detail": message} for field, message in said]
         detail = "; ".join(f"{entry['field']}: {entry['detail']}" for entry in errors[:5])
         return _problem_response(422, detail, errors=errors)
 

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.errors import LightReasonerError
@@ -122,6 +121,8 @@ def _cpu_kv_cache() -> int:
 
 
 def _read(config: Path) -> dict[str, Any]:
+    import yaml
+
     try:
         values = yaml.safe_load(config.read_text())
     except OSError as error:

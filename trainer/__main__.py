@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from client.errors import LightReasonerError
+from client.errors import LightReasonerError, missing_extra
 from trainer.settings import Examination, Precision, Recipe
 
 app = typer.Typer(
@@ -148,8 +148,9 @@ def main() -> None:
     try:
         app()
     except LightReasonerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {missing_extra(error, 'server' if error.name == 'vllm' else 'trainer')}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 OUT="${1:-demo-output}"
 PORT="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
-run() { say "$@"; "$@"; }
+run() { say "$(printf '%q ' "$@")"; "$@"; }
 
 [ $# -gt 0 ] || rm -rf "$OUT" # the default folder is the demo's own
 mkdir "$OUT"

@@ -1,0 +1,50 @@
+"""The base install is the client alone: the other commands say what they lack."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+BLOCK = """
+import sys
+for name in {names!r}:
+    sys.modules[name] = None
+from {package}.__main__ import main
+sys.argv = {words!r}
+main()
+"""
+
+
+def without(names, package, *words):
+    """Run a command where some packages cannot be imported."""
+    code = BLOCK.format(names=names, package=package, words=[package, *words])
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+HEAVY = ["torch", "transformers", "vllm", "yaml", "fastapi", "uvicorn", "peft"]
+
+
+@pytest.mark.parametrize("package", ["client", "server", "trainer"])
+def test_help_needs_only_the_base(package):
+    said = without(HEAVY, package, "--help")
+    assert said.returncode == 0 and "Usage" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "extra"),
+    [
+        ("server", ["--expert", "deploy/demo/expert", "--amateur", "deploy/demo/amateur", "--port", "0"], "server"),
+        ("trainer", ["merge", "deploy/demo/expert", "nowhere", "out"], "trainer"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_extra(package, words, extra):
+    said = without(HEAVY, package, *words)
+    assert said.returncode == 1 and f"is not installed: pip install 'lightreasoner[{extra}]'" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_the_client_is_imported_without_torch_or_vllm():
+    code = "import sys, client.sampler, client.__main__; print({'torch', 'vllm', 'transformers'} & set(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout.strip() == "set()"
