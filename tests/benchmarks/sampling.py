@@ -1,8 +1,8 @@
 """Sampling speed and agreement on a real vocabulary: SmolLM2-135M and its weaker sibling.
 
 For float32 and bfloat16: the service's summary on a problem set, its agreement with a plain transformers float32
-computation on the same ids (of the first 16 trajectories), and the time beside vLLM's own generation by the expert alone. The ratio is of
-two timings of one run; the machine should be otherwise idle.
+computation on the same ids (of the first 16 trajectories), and its time beside that of vLLM's own generation by the
+expert alone. The ratio is of two timings of one run; the machine should be otherwise idle.
 
     .venv/bin/python tests/benchmarks/sampling.py PROBLEMS.jsonl [LIMIT]
 """
