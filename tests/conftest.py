@@ -1,80 +1,12 @@
-"""Real servers for the tests: each a process of its own, with real vLLM engines, on a free port."""
+"""What every test may ask for. Helpers stand in `real_server` and `oracle`, which tests import by name."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-
-ROOT = Path(__file__).parent.parent
-DEMO = ROOT / "deploy" / "demo"
-SHARED_DATA = ROOT.parent / "shared" / "data"
-SMOLLM2 = ROOT / ".cache" / "smollm2"
-START_SECONDS = 300
-sys.path.insert(0, str(DEMO))
-
-
-@dataclass(frozen=True)
-class RunningServer:
-    """A server that is ready, and the two model folders it serves."""
-
-    url: str
-    expert: Path
-    amateur: Path
-    log: Path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def running_server(
-    expert: Path,
-    amateur: Path,
-    folder: Path,
-    dtype: str = "float32",
-    max_model_len: int | None = None,
-    amateur_arguments: dict[str, Any] | None = None,
-) -> Iterator[RunningServer]:
-    """Start a server through its public command, with a server.yaml, and wait until it is ready."""
-    port, log, config = free_port(), folder / "server.log", folder / "server.yaml"
-    engine = {"dtype": dtype} | ({"max_model_len": max_model_len} if max_model_len else {})
-    config.write_text(json.dumps({"expert": engine, "amateur": engine | (amateur_arguments or {})}))  # JSON is YAML
-    command = [sys.executable, "-m", "server", "--config", config, "--port", port]
-    command += ["--expert", expert, "--amateur", amateur]
-    with log.open("w") as output:
-        process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
-        while True:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/ready").status_code == 200:
-                    break
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the server did not become ready:\n{log.read_text(errors='replace')[-4000:]}")
-            time.sleep(0.5)
-        yield RunningServer(url, expert, amateur, log)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+from real_server import DEMO, SHARED_DATA, SMOLLM2, RunningServer, running_server
 
 
 @pytest.fixture(scope="session")
@@ -98,11 +30,3 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no benchmark problems at {SHARED_DATA}: this clone stands alone")
     return SHARED_DATA
-
-
-def command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run one of the public commands, as `command('client', 'sample', …)`."""
-    text = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(
-        text, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, timeout=600, **options
-    )

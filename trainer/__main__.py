@@ -147,10 +147,11 @@ def main() -> None:
     """The console script."""
     try:
         app()
-    except LightReasonerError as error:
-        sys.exit(f"error: {error}")
-    except ModuleNotFoundError as error:
-        sys.exit(f"error: {missing_extra(error, 'server' if error.name == 'vllm' else 'trainer')}")
+    except (LightReasonerError, ModuleNotFoundError) as error:
+        extra = "server" if getattr(error, "name", None) == "vllm" else "trainer"
+        said = missing_extra(error, extra) if isinstance(error, ModuleNotFoundError) else error
+        print(f"error: {said}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ print("\\n" + json.dumps({"seconds": seconds, "tokens": sum(len(o.outputs[0].tok
 
 def measure(dtype: str, pair: tuple[Path, Path], problems: str, limit: int) -> dict[str, float]:
     """Run service and `LLM.generate` one after the other; print the summary and return the figures."""
-    from conftest import running_server
     from oracle import Oracle
+    from real_server import running_server
 
     from client.run import Run
 

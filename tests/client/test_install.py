@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from real_server import ROOT
 
 BLOCK = """
 import sys

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEMO, ROOT
+from real_server import DEMO, ROOT
 
 from client.run import Run
 

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, command
 from oracle import Oracle
+from real_server import ROOT, command
 from word_problems import rows
 
 from client.run import Run

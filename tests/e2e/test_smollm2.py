@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import command, running_server
 from oracle import Oracle, disagreement
+from real_server import command, running_server
 
 from client.contrast import kl_lower_bound
 from client.run import Run
@@ -12,7 +12,7 @@ from client.run import Run
 @pytest.fixture(scope="module")
 def sampled(smollm2, tmp_path_factory):
     """A RUN of 12 GSM8K problems."""
-    from conftest import SHARED_DATA
+    from real_server import SHARED_DATA
 
     problems = SHARED_DATA / "gsm8k_train.jsonl"
     if not problems.is_file():

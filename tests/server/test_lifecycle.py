@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import DEMO, ROOT, free_port
+from real_server import DEMO, ROOT, free_port
 
 
 def processes_of(session):

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import DEMO, command
+from real_server import DEMO, command
 from small_models import save_small_model
 
 from client.errors import ModelError

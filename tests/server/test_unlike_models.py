@@ -3,8 +3,8 @@
 import httpx
 import numpy as np
 import pytest
-from conftest import DEMO, running_server
 from oracle import Oracle, disagreement
+from real_server import DEMO, running_server
 from small_models import save_small_model
 from word_problems import rows
 
