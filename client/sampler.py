@@ -123,7 +123,7 @@ class Writer:
         self._turn = asyncio.Lock()
 
     async def add(self, line: Trajectory | Failure, counts: Counts) -> None:
-        """Take a line; start writing when the part is full or old enough."""
+        """Take a line; start writing when the part is full."""
         if not self._trajectories and not self._failures:
             self._oldest = time.monotonic()
         if isinstance(line, Trajectory):
