@@ -22,6 +22,12 @@ def serve(
     amateur: Annotated[str | None, typer.Option(help="The weaker model, of the same tokenizer.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.  [default: 8000]")] = None,
+    bucket: Annotated[
+        str | None, typer.Option(help="Where jobs live and write: a path, file://… or s3://bucket/prefix.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="API keys, one a line; also from LIGHTREASONER_API_KEYS, comma-separated.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="server.yaml: sections expert: and amateur: of vLLM engine arguments; host, port."),
@@ -33,7 +39,9 @@ def serve(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
     try:
-        settings = load_settings(config, expert=expert, amateur=amateur, host=host, port=port)
+        settings = load_settings(
+            config, expert=expert, amateur=amateur, host=host, port=port, bucket=bucket, api_key_file=api_key_file
+        )
         run(settings)
     except LightReasonerError as error:
         sys.exit(f"error: {error}")

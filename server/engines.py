@@ -45,6 +45,8 @@ from server.settings import Role, ServerSettings, SettingsError, cpu_cores, engi
 
 CPU_WORKER = "server.worker.ScoringWorker"
 WARM_UP_PROMPT, WARM_UP_TOKENS = 24, 8
+INTERACTIVE, JOB = 0, 1
+"""Priorities: a request goes ahead of job work wherever it must wait."""
 
 
 class EngineStartError(LightReasonerError):
@@ -77,10 +79,10 @@ class Engine:
         allowed = self.llm.model_config.max_logprobs
         return self.facts.vocab_size if allowed == -1 else allowed
 
-    async def run(self, prompt_token_ids: list[int], params: SamplingParams) -> RequestOutput:
+    async def run(self, prompt_token_ids: list[int], params: SamplingParams, priority: int) -> RequestOutput:
         """Run one request to its end. Cancelling the call aborts the request in the engine."""
-        final = None
-        async for output in self.llm.generate(tokens_input(prompt_token_ids), params, uuid.uuid4().hex):
+        final, request_id = None, uuid.uuid4().hex
+        async for output in self.llm.generate(tokens_input(prompt_token_ids), params, request_id, priority=priority):
             final = output
         assert final is not None and final.finished
         return final
@@ -157,9 +159,11 @@ class Pair:
         top_k: int,
         system_prompt: str | None,
         chat_template_kwargs: dict[str, Any],
+        priority: int = INTERACTIVE,
     ) -> Trajectory:
         """The expert's trajectory of a problem, or the completion it gives, scored by both models.
 
+        Both engines start what has a smaller `priority` first, and what came first among equals.
         Raises TrajectoryError where this problem cannot be had; others are not disturbed.
         """
         prompt = self._prompt(problem, system_prompt, chat_template_kwargs)
@@ -167,14 +171,13 @@ class Pair:
         self._check_context(len(prompt), len(problem.token_ids) if problem.token_ids else decoding.max_tokens)
         try:
             if problem.token_ids:
-                answer = await self._score_completion(prompt, problem.token_ids, top_k)
+                answer = await self._score_completion(prompt, problem.token_ids, top_k, priority)
             else:
-                answer = await self._generate(
-                    prompt, _request_seed(decoding.seed, problem.id, sample_index), decoding, top_k
-                )
+                seed = _request_seed(decoding.seed, problem.id, sample_index)
+                answer = await self._generate(prompt, seed, decoding, top_k, priority)
             token_ids, top_ids, expert_logprobs, finish_reason = answer
             prompt_array = np.array(prompt, np.int32)
-            amateur_logprobs = await self._score_by_amateur(prompt_array, token_ids, top_ids)
+            amateur_logprobs = await self._score_by_amateur(prompt_array, token_ids, top_ids, priority)
         except (EngineDeadError, EngineGenerateError) as error:
             raise TrajectoryError("engine_error", self.failure() or str(error) or repr(error)) from error
         return Trajectory(
@@ -237,7 +240,9 @@ class Pair:
                     f" of {engine.max_model_len}; shorten the question or lower max_tokens",
                 )
 
-    async def _generate(self, prompt: list[int], seed: int | None, decoding: Decoding, top_k: int) -> Answer:
+    async def _generate(
+        self, prompt: list[int], seed: int | None, decoding: Decoding, top_k: int, priority: int
+    ) -> Answer:
         params = SamplingParams(
             max_tokens=decoding.max_tokens,
             temperature=decoding.temperature,
@@ -248,14 +253,14 @@ class Pair:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        completion = (await self.expert.run(prompt, params)).outputs[0]
+        completion = (await self.expert.run(prompt, params, priority)).outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise TrajectoryError("engine_error", f"vLLM ended the request with {completion.finish_reason!r}")
         finish_reason: FinishReason = "stop" if completion.finish_reason == "stop" else "length"
         top_ids, logprobs = _top_k(completion.logprobs, top_k)
         return np.array(completion.token_ids, np.int32), top_ids, logprobs, finish_reason
 
-    async def _score_completion(self, prompt: list[int], completion: list[int], top_k: int) -> Answer:
+    async def _score_completion(self, prompt: list[int], completion: list[int], top_k: int, priority: int) -> Answer:
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -265,13 +270,20 @@ class Pair:
             output_kind=RequestOutputKind.FINAL_ONLY,
             ignore_eos=True,
         )
-        rows = await _twice(lambda: self.expert.run(prompt + completion, params), lambda output: output.prompt_logprobs)
+        rows = await _twice(
+            functools.partial(self.expert.run, prompt + completion, params, priority),
+            lambda output: output.prompt_logprobs,
+        )
         top_ids, logprobs = _top_k(rows, top_k, first_row=len(prompt))
         finish_reason: FinishReason = "stop" if completion[-1] in self._end_tokens else "length"
         return np.array(completion, np.int32), top_ids, logprobs, finish_reason
 
     async def _score_by_amateur(
-        self, prompt: npt.NDArray[np.int32], completion: npt.NDArray[np.int32], top_ids: npt.NDArray[np.int32]
+        self,
+        prompt: npt.NDArray[np.int32],
+        completion: npt.NDArray[np.int32],
+        top_ids: npt.NDArray[np.int32],
+        priority: int,
     ) -> npt.NDArray[np.float32]:
         scores = np.full(top_ids.shape, -np.inf, np.float32)
         try:
@@ -281,7 +293,7 @@ class Pair:
         for scoring in passes:
             params = scoring_params(scoring, self._native)
             rows = await _twice(
-                functools.partial(self.amateur.run, scoring.prompt_token_ids, params),
+                functools.partial(self.amateur.run, scoring.prompt_token_ids, params, priority),
                 lambda output: output.prompt_token_id_logprobs,
             )
             belongs = scoring.steps >= 0

@@ -25,8 +25,12 @@ GPU_MEMORY_SHARE = 0.9
 """Of a GPU's memory, for both engines together."""
 SMALLEST_GPU_SHARE = 0.15
 """Of a GPU's memory, for one engine: activations and cache do not shrink with the weights."""
-RESERVED: dict[str, Any] = {"logprobs_mode": "raw_logprobs", "generation_config": "vllm"}
-"""Engine arguments that the answer's meaning rests on."""
+RESERVED: dict[str, Any] = {
+    "logprobs_mode": "raw_logprobs",
+    "generation_config": "vllm",
+    "scheduling_policy": "priority",
+}
+"""Engine arguments that the answer's meaning rests on, and by which requests go before jobs."""
 RESERVED_AMATEUR: dict[str, Any] = {"enable_prefix_caching": False}
 """A cached prefix would leave scored rows uncomputed."""
 RESERVED_CPU_EXPERT: dict[str, Any] = {"enable_chunked_prefill": False}
@@ -38,6 +42,17 @@ class SettingsError(LightReasonerError):
     """A setting that is missing or wrong: names the file or flag and the key."""
 
 
+class Limits(BaseModel):
+    """What the service takes at most; beyond it a request is refused, never delayed without bound."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    body_bytes: int = Field(16 * 1024**2, ge=1024)
+    queued_trajectories: int = Field(4096, ge=1)  # of requests, accepted and not yet answered
+    open_jobs: int = Field(1000, ge=1)
+    job_problems: int = Field(1_000_000, ge=1)
+
+
 class ServerSettings(BaseModel):
     """server.yaml. `expert` and `amateur` are vLLM engine arguments, passed through as they are."""
 
@@ -47,6 +62,11 @@ class ServerSettings(BaseModel):
     amateur: EngineArguments = Field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    bucket: str | None = None  # where jobs live and write; without one there are none
+    api_key_file: Path | None = None
+    grace_seconds: float = Field(30.0, ge=0.0)  # for what is running when the server is told to stop
+    lease_seconds: float = Field(30.0, ge=1.0)  # without a beat for this long, a job's owner is taken for dead
+    limits: Limits = Field(default_factory=Limits)
 
     def arguments(self, role: Role) -> EngineArguments:
         return self.expert if role == "expert" else self.amateur
