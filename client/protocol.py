@@ -21,7 +21,7 @@ DEFAULT_TOP_K = 32
 MAX_PROBLEMS = 1024
 """Problems that one request may carry; the server expands each into n trajectories."""
 
-PASSING_ERRORS = frozenset({"engine_error", "no_scores", "internal_error"})
+PASSING_ERRORS = frozenset({"engine_error", "no_scores", "internal_error", "server_stopping"})
 """Types of error lines that say nothing of the problem: asked again, it may well succeed."""
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -130,6 +130,40 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str
     errors: list[dict[str, str]] = Field(default_factory=list, description="Field by field, where fields are at fault.")
+
+
+class PackedArray(BaseModel):
+    """An array with "encoding": "base64": row-major, little-endian."""
+
+    dtype: Literal["<i4", "<f4"]
+    shape: list[int]
+    data: str
+
+
+class TrajectoryLine(BaseModel):
+    """A line of the answer, for the documentation; `Trajectory` is the value that is read and written."""
+
+    problem_id: str
+    sample_index: int
+    prompt_token_ids: list[int] | PackedArray = Field(description="[P]")
+    token_ids: list[int] | PackedArray = Field(description="[T], the stop token included.")
+    top_ids: list[list[int]] | PackedArray = Field(description="[T, k], the expert's best first.")
+    expert_logprobs: list[list[float]] | PackedArray = Field(description="[T, k], natural, raw.")
+    amateur_logprobs: list[list[float | None]] | PackedArray = Field(description="[T, k]; null: unknown to it.")
+    finish_reason: FinishReason
+
+
+class FailureReason(BaseModel):
+    type: str
+    detail: str
+
+
+class FailureLine(BaseModel):
+    """A line of the answer for a trajectory that could not be had."""
+
+    problem_id: str
+    sample_index: int
+    error: FailureReason
 
 
 @dataclass(frozen=True)

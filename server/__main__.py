@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import sys
 from pathlib import Path
@@ -12,6 +11,9 @@ import typer
 
 from client.errors import LightReasonerError, missing_extra
 from server.settings import ServerSettings, SettingsError, load_settings
+
+STALLED_MILLISECONDS = 60_000
+"""A reader that takes nothing for this long loses its connection."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -30,15 +32,17 @@ def serve(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="server.yaml: sections expert: and amateur: of vLLM engine arguments; host, port."),
+        typer.Option(help="server.yaml: sections expert: and amateur: of vLLM engine arguments; host, port, limits: …"),
     ] = None,
 ) -> None:
     """Serve an expert and an amateur: POST problems to /v1/trajectories, get both models' view of every step.
 
     The models come from the flags or from expert.model and amateur.model in the configuration; a flag wins.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
     try:
+        from server import logs
+
+        logs.configure()
         settings = load_settings(
             config, expert=expert, amateur=amateur, host=host, port=port, bucket=bucket, api_key_file=api_key_file
         )
@@ -52,9 +56,12 @@ def serve(
 def run(settings: ServerSettings) -> None:
     """Check the pair, start it and serve. Returns when told to stop; raises LightReasonerError if it cannot."""
     from client.fingerprints import model_folder
+    from server import watchdog
+    from server.guard import Guard, load_keys
+    from server.logs import log
     from server.preflight import inspect_pair
 
-    log = logging.getLogger("lightreasoner.server")
+    keys = load_keys(settings)
     listener = listen(settings.host, settings.port)
     facts = inspect_pair(model_folder(settings.expert["model"]), model_folder(settings.amateur["model"]))
     log.info("expert %s, amateur %s", facts.expert.folder, facts.amateur.folder)
@@ -62,10 +69,9 @@ def run(settings: ServerSettings) -> None:
         listed = ", ".join(f"{entry.id} {entry.expert!r} / {entry.amateur!r}" for entry in facts.differences)
         log.info("added tokens that differ, unknown to the amateur (id expert / amateur): %s", listed)
 
-    import uvicorn
-
     from server.app import create_app
     from server.engines import Pair
+    from server.serving import DrainingServer
 
     failures: list[BaseException] = []
 
@@ -73,8 +79,11 @@ def run(settings: ServerSettings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    application = create_app(lambda stopping: Pair.start(settings, facts, stopping), stop)
-    server = uvicorn.Server(uvicorn.Config(application, log_level="warning", lifespan="on"))
+    _watchdog = watchdog.start()  # its pipe closes with this process
+    application = create_app(lambda stopping: Pair.start(settings, facts, stopping), stop, settings.limits)
+    service = application.state.service
+    guarded = Guard(application, keys, settings.limits.body_bytes, lambda: service.draining)
+    server = DrainingServer(guarded, lambda: service.drain(settings.grace_seconds))
     log.info("listening on http://%s:%d, ready when /ready says so", settings.host, listener.getsockname()[1])
     server.run(sockets=[listener])
     if failures:
@@ -85,6 +94,9 @@ def listen(host: str, port: int) -> socket.socket:
     """A bound socket, before any engine starts. Raises SettingsError where the address cannot be had."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit these: one whose peer is gone, or has not taken a byte for a while, is ended by the kernel.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MILLISECONDS)
     try:
         listener.bind((host, port))
         listener.listen()

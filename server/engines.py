@@ -39,12 +39,15 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from client.errors import LightReasonerError
 from client.protocol import Decoding, FinishReason, ModelCard, Problem, Trajectory
+from server import metrics
 from server.preflight import ModelFacts, PairFacts
 from server.scoring import scoring_params, scoring_passes
 from server.settings import Role, ServerSettings, SettingsError, cpu_cores, engine_arguments
 
 CPU_WORKER = "server.worker.ScoringWorker"
 WARM_UP_PROMPT, WARM_UP_TOKENS = 24, 8
+CHARACTERS_A_TOKEN = 64
+"""More than any text has on average."""
 INTERACTIVE, JOB = 0, 1
 """Priorities: a request goes ahead of job work wherever it must wait."""
 
@@ -81,10 +84,11 @@ class Engine:
 
     async def run(self, prompt_token_ids: list[int], params: SamplingParams, priority: int) -> RequestOutput:
         """Run one request to its end. Cancelling the call aborts the request in the engine."""
-        final, request_id = None, uuid.uuid4().hex
+        final, request_id, began = None, uuid.uuid4().hex, time.perf_counter()
         async for output in self.llm.generate(tokens_input(prompt_token_ids), params, request_id, priority=priority):
             final = output
         assert final is not None and final.finished
+        metrics.ENGINE_SECONDS.labels(self.role).observe(time.perf_counter() - began)
         return final
 
 
@@ -97,6 +101,7 @@ class Pair:
         self._end_tokens = _end_tokens(expert, self._tokenizer)
         self._native = native  # does vLLM itself score the expert's ids, or our worker?
         self._started_at = int(time.time())
+        self._renderer = ThreadPoolExecutor(1, "renderer")  # one: a tokenizer may not be used by two threads at once
 
     @classmethod
     def start(cls, settings: ServerSettings, facts: PairFacts, stopping: threading.Event) -> Pair:
@@ -133,12 +138,14 @@ class Pair:
         """The largest top_k that both engines answer for; never more than the expert's head has columns."""
         return min(self.expert.max_logprobs, self.amateur.max_logprobs, self.expert.facts.vocab_size)
 
+    def dead(self) -> dict[Role, str]:
+        """The engines that have died, each with what vLLM says of it."""
+        return {engine.role: str(engine.llm.dead_error) for engine in (self.expert, self.amateur) if engine.llm.errored}
+
     def failure(self) -> str | None:
         """Why the pair no longer works, or None while it does."""
-        for engine in (self.expert, self.amateur):
-            if engine.llm.errored:
-                return f"the {engine.role}'s engine died: {engine.llm.dead_error}"
-        return None
+        said = [f"the {role}'s engine died: {reason}" for role, reason in self.dead().items()]
+        return "; ".join(said) or None
 
     async def warm_up(self) -> None:
         """Run a few trajectories through both engines, so that first-use compilation is done."""
@@ -149,7 +156,7 @@ class Pair:
         decoding = Decoding(max_tokens=WARM_UP_TOKENS)
         known = known[:room]
         problems = [Problem(id=str(size), prompt_token_ids=known[:size]) for size in range(len(known), 0, -6)]
-        await asyncio.gather(*(self.trajectory(problem, 0, decoding, 1, None, {}) for problem in problems))
+        await asyncio.gather(*(self._trajectory(problem, 0, decoding, 1, None, {}, 0) for problem in problems))
 
     async def trajectory(
         self,
@@ -166,7 +173,31 @@ class Pair:
         Both engines start what has a smaller `priority` first, and what came first among equals.
         Raises TrajectoryError where this problem cannot be had; others are not disturbed.
         """
-        prompt = self._prompt(problem, system_prompt, chat_template_kwargs)
+        try:
+            trajectory = await self._trajectory(
+                problem, sample_index, decoding, top_k, system_prompt, chat_template_kwargs, priority
+            )
+        except TrajectoryError as error:
+            metrics.count_failure(error.type)
+            raise
+        except asyncio.CancelledError:
+            metrics.TRAJECTORIES.labels("cancelled").inc()
+            raise
+        metrics.count_trajectory(trajectory, self.expert.facts.vocab_size)
+        return trajectory
+
+    async def _trajectory(
+        self,
+        problem: Problem,
+        sample_index: int,
+        decoding: Decoding,
+        top_k: int,
+        system_prompt: str | None,
+        chat_template_kwargs: dict[str, Any],
+        priority: int,
+    ) -> Trajectory:
+        loop = asyncio.get_running_loop()
+        prompt = await loop.run_in_executor(self._renderer, self._prompt, problem, system_prompt, chat_template_kwargs)
         self._check_ids(prompt, problem.token_ids or [])
         self._check_context(len(prompt), len(problem.token_ids) if problem.token_ids else decoding.max_tokens)
         try:
@@ -214,8 +245,16 @@ class Pair:
                 "the expert has no chat template, so a question cannot be rendered: send prompt_token_ids,"
                 " or add chat_template.jinja to its folder",
             )
+        question = problem.question or ""
+        longest = CHARACTERS_A_TOKEN * self.expert.max_model_len
+        if len(question) > longest:  # its tokens are not even counted: that would keep everybody waiting
+            raise TrajectoryError(
+                "context_length_exceeded",
+                f"the question has {len(question)} characters; more than {longest} are taken to exceed the expert's"
+                f" context of {self.expert.max_model_len}",
+            )
         messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
-        messages.append({"role": "user", "content": problem.question or ""})
+        messages.append({"role": "user", "content": question})
         try:
             prompt = self._tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
@@ -327,6 +366,7 @@ def _start_engine(role: Role, arguments: dict[str, Any], cores: str | None) -> A
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise EngineStartError(f"the {role}'s engine did not start ({arguments['model']}): {reason}") from error
     finally:
+        metrics.ENGINES.adopt(role)
         if before is None:
             os.environ.pop("VLLM_CPU_OMP_THREADS_BIND", None)
 

@@ -101,7 +101,7 @@ def engine_arguments(settings: ServerSettings, role: Role, weights: dict[Role, i
     `weights`: bytes of each model's weights, by which a GPU's memory is shared out.
     """
     given = settings.arguments(role)
-    defaults: EngineArguments = {"max_logprobs": MAX_LOGPROBS, "disable_log_stats": True, "use_tqdm_on_load": False}
+    defaults: EngineArguments = {"max_logprobs": MAX_LOGPROBS, "use_tqdm_on_load": False}
     if on_cpu:
         defaults |= {"enforce_eager": True, "kv_cache_memory_bytes": _cpu_kv_cache()}
     elif "kv_cache_memory_bytes" not in given:

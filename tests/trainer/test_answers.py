@@ -23,6 +23,7 @@ def row(**fields):
         ({"answer": 0}, "0"),
         ({"answer": "2(x+y)"}, "2(x+y)"),
         ({"answer": "x^2(a+b)"}, "x^2(a+b)"),
+        ({"answer": "5(a)"}, "5(a)"),
     ],
 )
 def test_a_gold_answer_is_found_and_equals_itself(fields, gold):

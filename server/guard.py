@@ -1,0 +1,181 @@
+"""What every request passes before a route sees it: an id, the API key, the size of its body, whether we still accept.
+
+An ASGI layer, so that a body is neither read nor parsed before its sender is known and its size is within bounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from ipaddress import ip_address
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server import logs, metrics
+from server.problem_details import problem_response
+from server.settings import ServerSettings, SettingsError
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+"""Answered without a key: whether the service lives and serves, nothing of what it serves."""
+QUIET_PATHS = OPEN_PATHS | {"/metrics"}
+"""Asked every few seconds by machines, and not logged."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+KEYS_VARIABLE = "LIGHTREASONER_API_KEYS"
+BODY_SECONDS = 60.0
+"""A body must have arrived by then."""
+DISCARDED_BYTES = 64 * 1024**2
+"""Of a body that is refused, this much is still read, so that its sender gets to see the answer."""
+
+access = logging.getLogger("lightreasoner.access")
+
+
+class ApiKeys:
+    """The keys that may call. Compared in constant time, never logged or shown."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def allow(self, authorization: str) -> bool:
+        """Whether an Authorization header carries one of the keys."""
+        scheme, _, given = authorization.partition(" ")
+        digest = hashlib.sha256(given.strip().encode()).digest()
+        matches = [hmac.compare_digest(digest, mine) for mine in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def load_keys(settings: ServerSettings) -> ApiKeys:
+    """The keys from file and environment. Raises SettingsError where one is needed and there is none."""
+    keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
+    if settings.api_key_file:
+        try:
+            lines = settings.api_key_file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"api_key_file {settings.api_key_file} cannot be read: {error}") from None
+        listed = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not listed:
+            raise SettingsError(f"api_key_file {settings.api_key_file} holds no key; write one a line")
+        keys += listed
+    if any(not key.isascii() or len(key.split()) != 1 for key in keys):
+        raise SettingsError("an API key may hold neither spaces nor letters beyond ASCII: a header must carry it")
+    if not keys and not _is_loopback(settings.host):
+        raise SettingsError(
+            f"--host {settings.host} can be reached from other machines, so an API key is needed: give --api-key-file"
+            f" FILE (one key a line) or set {KEYS_VARIABLE}; 'openssl rand -hex 32' makes one"
+        )
+    return ApiKeys(keys)
+
+
+class Guard:
+    """Wraps the application. `draining` says whether new work is refused because the server is about to stop."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, body_bytes: int, draining: Callable[[], bool]) -> None:
+        self._app, self._keys, self._body_bytes, self._draining = app, keys, body_bytes, draining
+        self._too_large = f"a body may have at most {body_bytes:,} bytes; send fewer problems a request"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status, headers = time.perf_counter(), 500, Headers(scope=scope)
+        request_id = headers.get("x-request-id", "")
+        if not (request_id.isascii() and request_id.isprintable() and 0 < len(request_id) <= 128):
+            request_id = secrets.token_hex(8)
+        logs.request_id.set(request_id)
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            if refusal := self._refusal(scope, headers):
+                await _discard(receive)
+                await refusal(scope, receive, sending)
+            else:
+                await self._app(scope, self._bounded(receive), sending)
+        except asyncio.CancelledError:
+            status = 499  # as nginx has it: the client went away
+            raise
+        finally:
+            self._record(scope, status, time.perf_counter() - began)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        """The answer to a request that no route shall see."""
+        path = scope["path"]
+        if self._keys and path not in OPEN_PATHS and not self._keys.allow(headers.get("authorization", "")):
+            said = "an API key is needed, as 'Authorization: Bearer KEY'"
+            return problem_response(401, said, {"WWW-Authenticate": "Bearer"})
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self._body_bytes:
+            return problem_response(413, self._too_large)
+        if scope["method"] == "POST" and self._draining():
+            return problem_response(503, "the server is stopping; ask another", {"Retry-After": "5"})
+        return None
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """`receive` that refuses a body which grows beyond the bound or does not come."""
+        seen, deadline, whole = 0, time.monotonic() + BODY_SECONDS, False
+
+        async def receiving() -> Message:
+            nonlocal seen, whole
+            if whole:  # what is left to come is the client's leaving, whenever that is
+                return await receive()
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
+            seen += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if seen > self._body_bytes:
+                await _discard(receive)
+                raise HTTPException(413, self._too_large)
+            return message
+
+        return receiving
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get("route")
+        # Labels are of a known few: the route's pattern, not the path, and no method that a stranger made up.
+        path = getattr(route, "path", "unknown")
+        method = scope["method"] if scope["method"] in METHODS else "unknown"
+        metrics.HTTP_REQUESTS.labels(method, path, status).inc()
+        metrics.HTTP_SECONDS.labels(method, path).observe(seconds)
+        if scope["path"] not in QUIET_PATHS:
+            extra = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": round(seconds, 4)}
+            access.info("%s %s %d %.2f s", scope["method"], scope["path"], status, seconds, extra=extra)
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on, within bounds: a sender that is cut off while it sends never sees why."""
+    seen = 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while seen < DISCARDED_BYTES:
+                message = await receive()
+                seen += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

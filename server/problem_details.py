@@ -1,0 +1,62 @@
+"""Request errors as RFC 9457 documents: how they are made, and how the routes' documentation names them."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from client.protocol import ProblemDetails
+
+MEDIA_TYPE = "application/problem+json"
+Responses = dict[int | str, dict[str, Any]]
+
+
+def documented(*statuses: int) -> Responses:
+    """What a route's documentation says of errors it may answer with."""
+    schema = {"schema": {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: schema}} for status in statuses}
+
+
+def problem_response(
+    status: int, detail: str, headers: dict[str, str] | None = None, errors: list[dict[str, str]] | None = None
+) -> JSONResponse:
+    """The answer to a request that is refused."""
+    body = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors or [])
+    return JSONResponse(body.model_dump(), status, headers, media_type=MEDIA_TYPE)
+
+
+def invalid(field: str, message: str) -> RequestValidationError:
+    """A field of the body that no schema can check."""
+    return RequestValidationError([{"loc": ("body", field), "msg": message, "type": "value_error"}])
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Make every error of this application a problem document."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
+        said = [(_field(entry["loc"]), entry["msg"].removeprefix("Value error, ")) for entry in error.errors()]
+        errors = [{"field": field, "detail": message} for field, message in said]
+        detail = "; ".join(f"{entry['field']}: {entry['detail']}" for entry in errors[:5])
+        return problem_response(422, detail, errors=errors)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return problem_response(error.status_code, error.detail, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> JSONResponse:
+        return problem_response(500, f"an error of the server's own: {type(error).__name__}; its log has the rest")
+
+
+def _field(location: tuple[Any, ...] | list[Any]) -> str:
+    """'problems[0].question' from pydantic's ('body', 'problems', 0, 'question')."""
+    path = ""
+    for part in location[1:]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path or str(location[0])

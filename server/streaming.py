@@ -1,0 +1,130 @@
+"""The answer to POST /v1/trajectories: lines as trajectories complete, and what becomes of them when nobody reads.
+
+The queue counts what requests have been promised and not yet been sent. A request has at most `WINDOW` trajectories
+at work or waiting to be read, so that one that is not read soon stops costing anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from client.protocol import Encoding, Failure, Problem, Trajectory
+from server import metrics
+from server.engines import TrajectoryError
+
+log = logging.getLogger("lightreasoner.server")
+
+HEARTBEAT_SECONDS = 10.0
+"""A blank line after this long without another, so that no proxy takes a long trajectory for a dead server."""
+WINDOW = 256
+RETRY_SECONDS = 2
+NDJSON = "application/x-ndjson"
+
+Answer = Callable[[Problem, int], Awaitable[Trajectory]]
+
+
+class RequestQueue:
+    """Trajectories of requests, accepted and not yet sent: bounded, and emptied when the server stops."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.depth = most, 0
+        self.expired = False  # the server has stopped waiting for what is still at work
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._empty = asyncio.Event()
+        self._change(0)
+
+    def enter(self, count: int) -> None:
+        """Accept `count` trajectories; answers 429 where there is no room for them now."""
+        if self.depth + count > self.most:
+            raise HTTPException(
+                429,
+                f"{self.depth} trajectories are queued and {count} more would exceed the bound of {self.most}",
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            )
+        self._change(count)
+
+    def leave(self, count: int) -> None:
+        """Sent, or given up."""
+        self._change(-count)
+
+    def work(self, line: Awaitable[None]) -> asyncio.Task[None]:
+        """A task that `expire` reaches."""
+        task = asyncio.ensure_future(line)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def drained(self) -> None:
+        """Return when nothing is queued."""
+        await self._empty.wait()
+
+    def expire(self) -> None:
+        """Give up what is still at work: each gets an error line that says so."""
+        self.expired = True
+        for task in self._tasks:
+            task.cancel()
+
+    def _change(self, by: int) -> None:
+        self.depth += by
+        metrics.QUEUE_DEPTH.set(self.depth)
+        (self._empty.clear if self.depth else self._empty.set)()
+
+
+class TrajectoryStream(StreamingResponse):
+    """Trajectories of all problems, n of each, as NDJSON. The queue must have let them in."""
+
+    def __init__(
+        self, problems: list[Problem], n: int, encoding: Encoding, answer: Answer, queue: RequestQueue
+    ) -> None:
+        self._answer, self._encoding, self._queue = answer, encoding, queue
+        self._unsent = len(problems) * n
+        self._window = asyncio.Semaphore(WINDOW)
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
+        self._generator = self._generate([(problem, index) for problem in problems for index in range(n)])
+        super().__init__(self._generator, media_type=NDJSON)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._generator.aclose()
+            self._queue.leave(self._unsent)
+
+    async def _generate(self, wanted: list[tuple[Problem, int]]) -> AsyncGenerator[bytes, None]:
+        """The lines. Closed early, as by a client that goes away, it cancels what is at work in the engines."""
+        tasks = [self._queue.work(self._line(problem, index)) for problem, index in wanted]
+        try:
+            while self._unsent:
+                try:
+                    line = await asyncio.wait_for(self._lines.get(), HEARTBEAT_SECONDS)
+                except TimeoutError:
+                    yield b"\n"
+                    continue
+                yield line
+                self._unsent -= 1
+                self._queue.leave(1)
+                self._window.release()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _line(self, problem: Problem, index: int) -> None:
+        try:
+            await self._window.acquire()
+            line = (await self._answer(problem, index)).to_line(self._encoding)
+        except TrajectoryError as error:
+            line = Failure(problem.id, index, error.type, error.detail).to_line()
+        except asyncio.CancelledError:
+            if not self._queue.expired:
+                raise
+            line = Failure(problem.id, index, "server_stopping", "the server stopped; ask again, or another").to_line()
+        except Exception as error:  # one problem must never take its neighbours with it
+            log.exception("problem %r failed", problem.id)
+            line = Failure(problem.id, index, "internal_error", f"{type(error).__name__}: {error}").to_line()
+        self._lines.put_nowait(line)
