@@ -46,14 +46,14 @@ class Service:
         self.stage = "starting the engines"
         self.draining = False
         self.queue = RequestQueue(limits.queued_trajectories)
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
 
     async def start(self, start_pair: Callable[[threading.Event], Pair]) -> None:
         """Start and warm up the pair; the service is ready afterwards, unless it was told to stop meanwhile."""
-        pair = await asyncio.to_thread(start_pair, self._stopping)
+        pair = await asyncio.to_thread(start_pair, self.stopping)
         self.stage = "warming up"
         try:
-            if not self._stopping.is_set():
+            if not self.stopping.is_set():
                 await pair.warm_up()
                 self.pair = pair
                 cards = pair.card(pair.expert), pair.card(pair.amateur)
@@ -74,7 +74,7 @@ class Service:
 
     async def stop(self, starting: asyncio.Task[None]) -> None:
         """Stop the engines, also those that are still starting: a thread that starts them cannot be cancelled."""
-        self._stopping.set()
+        self.stopping.set()
         with contextlib.suppress(Exception):
             await starting
         if self.pair:
@@ -109,7 +109,7 @@ def create_app(
         watching = asyncio.create_task(metrics.watch_loop())
 
         def finished(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()):
+            if not (task.cancelled() or service.stopping.is_set()) and (error := task.exception()):
                 service.stage = str(error)
                 on_failure(error)
 

@@ -142,7 +142,8 @@ class Guard:
             seen += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if seen > self._body_bytes:
-                await _discard(receive)
+                if not whole:
+                    await _discard(receive)
                 raise HTTPException(413, self._too_large)
             return message
 

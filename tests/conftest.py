@@ -30,3 +30,10 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no benchmark problems at {SHARED_DATA}: this clone stands alone")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def smollm2_server(smollm2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The SmolLM2 pair in float32, with room for long trajectories."""
+    with running_server(*smollm2, tmp_path_factory.mktemp("smollm2-server"), max_model_len=2304) as server:
+        yield server

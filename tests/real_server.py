@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "deploy" / "demo"
@@ -34,6 +35,13 @@ class RunningServer:
     expert: Path
     amateur: Path
     log: Path
+    process: subprocess.Popen[bytes]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples whose labels are these."""
+        families = text_string_to_metric_families(httpx.get(f"{self.url}/metrics", timeout=30).text)
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 def free_port() -> int:
@@ -50,11 +58,16 @@ def running_server(
     dtype: str = "float32",
     max_model_len: int | None = None,
     amateur_arguments: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> Iterator[RunningServer]:
-    """Start a server through its public command, with a server.yaml, and wait until it is ready."""
+    """Start a server through its public command, with a server.yaml, and wait until it is ready.
+
+    `settings`: more of server.yaml, beside the engines' sections.
+    """
     port, log, config = free_port(), folder / "server.log", folder / "server.yaml"
     engine = {"dtype": dtype} | ({"max_model_len": max_model_len} if max_model_len else {})
-    config.write_text(json.dumps({"expert": engine, "amateur": engine | (amateur_arguments or {})}))  # JSON is YAML
+    sections = {"expert": engine, "amateur": engine | (amateur_arguments or {}), **settings}
+    config.write_text(json.dumps(sections))  # JSON is YAML
     command = [sys.executable, "-m", "server", "--config", config, "--port", port]
     command += ["--expert", expert, "--amateur", amateur]
     with log.open("w") as output:
@@ -68,7 +81,7 @@ def running_server(
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the server did not become ready:\n{log.read_text(errors='replace')[-4000:]}")
             time.sleep(0.5)
-        yield RunningServer(url, expert, amateur, log)
+        yield RunningServer(url, expert, amateur, log, process)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

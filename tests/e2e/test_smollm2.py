@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 from oracle import Oracle, disagreement
-from real_server import command, running_server
+from real_server import command
 
 from client.contrast import kl_lower_bound
 from client.run import Run
 
 
 @pytest.fixture(scope="module")
-def sampled(smollm2, tmp_path_factory):
+def sampled(smollm2_server, tmp_path_factory):
     """A RUN of 12 GSM8K problems."""
     from real_server import SHARED_DATA
 
@@ -18,10 +18,8 @@ def sampled(smollm2, tmp_path_factory):
     if not problems.is_file():
         pytest.skip(f"no benchmark problems at {problems}: this clone stands alone")
     folder = tmp_path_factory.mktemp("smollm2")
-    with running_server(*smollm2, folder, max_model_len=512) as server:
-        said = command(
-            "client", "sample", problems, folder / "run", "--server", server.url, "--limit", 12, "--max-tokens", 48
-        )
+    words = ["--server", smollm2_server.url, "--limit", 12, "--max-tokens", 48]
+    said = command("client", "sample", problems, folder / "run", *words)
     assert said.returncode == 0, said.stderr
     return Run(str(folder / "run"))
 

@@ -1,17 +1,27 @@
-"""A server that is told to stop leaves no process behind, whenever that is."""
+"""How a server ends: told to, killed, or with a dead engine. Nothing is left behind, and nobody waits in vain."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
-from real_server import DEMO, ROOT, free_port
+import httpx
+from real_server import DEMO, ROOT, free_port, running_server
+from word_problems import rows
+
+from client.protocol import parse_line
+from server import watchdog
+
+GRACE_SECONDS = 3
+LONG = {"max_tokens": 200, "top_k": 8, "temperature": 2.0, "seed": 1}
 
 
 def processes_of(session):
-    """Processes in a session, from /proc: (pid, command)."""
+    """Processes in a session that are no zombies."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -23,7 +33,46 @@ def processes_of(session):
     return found
 
 
-def test_sigterm_while_the_engines_start_leaves_no_process(tmp_path):
+def mark_of(server):
+    """The mark that a server's engine processes carry."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    entries = [entry for pid in children for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")]
+    return next(entry for entry in entries if entry.startswith(watchdog.MARK))
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return met
+
+
+class Asking(threading.Thread):
+    """A request in the background: its lines, as they come."""
+
+    def __init__(self, server, problems, **fields):
+        super().__init__()
+        self.lines, self._server, self._body = [], server, {"problems": problems, **fields}
+        self.start()
+
+    def run(self):
+        with httpx.stream("POST", f"{self._server.url}/v1/trajectories", json=self._body, timeout=120) as response:
+            assert response.status_code == 200
+            for line in response.iter_lines():
+                if line.strip():
+                    self.lines.append(json.loads(line))
+
+    def all(self):
+        self.join(120)
+        assert not self.is_alive()
+        return self.lines
+
+
+def problems(count):
+    return [{"id": row["id"], "question": row["question"]} for row in rows("dev", count)]
+
+
+def test_sigterm_while_the_engines_start_ends_well_and_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "server", "--expert", DEMO / "expert", "--amateur", DEMO / "amateur"]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
@@ -34,10 +83,67 @@ def test_sigterm_while_the_engines_start_leaves_no_process(tmp_path):
         assert server.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     server.send_signal(signal.SIGTERM)
-    server.wait(120)
-    deadline = time.monotonic() + 15
-    while (left := processes_of(server.pid)) and time.monotonic() < deadline:
-        time.sleep(0.5)
+    assert server.wait(120) == 0, (tmp_path / "log").read_text()[-3000:]
+    wait_until(lambda: not processes_of(server.pid), 15)
+    left = processes_of(server.pid)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
+
+
+def test_sigterm_lets_what_is_running_finish_within_the_grace_period_and_tells_the_rest(tmp_path):
+    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path, grace_seconds=GRACE_SECONDS) as server:
+        mark = mark_of(server)
+        short = Asking(server, problems(4), max_tokens=40)
+        long = Asking(server, problems(300), n=8, **LONG)
+        assert wait_until(lambda: server.metric("lightreasoner_queue_depth") > 2000, 30)
+        with httpx.Client(base_url=server.url, timeout=30) as http:
+            server.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert wait_until(lambda: "stopping" in http.get("/ready").text, 2)
+            assert http.post("/v1/trajectories", json={"problems": problems(1)}).status_code == 503
+        assert server.process.wait(60) == 0
+        assert time.monotonic() - began > GRACE_SECONDS
+        assert [line.get("error") for line in short.all()] == [None] * 4
+        lines = long.all()
+        errors = [line["error"]["type"] for line in lines if "error" in line]
+        assert len(lines) == 2400 and 0 < len(errors) < 2400 and set(errors) == {"server_stopping"}
+        assert wait_until(lambda: not watchdog.marked(mark), 5)
+
+
+def test_a_dead_engine_is_told_of_and_a_dead_server_takes_its_engines_with_it(tmp_path):
+    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path) as server:
+        mark = mark_of(server)
+        engines = watchdog.marked(mark)
+        assert len(engines) >= 4  # two engines, each with its worker
+        asking = Asking(server, problems(200), n=8, **LONG)
+        assert wait_until(lambda: len(asking.lines) > 0, 60)
+        amateur = max(pid for pid in engines if b"VLLM::Worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(amateur, signal.SIGKILL)
+        errors = [line["error"] for line in asking.all() if "error" in line]
+        assert errors and {error["type"] for error in errors} == {"engine_error"}
+        assert all("the amateur's engine died" in error["detail"] for error in errors)
+        for path in ("/health", "/ready"):
+            answer = httpx.get(f"{server.url}{path}")
+            assert answer.status_code == 503 and "the amateur's engine died" in answer.json()["detail"]
+        assert httpx.post(f"{server.url}/v1/trajectories", json={"problems": problems(1)}).status_code == 503
+        assert server.metric("lightreasoner_engine_up", role="amateur") == 0
+        assert server.metric("lightreasoner_engine_up", role="expert") == 1
+        assert server.metric("lightreasoner_errors_total", type="engine_error") == len(errors)
+        assert watchdog.marked(mark)  # the expert's live on
+
+        server.process.kill()
+        assert wait_until(lambda: not watchdog.marked(mark), 5)
+
+
+def test_metrics_of_both_engines_are_told_apart(demo_server):
+    before = {role: demo_server.metric("vllm:prompt_tokens_total", role=role) for role in ("expert", "amateur")}
+    steps = demo_server.metric("lightreasoner_steps_total")
+    answer = httpx.post(f"{demo_server.url}/v1/trajectories", json={"problems": problems(8), "max_tokens": 40})
+    found = [parse_line(line) for line in answer.iter_lines()]
+    prompt, tokens = sum(len(line.prompt_token_ids) for line in found), sum(len(line.token_ids) for line in found)
+    after = {role: demo_server.metric("vllm:prompt_tokens_total", role=role) for role in ("expert", "amateur")}
+    assert after["expert"] - before["expert"] == prompt
+    assert after["amateur"] - before["amateur"] == prompt + tokens
+    assert demo_server.metric("lightreasoner_steps_total") - steps == tokens
+    assert demo_server.metric("lightreasoner_event_loop_lag_seconds_count") > 0

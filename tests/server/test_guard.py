@@ -1,0 +1,194 @@
+"""Who may ask, how much, and what a refusal looks like: over real HTTP, with a pair that is still starting."""
+
+import json
+import logging
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from real_server import command
+
+from server import guard, logs
+from server.app import create_app
+from server.guard import ApiKeys, Guard, load_keys
+from server.serving import DrainingServer
+from server.settings import Limits, ServerSettings, SettingsError
+
+BODY_BYTES = 50_000
+
+
+@contextmanager
+def serving(keys=()):
+    """The application behind its guard, on a free port; its engines never come up, which needs no engine."""
+
+    def start_pair(stopping):
+        stopping.wait()
+        raise RuntimeError("told to stop")
+
+    application = create_app(start_pair, lambda error: None, Limits(body_bytes=BODY_BYTES))
+    service = application.state.service
+    guarded = Guard(application, ApiKeys(list(keys)), BODY_BYTES, lambda: service.draining)
+    server = DrainingServer(guarded, lambda: service.drain(1.0))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as client:
+            client.service = service
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def locked():
+    with serving(["first-key", "second-key"]) as client:
+        yield client
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/metrics", "/version", "/v1/models", "/v1/tokenizer", "/docs", "/openapi.json", "/x"]
+)
+@pytest.mark.parametrize(
+    "headers", [{}, bearer("wrong"), bearer("first-key2"), {"Authorization": "first-key"},
+                {"Authorization": "Basic first-key"}, {"X-Api-Key": "first-key"}, bearer("first-key,second-key")]
+)  # fmt: skip
+def test_without_one_of_the_keys_nothing_is_told(locked, path, headers):
+    answer = locked.get(path, headers=headers)
+    assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["content-type"] == "application/problem+json" and answer.json()["status"] == 401
+
+
+@pytest.mark.parametrize("headers", [bearer("first-key"), bearer("second-key"), {"authorization": "bearer first-key"}])
+def test_each_key_opens(locked, headers):
+    assert locked.get("/version", headers=headers).status_code == 200
+    assert locked.get("/v1/models", headers=headers).status_code == 503  # known now, and not ready
+
+
+def test_without_a_key_a_probe_learns_only_whether_the_service_lives_and_serves(locked):
+    assert locked.get("/health").json() == {"status": "ok"}
+    answer = locked.get("/ready")
+    assert answer.status_code == 503 and answer.json()["detail"] == "not ready: starting the engines"
+
+
+def test_a_body_beyond_the_bound_is_refused_however_it_is_sent(locked):
+    body = b" " * (BODY_BYTES + 1)
+    for content in (body, iter([body[:30_000], body[30_000:]])):  # with a length, and in chunks
+        answer = locked.post("/v1/trajectories", content=content, headers=bearer("first-key"))
+        assert answer.status_code == 413 and "50,000 bytes" in answer.json()["detail"]
+    assert locked.post("/v1/trajectories", content=body[1:], headers=bearer("first-key")).status_code in (400, 422, 503)
+
+
+def test_a_large_body_is_not_read_before_its_sender_is_known(locked):
+    answer = locked.post("/v1/trajectories", content=b" " * 20_000_000)
+    assert answer.status_code == 401
+
+
+def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.5)
+    with serving() as client, socket.create_connection((client.base_url.host, client.base_url.port)) as stranger:
+        head = "POST /v1/trajectories HTTP/1.1", "Host: x", "Content-Type: application/json", "Content-Length: 100"
+        stranger.sendall(("\r\n".join(head) + "\r\n\r\n{").encode())
+        stranger.settimeout(10)
+        assert b"408 Request Timeout" in stranger.recv(1000)
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 40_000, b'{"a":' * 8_000, b"\xff\xfe", b"", b"null", b"NaN", b'{"problems": {}}']
+)
+def test_a_body_that_is_no_request_is_refused_and_never_an_error_of_the_servers(locked, body):
+    headers = bearer("first-key") | {"content-type": "application/json"}
+    answer = locked.post("/v1/trajectories", content=body, headers=headers)
+    assert answer.status_code in (400, 422, 503) and answer.json()["title"]
+
+
+def test_a_server_that_is_about_to_stop_takes_no_new_work_and_says_so():
+    with serving() as client:
+        client.service.draining = True
+        answer = client.post("/v1/trajectories", json={"problems": [{"id": "a", "question": "q"}]})
+        assert answer.status_code == 503 and answer.headers["retry-after"] and "stopping" in answer.json()["detail"]
+        assert "stopping" in client.get("/ready").json()["detail"]
+        assert client.get("/health").status_code == 200
+
+
+def test_every_answer_carries_a_request_id_the_clients_own_where_it_may_be_logged(locked):
+    assert len(locked.get("/health").headers["x-request-id"]) == 16
+    assert locked.get("/x").headers["x-request-id"] != locked.get("/x").headers["x-request-id"]
+    assert locked.get("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert locked.get("/health", headers={"x-request-id": "x" * 500}).headers["x-request-id"] != "x" * 500
+
+
+def test_requests_are_logged_with_their_id_and_keys_never_are(locked, caplog):
+    caplog.handler.addFilter(logs.AboutFilter())
+    with caplog.at_level(logging.INFO, "lightreasoner"):
+        locked.get("/version", headers=bearer("first-key") | {"x-request-id": "seen-1"})
+        locked.get("/version", headers=bearer("a-wrong-secret"))
+        locked.get("/health")
+    (seen,) = [record for record in caplog.records if getattr(record, "request_id", "") == "seen-1"]
+    assert (seen.method, seen.path, seen.status) == ("GET", "/version", 200) and seen.seconds >= 0
+    line = json.loads(logs.json_formatter().format(seen))
+    assert line["request_id"] == "seen-1" and line["level"] == "INFO" and line["message"].startswith("GET /version 200")
+    assert not any(
+        "first-key" in str(vars(record)) or "a-wrong-secret" in str(vars(record)) for record in caplog.records
+    )
+    assert not any(getattr(record, "path", "") == "/health" for record in caplog.records)
+
+
+def test_unknown_paths_and_methods_share_one_label(locked):
+    for index in range(5):
+        locked.request("BREW", f"/nowhere/{index}", headers=bearer("first-key"))
+        locked.get(f"/nowhere/{index}", headers=bearer("first-key"))
+    said = locked.get("/metrics", headers=bearer("first-key")).text
+    assert 'path="unknown"' in said and "nowhere" not in said and "BREW" not in said
+
+
+def test_keys_come_from_file_and_environment(tmp_path, monkeypatch):
+    file = tmp_path / "keys"
+    file.write_text("# of the team\nfrom-file\n\n  padded  \n")
+    monkeypatch.setenv(guard.KEYS_VARIABLE, "from-env, second-env")
+    keys = load_keys(ServerSettings(api_key_file=file))
+    assert all(keys.allow(f"Bearer {key}") for key in ("from-file", "padded", "from-env", "second-env"))
+    assert not keys.allow("Bearer # of the team") and not keys.allow("Bearer ")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
+def test_beyond_loopback_a_key_is_needed(host, monkeypatch):
+    monkeypatch.delenv(guard.KEYS_VARIABLE, raising=False)
+    with pytest.raises(SettingsError, match="API key is needed"):
+        load_keys(ServerSettings(host=host))
+    monkeypatch.setenv(guard.KEYS_VARIABLE, "key")
+    assert load_keys(ServerSettings(host=host))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_on_loopback_none_is(host, monkeypatch):
+    monkeypatch.delenv(guard.KEYS_VARIABLE, raising=False)
+    assert not load_keys(ServerSettings(host=host))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("", "holds no key"), ("two words\n", "neither spaces"), (None, "cannot")]
+)
+def test_a_key_file_that_will_not_do_is_named(tmp_path, content, said):
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SettingsError, match=said):
+        load_keys(ServerSettings(api_key_file=file))
+
+
+def test_the_command_refuses_to_listen_to_strangers_without_a_key():
+    words = ["--expert", "deploy/demo/expert", "--amateur", "deploy/demo/amateur", "--host", "0.0.0.0", "--port", "0"]
+    began = time.monotonic()
+    said = command("server", *words)
+    assert said.returncode == 1 and "--api-key-file" in said.stderr and "Traceback" not in said.stderr
+    assert time.monotonic() - began < 60
