@@ -7,6 +7,7 @@ it, while the expert goes on with others, so the two overlap. Nothing here knows
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,7 +15,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,13 +37,14 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from client.errors import LightReasonerError
 from client.protocol import Decoding, FinishReason, ModelCard, Problem, Trajectory
 from server import metrics
 from server.preflight import ModelFacts, PairFacts
 from server.scoring import scoring_params, scoring_passes
-from server.settings import Role, ServerSettings, SettingsError, cpu_cores, engine_arguments
+from server.settings import Role, ServerSettings, SettingsError, cpu_cores, cpu_threads, engine_arguments
 
 CPU_WORKER = "server.worker.ScoringWorker"
 WARM_UP_PROMPT, WARM_UP_TOKENS = 24, 8
@@ -110,6 +112,7 @@ class Pair:
         Raises EngineStartError or SettingsError.
         """
         on_cpu = current_platform.is_cpu()
+        bind = on_cpu and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
         weights: dict[Role, int] = {"expert": facts.expert.weight_bytes, "amateur": facts.amateur.weight_bytes}
         cores = cpu_cores(sorted(os.sched_getaffinity(0)))
         engines: dict[Role, Engine] = {}
@@ -121,7 +124,11 @@ class Pair:
                 arguments = engine_arguments(settings, role, weights, on_cpu) | {"model": str(model.folder)}
                 if on_cpu and role == "amateur":
                     arguments["worker_cls"] = CPU_WORKER
-                engines[role] = Engine(role, model, _start_engine(role, arguments, cores[role] if on_cpu else None))
+                # vLLM's CPU build gives an engine's worker a process of its own in order to bind its threads. They are
+                # bound here, so one process does: it starts sooner, and no step waits for another process.
+                if bind and arguments.get("tensor_parallel_size", 1) == 1:
+                    arguments.setdefault("distributed_executor_backend", UniProcExecutor)
+                engines[role] = Engine(role, model, _start_engine(role, arguments, cores[role] if bind else None))
             if not on_cpu and not engines["amateur"].llm.vllm_config.use_v2_model_runner:
                 raise EngineStartError(
                     "on a GPU the amateur needs vLLM's V2 model runner, and vLLM chose V1: unset"
@@ -357,18 +364,26 @@ def _start_engine(role: Role, arguments: dict[str, Any], cores: str | None) -> A
     for name in arguments:
         if name not in fields:
             raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
-    before = os.environ.get("VLLM_CPU_OMP_THREADS_BIND")
-    if cores and before is None:  # read by the engine's child process; one value would put both on one core
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
     try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        with _environment(cpu_threads(cores) if cores else {}):  # read by the engine's process as it starts
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise EngineStartError(f"the {role}'s engine did not start ({arguments['model']}): {reason}") from error
     finally:
         metrics.ENGINES.adopt(role)
-        if before is None:
-            os.environ.pop("VLLM_CPU_OMP_THREADS_BIND", None)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _top_k(flat: Any, k: int, first_row: int = 0) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:

@@ -124,7 +124,7 @@ def gpu_share(weights: int, weights_of_both: int) -> float:
 
 
 def cpu_cores(cores: list[int]) -> dict[Role, str]:
-    """Which cores each engine is bound to, as VLLM_CPU_OMP_THREADS_BIND wants them.
+    """Which cores each engine is bound to, separated by commas.
 
     The expert, which generates token by token, gets two thirds; the amateur only reads. A single core is shared.
     """
@@ -133,6 +133,16 @@ def cpu_cores(cores: list[int]) -> dict[Role, str]:
         return {"expert": both, "amateur": both}
     cut = len(cores) - max(1, len(cores) // 3)
     return {"expert": ",".join(map(str, cores[:cut])), "amateur": ",".join(map(str, cores[cut:]))}
+
+
+def cpu_threads(cores: str) -> dict[str, str]:
+    """Environment variables that bind an engine's threads to cores, for each OpenMP that torch may use."""
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": cores,
+        "OMP_NUM_THREADS": str(cores.count(",") + 1),
+        "GOMP_CPU_AFFINITY": cores.replace(",", " "),
+        "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{cores}]",
+    }
 
 
 def _cpu_kv_cache() -> int:

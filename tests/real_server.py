@@ -57,6 +57,7 @@ def running_server(
     folder: Path,
     dtype: str = "float32",
     max_model_len: int | None = None,
+    expert_arguments: dict[str, Any] | None = None,
     amateur_arguments: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[RunningServer]:
@@ -66,7 +67,7 @@ def running_server(
     """
     port, log, config = free_port(), folder / "server.log", folder / "server.yaml"
     engine = {"dtype": dtype} | ({"max_model_len": max_model_len} if max_model_len else {})
-    sections = {"expert": engine, "amateur": engine | (amateur_arguments or {}), **settings}
+    sections = {"expert": engine | (expert_arguments or {}), "amateur": engine | (amateur_arguments or {}), **settings}
     config.write_text(json.dumps(sections))  # JSON is YAML
     command = [sys.executable, "-m", "server", "--config", config, "--port", port]
     command += ["--expert", expert, "--amateur", amateur]
