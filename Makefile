@@ -18,10 +18,11 @@ demo: setup ## problems in, a fine-tuned expert out: server, client and trainer 
 test: setup ## the whole test suite, on real engines
 	$(BIN)/python -m pytest
 
-check: setup ## lint, format and types
+check: setup ## lint, format and types, of deploy/ too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	deploy/check.sh
 
 clean: ## remove what the other targets made
 	rm -rf .venv .cache demo-output build dist *.egg-info

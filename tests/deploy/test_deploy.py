@@ -1,0 +1,165 @@
+"""What deploy/ says must be true of the programs: flags, metrics, queries, settings. `make check` lints the rest."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from real_server import command
+
+from server.settings import Limits, load_settings
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+DOCKER, MONITORING, SLURM = DEPLOY / "docker", DEPLOY / "monitoring", DEPLOY / "slurm"
+METRICS = DEPLOY.parent / "server" / "metrics.py"
+COMMANDS = [("server",), ("client", "sample"), ("trainer", "train"), ("trainer", "merge"), ("trainer", "evaluate")]
+IMAGES = {"lightreasoner-server": "server.Dockerfile", "lightreasoner-trainer": "trainer.Dockerfile"}
+
+
+def queries() -> Iterator[str]:
+    """Every PromQL expression of the dashboard, with values for Grafana's variables."""
+    dashboard = json.loads((MONITORING / "grafana-dashboard.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            yield target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["query"]["query"].removeprefix("label_values(").rpartition(",")[0]
+
+
+def alerts() -> list[dict[str, Any]]:
+    return yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+
+
+def test_every_query_of_the_dashboard_parses(tmp_path: Path) -> None:
+    if not (promtool := shutil.which("promtool")):
+        pytest.skip("no promtool: apt-get install prometheus")
+    expressions = list(queries())
+    assert len(expressions) > 20
+    rules = [{"record": f"query:{number}", "expr": expression} for number, expression in enumerate(expressions)]
+    file = tmp_path / "queries.yml"
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))  # JSON is YAML
+    checked = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_panels_follow_the_chosen_data_source_and_server_and_do_not_overlap() -> None:
+    panels = json.loads((MONITORING / "grafana-dashboard.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = [
+        (panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y)
+        for panel in panels
+        for x in range(panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["h"])
+    ]
+    assert len(set(taken)) == len(taken) and max(x for x, _ in taken) < 24
+    for panel in panels:
+        for target in panel.get("targets", []):
+            assert target["datasource"]["uid"] == "${datasource}" and "$instance" in target["expr"], panel["title"]
+
+
+def test_dashboard_and_alerts_use_metrics_that_the_server_defines() -> None:
+    if not METRICS.is_file():
+        pytest.skip("server/metrics.py does not exist yet")
+    used = set(re.findall(r"\blightreasoner_\w+", " ".join([*queries(), *(rule["expr"] for rule in alerts())])))
+    assert used
+    defined = set(re.findall(r"[\"'](lightreasoner_\w+)[\"']", METRICS.read_text()))
+    defined |= {f"{name}{suffix}" for name in defined for suffix in ("_total", "_bucket")}
+    assert used <= defined
+
+
+def test_dashboard_and_alerts_use_metrics_that_vllm_defines() -> None:
+    if not (vllm := find_spec("vllm")) or not vllm.origin:
+        pytest.skip("no vLLM here to ask for its metrics' names")
+    used = set(re.findall(r"\bvllm:\w+", " ".join([*queries(), *(rule["expr"] for rule in alerts())])))
+    assert used
+    loggers = (Path(vllm.origin).parent / "v1" / "metrics" / "loggers.py").read_text()
+    defined = set(re.findall(r"\"(vllm:\w+)\"", loggers))
+    assert used <= defined | {f"{name}_total" for name in defined}
+
+
+def test_every_alert_is_tested_and_says_what_to_do() -> None:
+    tested = set(re.findall(r'alertname="(\w+)"', (MONITORING / "alerts_test.yml").read_text()))
+    assert tested == {rule["alert"] for rule in alerts()}
+    for rule in alerts():
+        assert rule["annotations"]["summary"] and rule["annotations"]["runbook"], rule["alert"]
+
+
+def test_the_queue_alert_is_at_four_fifths_of_the_default_bound() -> None:
+    (rule,) = (rule for rule in alerts() if rule["alert"] == "QueueNearlyFull")
+    assert int(rule["expr"].rpartition(">")[2]) == int(0.8 * Limits().queued_trajectories)
+
+
+def test_every_flag_in_scripts_and_instructions_is_one_that_the_command_has() -> None:
+    known = {parts: set(re.findall(r"--[a-z][a-z-]+", command(*parts, "--help").stdout)) for parts in COMMANDS}
+    assert all("--help" in flags for flags in known.values())
+    used = list(invocations())
+    assert {parts for parts, _ in used} >= {("server",), ("client", "sample"), ("trainer", "train")}
+    for parts, flags in used:
+        assert flags <= known[parts], f"{' '.join(parts)} has no {flags - known[parts]}"
+
+
+def invocations() -> Iterator[tuple[tuple[str, ...], set[str]]]:
+    """Every use of our commands in deploy/, as the command and its long flags."""
+    starts = {
+        r"lightreasoner-server": "server",
+        r"lightreasoner-client (?=[a-z])|(?:compose run (?:--rm )?)client (?=[a-z])|slurm/sample\.sbatch": "client",
+        r"lightreasoner-trainer (?=[a-z])|(?:compose run (?:--rm )?)trainer (?=[a-z])|slurm/train\.sbatch": "trainer",
+        r"slurm/server\.sbatch": "server",
+    }
+    files = [*DOCKER.glob("*.Dockerfile"), DOCKER / "compose.yaml", *SLURM.glob("*.sbatch"), *DEPLOY.glob("**/*.md")]
+    for file in files:
+        for line in file.read_text().replace("\\\n", " ").splitlines():
+            for pattern, program in starts.items():
+                for match in re.finditer(pattern, line):
+                    rest = re.split(r"[|;`]", line[match.end() :])[0]
+                    script = {"slurm/sample.sbatch": "sample", "slurm/train.sbatch": "train"}.get(match[0])
+                    word = script or rest.strip(' "],').split(" ")[0]
+                    parts = (program,) if program == "server" else (program, word)
+                    if parts in COMMANDS:
+                        yield parts, set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", rest)) - {"--rm"}
+    for service in compose()["services"].values():
+        if service["image"] == "lightreasoner-server":
+            yield ("server",), {word for word in service["command"] if word.startswith("--")}
+
+
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((DOCKER / "compose.yaml").read_text())
+
+
+def test_what_compose_mounts_and_builds_exists_and_is_where_the_programs_look() -> None:
+    services = compose()["services"]
+    for name, service in services.items():
+        for volume in service.get("volumes", []):
+            if isinstance(volume, str) and volume.startswith("."):
+                assert (DOCKER / volume.split(":")[0]).is_file(), f"{name}: {volume}"
+        if service["image"].startswith("lightreasoner"):
+            assert service["build"]["dockerfile"] == f"deploy/docker/{IMAGES[service['image']]}"
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    mounted = [volume.split(":")[1] for volume in services["prometheus"]["volumes"]]
+    assert all(f"/etc/prometheus/{file}" in mounted for file in config["rule_files"])
+    secret = "/run/secrets/api_key"
+    assert "api_key" in services["prometheus"]["secrets"] and "api_key" in services["server"]["secrets"]
+    assert config["scrape_configs"][0]["authorization"]["credentials_file"] == secret
+    assert str(load_settings(DOCKER / "server.yaml").api_key_file) == secret
+
+
+def test_a_stopping_server_has_time_for_what_is_running() -> None:
+    grace = load_settings(DOCKER / "server.yaml").grace_seconds
+    assert int(compose()["services"]["server"]["stop_grace_period"].removesuffix("s")) > grace
+    warning = re.search(r"--signal=B:TERM@(\d+)", (SLURM / "server.sbatch").read_text())
+    assert warning and int(warning[1]) > grace
+
+
+def test_both_images_share_their_large_layers() -> None:
+    server, trainer = ((DOCKER / name).read_text().split("# ---", 1)[0] for name in IMAGES.values())
+    shared = [text[text.index("FROM ") :] for text in (server, trainer)]
+    assert shared[0] == shared[1] and "pip install" in shared[0]
