@@ -26,6 +26,13 @@ from client.samples import ContrastSettings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich")
 Settings = TypeVar("Settings", bound=BaseModel)
+Server = Annotated[str, typer.Option(help="The server's URL.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="LIGHTREASONER_API_KEY", show_envvar=True, show_default=False, help="Where the server asks for one."
+    ),
+]
 PLAIN_SECONDS = 10.0
 """Between progress lines where the output is not a terminal."""
 
@@ -39,7 +46,8 @@ def client() -> None:
 def sample(
     problems: Annotated[Path, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet, a problem a row.")],
     run: Annotated[str, typer.Argument(help="Where to write: a path, file://… or s3://bucket/prefix.")],
-    server: Annotated[str, typer.Option(help="The server's URL.")],
+    server: Server,
+    api_key: ApiKey = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N problems.")] = None,
     n: Annotated[int, typer.Option(help="Trajectories a problem; more than 1 needs a temperature.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -72,7 +80,7 @@ def sample(
     rows = read_problems(str(problems), limit)
 
     async def sampling() -> Sampled:
-        async with SamplingClient(server) as connection:
+        async with SamplingClient(server, api_key) as connection:
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop_once, connection)
             with Terminal() as progress:
                 return await run_sampling(rows, Run(run), connection, asking, settings, progress)

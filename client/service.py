@@ -73,7 +73,7 @@ class SamplingClient:
             ...
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, api_key: str | None = None) -> None:
         self.server = server.rstrip("/")
         self.stopping = False
         self._askers: list[asyncio.Task[None]] = []
@@ -83,7 +83,9 @@ class SamplingClient:
                 raise ValueError("expected http://host:port")
             limits = httpx.Limits(max_connections=PROBLEMS_IN_FLIGHT // PROBLEMS_A_REQUEST + 4)
             timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=10.0)
-            self._http = httpx.AsyncClient(base_url=self.server, timeout=timeout, limits=limits)
+            self._http = httpx.AsyncClient(
+                base_url=self.server, headers=_authorization(api_key), timeout=timeout, limits=limits
+            )
         except (httpx.InvalidURL, ValueError) as error:
             raise ServiceError(f"--server {server!r} is no URL: {error}") from None
 
@@ -213,6 +215,15 @@ class SamplingClient:
     def _unreachable(self, error: Exception) -> ServiceError:
         reason = str(error) or type(error).__name__
         return ServiceError(f"lost or cannot reach {self.server} ({reason}); is lightreasoner-server running there?")
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    """The header that carries an API key. Raises ServiceError, without the key, where no header can carry it."""
+    if not api_key:
+        return {}
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise ServiceError("--api-key: an API key has printable ASCII characters only")
+    return {"authorization": f"Bearer {api_key}"}
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
