@@ -7,7 +7,6 @@ import math
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -19,10 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from client.errors import LightReasonerError, Stopped
-from client.protocol import DEFAULT_TOP_K, SYSTEM_PROMPT, Decoding
+from client.protocol import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, Decoding
 from client.run import Run, RunTotals
 from client.sampler import Counts, Sampled
-from client.samples import ContrastSettings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich")
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -44,7 +42,7 @@ def client() -> None:
 
 @app.command()
 def sample(
-    problems: Annotated[Path, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet, a problem a row.")],
+    problems: Annotated[str, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet, a problem a row; a path or URL.")],
     run: Annotated[str, typer.Argument(help="Where to write: a path, file://… or s3://bucket/prefix.")],
     server: Server,
     api_key: ApiKey = None,
@@ -77,13 +75,13 @@ def sample(
     )
     asking = Asking(decoding, top_k, system_prompt or None)
     _check_text("--system-prompt", system_prompt)
-    rows = read_problems(str(problems), limit)
+    asked = [row.problem for row in read_problems(problems, limit)]
 
     async def sampling() -> Sampled:
         async with SamplingClient(server, api_key) as connection:
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop_once, connection)
             with Terminal() as progress:
-                return await run_sampling(rows, Run(run), connection, asking, settings, progress)
+                return await run_sampling(asked, Run(run), connection, asking, settings, progress)
 
     def stop_once(connection: SamplingClient) -> None:
         connection.stop()  # what is on its way is still written; a second Ctrl-C does not wait for it

@@ -89,6 +89,9 @@ class SamplingClient:
         except (httpx.InvalidURL, ValueError) as error:
             raise ServiceError(f"--server {server!r} is no URL: {error}") from None
 
+    def __str__(self) -> str:
+        return self.server
+
     async def __aenter__(self) -> Self:
         return self
 
