@@ -73,6 +73,10 @@ class Counts:
     began: float = field(default_factory=time.monotonic)
 
     @property
+    def settled(self) -> int:
+        return self.done + self.failed + self.passing
+
+    @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
 

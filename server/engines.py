@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import inspect
 import json
 import os
 import threading
@@ -27,7 +28,7 @@ import numpy.typing as npt
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
@@ -45,6 +46,8 @@ from server.settings import Role, ServerSettings, SettingsError, cpu_cores, engi
 
 CPU_WORKER = "server.worker.ScoringWorker"
 WARM_UP_PROMPT, WARM_UP_TOKENS = 24, 8
+TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
+"""What transformers takes for itself; everything else is the template's."""
 INTERACTIVE, JOB = 0, 1
 """Priorities: a request goes ahead of job work wherever it must wait."""
 
