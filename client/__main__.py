@@ -19,8 +19,22 @@ from rich.text import Text
 from client.errors import LightReasonerError, Stopped
 from client.job_commands import job_commands
 from client.options import (
-    Alpha, ApiKey, Beta, FirstStep, KeepIncomplete, Limit, MaxTokens, N, Seed, Server, SystemPrompt, Temperature,
-    TopK, TopP, check_text, checked,
+    Alpha,
+    ApiKey,
+    Beta,
+    FirstStep,
+    KeepIncomplete,
+    Limit,
+    MaxTokens,
+    N,
+    Seed,
+    Server,
+    SystemPrompt,
+    Temperature,
+    TopK,
+    TopP,
+    check_text,
+    checked,
 )  # fmt: skip
 from client.protocol import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, Decoding
 from client.run import Run, RunTotals

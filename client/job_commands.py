@@ -15,8 +15,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from client.errors import LightReasonerError, Unreachable
 from client.options import (
-    Alpha, ApiKey, Beta, FirstStep, KeepIncomplete, Limit, MaxTokens, N, Seed, Server, SystemPrompt, Temperature,
-    TopK, TopP, check_text, checked,
+    Alpha,
+    ApiKey,
+    Beta,
+    FirstStep,
+    KeepIncomplete,
+    Limit,
+    MaxTokens,
+    N,
+    Seed,
+    Server,
+    SystemPrompt,
+    Temperature,
+    TopK,
+    TopP,
+    check_text,
+    checked,
 )  # fmt: skip
 from client.protocol import DEFAULT_TOP_K, ENDED, SYSTEM_PROMPT, Job, JobRequest
 from client.service import SamplingClient

@@ -152,9 +152,9 @@ class JobStore:
         lines = (self._get(job_id, "problems.jsonl") or b"").splitlines()
         return [Problem.model_validate_json(line) for line in lines]
 
-    def state(self, job_id: str, record: JobRecord, folder: JobFolder) -> Job:
-        """An unfinished job, from what lies in its folder."""
-        beat = self.beat(job_id, folder.beat) or Beat(request_counts=RequestCounts(total=record.total))
+    def state(self, job_id: str, record: JobRecord, folder: JobFolder, last: Beat | None = None) -> Job:
+        """An unfinished job, from what lies in its folder and the last beat, unless that is given."""
+        beat = last or self.beat(job_id, folder.beat) or Beat(request_counts=RequestCounts(total=record.total))
         cancelled_from = self._get(job_id, "cancel") if folder.cancelled else None
         return Job(
             id=job_id,
@@ -196,19 +196,14 @@ class JobStore:
         self,
         job_id: str,
         status: Literal["completed", "failed", "cancelled"],
-        counts: RequestCounts | None = None,
+        last: Beat | None = None,
         error: JobError | None = None,
     ) -> bool:
-        """Write how a job ended, with the last beat's counts unless given; whether this call was the one that did."""
+        """Write how a job ended, after the last beat, unless that is given; whether this call was the one that did."""
         record = self.record(job_id)
         assert record is not None
-        job = self.state(job_id, record, self.folder(job_id))
-        changes = {
-            "status": status,
-            f"{status}_at": int(time.time()),
-            "request_counts": counts or job.request_counts,
-            "error": error,
-        }
+        job = self.state(job_id, record, self.folder(job_id), last)
+        changes = {"status": status, f"{status}_at": int(time.time()), "error": error}
         ended = job.model_copy(update=changes).model_dump_json().encode()
         first = self.bucket.create(f"{JOBS}/{job_id}/end.json", ended)
         self._ended.add(job_id)

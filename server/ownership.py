@@ -55,18 +55,18 @@ class Claim:
 
     def complete(self, counts: RequestCounts) -> None:
         """The RUN is sealed. True whoever says it, so an owner that was taken for dead may as well."""
-        self._store.end(self.job_id, "completed", counts)
+        self._store.end(self.job_id, "completed", self.state.model_copy(update={"request_counts": counts}))
 
     def fail(self, error: JobError) -> None:
         """Only an owner may give a job up: another one may be about to finish it."""
         verdict = self.look()
         if verdict is Verdict.CANCEL:
-            self._store.end(self.job_id, "cancelled", self.state.request_counts)
+            self._store.end(self.job_id, "cancelled", self.state)
         elif verdict is Verdict.GO_ON:
-            self._store.end(self.job_id, "failed", self.state.request_counts, error)
+            self._store.end(self.job_id, "failed", self.state, error)
 
     def cancelled(self) -> None:
-        self._store.end(self.job_id, "cancelled", self.state.request_counts)
+        self._store.end(self.job_id, "cancelled", self.state)
 
     def _write(self, released: bool = False) -> None:
         self._counter += 1
