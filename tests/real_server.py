@@ -34,6 +34,11 @@ class RunningServer:
     expert: Path
     amateur: Path
     log: Path
+    process: subprocess.Popen[bytes]
+
+    def signal(self, number: int) -> None:
+        """To the server and its engines, as one group of processes."""
+        os.killpg(self.process.pid, number)
 
 
 def free_port() -> int:
@@ -50,15 +55,23 @@ def running_server(
     dtype: str = "float32",
     max_model_len: int | None = None,
     amateur_arguments: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+    port: int | None = None,
 ) -> Iterator[RunningServer]:
-    """Start a server through its public command, with a server.yaml, and wait until it is ready."""
-    port, log, config = free_port(), folder / "server.log", folder / "server.yaml"
+    """Start a server through its public command, with a server.yaml, and wait until it is ready.
+
+    `settings`: of server.yaml, beside its engines'.
+    """
+    port, log, config = port or free_port(), folder / "server.log", folder / "server.yaml"
     engine = {"dtype": dtype} | ({"max_model_len": max_model_len} if max_model_len else {})
-    config.write_text(json.dumps({"expert": engine, "amateur": engine | (amateur_arguments or {})}))  # JSON is YAML
+    # JSON is YAML.
+    config.write_text(json.dumps({"expert": engine, "amateur": engine | (amateur_arguments or {}), **(settings or {})}))
     command = [sys.executable, "-m", "server", "--config", config, "--port", port]
     command += ["--expert", expert, "--amateur", amateur]
-    with log.open("w") as output:
-        process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
         while True:
@@ -68,13 +81,13 @@ def running_server(
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the server did not become ready:\n{log.read_text(errors='replace')[-4000:]}")
             time.sleep(0.5)
-        yield RunningServer(url, expert, amateur, log)
+        yield RunningServer(url, expert, amateur, log, process)
     finally:
         process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
