@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from client.bucket import BucketError
-from client.errors import LightReasonerError, ProblemSetError, RunError, ServiceError, Stopped
+from client.errors import ProblemSetError, RunError, ServiceError, Stopped
 from client.protocol import (
     ContrastSettings,
     Decoding,
@@ -70,7 +70,7 @@ class PairSource:
         for task in self._running:
             task.cancel()
 
-    async def wait_until_ready(self, tell: object = None) -> None:
+    async def wait_until_ready(self, tell: Callable[[str], None]) -> None:
         """It is: jobs are worked on once the pair is."""
 
     async def models(self) -> tuple[ModelCard, ModelCard]:
@@ -98,6 +98,7 @@ class PairSource:
                     task = asyncio.create_task(self._answer(*asked, asking))
                     self._running.add(task)
                     task.add_done_callback(answered.put_nowait)
+                    await asyncio.sleep(0)  # each begins with work on the event loop, which requests need as well
                 if not self._running:
                     return
                 task = await answered.get()
@@ -202,6 +203,9 @@ class JobRunner:
             except Exception:
                 log.exception("jobs: something went wrong; trying again")
             await self._pause(POLL_SECONDS * (1 + self.store.listed / 1000))
+
+        if not self._stopping:
+            log.warning("no more jobs are taken: %s", pair.failure())
 
     async def _pause(self, seconds: float) -> None:
         """Until then, or until there may be something to do."""
@@ -315,10 +319,6 @@ class JobRunner:
         return problems
 
     async def _fail(self, claim: Claim, error: Exception) -> None:
-        kind = next((name for known, name in ERROR_TYPES.items() if isinstance(error, known)), None)
-        if kind is None and not isinstance(error, LightReasonerError):
-            log.error("%s failed", claim.job_id, exc_info=error)
-        else:
-            log.info("%s: failed: %s", claim.job_id, error)
-        reason = JobError(type=kind or "internal_error", detail=str(error) or repr(error))
-        await asyncio.to_thread(claim.fail, reason)
+        kind = next((name for known, name in ERROR_TYPES.items() if isinstance(error, known)), "internal_error")
+        log.error("%s failed: %s", claim.job_id, error, exc_info=error if kind == "internal_error" else None)
+        await asyncio.to_thread(claim.fail, JobError(type=kind, detail=str(error) or repr(error)))
