@@ -60,6 +60,7 @@ def test_pages_go_from_the_newest_to_the_oldest(store):
     for index in range(5):
         ids.append(post(store, str(index)))
         time.sleep(0.002)
+    assert store.page(4, None)[1] and not store.page(5, None)[1]
     store.end(ids[3], "cancelled")
     store.bucket.create("jobs/job-0000000000001-00000000/problems.jsonl", b"")  # never became a job
     ids.reverse()
