@@ -1,10 +1,10 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test test-long check clean
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/ready ## fill .venv with server (CPU), trainer and development tools; quick the second time
 
@@ -17,6 +17,9 @@ demo: setup ## problems in, a fine-tuned expert out: server, client and trainer 
 
 test: setup ## the whole test suite, on real engines
 	$(BIN)/python -m pytest
+
+test-long: setup ## what takes too long for every change: a server killed 20 times under its jobs
+	$(BIN)/python -m pytest -m long
 
 check: setup ## lint, format and types, of deploy/ too
 	$(BIN)/ruff check .

@@ -7,11 +7,9 @@ import math
 import signal
 import sys
 import time
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -19,13 +17,31 @@ from rich.table import Table
 from rich.text import Text
 
 from client.errors import LightReasonerError, Stopped
-from client.protocol import DEFAULT_TOP_K, SYSTEM_PROMPT, Decoding
+from client.job_commands import job_commands
+from client.options import (
+    Alpha,
+    ApiKey,
+    Beta,
+    FirstStep,
+    KeepIncomplete,
+    Limit,
+    MaxTokens,
+    N,
+    Seed,
+    Server,
+    SystemPrompt,
+    Temperature,
+    TopK,
+    TopP,
+    check_text,
+    checked,
+)  # fmt: skip
+from client.protocol import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, Decoding
 from client.run import Run, RunTotals
 from client.sampler import Counts, Sampled
-from client.samples import ContrastSettings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich")
-Settings = TypeVar("Settings", bound=BaseModel)
+app.add_typer(job_commands)
 PLAIN_SECONDS = 10.0
 """Between progress lines where the output is not a terminal."""
 
@@ -37,23 +53,22 @@ def client() -> None:
 
 @app.command()
 def sample(
-    problems: Annotated[Path, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet, a problem a row.")],
+    problems: Annotated[str, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet, a problem a row; a path or URL.")],
     run: Annotated[str, typer.Argument(help="Where to write: a path, file://… or s3://bucket/prefix.")],
-    server: Annotated[str, typer.Option(help="The server's URL.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N problems.")] = None,
-    n: Annotated[int, typer.Option(help="Trajectories a problem; more than 1 needs a temperature.")] = 1,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling, with a temperature.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling with a temperature repeatable.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest trajectory.")] = 128,
-    top_k: Annotated[int, typer.Option(min=1, help="Ids a step that both models score.")] = DEFAULT_TOP_K,
-    alpha: Annotated[float, typer.Option(help="Plausible: at least this share of the best token's probability.")] = 0.2,
-    beta: Annotated[float, typer.Option(help="A step is kept when its KL, in nats, is proved to be above this.")] = 0.4,
-    first_step: Annotated[int, typer.Option(help="Steps before this one are never kept.")] = 1,
-    keep_incomplete: Annotated[
-        bool, typer.Option("--keep-incomplete", help="Also keep steps whose plausible set is not proved whole.")
-    ] = False,
-    system_prompt: Annotated[str, typer.Option(help="Empty: none.")] = SYSTEM_PROMPT,
+    server: Server,
+    api_key: ApiKey = None,
+    limit: Limit = None,
+    n: N = 1,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+    max_tokens: MaxTokens = 128,
+    top_k: TopK = DEFAULT_TOP_K,
+    alpha: Alpha = 0.2,
+    beta: Beta = 0.4,
+    first_step: FirstStep = 1,
+    keep_incomplete: KeepIncomplete = False,
+    system_prompt: SystemPrompt = SYSTEM_PROMPT,
 ) -> None:
     """Send PROBLEMS through a server and write trajectories and contrast samples to RUN.
 
@@ -63,19 +78,17 @@ def sample(
     from client.sampler import sample as run_sampling
     from client.service import Asking, SamplingClient
 
-    decoding = _checked(Decoding, max_tokens=max_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
-    settings = _checked(
-        ContrastSettings, alpha=alpha, beta=beta, first_step=first_step, keep_incomplete=keep_incomplete
-    )
+    decoding = checked(Decoding, max_tokens=max_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
+    settings = checked(ContrastSettings, alpha=alpha, beta=beta, first_step=first_step, keep_incomplete=keep_incomplete)
     asking = Asking(decoding, top_k, system_prompt or None)
-    _check_text("--system-prompt", system_prompt)
-    rows = read_problems(str(problems), limit)
+    check_text("--system-prompt", system_prompt)
+    asked = [row.problem for row in read_problems(problems, limit)]
 
     async def sampling() -> Sampled:
-        async with SamplingClient(server) as connection:
+        async with SamplingClient(server, api_key) as connection:
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop_once, connection)
             with Terminal() as progress:
-                return await run_sampling(rows, Run(run), connection, asking, settings, progress)
+                return await run_sampling(asked, Run(run), connection, asking, settings, progress)
 
     def stop_once(connection: SamplingClient) -> None:
         connection.stop()  # what is on its way is still written; a second Ctrl-C does not wait for it
@@ -116,16 +129,15 @@ class Terminal:
         self._console.print(text, highlight=False, markup=False)
 
     def update(self, counts: Counts) -> None:
-        settled = counts.done + counts.failed + counts.passing
         detail = f"{counts.tokens / max(counts.seconds, 1e-9):,.0f} tokens/s"
         if counts.steps:
             detail += f", kept {counts.kept / counts.steps:.1%}"
         if counts.failed + counts.passing:
             detail += f", {counts.failed + counts.passing} failed"
-        self._bar.update(self._task, completed=settled, total=counts.total, detail=detail, visible=True)
+        self._bar.update(self._task, completed=counts.settled, total=counts.total, detail=detail, visible=True)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._printed > PLAIN_SECONDS:
-            self.say(f"{settled:,} of {counts.total:,}, {detail}")
+            self.say(f"{counts.settled:,} of {counts.total:,}, {detail}")
             self._printed = now
         self._printed = min(self._printed, now)
 
@@ -157,23 +169,6 @@ def _print_summary(run: str, totals: RunTotals, counts: Counts | None) -> None:
     if not totals.kept:
         remedy = "a larger --top-k proves more sets whole" if totals.incomplete else "a lower --beta keeps more"
         print(f"no step was kept: there is nothing to train on; {remedy}, or another amateur")
-
-
-def _checked(model: type[Settings], **values: Any) -> Settings:
-    """Settings from options, or an error that names the option."""
-    try:
-        return model(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
-        raise LightReasonerError(f"{option}{first['msg'].removeprefix('Value error, ')}") from None
-
-
-def _check_text(option: str, value: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise LightReasonerError(f"{option}: {value!r} is not valid UTF-8") from None
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ coordination that is asked of a store. Credentials for s3:// come the usual AWS 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -82,6 +82,17 @@ class Bucket:
         except Exception as error:
             raise BucketError(f"cannot list {prefix}/ in {self.url}: {_first_line(error)}") from error
         yield from sorted(found)
+
+    def folders(self, prefix: str) -> list[str]:
+        """The names of what lies directly under `prefix/` and holds objects, sorted, without the prefix."""
+        store = self._open(for_writing=False)
+        if store is None:
+            return []
+        try:
+            found = obstore.list_with_delimiter(store, f"{prefix}/")["common_prefixes"]
+        except Exception as error:
+            raise BucketError(f"cannot list {prefix}/ in {self.url}: {_first_line(error)}") from error
+        return sorted(PurePosixPath(path).name for path in found)
 
     def _put(self, name: str, data: bytes, mode: str) -> None:
         store = self._open(for_writing=True)

@@ -24,6 +24,10 @@ class ServiceError(LightReasonerError):
     """A server that cannot be reached, is not ready, or refused a request."""
 
 
+class Unreachable(ServiceError):
+    """A server that gave no answer, or none for now: asked again, it may."""
+
+
 class Stopped(LightReasonerError):
     """Work that was asked to stop before its end: names what is kept and how to go on."""
 

@@ -1,7 +1,7 @@
 """Reads problem sets: JSONL, gzipped JSONL or Parquet, a row a problem, with the field names that datasets use.
 
-In: a path. Out: `ProblemRow` values in file order, every id once. A row that cannot be a problem is named by
-file and line before anything else happens. Answers are carried along in `row`; sampling never looks at them.
+In: a path or an s3:// URL. Out: `ProblemRow` values in file order, every id once. A row that cannot be a problem is
+named by file and line before anything else happens. Answers are carried along in `row`; sampling never sees them.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import codecs
 import gzip
 import hashlib
+import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from client.bucket import Bucket, local_folder
 from client.errors import ProblemSetError
+from client.protocol import Problem
 from client.samples import ProblemSetIdentity
 
 QUESTION_FIELDS = ("question", "problem", "input")
@@ -36,6 +39,11 @@ class ProblemRow:
     row: dict[str, Any]
     where: str
 
+    @property
+    def problem(self) -> Problem:
+        """What is sent to a server: never the answer."""
+        return Problem(id=self.id, question=self.question)
+
 
 def read_problems(path: str, limit: int | None = None) -> list[ProblemRow]:
     """Read a problem set, the first `limit` problems of it if given.
@@ -46,7 +54,7 @@ def read_problems(path: str, limit: int | None = None) -> list[ProblemRow]:
     Raises ProblemSetError naming the file, and the line where a row is at fault.
     """
     problems: dict[str, ProblemRow] = {}
-    for where, row in _rows(Path(path)):
+    for where, row in _rows(path):
         question = _question(row, where)
         problem = ProblemRow(_id(row, question, where), question, row, where)
         earlier = problems.setdefault(problem.id, problem)
@@ -61,28 +69,45 @@ def read_problems(path: str, limit: int | None = None) -> list[ProblemRow]:
     return list(problems.values())
 
 
-def identity(problems: list[ProblemRow]) -> ProblemSetIdentity:
-    """What run.json keeps of a problem set: its size and a digest that does not depend on its order."""
-    pairs = sorted((problem.id, problem.question) for problem in problems)
-    return ProblemSetIdentity(count=len(pairs), digest=hashlib.sha256(orjson.dumps(pairs)).hexdigest())
+def identity(problems: list[Problem]) -> ProblemSetIdentity:
+    """What run.json keeps of a problem set: its size and a digest that does not depend on its order.
+
+    SHA-256 over the (id, question) pairs sorted by id; the token ids that a problem brings stand beside its pair.
+    """
+    entries = []
+    for problem in sorted(problems, key=lambda problem: problem.id):
+        ids = (problem.prompt_token_ids, problem.token_ids)
+        entries.append((problem.id, problem.question, *(ids if any(ids) else ())))
+    return ProblemSetIdentity(count=len(entries), digest=hashlib.sha256(orjson.dumps(entries)).hexdigest())
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) for every row; `where` is file:line, or file:row in Parquet, from 1."""
-    if not path.is_file():
-        raise ProblemSetError(f"no problem set at {path}: give a .jsonl, .jsonl.gz or .parquet file")
     try:
-        if path.suffix == ".parquet":
-            for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
-                yield f"{path}:{number}", row
-            return
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+        with _opened(path) as file:
+            if path.endswith(".parquet"):
+                for number, row in enumerate(pq.read_table(file).to_pylist(), 1):
+                    yield f"{path}:{number}", row
+                return
+            lines: Iterable[bytes] = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
             for number, line in enumerate(lines, 1):
                 text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if text.strip():
                     yield f"{path}:{number}", _object(text, f"{path}:{number}")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException) as error:
         raise ProblemSetError(f"{path} cannot be read: {error}") from error
+
+
+def _opened(path: str) -> BinaryIO:
+    if urlsplit(path).scheme in ("", "file"):
+        file = local_folder(path)
+        if file.is_file():
+            return file.open("rb")
+    else:
+        folder, _, name = path.rpartition("/")
+        if (data := Bucket(folder).get(name)) is not None:
+            return io.BytesIO(data)
+    raise ProblemSetError(f"no problem set at {path}: give a .jsonl, .jsonl.gz or .parquet file")
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:

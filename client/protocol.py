@@ -68,25 +68,119 @@ class Decoding(Strict):
         return self
 
 
-class TrajectoryRequest(Decoding):
-    """The body of POST /v1/trajectories."""
+class ContrastSettings(Strict):
+    """What turns trajectories into samples; the meaning of each is in `client.contrast`."""
 
-    problems: list[Problem] = Field(min_length=1, max_length=MAX_PROBLEMS)
+    alpha: float = Field(0.2, gt=0.0, le=1.0)
+    beta: float = Field(0.4, ge=0.0)
+    first_step: int = Field(1, ge=0)
+    keep_incomplete: bool = False
+
+
+class Answering(Decoding):
+    """How problems are to be answered: what every kind of request says beside its problems."""
+
     top_k: int = Field(DEFAULT_TOP_K, ge=1, description="Ids a step; at most the engines' max_logprobs.")
     system_prompt: str | None = Field(SYSTEM_PROMPT, description="null or empty: no system message.")
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrajectoryRequest(Answering):
+    """The body of POST /v1/trajectories."""
+
+    problems: list[Problem] = Field(min_length=1, max_length=MAX_PROBLEMS)
     encoding: Encoding = "json"
 
     @model_validator(mode="after")
-    def _ids_are_distinct(self) -> TrajectoryRequest:
-        seen: set[str] = set()
-        for problem in self.problems:
-            if problem.id in seen:
-                raise ValueError(f"two problems have the id {problem.id!r}; ids name the answer's lines")
-            seen.add(problem.id)
-        if self.n > 1 and any(problem.token_ids for problem in self.problems):
-            raise ValueError("a given completion (token_ids) is scored once: n must be 1")
+    def _problems_agree(self) -> TrajectoryRequest:
+        check_problems(self.problems, self.n)
         return self
+
+
+class JobTerms(Answering, ContrastSettings):
+    """What a job is to do, but for problems that come with the request."""
+
+    run: str = Field(
+        min_length=1, max_length=4096, description="The RUN to write: inside the server's bucket, or relative to it."
+    )
+    problems_url: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="A .jsonl, .jsonl.gz or .parquet inside the server's bucket, or relative to it.",
+    )
+
+
+class JobRequest(JobTerms):
+    """The body of POST /v1/jobs."""
+
+    problems: list[Problem] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_problem_set(self) -> JobRequest:
+        if (self.problems is None) == (self.problems_url is None):
+            raise ValueError("give exactly one of 'problems' and 'problems_url'")
+        check_problems(self.problems or [], self.n)
+        return self
+
+
+def check_problems(problems: list[Problem], n: int) -> None:
+    """Raises ValueError where problems share an id, or one cannot be answered n times."""
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.id in seen:
+            raise ValueError(f"two problems have the id {problem.id!r}; ids name the answer's lines")
+        seen.add(problem.id)
+    if n > 1 and any(problem.token_ids for problem in problems):
+        raise ValueError("a given completion (token_ids) is scored once: n must be 1")
+
+
+JobStatus = Literal["validating", "in_progress", "finalizing", "completed", "failed", "cancelling", "cancelled"]
+ENDED: frozenset[JobStatus] = frozenset({"completed", "failed", "cancelled"})
+"""States that a job never leaves."""
+
+
+class RequestCounts(BaseModel):
+    """Trajectories of the whole RUN: asked for, there, and failed for good."""
+
+    total: int = Field(0, description="0 while the problem set has not been read.")
+    completed: int = 0
+    failed: int = 0
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    type: str
+    detail: str
+
+
+class Job(BaseModel):
+    """A job as the service tells of it; times are seconds since the epoch, null for what has not happened."""
+
+    id: str
+    object: Literal["job"] = "job"
+    status: JobStatus
+    run: str = Field(description="The RUN, absolute.")
+    created_at: int
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    request_counts: RequestCounts = Field(default_factory=RequestCounts)
+    error: JobError | None = None
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first; the next one is asked for with after=last_id."""
+
+    object: Literal["list"] = "list"
+    data: list[Job]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class TokenDifference(BaseModel):

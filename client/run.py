@@ -67,10 +67,14 @@ class RunTotals:
 
 
 class Run:
-    """One RUN, by the URL of its prefix. Opening it touches nothing."""
+    """One RUN, by the URL of its prefix. Opening it touches nothing.
 
-    def __init__(self, url: str) -> None:
+    `owner`: the number of a job's owner, which the parts that it writes carry in their names.
+    """
+
+    def __init__(self, url: str, owner: int | None = None) -> None:
         self.bucket = Bucket(url)
+        self._owner = owner
 
     def __str__(self) -> str:
         return str(self.bucket)
@@ -119,16 +123,16 @@ class Run:
         return [PurePosixPath(name).stem for name in self.bucket.names(kind) if "/part-" in name]
 
     def write(
-        self, trajectories: Sequence[Trajectory], questions: dict[str, str], manifest: RunManifest
+        self, trajectories: Sequence[Trajectory], questions: dict[str, str | None], manifest: RunManifest
     ) -> list[Sample]:
         """Write one part of trajectories, then its samples, and return those; `questions` by problem_id."""
-        part = _new_part()
+        part = self._new_part()
         self._put_table("trajectories", part, trajectory_table(trajectories, questions))
         return self._write_samples(part, trajectories, manifest)
 
     def write_failures(self, failures: Sequence[Failure]) -> None:
         """Write one part of failures, each a line as the server sent it."""
-        self.bucket.put(f"failures/{_new_part()}.jsonl", b"".join(failure.to_line() for failure in failures))
+        self.bucket.put(f"failures/{self._new_part()}.jsonl", b"".join(failure.to_line() for failure in failures))
 
     def mend(self, manifest: RunManifest) -> int:
         """Make the samples parts that a crash left out; returns how many."""
@@ -196,6 +200,14 @@ class Run:
             kl_quantiles={f"{q:g}": float(np.quantile(every_bound, q)) for q in KL_QUANTILES} if steps else {},
         )
 
+    def _new_part(self) -> str:
+        """A name that sorts by time and never collides.
+
+        By time before all else: what an owner of a job writes after it was taken for dead comes after what was there.
+        """
+        owner = "" if self._owner is None else f"{self._owner}-"
+        return f"part-{time.time_ns() // 1_000_000:013d}-{owner}{secrets.token_hex(4)}"
+
     def _write_samples(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> list[Sample]:
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
         self._put_table("samples", part, sample_table(samples))
@@ -217,11 +229,6 @@ class Run:
             return table.select(schema.names).cast(schema)
         except (pa.ArrowException, KeyError, OSError) as error:
             raise RunError(f"{self}/{name} cannot be read ({error}); remove it and sample again") from error
-
-
-def _new_part() -> str:
-    """A name that sorts by time and never collides."""
-    return f"part-{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(4)}"
 
 
 def _first_of_each_key(rows: Iterator[Row]) -> Iterator[Row]:

@@ -1,27 +1,50 @@
 """The sampling stage: a problem set goes in, a sealed RUN comes out, resuming where an earlier attempt stopped.
 
-What the server has sent is written before this ends, be it by an error or by `SamplingClient.stop`; a kill -9
-loses at most a part. Trajectories are written in parts, in the background, while sampling goes on.
+What the source has answered is written before this ends, be it by an error or by the source's `stop`; a kill -9
+loses at most a part. Trajectories are written in parts, in the background, while sampling goes on. The source is a
+server over HTTP for the client and the pair itself for a server's jobs; the bucket is only waited for in threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Protocol
 
 from client.errors import RunError, ServiceError, Stopped
-from client.problems import ProblemRow, identity
-from client.protocol import PASSING_ERRORS, Failure, Problem, Trajectory
+from client.problems import identity
+from client.protocol import PASSING_ERRORS, ContrastSettings, Failure, ModelCard, Problem, Trajectory
 from client.run import Run, RunTotals
-from client.samples import ContrastSettings, RunManifest, Sample
-from client.service import Asking, SamplingClient
+from client.samples import RunManifest, Sample
+from client.service import Asking
 
 PART_TRAJECTORIES = 256
 PART_SECONDS = 30.0
 """A part is written when it is this large or this old."""
+
+
+class Source(Protocol):
+    """What answers problems. Its text (`str`) names it to the user."""
+
+    stopping: bool
+
+    async def wait_until_ready(self, tell: Callable[[str], None]) -> None:
+        """Return when it can answer; `tell` hears what it waits for."""
+
+    async def models(self) -> tuple[ModelCard, ModelCard]:
+        """The expert's card and the amateur's."""
+
+    async def tokenizer(self) -> bytes:
+        """The expert's tokenizer.json."""
+
+    async def versions(self) -> dict[str, str]:
+        """Versions of what its numbers rest on."""
+
+    def trajectories(self, problems: Iterable[Problem], asking: Asking) -> AsyncIterator[Trajectory | Failure]:
+        """Every trajectory of the problems as it completes; ends early, without an error, when `stopping`."""
 
 
 class Progress(Protocol):
@@ -39,6 +62,8 @@ class Counts:
     """What this attempt has done so far; `kept` and `steps` are of the parts written."""
 
     total: int  # trajectories that were missing when it began
+    there: int = 0  # trajectories that the RUN held by then
+    given_up: int = 0  # and those that had failed for good
     done: int = 0
     failed: int = 0
     passing: int = 0  # failed for a reason that may pass, to be asked for again
@@ -46,6 +71,10 @@ class Counts:
     steps: int = 0
     kept: int = 0
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def settled(self) -> int:
+        return self.done + self.failed + self.passing
 
     @property
     def seconds(self) -> float:
@@ -61,43 +90,42 @@ class Sampled:
 
 
 async def sample(
-    problems: list[ProblemRow],
+    problems: list[Problem],
     run: Run,
-    client: SamplingClient,
+    source: Source,
     asking: Asking,
     settings: ContrastSettings,
     progress: Progress,
 ) -> Sampled:
     """Sample what `run` still lacks of `problems`, write trajectories and samples, and seal it.
 
-    Raises RunError when the RUN was made with other settings, ServiceError when the server fails; what was
+    Raises RunError when the RUN was made with other settings, ServiceError when the source fails; what was
     answered by then is in the RUN, and the same call goes on from there.
     """
-    if (completion := run.completion()) is not None:
-        _check_sealed(run, problems, asking, settings)
+    if (completion := await asyncio.to_thread(run.completion)) is not None:
+        await asyncio.to_thread(_check_sealed, run, problems, asking, settings)
         return Sampled(RunTotals(**{name: completion[name] for name in RunTotals.__dataclass_fields__}), None)
-    await client.wait_until_ready(tell=lambda reason: progress.say(f"waiting for {client.server}: {reason}"))
-    manifest = await _manifest(problems, client, asking, settings)
+    await source.wait_until_ready(tell=lambda reason: progress.say(f"waiting for {source}: {reason}"))
+    manifest = await _manifest(problems, source, asking, settings)
     _check_top_k(manifest)
-    run.claim(manifest, await client.tokenizer())
-    manifest = run.manifest()
-    run.mend(manifest)
-    missing = _missing(problems, run, asking.decoding.n)
+    await asyncio.to_thread(run.claim, manifest, await source.tokenizer())
+    manifest = await asyncio.to_thread(run.manifest)
+    await asyncio.to_thread(run.mend, manifest)
+    missing, counts = await asyncio.to_thread(_missing, problems, run, asking.decoding.n)
     if len(missing) < len(problems):
         progress.say(f"resuming {run}: {len(problems) - len(missing):,} of {len(problems):,} problems are there")
+    progress.update(counts)
     writer = Writer(run, manifest, {problem.id: problem.question for problem in problems})
-    counts = Counts(total=len(missing) * asking.decoding.n)
-    asked = (Problem(id=problem.id, question=problem.question) for problem in missing)
     aging = asyncio.create_task(writer.write_what_is_old(counts))
     try:
-        async for line in client.trajectories(asked, asking):
+        async for line in source.trajectories(missing, asking):
             await writer.add(line, counts)
             progress.update(counts)
     finally:
         aging.cancel()
         await writer.close(counts)
         progress.update(counts)
-    if client.stopping:
+    if source.stopping:
         raise Stopped(f"stopped; what was answered is in {run}. Run the same command again to go on.")
     if counts.passing:
         raise ServiceError(
@@ -105,16 +133,16 @@ async def sample(
         )
     totals = await asyncio.to_thread(run.totals, manifest)
     if not totals.trajectories:
-        reason = next(iter(run.failures().values())).detail
+        reason = next(iter((await asyncio.to_thread(run.failures)).values())).detail
         raise RunError(f"every problem failed, so {run} holds nothing; mend the cause and name a new RUN: {reason}")
-    run.seal(totals)
+    await asyncio.to_thread(run.seal, totals)
     return Sampled(totals, counts)
 
 
 class Writer:
     """Gathers lines into parts and writes them in the background, one part at a time."""
 
-    def __init__(self, run: Run, manifest: RunManifest, questions: dict[str, str]) -> None:
+    def __init__(self, run: Run, manifest: RunManifest, questions: dict[str, str | None]) -> None:
         self._run, self._manifest, self._questions = run, manifest, questions
         self._trajectories: list[Trajectory] = []
         self._failures: list[Failure] = []
@@ -176,10 +204,8 @@ class Writer:
         return self._run.write(trajectories, self._questions, self._manifest) if trajectories else []
 
 
-async def _manifest(
-    problems: list[ProblemRow], client: SamplingClient, asking: Asking, settings: ContrastSettings
-) -> RunManifest:
-    expert, amateur = await client.models()
+async def _manifest(problems: list[Problem], source: Source, asking: Asking, settings: ContrastSettings) -> RunManifest:
+    expert, amateur = await source.models()
     return RunManifest(
         format=1,
         created_at=int(time.time()),
@@ -191,11 +217,11 @@ async def _manifest(
         top_k=asking.top_k,
         **settings.model_dump(),
         problems=identity(problems),
-        versions={"client": version("lightreasoner"), **await client.versions()},
+        versions={"client": version("lightreasoner"), **await source.versions()},
     )
 
 
-def _check_sealed(run: Run, problems: list[ProblemRow], asking: Asking, settings: ContrastSettings) -> None:
+def _check_sealed(run: Run, problems: list[Problem], asking: Asking, settings: ContrastSettings) -> None:
     """A sealed RUN is done only for those who ask for what it holds."""
     made = run.manifest()
     asked = made.model_copy(
@@ -220,10 +246,15 @@ def _check_top_k(manifest: RunManifest) -> None:
         raise ServiceError(f"--top-k: {manifest.top_k} is more than the server's pair answers for, {most}")
 
 
-def _missing(problems: list[ProblemRow], run: Run, n: int) -> list[ProblemRow]:
-    """The problems of which a trajectory is neither there nor failed.
+def _missing(problems: list[Problem], run: Run, n: int) -> tuple[list[Problem], Counts]:
+    """The problems of which a trajectory is neither there nor failed, and the counts to begin with.
 
     A request cannot name samples, so a problem that lacks one of its n is asked for whole; readers keep the first.
     """
-    settled = run.keys() | run.failures().keys()
-    return [problem for problem in problems if any((problem.id, index) not in settled for index in range(n))]
+    there = run.keys()
+    settled = there | run.failures().keys()
+    missing = [problem for problem in problems if any((problem.id, index) not in settled for index in range(n))]
+    asked = {problem.id for problem in missing}
+    kept = sum(problem_id not in asked for problem_id, _ in there)
+    given_up = (len(problems) - len(missing)) * n - kept
+    return missing, Counts(total=len(missing) * n, there=kept, given_up=given_up)

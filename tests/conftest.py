@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from real_server import DEMO, SHARED_DATA, SMOLLM2, RunningServer, running_server
+from real_store import BUCKET, running_s3
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +25,24 @@ def smollm2() -> tuple[Path, Path]:
     from smollm2 import make_pair
 
     return make_pair(SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server, which this process and those that it starts find in their environment; a bucket's URL."""
+    with running_s3(tmp_path_factory.mktemp("s3")) as environment:
+        os.environ.update(environment)
+        yield f"s3://{BUCKET}"
+        for name in environment:
+            os.environ.pop(name)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty bucket: a local folder, then a prefix on the S3 server."""
+    if request.param == "folder":
+        return str(tmp_path / "bucket")
+    return f"{request.getfixturevalue('s3')}/{secrets.token_hex(4)}"
 
 
 @pytest.fixture

@@ -43,6 +43,10 @@ class RunningServer:
         samples = [sample for family in families for sample in family.samples if sample.name == name]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
+    def signal(self, number: int) -> None:
+        """To the server and its engines, as one group of processes."""
+        os.killpg(self.process.pid, number)
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -59,20 +63,23 @@ def running_server(
     max_model_len: int | None = None,
     expert_arguments: dict[str, Any] | None = None,
     amateur_arguments: dict[str, Any] | None = None,
+    port: int | None = None,
     **settings: Any,
 ) -> Iterator[RunningServer]:
     """Start a server through its public command, with a server.yaml, and wait until it is ready.
 
     `settings`: more of server.yaml, beside the engines' sections.
     """
-    port, log, config = free_port(), folder / "server.log", folder / "server.yaml"
+    port, log, config = port or free_port(), folder / "server.log", folder / "server.yaml"
     engine = {"dtype": dtype} | ({"max_model_len": max_model_len} if max_model_len else {})
     sections = {"expert": engine | (expert_arguments or {}), "amateur": engine | (amateur_arguments or {}), **settings}
     config.write_text(json.dumps(sections))  # JSON is YAML
     command = [sys.executable, "-m", "server", "--config", config, "--port", port]
     command += ["--expert", expert, "--amateur", amateur]
-    with log.open("w") as output:
-        process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
         while True:
@@ -85,10 +92,10 @@ def running_server(
         yield RunningServer(url, expert, amateur, log, process)
     finally:
         process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

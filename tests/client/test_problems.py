@@ -1,6 +1,7 @@
 """Problem sets: the field names that data sets use, and rows that cannot be problems."""
 
 import gzip
+import hashlib
 import json
 
 import pyarrow as pa
@@ -9,6 +10,11 @@ import pytest
 
 from client.errors import ProblemSetError
 from client.problems import identity, read_problems
+from client.protocol import Problem
+
+
+def identity_of(path):
+    return identity([row.problem for row in read_problems(path)])
 
 
 def written(tmp_path, *rows, name="problems.jsonl"):
@@ -64,19 +70,32 @@ def test_limit_takes_the_first_and_looks_no_further(tmp_path):
 
 def test_gzip_and_parquet_hold_the_same_problems(tmp_path):
     rows = [{"id": "1", "question": "a"}, {"id": "2", "question": "b"}]
-    plain = read_problems(written(tmp_path, *rows))
+    plain = identity_of(written(tmp_path, *rows))
     with gzip.open(tmp_path / "p.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
     for name in ("p.jsonl.gz", "p.parquet"):
-        assert identity(read_problems(str(tmp_path / name))) == identity(plain)
+        assert identity_of(str(tmp_path / name)) == plain
+        assert identity_of((tmp_path / name).as_uri()) == plain
 
 
 def test_identity_depends_on_content_and_not_on_order(tmp_path):
     a, b = {"id": "1", "question": "a"}, {"id": "2", "question": "b"}
-    forward = identity(read_problems(written(tmp_path, a, b)))
-    assert forward == identity(read_problems(written(tmp_path, b, a))) and forward.count == 2
-    assert forward.digest != identity(read_problems(written(tmp_path, a, {**b, "question": "c"}))).digest
+    forward = identity_of(written(tmp_path, a, b))
+    assert forward == identity_of(written(tmp_path, b, a)) and forward.count == 2
+    assert forward.digest != identity_of(written(tmp_path, a, {**b, "question": "c"})).digest
+
+
+def test_identity_of_plain_questions_stays_what_it_was_and_token_ids_enter_it():
+    """RUNs that exist must still be joined; and two problems that differ in their ids alone are two problems."""
+    asked = Problem(id="1", question="a")
+    assert identity([asked]).digest == hashlib.sha256(b'[["1","a"]]').hexdigest()
+    others = [
+        Problem(id="1", question="a", token_ids=[5]),
+        Problem(id="1", prompt_token_ids=[5]),
+        Problem(id="1", prompt_token_ids=[5], token_ids=[6]),
+    ]
+    assert len({identity([problem]).digest for problem in (asked, *others)}) == 4
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])

@@ -15,7 +15,7 @@ from server import guard, logs
 from server.app import create_app
 from server.guard import ApiKeys, Guard, load_keys
 from server.serving import DrainingServer
-from server.settings import Limits, ServerSettings, SettingsError
+from server.settings import ServerSettings, SettingsError
 
 BODY_BYTES = 50_000
 
@@ -28,7 +28,7 @@ def serving(keys=()):
         stopping.wait()
         raise RuntimeError("told to stop")
 
-    application = create_app(start_pair, lambda error: None, Limits(body_bytes=BODY_BYTES))
+    application = create_app(ServerSettings(), start_pair, lambda error: None)
     service = application.state.service
     guarded = Guard(application, ApiKeys(list(keys)), BODY_BYTES, lambda: service.draining)
     server = DrainingServer(guarded, lambda: service.drain(1.0))

@@ -1,0 +1,231 @@
+"""Jobs as objects, and who owns them: the same on a local folder and on a real S3 server. No engines."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from client.bucket import Bucket
+from client.protocol import JobError, JobRequest, Problem, RequestCounts
+from server.job_store import JobStore, KeyReused, TooManyJobs
+from server.ownership import Claimant, Verdict
+
+MANY = 1000
+DONE = RequestCounts(total=1, completed=1)
+
+
+def request(name="r", **fields):
+    return JobRequest(**{"problems": [Problem(id="1", question="q")], "run": f"runs/{name}", **fields})
+
+
+def post(store, name="r", key=None):
+    return store.post(request(name), key, MANY)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def store(bucket):
+    return JobStore(bucket)
+
+
+def objects(store, job_id):
+    return sorted(name.rpartition("/")[2] for name in store.bucket.names(f"jobs/{job_id}"))
+
+
+def test_a_job_is_told_as_it_was_posted_and_its_problems_are_kept(store):
+    problems = [
+        Problem(id="a\u2028b", question="é\n\u0085?"),
+        Problem(id="ids", prompt_token_ids=[1, 2], token_ids=[3]),
+    ]
+    job_id = store.post(request(problems=problems, alpha=0.3), None, MANY)
+    job = store.job(job_id)
+    assert (job.id, job.status, job.object) == (job_id, "validating", "job")
+    assert job.run == f"{store.places._root}/runs/r" and abs(job.created_at - time.time()) < 60
+    assert job.request_counts == RequestCounts(total=2)
+    record = store.record(job_id)
+    assert record.alpha == 0.3 and record.run == "runs/r"
+    assert store.problems(job_id, record, MANY) == problems
+    assert store.job("job-0000000000000-00000000") is None and store.job("../x") is None
+
+
+def test_pages_go_from_the_newest_to_the_oldest(store):
+    ids = []
+    for index in range(5):
+        ids.append(post(store, str(index)))
+        time.sleep(0.002)
+    assert store.page(4, None)[1] and not store.page(5, None)[1]
+    store.end(ids[3], "cancelled")
+    store.bucket.create("jobs/job-0000000000001-00000000/problems.jsonl", b"")  # never became a job
+    ids.reverse()
+    page, more = store.page(2, None)
+    assert [job.id for job in page] == ids[:2] and more
+    page, more = store.page(2, page[-1].id)
+    assert [job.id for job in page] == ids[2:4] and more
+    page, more = store.page(2, page[-1].id)
+    assert [job.id for job in page] == ids[4:] and not more  # the one that never became a job is no more
+
+
+def test_a_key_makes_one_job_however_often_and_by_however_many_it_is_posted(store):
+    with ThreadPoolExecutor(8) as pool:
+        made = set(pool.map(lambda _: post(store, key="k"), range(8)))
+    assert len(made) == 1 == len(store.ids())
+    assert post(store, key="other") not in made
+    (job_id,) = made
+    with pytest.raises(KeyReused, match=job_id):
+        store.post(request("another"), "k", MANY)
+    with pytest.raises(KeyReused):
+        store.post(request(alpha=0.3), "k", MANY)
+
+
+def test_a_retry_writes_the_job_that_a_crash_left_out(store, monkeypatch):
+    monkeypatch.setattr(store, "_write", lambda *_: None)
+    job_id = post(store, key="k")
+    monkeypatch.undo()
+    assert store.job(job_id) is None and post(store, key="k") == job_id and store.job(job_id)
+
+
+def test_only_so_many_jobs_are_open_and_a_retry_is_not_one_more(store, bucket):
+    ids = [store.post(request(str(index)), f"key-{index}", 3) for index in range(3)]
+    with pytest.raises(TooManyJobs):
+        store.post(request("more"), None, 3)
+    assert store.post(request("0"), "key-0", 3) == ids[0]
+    JobStore(bucket).end(ids[0], "completed")  # by another server
+    store.post(request("more"), None, 3)
+
+
+def test_many_servers_do_each_job_once_oldest_first(store, bucket):
+    ids = []
+    for index in range(12):
+        ids.append(post(store, str(index)))
+        time.sleep(0.002)
+    done = []
+
+    def serve(_):
+        claimant = Claimant(JobStore(bucket), 30)
+        while claim := claimant.claim():
+            done.append((claim.job_id, claim.owner))
+            claim.complete(DONE)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(serve, range(6)))
+    assert sorted(done) == [(job_id, 1) for job_id in ids]
+    alone = post(store, "x"), time.sleep(0.002), post(store, "y")
+    assert Claimant(store, 30).claim().job_id == alone[0]
+
+
+def test_an_owner_is_taken_for_dead_when_its_beat_stands_still_for_a_lease_and_not_before(store, bucket):
+    job_id, clock = post(store), Clock()
+    first = Claimant(store, 30).claim()
+    other = Claimant(JobStore(bucket), 30, clock)
+    assert other.claim() is None
+    clock.now = 29
+    assert other.claim() is None
+    assert first.beat() is Verdict.GO_ON  # it changes, so the lease starts again
+    clock.now = 58
+    assert other.claim() is None
+    clock.now = 89
+    second = other.claim()
+    assert (second.job_id, second.owner) == (job_id, 2)
+
+    before = objects(store, job_id), store.bucket.get(f"jobs/{job_id}/beat-1")
+    assert first.beat() is Verdict.LOST
+    first.release()
+    first.fail(JobError(type="x", detail="late"))
+    assert (objects(store, job_id), store.bucket.get(f"jobs/{job_id}/beat-1")) == before
+    second.complete(DONE)
+    assert store.job(job_id).status == "completed"
+    assert "owner-3" not in objects(store, job_id) and other.claim() is None
+
+
+def test_an_owner_that_died_before_its_first_beat_is_taken_for_dead_too(store):
+    job_id, clock = post(store), Clock()
+    assert store.take(job_id, 1)
+    claimant = Claimant(store, 30, clock)
+    assert claimant.claim() is None
+    clock.now = 31
+    assert claimant.claim().owner == 2
+
+
+def test_a_job_that_was_handed_back_is_taken_at_once_and_goes_on_from_its_counts(store):
+    job_id = post(store)
+    first = Claimant(store, 30).claim()
+    counts = RequestCounts(total=9, completed=5)
+    first.state = first.state.model_copy(update={"phase": "in_progress", "in_progress_at": 7, "request_counts": counts})
+    first.beat()
+    first.release()
+    second = Claimant(store, 30).claim()
+    assert second.owner == 2 and first.beat() is Verdict.LOST
+    job = store.job(job_id)
+    assert (job.status, job.in_progress_at, job.request_counts) == ("in_progress", 7, counts)
+    assert Claimant(store, 30).claim() is None  # it is owned again
+
+
+def test_a_job_that_is_not_whole_is_neither_told_nor_taken(store):
+    job_id = post(store)
+    store.bucket.create("jobs/job-0000000000001-00000000/problems.jsonl", b"")
+    assert Claimant(store, 30).claim().job_id == job_id
+    assert store.job("job-0000000000001-00000000") is None
+
+
+def test_a_queued_job_is_cancelled_at_once_and_an_owned_one_by_its_owner(store):
+    queued = post(store)
+    assert store.cancel(queued).status == "cancelled"
+    assert Claimant(store, 30).claim() is None
+    owned = post(store, "s")
+    claim = Claimant(store, 30).claim()
+    job = store.cancel(owned)
+    assert job.status == "cancelling" and job.cancelling_at
+    assert claim.beat() is Verdict.CANCEL
+    claim.fail(JobError(type="x", detail="at the same time"))
+    job = store.job(owned)
+    assert job.status == "cancelled" and job.cancelled_at and job.cancelling_at and job.error is None
+    assert store.cancel(owned) == job
+
+
+def test_no_cancel_is_lost_between_a_job_and_its_first_owner(store, bucket):
+    """Both orders happen; in each, the job ends as cancelled."""
+    taken = 0
+    for index in range(25):
+        job_id, together = post(store, str(index)), threading.Barrier(2)
+
+        def claim(together=together):
+            claimant = Claimant(JobStore(bucket), 30)
+            together.wait()
+            return claimant.claim()
+
+        def cancel(job_id=job_id, together=together, late=index % 5 * 0.002):
+            other = JobStore(bucket)
+            together.wait()
+            time.sleep(late)
+            other.cancel(job_id)
+
+        with ThreadPoolExecutor(2) as pool:
+            claiming, cancelling = pool.submit(claim), pool.submit(cancel)
+            mine, _ = claiming.result(), cancelling.result()
+        if mine:
+            taken += 1
+            assert mine.beat() in (Verdict.CANCEL, Verdict.LOST)
+            mine.cancelled()
+        assert store.job(job_id).status == "cancelled"
+    print(f"{taken} of 25 were taken before they were cancelled")
+
+
+def test_the_first_end_stands(store):
+    job_id = post(store)
+    assert store.end(job_id, "completed") and not store.end(job_id, "failed")
+    assert store.job(job_id).status == "completed"
+
+
+def test_a_problem_set_in_the_bucket_is_read_from_there(store, bucket):
+    Bucket(bucket).put("sets/p.jsonl", b'{"id": "1", "question": "a"}\n{"id": "2", "question": "b"}\n')
+    job_id = store.post(request(problems=None, problems_url="sets/p.jsonl"), None, MANY)
+    record = store.record(job_id)
+    assert [problem.id for problem in store.problems(job_id, record, MANY)] == ["1", "2"]
+    assert len(store.problems(job_id, record, 1)) == 2  # one more than allowed is enough to refuse it

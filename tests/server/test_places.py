@@ -1,0 +1,87 @@
+"""Where a request may point: inside the bucket, and never out of it by any spelling or link."""
+
+import pytest
+
+from server.places import Places
+
+OUTSIDE = [
+    "/etc/passwd", "/", "//", "..", "../x", "runs/../../x", "runs/..", "./x", ".", "x/./y", "x//y", "/tmp", "x/.hidden",
+    "file:///etc/passwd", "file://host/x", "file:/etc/passwd", "file:x", "FILE:///etc/passwd", "file:///", "file://",
+    "http://169.254.169.254/latest", "https://example.org/x", "ftp://x/y", "gs://bucket/x", "az://c/x", "memory:///x",
+    "s3://", "s3://other/x", "s3://samples-other/team/x", "s3://samples", "s3://samples/", "s3://samples/team",
+    "s3://samples/team/", "s3://samples/teams/x", "s3://samples/team/../x", "s3://samples/team/%2e%2e/x",
+    "s3://samples//team/x", "s3://samples/team//x", "s3://user@samples/team/x", "s3://samples:80/team/x",
+    "s3://samples/team/x?versionId=1", "s3://samples/team/x#y", "S3://samples/team/x", "s3a://samples/team/x",
+    "%2e%2e/x", "x/%2e%2e/y", "..%2fx", "x\\..\\y", "..\\x", "\\\\host\\x", "C:\\x", "C:/x", "~/x", "~root/x",
+    "$HOME/x",
+    "x/\x00y", "x\ny", "x\n", "x\r", "\tx", " x", "x ", "x y", "-x", "x/-rf", "*", "x/*", "x?", "x;y", "x|y", "`x`",
+    "\u2025/x", "\uff0e\uff0e/x", "x\u2044y", "é", "jobs", "jobs/x", "JOBS/x", "jobs/", "jobs/idempotency/x",
+    "x" * 201, "/".join(["x" * 100] * 8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", OUTSIDE)
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_what_is_not_plainly_inside_is_refused(kind, given, tmp_path):
+    (tmp_path / "bucket").mkdir()
+    places = Places(str(tmp_path / "bucket") if kind == "folder" else "s3://samples/team")
+    with pytest.raises(ValueError):
+        places.name(given)
+
+
+def test_the_neighbours_of_a_local_bucket_are_outside(tmp_path):
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    places = Places(str(bucket))
+    for given in (bucket, f"{bucket}/", f"{bucket}-other/x", f"{bucket}/../x", f"{bucket}//x", f"{bucket}/./x",
+                  f"{bucket}/jobs/x", f"{bucket}/jobs", f"file://{bucket}/%2e%2e/x", f"file://{bucket}/%6a%6f%62%73/x",
+                  f"file://{bucket}-other/x", f"/{bucket}/x", tmp_path):  # fmt: skip
+        with pytest.raises(ValueError):
+            places.name(str(given))
+
+
+@pytest.mark.parametrize("name", ["runs/first", "a", "2026-11-22/run_1+b@c,d=e.f", "x" * 200, "jobs2/x", "x/jobs"])
+def test_inside_it_is_named_absolute_or_relative(tmp_path, name):
+    bucket = tmp_path / "my bucket"
+    for places, root in (
+        (Places(str(bucket)), str(bucket)),
+        (Places(bucket.as_uri()), str(bucket)),
+        (Places("s3://samples/team/"), "s3://samples/team"),
+    ):
+        given = {name, f"{name}/", f"{root}/{name}"}
+        if root.startswith("/"):
+            given |= {f"file://{root}/{name}", f"{bucket.as_uri()}/{name}"}
+        assert {places.name(text) for text in given} == {name}
+        assert places.url(name) == f"{root}/{name}"
+
+
+def test_no_link_leads_out(tmp_path):
+    bucket, outside = tmp_path / "bucket", tmp_path / "outside"
+    (bucket / "run").mkdir(parents=True)
+    (bucket / "jobs").mkdir()
+    outside.mkdir()
+    (outside / "p.jsonl").write_text("{}")
+    places = Places(str(bucket))
+    (bucket / "inside").symlink_to(bucket / "run")
+    assert places.name("inside") == "inside"
+    for link, target in (
+        ("link", outside), ("file.jsonl", outside / "p.jsonl"), ("up", bucket / ".."), ("self", bucket), ("root", "/"),
+        ("own", bucket / "jobs"), ("loop", bucket / "loop"), ("dangling", outside / "nothing"),
+        ("run/trajectories", outside),
+    ):  # fmt: skip
+        (bucket / link).symlink_to(target)
+    for given in ("link", "link/x", "file.jsonl", "up", "up/x", "self", "root/etc", "own/x", "loop/x", "dangling",
+                  "run", f"{bucket}/link/x"):  # fmt: skip
+        with pytest.raises(ValueError):
+            places.name(given)
+    assert places.name("clean") == "clean"
+    (bucket / "clean").symlink_to(outside)  # after the job was taken, before it runs
+    with pytest.raises(ValueError):
+        places.url("clean")
+
+
+def test_a_bucket_that_is_itself_behind_a_link_is_found_by_both_names(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    places = Places(str(tmp_path / "link"))
+    assert places.name(f"{tmp_path}/link/x") == places.name(f"{tmp_path}/real/x") == "x"
