@@ -32,8 +32,6 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 KEYS_VARIABLE = "LIGHTREASONER_API_KEYS"
 BODY_SECONDS = 60.0
 """A body must have arrived by then."""
-DISCARDED_BYTES = 64 * 1024**2
-"""Of a body that is refused, this much is still read, so that its sender gets to see the answer."""
 
 access = logging.getLogger("lightreasoner.access")
 
@@ -103,7 +101,6 @@ class Guard:
 
         try:
             if refusal := self._refusal(scope, headers):
-                await _discard(receive)
                 await refusal(scope, receive, sending)
             else:
                 await self._app(scope, self._bounded(receive), sending)
@@ -142,8 +139,6 @@ class Guard:
             seen += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if seen > self._body_bytes:
-                if not whole:
-                    await _discard(receive)
                 raise HTTPException(413, self._too_large)
             return message
 
@@ -159,20 +154,6 @@ class Guard:
         if scope["path"] not in QUIET_PATHS:
             extra = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": round(seconds, 4)}
             access.info("%s %s %d %.2f s", scope["method"], scope["path"], status, seconds, extra=extra)
-
-
-async def _discard(receive: Receive) -> None:
-    """Read on, within bounds: a sender that is cut off while it sends never sees why."""
-    seen = 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while seen < DISCARDED_BYTES:
-                message = await receive()
-                seen += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return
 
 
 def _is_loopback(host: str) -> bool:

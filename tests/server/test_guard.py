@@ -81,8 +81,8 @@ def test_without_a_key_a_probe_learns_only_whether_the_service_lives_and_serves(
 
 
 def test_a_body_beyond_the_bound_is_refused_however_it_is_sent(locked):
-    body = b" " * (BODY_BYTES + 1)
-    for content in (body, iter([body[:30_000], body[30_000:]])):  # with a length, and in chunks
+    body, large = b" " * (BODY_BYTES + 1), [b" " * 1_000_000] * 20
+    for content in (body, iter([body[:30_000], body[30_000:]]), iter(large), b"".join(large)):  # in chunks, and not
         answer = locked.post("/v1/trajectories", content=content, headers=bearer("first-key"))
         assert answer.status_code == 413 and "50,000 bytes" in answer.json()["detail"]
     assert locked.post("/v1/trajectories", content=body[1:], headers=bearer("first-key")).status_code in (400, 422, 503)
@@ -130,9 +130,10 @@ def test_every_answer_carries_a_request_id_the_clients_own_where_it_may_be_logge
 def test_requests_are_logged_with_their_id_and_keys_never_are(locked, caplog):
     caplog.handler.addFilter(logs.AboutFilter())
     with caplog.at_level(logging.INFO, "lightreasoner"):
-        locked.get("/version", headers=bearer("first-key") | {"x-request-id": "seen-1"})
-        locked.get("/version", headers=bearer("a-wrong-secret"))
         locked.get("/health")
+        locked.get("/version", headers=bearer("a-wrong-secret"))
+        locked.get("/version", headers=bearer("first-key") | {"x-request-id": "seen-1"})
+        locked.get("/ready")
     (seen,) = [record for record in caplog.records if getattr(record, "request_id", "") == "seen-1"]
     assert (seen.method, seen.path, seen.status) == ("GET", "/version", 200) and seen.seconds >= 0
     line = json.loads(logs.json_formatter().format(seen))
@@ -145,10 +146,10 @@ def test_requests_are_logged_with_their_id_and_keys_never_are(locked, caplog):
 
 def test_unknown_paths_and_methods_share_one_label(locked):
     for index in range(5):
-        locked.request("BREW", f"/nowhere/{index}", headers=bearer("first-key"))
+        locked.request("PURGE", f"/nowhere/{index}", headers=bearer("first-key"))
         locked.get(f"/nowhere/{index}", headers=bearer("first-key"))
     said = locked.get("/metrics", headers=bearer("first-key")).text
-    assert 'path="unknown"' in said and "nowhere" not in said and "BREW" not in said
+    assert 'path="unknown"' in said and "nowhere" not in said and "PURGE" not in said
 
 
 def test_keys_come_from_file_and_environment(tmp_path, monkeypatch):
