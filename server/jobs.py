@@ -157,7 +157,7 @@ class JobProgress:
 
 
 class Heart:
-    """Beats for a claim in a thread of its own: neither a busy event loop nor others that wait for the bucket delay it."""
+    """Beats for a claim, in a thread of its own: neither a busy event loop nor other waits for the bucket delay it."""
 
     def __init__(self, claim: Claim, lease_seconds: float) -> None:
         self._claim, self._lease = claim, lease_seconds

@@ -57,13 +57,16 @@ def running_server(
     amateur_arguments: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
     port: int | None = None,
+    cache_bytes: int | None = None,
 ) -> Iterator[RunningServer]:
     """Start a server through its public command, with a server.yaml, and wait until it is ready.
 
-    `settings`: of server.yaml, beside its engines'.
+    `settings`: of server.yaml, beside its engines'. `cache_bytes`: of each engine's cache, where several servers share
+    the machine's memory.
     """
     port, log, config = port or free_port(), folder / "server.log", folder / "server.yaml"
     engine = {"dtype": dtype} | ({"max_model_len": max_model_len} if max_model_len else {})
+    engine |= {"kv_cache_memory_bytes": cache_bytes} if cache_bytes else {}
     # JSON is YAML.
     config.write_text(json.dumps({"expert": engine, "amateur": engine | (amateur_arguments or {}), **(settings or {})}))
     command = [sys.executable, "-m", "server", "--config", config, "--port", port]

@@ -31,7 +31,8 @@ def replicas(bucket, tmp_path_factory):
 
     def start(index):
         folder = tmp_path_factory.mktemp(f"replica-{index}")
-        server = running_server(DEMO / "expert", DEMO / "amateur", folder, settings=settings)
+        models = DEMO / "expert", DEMO / "amateur"
+        server = running_server(*models, folder, settings=settings, cache_bytes=256 * 1024**2)
         running[index] = stacks[index].enter_context(server)
 
     threads = [threading.Thread(target=start, args=(index,)) for index in range(2)]
