@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -156,6 +157,41 @@ class JobProgress:
         )
 
 
+class Heart:
+    """Beats for a claim, in a thread of its own: neither a busy event loop nor other waits for the bucket delay it."""
+
+    def __init__(self, claim: Claim, lease_seconds: float) -> None:
+        self._claim, self._lease = claim, lease_seconds
+        self._written = time.monotonic()
+        self._enough = threading.Event()
+
+    async def beats(self) -> Verdict:
+        """Return when there is a reason to stop. Raises BucketError when no beat could be written for a lease."""
+        thread = ThreadPoolExecutor(1, f"beat-{self._claim.job_id}")
+        beating = asyncio.get_running_loop().run_in_executor(thread, self._beat)
+        try:
+            while True:
+                done, _ = await asyncio.wait({beating}, timeout=self._lease / BEATS_A_LEASE)
+                if done:
+                    return beating.result()
+                if time.monotonic() - self._written > self._lease:
+                    raise BucketError(f"{self._claim.job_id}: no sign of life could be written for {self._lease:g} s")
+        finally:
+            self._enough.set()
+            thread.shutdown(wait=False)
+
+    def _beat(self) -> Verdict:
+        while not self._enough.wait(self._lease / BEATS_A_LEASE):
+            began = time.monotonic()
+            try:
+                if (verdict := self._claim.beat()) is not Verdict.GO_ON:
+                    return verdict
+                self._written = began
+            except BucketError as error:
+                log.warning("%s: %s", self._claim.job_id, error)
+        return Verdict.GO_ON
+
+
 class JobRunner:
     """The server's own hands on the bucket's jobs, from `start` to `drain`."""
 
@@ -231,7 +267,8 @@ class JobRunner:
         about = logs.job_id.set(claim.job_id)  # in every line from here, and from the tasks made here
         log.info("job taken, as owner %d", claim.owner)
         source = self._source = PairSource(pair, self._versions)
-        work, beats = asyncio.create_task(self._work(claim, source)), asyncio.create_task(self._keep(claim))
+        heart = Heart(claim, self.settings.lease_seconds)
+        work, beats = asyncio.create_task(self._work(claim, source)), asyncio.create_task(heart.beats())
         verdict = Verdict.GO_ON
         try:
             if self._stopping:
@@ -254,32 +291,6 @@ class JobRunner:
             log.info("%s: another server has it", claim.job_id)
         else:
             await asyncio.to_thread(claim.release)
-
-    async def _keep(self, claim: Claim) -> Verdict:
-        """Beat until there is a reason to stop. Raises BucketError when no beat could be written for a lease.
-
-        In a thread of its own, for the others may be waiting for a slow bucket.
-        """
-        lease = self.settings.lease_seconds
-        thread = ThreadPoolExecutor(1, f"beat-{claim.job_id}")
-        written = time.monotonic()
-        try:
-            while True:
-                await asyncio.sleep(lease / BEATS_A_LEASE)
-                began = time.monotonic()
-                beating = asyncio.get_running_loop().run_in_executor(thread, claim.beat)
-                try:
-                    verdict = await asyncio.wait_for(beating, max(0.0, written + lease - began))
-                except BucketError as error:
-                    log.warning("job: %s", error)
-                    continue
-                except TimeoutError:
-                    raise BucketError(f"{claim.job_id}: no sign of life could be written for {lease:g} s") from None
-                if verdict is not Verdict.GO_ON:
-                    return verdict
-                written = began
-        finally:
-            thread.shutdown(wait=False)
 
     async def _work(self, claim: Claim, source: PairSource) -> None:
         """Sample and end the job, or return where it is to be handed back."""
