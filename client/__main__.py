@@ -7,17 +7,19 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from client.contrast import Labels, Selection
 from client.errors import LightReasonerError, Stopped
 from client.protocol import DEFAULT_TOP_K, SYSTEM_PROMPT, Decoding
 from client.run import Run, RunTotals
@@ -174,6 +176,49 @@ def _check_text(option: str, value: str) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise LightReasonerError(f"{option}: {value!r} is not valid UTF-8") from None
+
+
+def _track(parts: Sequence[str]) -> Iterable[str]:
+    console = Console(stderr=True)
+    return track(parts, "parts", console=console, disable=not console.is_terminal)
+
+
+# Commands on RUNs alone, without a server.
+
+
+@app.command()
+def build(
+    run: Annotated[str, typer.Argument(help="A RUN with trajectories.")],
+    new_run: Annotated[str, typer.Argument(help="Where to write: a path, file://… or s3://bucket/prefix.")],
+    alpha: Annotated[float | None, typer.Option(help="Plausible: this share of the best token's probability.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Kept: a KL, in nats, proved to be above this.")] = None,
+    first_step: Annotated[int | None, typer.Option(help="Steps before this one are never kept.")] = None,
+    select: Annotated[Selection | None, typer.Option(help="kl; all steps; or at random, as many as kl keeps.")] = None,
+    labels: Annotated[Labels | None, typer.Option(help="contrast; the expert's own; or the token it took.")] = None,
+    keep_incomplete: Annotated[
+        bool | None, typer.Option(help="Also keep steps whose plausible set is not proved whole.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of --select random.")] = None,
+) -> None:
+    """Make NEW_RUN from the trajectories in RUN with other settings; needs no server and no GPU.
+
+    What is not given stays as it is in RUN. Interrupted, the same command goes on.
+    """
+    from client.build import build as make
+
+    source = Run(run)
+    given = {
+        "alpha": alpha, "beta": beta, "first_step": first_step, "select": select, "labels": labels,
+        "keep_incomplete": keep_incomplete, "select_seed": seed,
+    }  # fmt: skip
+    old = source.manifest().model_dump(include=set(ContrastSettings.model_fields))
+    settings = _checked(ContrastSettings, **old | {name: value for name, value in given.items() if value is not None})
+    if seed is not None and settings.select != "random":
+        raise LightReasonerError("--seed: only --select random draws anything")
+    built = make(source, Run(new_run), settings, _track)
+    _print_summary(new_run, built.totals, None)
+    if not built.sealed:
+        print(f"{run} is not complete yet; the same command later adds what it will hold")
 
 
 def main() -> None:

@@ -17,19 +17,17 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from client.bucket import Bucket
-from client.contrast import covered_mass, kl_lower_bound
 from client.errors import RunError
 from client.protocol import Failure, Trajectory
 from client.samples import (
@@ -44,26 +42,9 @@ from client.samples import (
     trajectories_in,
     trajectory_table,
 )
+from client.tally import RunTotals, Tally
 
 Row = TypeVar("Row", Trajectory, Sample)
-KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
-
-
-@dataclass(frozen=True)
-class RunTotals:
-    """What a RUN holds, over the rows that readers see. Steps count from first_step on."""
-
-    problems: int
-    trajectories: int
-    failed: int
-    tokens: int
-    steps: int
-    kept: int
-    kept_share: float
-    incomplete: int
-    mean_plausible_set: float  # labelled ids a kept step
-    mean_covered_mass: float
-    kl_quantiles: dict[str, float]  # of the certified bound, nats
 
 
 class Run:
@@ -126,6 +107,31 @@ class Run:
         self._put_table("trajectories", part, trajectory_table(trajectories, questions))
         return self._write_samples(part, trajectories, manifest)
 
+    def adopt(self, part: str, other: Run, manifest: RunManifest) -> tuple[list[Trajectory], list[Sample]]:
+        """Copy a part of another RUN's trajectories, byte for byte, make its samples anew, and return both.
+
+        What is there of it already is not written again.
+        """
+        data = other._part("trajectories", part)
+        trajectories = trajectories_in(other._read("trajectories", part, data, TRAJECTORY_SCHEMA))
+        samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
+        self.bucket.create(f"trajectories/{part}.parquet", data)
+        if part not in self.parts("samples"):
+            self._put_table("samples", part, sample_table(samples))
+        return trajectories, samples
+
+    def copy_failures(self, other: Run) -> None:
+        """Take over what failed in another RUN."""
+        for name in other.bucket.names("failures"):
+            self.bucket.create(name, other.bucket.get(name) or b"")
+
+    def tokenizer(self) -> bytes:
+        """The expert's tokenizer.json. Raises RunError where it is missing."""
+        data = self.bucket.get("tokenizer.json")
+        if data is None:
+            raise RunError(f"{self} has no tokenizer.json; copy the expert's there")
+        return data
+
     def write_failures(self, failures: Sequence[Failure]) -> None:
         """Write one part of failures, each a line as the server sent it."""
         self.bucket.put(f"failures/{_new_part()}.jsonl", b"".join(failure.to_line() for failure in failures))
@@ -165,36 +171,10 @@ class Run:
 
     def totals(self, manifest: RunManifest) -> RunTotals:
         """Count the whole RUN in one pass over its trajectories."""
-        keys: set[Key] = set()
-        tokens = kept = incomplete = labels = 0
-        bounds = [np.empty(0, np.float32)]
-        mass = 0.0
-        first = manifest.first_step
+        tally = Tally(manifest)
         for trajectory in self.trajectories():
-            keys.add((trajectory.problem_id, trajectory.sample_index))
-            chosen = sample_of(trajectory, manifest).contrast
-            tokens += len(trajectory.token_ids)
-            kept += len(chosen.steps)
-            labels += len(chosen.label_ids)
-            incomplete += chosen.incomplete
-            logprobs = trajectory.expert_logprobs[first:], trajectory.amateur_logprobs[first:]
-            bounds.append(kl_lower_bound(*logprobs).astype(np.float32))
-            mass += float(covered_mass(*logprobs).sum())
-        every_bound = np.concatenate(bounds)
-        steps = len(every_bound)
-        return RunTotals(
-            problems=len({problem_id for problem_id, _ in keys}),
-            trajectories=len(keys),
-            failed=len(self.failures().keys() - keys),
-            tokens=tokens,
-            steps=steps,
-            kept=kept,
-            kept_share=kept / steps if steps else 0.0,
-            incomplete=incomplete,
-            mean_plausible_set=labels / kept if kept else 0.0,
-            mean_covered_mass=mass / steps if steps else 0.0,
-            kl_quantiles={f"{q:g}": float(np.quantile(every_bound, q)) for q in KL_QUANTILES} if steps else {},
-        )
+            tally.add(trajectory)
+        return tally.totals(set(self.failures()))
 
     def _write_samples(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> list[Sample]:
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
@@ -211,11 +191,17 @@ class Run:
         self.bucket.put(f"{kind}/{part}.parquet", sink.getvalue().to_pybytes())
 
     def _table(self, kind: str, part: str, schema: pa.Schema) -> pa.Table:
-        name = f"{kind}/{part}.parquet"
+        return self._read(kind, part, self._part(kind, part), schema)
+
+    def _part(self, kind: str, part: str) -> bytes:
+        return self.bucket.get(f"{kind}/{part}.parquet") or b""
+
+    def _read(self, kind: str, part: str, data: bytes, schema: pa.Schema) -> pa.Table:
         try:
-            table = pq.read_table(pa.BufferReader(self.bucket.get(name) or b""), columns=schema.names)
+            table = pq.read_table(pa.BufferReader(data), columns=schema.names)
             return table.select(schema.names).cast(schema)
         except (pa.ArrowException, KeyError, OSError) as error:
+            name = f"{kind}/{part}.parquet"
             raise RunError(f"{self}/{name} cannot be read ({error}); remove it and sample again") from error
 
 

@@ -6,6 +6,7 @@ The key of a row is (problem_id, sample_index).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from client.contrast import Contrast, contrast
+from client.contrast import Contrast, Labels, Selection, contrast
 from client.protocol import Decoding, ModelCard, Trajectory
 
 Key = tuple[str, int]
@@ -67,6 +69,9 @@ class ContrastSettings(Frozen):
     beta: float = Field(0.4, ge=0.0)
     first_step: int = Field(1, ge=0)
     keep_incomplete: bool = False
+    select: Selection = "kl"
+    labels: Labels = "contrast"
+    select_seed: int = Field(0, ge=0)  # of select "random"
 
 
 class ProblemSetIdentity(Frozen):
@@ -92,6 +97,8 @@ class RunManifest(ContrastSettings):
     top_k: int
     problems: ProblemSetIdentity
     versions: dict[str, str]
+    built_from: str | None = None  # the RUN whose trajectories these are
+    imported_from: str | None = None  # the file whose samples these are; such a RUN has no trajectories
 
     def identity(self) -> dict[str, Any]:
         """What must agree between two writers: dotted name -> value. Models count by fingerprint, not by path."""
@@ -128,7 +135,11 @@ class Sample:
 
 
 def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
-    """The samples of a trajectory under a RUN's settings: pure, so they can be made again at any time."""
+    """The samples of a trajectory under a RUN's settings: pure, so they can be made again at any time.
+
+    A random selection is drawn by (select_seed, problem_id, sample_index), whatever part or order a trajectory is in.
+    """
+    drawn_by = orjson.dumps([manifest.select_seed, trajectory.problem_id, trajectory.sample_index])
     return Sample(
         problem_id=trajectory.problem_id,
         sample_index=trajectory.sample_index,
@@ -143,6 +154,10 @@ def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
             first_step=manifest.first_step,
             vocab_size=manifest.expert.vocab_size,
             keep_incomplete=manifest.keep_incomplete,
+            select=manifest.select,
+            labels=manifest.labels,
+            token_ids=trajectory.token_ids,
+            seed=int.from_bytes(hashlib.sha256(drawn_by).digest()[:16], "little"),
         ),
     )
 
