@@ -221,6 +221,22 @@ def build(
         print(f"{run} is not complete yet; the same command later adds what it will hold")
 
 
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="A RUN with trajectories.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page about RUN: divergences, what other settings would keep, trajectories token by token."""
+    from client.report import report as page_of
+
+    page = page_of(Run(run))
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise LightReasonerError(f"--output {output} cannot be written: {error.strerror}") from None
+    print(f"{output}: {len(page.encode()) / 1e6:.1f} MB, stands alone; open it in a browser")
+
+
 def main() -> None:
     """Entry point: users' mistakes end in one line, without a traceback."""
     try:

@@ -160,6 +160,19 @@ class Run:
         tables = (self._table("trajectories", part, schema) for part in self.parts("trajectories"))
         return {key for table in tables for key in zip(*table.to_pydict().values(), strict=True)}
 
+    def questions(self, keys: set[Key]) -> dict[Key, str]:
+        """The questions of some trajectories; those sampled from token ids have none. Reads three columns."""
+        schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in ("problem_id", "sample_index", "question")])
+        rows = chain.from_iterable(
+            zip(*self._table("trajectories", part, schema).to_pydict().values(), strict=True)
+            for part in self.parts("trajectories")
+        )
+        found: dict[Key, str] = {}
+        for problem_id, sample_index, question in rows:
+            if (problem_id, sample_index) in keys and question is not None:
+                found.setdefault((problem_id, sample_index), question)
+        return found
+
     def failures(self) -> dict[Key, Failure]:
         """What failed, by key; a key that was had after all may be among them."""
         lines = chain.from_iterable(
