@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -235,6 +237,55 @@ def report(
     except OSError as error:
         raise LightReasonerError(f"--output {output} cannot be written: {error.strerror}") from None
     print(f"{output}: {len(page.encode()) / 1e6:.1f} MB, stands alone; open it in a browser")
+
+
+@app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="JSONL as the published sampling wrote it, a row a kept step.")],
+    run: Annotated[str, typer.Argument(help="Where to write: a path, file://… or s3://bucket/prefix.")],
+    tokenizer: Annotated[str, typer.Option(help="The expert's folder; its whole model where one is to train.")],
+    alpha: Annotated[float, typer.Option(help="What the file was made with.")] = 0.2,
+    beta: Annotated[float, typer.Option(help="What the file was made with, in nats.")] = 0.4,
+) -> None:
+    """Import the samples of the published implementation into a RUN that can be trained on.
+
+    Such a RUN has no trajectories: build, report and compare need those.
+    """
+    from client.fingerprints import model_folder
+    from client.imports import import_samples
+
+    settings = _checked(ContrastSettings, alpha=alpha, beta=beta)
+    imported = import_samples(file, Run(run), model_folder(tokenizer), settings)
+    totals, left_out = imported.totals, imported.left_out
+    print(f"{run}: {totals.kept:,} kept steps of {totals.trajectories:,} problems")
+    if left_out.counts:
+        print("\n  ".join((f"left out, {left_out.counts.total():,} rows:", *left_out.lines())))
+    if not imported.whole_model:
+        print(
+            f"{tokenizer} has no weights: lightreasoner-trainer will refuse {run}, for it cannot tell whether its "
+            "model is the expert. To train, name a new RUN and give the expert's whole folder"
+        )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="RUNs of the same problems and expert.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Set RUNs side by side: what each amateur, or each choice of settings, keeps and labels."""
+    from client.compare import compare as figures_of
+    from client.compare import rows
+
+    compared = figures_of([Run(run) for run in runs])
+    if as_json:
+        print(json.dumps({"runs": [asdict(figures) for figures in compared]}, indent=2))
+        return
+    table = Table("")
+    for run in runs:
+        table.add_column(Text(run), justify="right", overflow="fold")
+    for name, cells in rows(compared):
+        table.add_row(name, *map(Text, cells))
+    Console().print(table)
 
 
 def main() -> None:

@@ -132,6 +132,10 @@ class Run:
             raise RunError(f"{self} has no tokenizer.json; copy the expert's there")
         return data
 
+    def write_samples(self, part: str, samples: Sequence[Sample]) -> None:
+        """Write one part of samples that come from no trajectories here."""
+        self._put_table("samples", part, sample_table(samples))
+
     def write_failures(self, failures: Sequence[Failure]) -> None:
         """Write one part of failures, each a line as the server sent it."""
         self.bucket.put(f"failures/{_new_part()}.jsonl", b"".join(failure.to_line() for failure in failures))
