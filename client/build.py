@@ -39,13 +39,16 @@ def build(source: Run, target: Run, settings: ContrastSettings, shown: Shown = i
     manifest = source.manifest()
     complete = source.completion() is not None  # asked before the parts are listed: none comes after it
     parts = trajectory_parts(source, manifest)
+    if settings.select != "random":  # nothing is drawn, so a seed must not tell two RUNs apart
+        settings = settings.model_copy(update={"select_seed": 0})
     made = manifest.model_copy(update={**settings.model_dump(), "built_from": str(source)})
     target.claim(made, source.tokenizer())
     if strangers := set(target.parts("trajectories")) - set(parts):
         raise RunError(f"{target} holds trajectories that {source} does not ({min(strangers)}); name a new RUN")
-    tally = Tally(made)
+    done = set(target.parts("samples"))
+    tally = Tally(made)  # of every part, for what an earlier attempt wrote counts too
     for part in shown(parts):
-        trajectories, samples = target.adopt(part, source, made)
+        trajectories, samples = target.adopt(part, source, made, write=part not in done)
         for trajectory, sample in zip(trajectories, samples, strict=True):
             tally.add(trajectory, sample.contrast)
     target.copy_failures(source)

@@ -45,17 +45,18 @@ class ChatTemplate:
         messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}]
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: it may raise anything
             raise ModelError(f"the chat template of {self._folder} refuses the prompt: {error}") from None
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
     file = folder / "tokenizer_config.json"
-    config: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
-    named = {name: config.get(name) for name in SPECIAL}
-    return {
-        name: token["content"] if isinstance(token, dict) else token for name, token in named.items() if token
-    }  # fmt: skip
+    try:
+        config: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+        named = {name: config.get(name) for name in SPECIAL}
+        return {name: token["content"] if isinstance(token, dict) else token for name, token in named.items() if token}
+    except (ValueError, AttributeError, KeyError) as error:
+        raise ModelError(f"{file} cannot be read ({error!r}); copy the expert's again") from None
 
 
 def _refuse(message: str) -> NoReturn:

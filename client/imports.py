@@ -142,8 +142,8 @@ def _problems(
 ) -> Iterator[tuple[str, list[Row]]]:
     """The rows of each problem, which stand together; memory holds one problem's and the questions' digests."""
     seen: set[bytes] = set()
-    good = (row for row in _rows(file, tokenizer, vocab_size, settings, left_out))
-    for question, group in groupby(good, key=lambda row: row.question):
+    whole = _rows(file, tokenizer, vocab_size, settings, left_out)
+    for question, group in groupby(whole, key=lambda row: row.question):
         digest = hashlib.sha256(question.encode()).digest()
         rows: dict[int, Row] = {}
         for row in group:

@@ -38,6 +38,8 @@ SMALLEST_KL = 1e-4
 BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 HEADROOM = 1.12
 """So that the words at a threshold stand above the highest bar."""
+LONGEST = 1024
+"""Tokens of a trajectory that the page shows: eight long ones would make it too large to open."""
 ROWS = 8
 """Ids that a token's detail lists, best first."""
 
@@ -58,6 +60,8 @@ class Shown:
     title: str
     question: str
     steps: list[Step]
+    more: int  # tokens after those
+    tokens: int
     kept: int
     mean_kl: float
     detail: Markup  # JSON for the script, unable to end its element
@@ -244,7 +248,7 @@ def _one_shown(
         for step, (a, b) in zip(kept.steps, pairwise(kept.label_offsets), strict=True)
     }
     details = []
-    for step in range(len(bounds)):
+    for step in range(min(len(bounds), LONGEST)):
         label = labels.get(step, {})
         row = range(log_p.shape[1])
         listed = [i for i in row if i < ROWS or trajectory.top_ids[step, i] in {trajectory.token_ids[step], *label}]
@@ -269,14 +273,16 @@ def _one_shown(
                 "rest": log_p.shape[1] - len(listed),
             }
         )
-    pieces = texts.pieces(trajectory.token_ids)
+    pieces = texts.pieces(trajectory.token_ids[:LONGEST])
     return Shown(
         title=f"{trajectory.problem_id}" + (f", sample {trajectory.sample_index}" if manifest.decoding.n > 1 else ""),
         question=question or texts.whole(trajectory.prompt_token_ids),
         steps=[
             Step(piece or "·", int(np.searchsorted(SHADES, bound)), step in labels)
-            for step, (piece, bound) in enumerate(zip(pieces, bounds, strict=True))
+            for step, (piece, bound) in enumerate(zip(pieces, bounds[:LONGEST], strict=True))
         ],
+        more=max(len(bounds) - LONGEST, 0),
+        tokens=len(bounds),
         kept=len(kept.steps),
         mean_kl=float(bounds[manifest.first_step :].mean()),
         detail=_json(details),

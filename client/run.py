@@ -6,6 +6,7 @@
     RUN/samples/part-*.parquet        a row a trajectory: its kept steps and labels
     RUN/failures/part-*.jsonl         problems that failed, and why
     RUN/complete.json                 written last; its presence means sealed
+    RUN/training, RUN/evaluation      what the trainer may have left; only reports read it
 
 Promises: a part appears whole or not at all, names never collide, nothing is rewritten. Where two parts hold a
 key, readers take the first part by name. samples/part-X is a pure function of trajectories/part-X, so a crash
@@ -107,17 +108,14 @@ class Run:
         self._put_table("trajectories", part, trajectory_table(trajectories, questions))
         return self._write_samples(part, trajectories, manifest)
 
-    def adopt(self, part: str, other: Run, manifest: RunManifest) -> tuple[list[Trajectory], list[Sample]]:
-        """Copy a part of another RUN's trajectories, byte for byte, make its samples anew, and return both.
-
-        What is there of it already is not written again.
-        """
+    def adopt(self, part: str, other: Run, manifest: RunManifest, write: bool) -> tuple[list[Trajectory], list[Sample]]:
+        """A part of another RUN's trajectories with its samples made anew; written, byte for byte, where asked to."""
         data = other._part("trajectories", part)
         trajectories = trajectories_in(other._read("trajectories", part, data, TRAJECTORY_SCHEMA))
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
-        self.bucket.create(f"trajectories/{part}.parquet", data)
-        if part not in self.parts("samples"):
-            self._put_table("samples", part, sample_table(samples))
+        if write:
+            self.bucket.put(f"trajectories/{part}.parquet", data)
+            self.write_samples(part, samples)
         return trajectories, samples
 
     def copy_failures(self, other: Run) -> None:
@@ -133,7 +131,7 @@ class Run:
         return data
 
     def write_samples(self, part: str, samples: Sequence[Sample]) -> None:
-        """Write one part of samples that come from no trajectories here."""
+        """Write one part of samples; those of a part of trajectories only after it."""
         self._put_table("samples", part, sample_table(samples))
 
     def write_failures(self, failures: Sequence[Failure]) -> None:
@@ -195,7 +193,7 @@ class Run:
 
     def _write_samples(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> list[Sample]:
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
-        self._put_table("samples", part, sample_table(samples))
+        self.write_samples(part, samples)
         return samples
 
     def _trajectories_of(self, part: str) -> list[Trajectory]:

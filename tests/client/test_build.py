@@ -96,6 +96,8 @@ def test_all_keeps_every_complete_step_from_the_first_on(source, trajectories, t
     assert steps == {t.problem_id: plain(t)[0] for t in trajectories}
     incomplete = {sample.problem_id: sample.contrast.incomplete for sample in new.samples()}
     assert incomplete == {sample.problem_id: sample.contrast.incomplete for sample in source.samples()}
+    kept = built(source, tmp_path / "kept", keep_incomplete=True)
+    assert incomplete == {sample.problem_id: sample.contrast.incomplete for sample in kept.samples()}
     loose = built(source, tmp_path / "loose", select="all", keep_incomplete=True, alpha=0.001)
     assert {s.problem_id: s.contrast.steps.tolist() for s in loose.samples()} == {
         t.problem_id: list(range(1, len(t.token_ids))) for t in trajectories
@@ -111,6 +113,12 @@ def test_random_draws_as_many_complete_steps_as_kl_keeps_and_each_trajectory_its
     assert drawn != kl and all(steps == sorted(set(steps)) for steps in drawn.values())
     other = built(source, tmp_path / "other", select="random", select_seed=1)
     assert drawn != {sample.problem_id: sample.contrast.steps.tolist() for sample in other.samples()}
+
+
+def test_a_seed_of_nothing_drawn_does_not_tell_runs_apart(source, tmp_path):
+    drawn = built(source, tmp_path / "drawn", select="random", select_seed=7)
+    back = built(drawn, tmp_path / "back", select="kl", select_seed=7)
+    assert not back.manifest().differences(source.manifest())
 
 
 def test_a_random_draw_does_not_depend_on_parts_or_their_order(source, trajectories, tmp_path):
@@ -205,6 +213,14 @@ def test_a_run_that_is_still_being_sampled_gives_what_it_holds_and_later_the_res
     assert len(list(new.samples())) == len(trajectories) + 1
 
 
+def test_a_key_that_is_there_twice_is_counted_once_and_copied_as_it_is(source, trajectories, tmp_path):
+    source.write(trajectories[:3], {}, source.manifest())
+    new = Run(str(tmp_path / "new"))
+    totals = build(source, new, ContrastSettings(beta=0.1)).totals
+    assert totals.trajectories == 12 and totals == new.totals(new.manifest())
+    assert new.parts("samples") == source.parts("trajectories") and len(new.parts("samples")) == 4
+
+
 def test_a_place_that_is_taken_is_refused(source, tmp_path):
     new = built(source, tmp_path / "new", beta=0.1)
     with pytest.raises(RunError, match=r"beta: 0\.1 against 0\.2"):
@@ -247,8 +263,8 @@ def test_top1_says_only_what_can_be_known():
     agreeing, differing = top1(amateur)
     assert agreeing.tolist() == [True, False, False, True, True]
     assert differing.tolist() == [False, False, True, False, False]
-    unknown = np.array([[-np.inf, np.log(0.3)]])
-    assert [answer.tolist() for answer in top1(unknown)] == [[False], [True]]
+    unknown = np.array([[-np.inf, np.log(0.3)], [-np.inf, -np.inf]])
+    assert [answer.tolist() for answer in top1(unknown)] == [[False, False], [True, True]]
 
 
 def test_top1_never_contradicts_the_whole_vocabulary():

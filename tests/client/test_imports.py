@@ -201,7 +201,7 @@ def test_problems_have_the_ids_that_a_problem_set_without_ids_would_give_them(ro
 
 
 TEMPLATES = {
-    "blocks": "{% for m in messages %}\n {% if m.role == 'user' %}\nU: {{ m.content | trim }}\n{% endif %}\n{% endfor %}.",
+    "blocks": "{% for m in messages %}\n {% if m.role == 'user' %}\n{{ m.content|trim }}\n {% endif %}\n{% endfor %}",
     "tokens": "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}",
     "tojson": "{{ messages | tojson }}{% if add_generation_prompt %}>{% endif %}",
     "loop": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}",

@@ -212,6 +212,17 @@ def test_a_shown_trajectory_says_of_every_token_what_the_run_says(tmp_path):
     assert [a["tabindex"] for a in spans[: len(steps)]] == ["0"] + ["-1"] * (len(steps) - 1)
 
 
+def test_of_a_long_trajectory_the_beginning_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("client.report.LONGEST", 6)
+    run = make_run(tmp_path / "run", [make_trajectory("p", seed=0, tokens=20)])
+    (sample,) = run.samples()
+    page = Page(report(run))
+    assert len(json.loads(page.text["script"][0])) == 6
+    assert sum(attributes.get("role") == "option" for _, attributes in page.elements) == 2 * 6
+    assert "The first 6 tokens; 14 more are not shown." in page.text["p"]
+    assert f"{len(sample.contrast.steps)} of 20 tokens kept" in page.text["h4"][0]
+
+
 def test_trajectories_are_drawn_the_same_whatever_their_order_and_the_divergent_ones_are_those(tmp_path):
     trajectories = trajectories_of(40)
     one = gather(make_run(tmp_path / "one", trajectories))
