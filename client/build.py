@@ -45,6 +45,8 @@ def build(source: Run, target: Run, settings: ContrastSettings, shown: Shown = i
     target.claim(made, source.tokenizer())
     if strangers := set(target.parts("trajectories")) - set(parts):
         raise RunError(f"{target} holds trajectories that {source} does not ({min(strangers)}); name a new RUN")
+    if (completion := target.completion()) is not None:
+        return Built(RunTotals(**{name: completion[name] for name in RunTotals.__dataclass_fields__}), sealed=True)
     done = set(target.parts("samples"))
     tally = Tally(made)  # of every part, for what an earlier attempt wrote counts too
     for part in shown(parts):

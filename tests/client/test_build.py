@@ -203,6 +203,13 @@ def test_an_interrupted_build_goes_on_without_writing_anything_twice(source, tmp
     assert again.sealed and again.totals == build(source, whole, ContrastSettings(beta=0.1)).totals
 
 
+def test_a_build_that_is_complete_reads_nothing_again(source, tmp_path, monkeypatch):
+    new = Run(str(tmp_path / "new"))
+    first = build(source, new, ContrastSettings(beta=0.1))
+    monkeypatch.setattr(Run, "adopt", None)
+    assert build(source, new, ContrastSettings(beta=0.1)) == first and first.sealed
+
+
 def test_a_run_that_is_still_being_sampled_gives_what_it_holds_and_later_the_rest(source, trajectories, tmp_path):
     (tmp_path / "source" / "complete.json").unlink()
     new = Run(str(tmp_path / "new"))
