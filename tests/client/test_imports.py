@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from client.__main__ import main
 from client.chat import ChatTemplate
 from client.errors import ModelError, RunError
-from client.imports import import_samples
+from client.imports import TOKENS, import_samples
 from client.problems import read_problems
 from client.run import Run
 from client.samples import ContrastSettings
@@ -147,6 +147,14 @@ def test_a_row_that_cannot_be_imported_is_left_out_and_counted_by_its_reason(row
     imported = import_samples(write(tmp_path / "samples.jsonl", rows), run, EXPERT, SETTINGS)
     (line,) = imported.left_out.lines()
     assert re.search(reason, line) and "1 rows" in line and "(first: line 2)" in line
+    assert [len(sample.contrast.steps) for sample in run.samples()] == [3, 4]
+
+
+def test_a_prefix_that_reads_otherwise_once_it_is_tokenised_is_left_out_though_its_length_is_right(rows, tmp_path):
+    rows[3]["prefix"] = rows[3]["prefix"][:-1] + "€"  # the tokenizer has one unknown token for it
+    run = Run(str(tmp_path / "run"))
+    imported = import_samples(write(tmp_path / "samples.jsonl", rows), run, EXPERT, SETTINGS)
+    assert [line.split(": ")[1] for line in imported.left_out.lines()] == [TOKENS.split(": ")[0] + " (first"]
     assert [len(sample.contrast.steps) for sample in run.samples()] == [3, 4]
 
 

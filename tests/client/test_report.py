@@ -21,7 +21,7 @@ from client.texts import Texts, tokenizer_of, visible
 
 HOSTILE = [
     "<script>alert(1)</script>", "</script><script>alert(2)</script>", "<!--<script>", '"><img src=x onerror=alert(3)>',
-    "&lt;b&gt;", "{{ 7*7 }}", "]]>", "\u2028", "</style>",
+    "</script/x>", "<!--<script/x>", "<b>bold</b>", "&lt;b&gt;", "{{ 7*7 }}", "]]>", "\u2028", "</style>",
 ]  # fmt: skip
 
 
@@ -98,6 +98,7 @@ def test_nothing_that_models_or_problems_say_becomes_markup(tmp_path):
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
     assert scripts == [{"type": "application/json"}] * 3 * 2 + [{}]  # three drawn, the same three most divergent
     shown = [json.loads(text) for text in page.text["script"][:-1]]
+    assert not set("<>&") & set("".join(page.text["script"][:-1]))
     names = {row[0] for steps in shown for step in steps for row in step["rows"]}
     assert {visible(token) for token in HOSTILE} <= names <= {visible(token) for token in words_of(HOSTILE)}
     assert hostile in " ".join(page.text["p"]) and hostile in "".join(page.text["h4"])
@@ -331,9 +332,19 @@ def test_in_a_browser_tokens_are_read_by_pointer_and_by_keyboard_and_nothing_els
         tokens.nth(4).click()
         assert detail.inner_text().startswith("step 4:")
         page.keyboard.press("ArrowRight")
-        assert detail.inner_text().startswith("step 5:") and tokens.nth(5).get_attribute("aria-selected") == "true"
+        page.keyboard.press("ArrowRight")
+        assert detail.inner_text().startswith("step 6:") and tokens.nth(6).get_attribute("aria-selected") == "true"
+        page.keyboard.press("ArrowLeft")
+        assert detail.inner_text().startswith("step 5:")
         page.keyboard.press("End")
         assert detail.inner_text().startswith("step 11:")
+        told = []
+        for index in range(tokens.count()):
+            tokens.nth(index).hover()
+            told += shown.locator(".detail code").all_text_contents()
+            inside = page.evaluate("[...document.querySelectorAll('.detail *')].map((made) => made.localName)")
+            assert set(inside) == {"p", "code", "b", "table", "thead", "tbody", "tr", "th", "td"}
+        assert {visible(token) for token in HOSTILE} & set(told)
         tokens.nth(2).hover()
         assert detail.inner_text().startswith("step 2:") and shown.locator(".detail tbody tr").count() == TOP_K
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
