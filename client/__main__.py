@@ -200,7 +200,7 @@ def build(
     keep_incomplete: Annotated[
         bool | None, typer.Option(help="Also keep steps whose plausible set is not proved whole.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of --select random.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of --select random.")] = None,
 ) -> None:
     """Make NEW_RUN from the trajectories in RUN with other settings; needs no server and no GPU.
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_run import TOP_K, VOCABULARY, make_manifest, make_trajectory
+from made_run import TOP_K, make_manifest, make_trajectory, tokenizer_json, words_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from client.contrast import kl_lower_bound
@@ -23,15 +23,6 @@ HOSTILE = [
     "<script>alert(1)</script>", "</script><script>alert(2)</script>", "<!--<script>", '"><img src=x onerror=alert(3)>',
     "</script/x>", "<!--<script/x>", "<b>bold</b>", "&lt;b&gt;", "{{ 7*7 }}", "]]>", "\u2028", "</style>",
 ]  # fmt: skip
-
-
-def words_of(first=()):
-    return [*first, *(f"w{index}" for index in range(VOCABULARY - len(first)))]
-
-
-def tokenizer_json(first=()):
-    vocabulary = {word: index for index, word in enumerate(words_of(first))}
-    return Tokenizer(models.WordLevel(vocabulary, "w0")).to_str().encode()
 
 
 def trajectories_of(count):
