@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import signal
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from client.contrast import Labels, Selection
 from client.errors import LightReasonerError, Stopped
 from client.job_commands import job_commands
 from client.options import (
@@ -169,6 +174,114 @@ def _print_summary(run: str, totals: RunTotals, counts: Counts | None) -> None:
     if not totals.kept:
         remedy = "a larger --top-k proves more sets whole" if totals.incomplete else "a lower --beta keeps more"
         print(f"no step was kept: there is nothing to train on; {remedy}, or another amateur")
+
+
+def _track(parts: Sequence[str]) -> Iterable[str]:
+    console = Console(stderr=True)
+    return track(parts, "parts", console=console, disable=not console.is_terminal)
+
+
+# Commands on RUNs alone, without a server.
+
+
+@app.command()
+def build(
+    run: Annotated[str, typer.Argument(help="A RUN with trajectories.")],
+    new_run: Annotated[str, typer.Argument(help="Where to write: a path, file://… or s3://bucket/prefix.")],
+    alpha: Annotated[float | None, typer.Option(help="Plausible: this share of the best token's probability.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Kept: a KL, in nats, proved to be above this.")] = None,
+    first_step: Annotated[int | None, typer.Option(help="Steps before this one are never kept.")] = None,
+    select: Annotated[Selection | None, typer.Option(help="kl; all steps; or at random, as many as kl keeps.")] = None,
+    labels: Annotated[Labels | None, typer.Option(help="contrast; the expert's own; or the token it took.")] = None,
+    keep_incomplete: Annotated[
+        bool | None, typer.Option(help="Also keep steps whose plausible set is not proved whole.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of --select random.")] = None,
+) -> None:
+    """Make NEW_RUN from the trajectories in RUN with other settings; needs no server and no GPU.
+
+    What is not given stays as it is in RUN. Interrupted, the same command goes on.
+    """
+    from client.build import build as make
+
+    source = Run(run)
+    given = {
+        "alpha": alpha, "beta": beta, "first_step": first_step, "select": select, "labels": labels,
+        "keep_incomplete": keep_incomplete, "select_seed": seed,
+    }  # fmt: skip
+    old = source.manifest().model_dump(include=set(ContrastSettings.model_fields))
+    settings = checked(ContrastSettings, **old | {name: value for name, value in given.items() if value is not None})
+    if seed is not None and settings.select != "random":
+        raise LightReasonerError("--seed: only --select random draws anything")
+    built = make(source, Run(new_run), settings, _track)
+    _print_summary(new_run, built.totals, None)
+    if not built.sealed:
+        print(f"{run} is not complete yet; the same command later adds what it will hold")
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="A RUN with trajectories.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page about RUN: divergences, what other settings would keep, trajectories token by token."""
+    from client.report import report as page_of
+
+    page = page_of(Run(run))
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise LightReasonerError(f"--output {output} cannot be written: {error.strerror}") from None
+    print(f"{output}: {len(page.encode()) / 1e6:.1f} MB, stands alone; open it in a browser")
+
+
+@app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="JSONL as the published sampling wrote it, a row a kept step.")],
+    run: Annotated[str, typer.Argument(help="Where to write: a path, file://… or s3://bucket/prefix.")],
+    tokenizer: Annotated[str, typer.Option(help="The expert's folder; its whole model where one is to train.")],
+    alpha: Annotated[float, typer.Option(help="What the file was made with.")] = 0.2,
+    beta: Annotated[float, typer.Option(help="What the file was made with, in nats.")] = 0.4,
+) -> None:
+    """Import the samples of the published implementation into a RUN that can be trained on.
+
+    Such a RUN has no trajectories: build, report and compare need those.
+    """
+    from client.fingerprints import model_folder
+    from client.imports import import_samples
+
+    settings = checked(ContrastSettings, alpha=alpha, beta=beta)
+    imported = import_samples(file, Run(run), model_folder(tokenizer), settings)
+    totals, left_out = imported.totals, imported.left_out
+    print(f"{run}: {totals.kept:,} kept steps of {totals.trajectories:,} problems")
+    if left_out.counts:
+        print("\n  ".join((f"left out, {left_out.counts.total():,} rows:", *left_out.lines())))
+    if not imported.whole_model:
+        print(
+            f"{tokenizer} has no weights: lightreasoner-trainer will refuse {run}, for it cannot tell whether its "
+            "model is the expert. To train, name a new RUN and give the expert's whole folder"
+        )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="RUNs of the same problems and expert.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Set RUNs side by side: what each amateur, or each choice of settings, keeps and labels."""
+    from client.compare import compare as figures_of
+    from client.compare import rows
+
+    compared = figures_of([Run(run) for run in runs])
+    if as_json:
+        print(json.dumps({"runs": [asdict(figures) for figures in compared]}, indent=2))
+        return
+    table = Table("")
+    for run in runs:
+        table.add_column(Text(run), justify="right", overflow="fold")
+    for name, cells in rows(compared):
+        table.add_row(name, *map(Text, cells))
+    Console().print(table)
 
 
 def main() -> None:

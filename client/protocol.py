@@ -15,6 +15,8 @@ import numpy.typing as npt
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from client.contrast import Labels, Selection
+
 SYSTEM_PROMPT = "Please reason step by step."
 """The published sampling prompt."""
 DEFAULT_TOP_K = 32
@@ -75,6 +77,9 @@ class ContrastSettings(Strict):
     beta: float = Field(0.4, ge=0.0)
     first_step: int = Field(1, ge=0)
     keep_incomplete: bool = False
+    select: Selection = "kl"
+    labels: Labels = "contrast"
+    select_seed: int = Field(0, ge=0)  # of select "random"
 
 
 class Answering(Decoding):

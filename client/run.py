@@ -6,6 +6,7 @@
     RUN/samples/part-*.parquet        a row a trajectory: its kept steps and labels
     RUN/failures/part-*.jsonl         problems that failed, and why
     RUN/complete.json                 written last; its presence means sealed
+    RUN/training, RUN/evaluation      what the trainer may have left; only reports read it
 
 Promises: a part appears whole or not at all, names never collide, nothing is rewritten. Where two parts hold a
 key, readers take the first part by name. samples/part-X is a pure function of trajectories/part-X, so a crash
@@ -17,19 +18,17 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from client.bucket import Bucket
-from client.contrast import covered_mass, kl_lower_bound
 from client.errors import RunError
 from client.protocol import Failure, Trajectory
 from client.samples import (
@@ -44,26 +43,9 @@ from client.samples import (
     trajectories_in,
     trajectory_table,
 )
+from client.tally import RunTotals, Tally
 
 Row = TypeVar("Row", Trajectory, Sample)
-KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
-
-
-@dataclass(frozen=True)
-class RunTotals:
-    """What a RUN holds, over the rows that readers see. Steps count from first_step on."""
-
-    problems: int
-    trajectories: int
-    failed: int
-    tokens: int
-    steps: int
-    kept: int
-    kept_share: float
-    incomplete: int
-    mean_plausible_set: float  # labelled ids a kept step
-    mean_covered_mass: float
-    kl_quantiles: dict[str, float]  # of the certified bound, nats
 
 
 class Run:
@@ -130,6 +112,32 @@ class Run:
         self._put_table("trajectories", part, trajectory_table(trajectories, questions))
         return self._write_samples(part, trajectories, manifest)
 
+    def adopt(self, part: str, other: Run, manifest: RunManifest, write: bool) -> tuple[list[Trajectory], list[Sample]]:
+        """A part of another RUN's trajectories with its samples made anew; written, byte for byte, where asked to."""
+        data = other._part("trajectories", part)
+        trajectories = trajectories_in(other._read("trajectories", part, data, TRAJECTORY_SCHEMA))
+        samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
+        if write:
+            self.bucket.put(f"trajectories/{part}.parquet", data)
+            self.write_samples(part, samples)
+        return trajectories, samples
+
+    def copy_failures(self, other: Run) -> None:
+        """Take over what failed in another RUN."""
+        for name in other.bucket.names("failures"):
+            self.bucket.create(name, other.bucket.get(name) or b"")
+
+    def tokenizer(self) -> bytes:
+        """The expert's tokenizer.json. Raises RunError where it is missing."""
+        data = self.bucket.get("tokenizer.json")
+        if data is None:
+            raise RunError(f"{self} has no tokenizer.json; copy the expert's there")
+        return data
+
+    def write_samples(self, part: str, samples: Sequence[Sample]) -> None:
+        """Write one part of samples; those of a part of trajectories only after it."""
+        self._put_table("samples", part, sample_table(samples))
+
     def write_failures(self, failures: Sequence[Failure]) -> None:
         """Write one part of failures, each a line as the server sent it."""
         self.bucket.put(f"failures/{self._new_part()}.jsonl", b"".join(failure.to_line() for failure in failures))
@@ -158,6 +166,19 @@ class Run:
         tables = (self._table("trajectories", part, schema) for part in self.parts("trajectories"))
         return {key for table in tables for key in zip(*table.to_pydict().values(), strict=True)}
 
+    def questions(self, keys: set[Key]) -> dict[Key, str]:
+        """The questions of some trajectories; those sampled from token ids have none. Reads three columns."""
+        schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in ("problem_id", "sample_index", "question")])
+        rows = chain.from_iterable(
+            zip(*self._table("trajectories", part, schema).to_pydict().values(), strict=True)
+            for part in self.parts("trajectories")
+        )
+        found: dict[Key, str] = {}
+        for problem_id, sample_index, question in rows:
+            if (problem_id, sample_index) in keys and question is not None:
+                found.setdefault((problem_id, sample_index), question)
+        return found
+
     def failures(self) -> dict[Key, Failure]:
         """What failed, by key; a key that was had after all may be among them."""
         lines = chain.from_iterable(
@@ -169,36 +190,10 @@ class Run:
 
     def totals(self, manifest: RunManifest) -> RunTotals:
         """Count the whole RUN in one pass over its trajectories."""
-        keys: set[Key] = set()
-        tokens = kept = incomplete = labels = 0
-        bounds = [np.empty(0, np.float32)]
-        mass = 0.0
-        first = manifest.first_step
+        tally = Tally(manifest)
         for trajectory in self.trajectories():
-            keys.add((trajectory.problem_id, trajectory.sample_index))
-            chosen = sample_of(trajectory, manifest).contrast
-            tokens += len(trajectory.token_ids)
-            kept += len(chosen.steps)
-            labels += len(chosen.label_ids)
-            incomplete += chosen.incomplete
-            logprobs = trajectory.expert_logprobs[first:], trajectory.amateur_logprobs[first:]
-            bounds.append(kl_lower_bound(*logprobs).astype(np.float32))
-            mass += float(covered_mass(*logprobs).sum())
-        every_bound = np.concatenate(bounds)
-        steps = len(every_bound)
-        return RunTotals(
-            problems=len({problem_id for problem_id, _ in keys}),
-            trajectories=len(keys),
-            failed=len(self.failures().keys() - keys),
-            tokens=tokens,
-            steps=steps,
-            kept=kept,
-            kept_share=kept / steps if steps else 0.0,
-            incomplete=incomplete,
-            mean_plausible_set=labels / kept if kept else 0.0,
-            mean_covered_mass=mass / steps if steps else 0.0,
-            kl_quantiles={f"{q:g}": float(np.quantile(every_bound, q)) for q in KL_QUANTILES} if steps else {},
-        )
+            tally.add(trajectory)
+        return tally.totals(set(self.failures()))
 
     def _new_part(self) -> str:
         """A name that sorts by time and never collides.
@@ -210,7 +205,7 @@ class Run:
 
     def _write_samples(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> list[Sample]:
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
-        self._put_table("samples", part, sample_table(samples))
+        self.write_samples(part, samples)
         return samples
 
     def _trajectories_of(self, part: str) -> list[Trajectory]:
@@ -223,11 +218,17 @@ class Run:
         self.bucket.put(f"{kind}/{part}.parquet", sink.getvalue().to_pybytes())
 
     def _table(self, kind: str, part: str, schema: pa.Schema) -> pa.Table:
-        name = f"{kind}/{part}.parquet"
+        return self._read(kind, part, self._part(kind, part), schema)
+
+    def _part(self, kind: str, part: str) -> bytes:
+        return self.bucket.get(f"{kind}/{part}.parquet") or b""
+
+    def _read(self, kind: str, part: str, data: bytes, schema: pa.Schema) -> pa.Table:
         try:
-            table = pq.read_table(pa.BufferReader(self.bucket.get(name) or b""), columns=schema.names)
+            table = pq.read_table(pa.BufferReader(data), columns=schema.names)
             return table.select(schema.names).cast(schema)
         except (pa.ArrowException, KeyError, OSError) as error:
+            name = f"{kind}/{part}.parquet"
             raise RunError(f"{self}/{name} cannot be read ({error}); remove it and sample again") from error
 
 

@@ -6,6 +6,7 @@ The key of a row is (problem_id, sample_index).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -83,6 +85,8 @@ class RunManifest(ContrastSettings, Frozen):
     top_k: int
     problems: ProblemSetIdentity
     versions: dict[str, str]
+    built_from: str | None = None  # the RUN whose trajectories these are
+    imported_from: str | None = None  # the file whose samples these are; such a RUN has no trajectories
 
     def identity(self) -> dict[str, Any]:
         """What must agree between two writers: dotted name -> value. Models count by fingerprint, not by path."""
@@ -119,7 +123,11 @@ class Sample:
 
 
 def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
-    """The samples of a trajectory under a RUN's settings: pure, so they can be made again at any time."""
+    """The samples of a trajectory under a RUN's settings: pure, so they can be made again at any time.
+
+    A random selection is drawn by (select_seed, problem_id, sample_index), whatever part or order a trajectory is in.
+    """
+    drawn_by = orjson.dumps([manifest.select_seed, trajectory.problem_id, trajectory.sample_index])
     return Sample(
         problem_id=trajectory.problem_id,
         sample_index=trajectory.sample_index,
@@ -134,6 +142,10 @@ def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
             first_step=manifest.first_step,
             vocab_size=manifest.expert.vocab_size,
             keep_incomplete=manifest.keep_incomplete,
+            select=manifest.select,
+            labels=manifest.labels,
+            token_ids=trajectory.token_ids,
+            seed=int.from_bytes(hashlib.sha256(drawn_by).digest()[:16], "little"),
         ),
     )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from tokenizers import Tokenizer, models
 
 from client.protocol import Decoding, ModelCard, Trajectory
 from client.samples import ProblemSetIdentity, RunManifest
@@ -51,3 +54,14 @@ def make_manifest(**changes: object) -> RunManifest:
         versions={"client": "1"},
     )
     return made.model_copy(update=changes)
+
+
+def words_of(first: Sequence[str] = ()) -> list[str]:
+    """The vocabulary of `tokenizer_json`."""
+    return [*first, *(f"w{index}" for index in range(VOCABULARY - len(first)))]
+
+
+def tokenizer_json(first: Sequence[str] = ()) -> bytes:
+    """A tokenizer with a word for each of the 50 ids, the first of them given."""
+    vocabulary = {word: index for index, word in enumerate(words_of(first))}
+    return Tokenizer(models.WordLevel(vocabulary, "w0")).to_str().encode()

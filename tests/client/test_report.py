@@ -1,0 +1,343 @@
+"""The report: its figures against plain computations, its text never markup, its page alone."""
+
+import base64
+import hashlib
+import json
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from made_run import TOP_K, make_manifest, make_trajectory, tokenizer_json, words_of
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from client.contrast import kl_lower_bound
+from client.errors import RunError
+from client.findings import Largest, gather
+from client.protocol import Failure
+from client.report import report
+from client.run import Run
+from client.texts import Texts, tokenizer_of, visible
+
+HOSTILE = [
+    "<script>alert(1)</script>", "</script><script>alert(2)</script>", "<!--<script>", '"><img src=x onerror=alert(3)>',
+    "</script/x>", "<!--<script/x>", "<b>bold</b>", "&lt;b&gt;", "{{ 7*7 }}", "]]>", "\u2028", "</style>",
+]  # fmt: skip
+
+
+def trajectories_of(count):
+    return [make_trajectory(f"p{index}", seed=index, tokens=10 + index) for index in range(count)]
+
+
+def make_run(folder, trajectories, tokenizer=None, questions=None, **changes):
+    run = Run(str(folder))
+    run.claim(make_manifest(**changes), tokenizer or tokenizer_json())
+    for begin in range(0, len(trajectories), 4):
+        run.write(trajectories[begin : begin + 4], questions or {}, run.manifest())
+    return run
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: elements with their attributes, and the text within each kind."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.text, self._open = [], {}, []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "rect", "circle", "line", "polyline"):
+            self._open.append(tag)
+            self.text.setdefault(tag, []).append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        for tag in set(self._open):
+            self.text[tag][-1] += data
+
+
+def test_nothing_that_models_or_problems_say_becomes_markup(tmp_path):
+    hostile = "".join(HOSTILE)
+    trajectories = [make_trajectory(f"{hostile}{index}", seed=index, tokens=12) for index in range(3)]
+    manifest = make_manifest()
+    run = make_run(
+        tmp_path / "run",
+        trajectories,
+        tokenizer_json(HOSTILE),
+        {t.problem_id: hostile for t in trajectories},
+        expert=manifest.expert.model_copy(update={"id": hostile}),
+        amateur=manifest.amateur.model_copy(update={"id": hostile}),
+        system_prompt=hostile,
+        built_from=hostile,
+        versions={hostile: hostile},
+        chat_template_kwargs={hostile: hostile},
+    )
+    run.write_failures([Failure("gone", 0, hostile, hostile)])
+    run.bucket.put("evaluation/<script>.json", json.dumps({"benchmarks": {hostile: SCORE}}).encode())
+    written = report(run)
+    page = Page(written)
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"img", "iframe", "object", "link", "base", "form", "b0"}
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert not [tag for tag, attributes in page.elements if "style" in attributes]
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert scripts == [{"type": "application/json"}] * 3 * 2 + [{}]  # three drawn, the same three most divergent
+    shown = [json.loads(text) for text in page.text["script"][:-1]]
+    assert not set("<>&") & set("".join(page.text["script"][:-1]))
+    names = {row[0] for steps in shown for step in steps for row in step["rows"]}
+    assert {visible(token) for token in HOSTILE} <= names <= {visible(token) for token in words_of(HOSTILE)}
+    assert hostile in " ".join(page.text["p"]) and hostile in "".join(page.text["h4"])
+
+
+def test_the_policy_lets_the_pages_own_style_and_script_run_and_nothing_else(tmp_path):
+    page = Page(report(make_run(tmp_path / "run", trajectories_of(3))))
+    (policy,) = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules.pop("default-src") == "'none'" and rules.pop("base-uri") == "'none'"
+    assert rules.pop("form-action") == "'none'" and set(rules) == {"style-src", "script-src"}
+    for kind, source in (("style", rules["style-src"]), ("script", rules["script-src"])):
+        digest = base64.b64encode(hashlib.sha256(page.text[kind][-1].encode()).digest()).decode()
+        assert source == f"'sha256-{digest}'"
+
+
+def test_the_page_stands_alone(tmp_path):
+    page = Page(report(make_run(tmp_path / "run", trajectories_of(3))))
+    for _, attributes in page.elements:
+        assert not {"src", "srcset", "data", "action"} & set(attributes)
+        assert attributes.get("href", "#").startswith("#")
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert {attributes["href"][1:] for _, attributes in page.elements if "href" in attributes} <= ids
+    assert "url(" not in page.text["style"][0] and "@import" not in page.text["style"][0]
+
+
+def test_the_beta_table_counts_what_a_plain_pass_counts(tmp_path):
+    trajectories = trajectories_of(12)
+    page = Page(report(make_run(tmp_path / "run", trajectories, beta=0.5)))
+    cells = [cell.strip() for cell in page.text["td"]]
+    bounds, complete = plain_bounds(trajectories)
+    names = [name.split()[0] for name in page.text["th"]]
+    for beta in (0.05, 0.1, 0.2, 0.4, 0.5, 0.8, 1.6):
+        kept = int(((bounds > beta) & complete).sum())
+        row = [f"{kept:,}", f"{kept / len(bounds):.1%}", f"{kept / 12:.1f}"]
+        at = [index for index in range(len(cells)) if cells[index : index + 3] == row]
+        assert f"{beta:g}" in names and at, beta
+    assert sum("this RUN" in name for name in page.text["th"]) == 1
+
+
+def plain_bounds(trajectories, first=1, alpha=0.2):
+    logprobs = [(t.expert_logprobs[first:], t.amateur_logprobs[first:]) for t in trajectories]
+    bounds = np.concatenate([kl_lower_bound(*pair) for pair in logprobs])
+    last = np.concatenate([pair[0][:, -1] - pair[0].max(axis=1) for pair in logprobs])
+    return bounds, last < np.log(alpha)
+
+
+def test_plausible_sets_are_sized_at_every_alpha_over_the_informative_steps(tmp_path):
+    trajectories = trajectories_of(6)
+    trajectories[0].amateur_logprobs[:, 2] = -np.inf  # an id that the amateur does not know
+    found = gather(make_run(tmp_path / "run", trajectories, alpha=0.15)).plausible_sets
+    assert 0.15 in found.alphas and found.alphas[-1] == 1.0
+    for alpha, size, whole in zip(found.alphas, found.mean_size, found.whole, strict=True):
+        sizes, complete = [], []
+        for t in trajectories:
+            for step in np.flatnonzero(kl_lower_bound(t.expert_logprobs, t.amateur_logprobs) > 0.4):
+                if step:
+                    inside = np.exp(t.expert_logprobs[step]) >= alpha * np.exp(t.expert_logprobs[step].max())
+                    sizes.append(inside.sum())
+                    complete.append(not inside[-1] and np.isfinite(t.amateur_logprobs[step][inside]).all())
+        assert size == pytest.approx(np.mean(sizes), abs=0.02) and whole == pytest.approx(np.mean(complete), abs=0.02)
+    assert found.mean_size[-1] == 1.0
+
+
+def test_tokens_are_ranked_by_the_divergence_of_the_steps_that_took_them(tmp_path):
+    trajectories = trajectories_of(8)
+    run = make_run(tmp_path / "run", trajectories, first_step=2)
+    spent, seen, ratios = {}, {}, {}
+    for t in trajectories:
+        bounds = kl_lower_bound(t.expert_logprobs, t.amateur_logprobs)
+        for step in range(2, len(bounds)):
+            token = int(t.token_ids[step])
+            spent[token] = spent.get(token, 0) + bounds[step]
+            seen[token] = seen.get(token, 0) + 1
+            ratios.setdefault(token, []).append(t.expert_logprobs[step, 0] - t.amateur_logprobs[step, 0])
+    kept = [int(s.token_ids[step]) for s in run.samples() for step in s.contrast.steps]
+    tokens = gather(run).tokens
+    assert [token.token_id for token in tokens] == sorted(spent, key=lambda token: -spent[token])[: len(tokens)]
+    for token in tokens:
+        assert (token.seen, token.kept) == (seen[token.token_id], kept.count(token.token_id))
+        assert token.mean_kl == pytest.approx(spent[token.token_id] / token.seen)
+        assert token.share == pytest.approx(spent[token.token_id] / sum(spent.values()))
+        assert token.mean_log_ratio == pytest.approx(np.mean(ratios[token.token_id]), rel=1e-5)
+
+
+def test_a_shown_trajectory_says_of_every_token_what_the_run_says(tmp_path):
+    (trajectory,) = trajectories_of(1)
+    run = make_run(tmp_path / "run", [trajectory], questions={"p0": "How many?"})
+    (sample,) = run.samples()
+    page = Page(report(run))
+    steps = json.loads(page.text["script"][0])
+    assert len(steps) == len(trajectory.token_ids) and "How many?" in page.text["p"]
+    bounds = kl_lower_bound(trajectory.expert_logprobs, trajectory.amateur_logprobs)
+    kept = sample.contrast
+    for t, step in enumerate(steps):
+        assert step["kl"] == f"{bounds[t]:.3f}" and (step["why"] == "kept") == (t in kept.steps)
+        assert [row[0] for row in step["rows"]] == [f"w{token}" for token in trajectory.top_ids[t]]
+        for row, logprobs in ((1, trajectory.expert_logprobs[t]), (2, trajectory.amateur_logprobs[t])):
+            np.testing.assert_allclose([float(cells[row]) for cells in step["rows"]], np.exp(logprobs), 0.5, 0.0005)
+        assert [row[4] for row in step["rows"]] == [1] + [0] * (TOP_K - 1)
+        labels = [row[3] for row in step["rows"] if row[3]]
+        if t in kept.steps:
+            at = list(kept.steps).index(t)
+            weights = kept.label_weights[kept.label_offsets[at] : kept.label_offsets[at + 1]]
+            assert labels == [f"{weight:.3f}" for weight in weights]
+        else:
+            assert labels == []
+    spans = [a for tag, a in page.elements if tag == "span" and a.get("role") == "option"]
+    assert ["kept" in a["class"] for a in spans[: len(steps)]] == [t in kept.steps for t in range(len(steps))]
+    levels = [sum(bound > shade for shade in (0.05, 0.2, 0.4, 0.8, 1.6)) for bound in bounds]
+    assert [a["class"].split()[0] for a in spans[: len(steps)]] == [f"k{level}" for level in levels]
+    assert [a["tabindex"] for a in spans[: len(steps)]] == ["0"] + ["-1"] * (len(steps) - 1)
+
+
+def test_of_a_long_trajectory_the_beginning_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("client.report.LONGEST", 6)
+    run = make_run(tmp_path / "run", [make_trajectory("p", seed=0, tokens=20)])
+    (sample,) = run.samples()
+    page = Page(report(run))
+    assert len(json.loads(page.text["script"][0])) == 6
+    assert sum(attributes.get("role") == "option" for _, attributes in page.elements) == 2 * 6
+    assert "The first 6 tokens; 14 more are not shown." in page.text["p"]
+    assert f"{len(sample.contrast.steps)} of 20 tokens kept" in page.text["h4"][0]
+
+
+def test_trajectories_are_drawn_the_same_whatever_their_order_and_the_divergent_ones_are_those(tmp_path):
+    trajectories = trajectories_of(40)
+    one = gather(make_run(tmp_path / "one", trajectories))
+    other = gather(make_run(tmp_path / "other", trajectories[::-1]))
+    drawn = [sample.problem_id for sample in one.drawn]
+    assert drawn == [sample.problem_id for sample in other.drawn] and len(set(drawn)) == 5
+    mean = {t.problem_id: kl_lower_bound(t.expert_logprobs, t.amateur_logprobs)[1:].mean() for t in trajectories}
+    assert [sample.problem_id for sample in one.most_divergent] == sorted(mean, key=lambda name: -mean[name])[:3]
+
+
+def test_what_is_kept_of_a_part_does_not_hold_the_part_in_memory():
+    largest = Largest(1)
+    trajectory = make_trajectory("p", seed=1, tokens=30)
+    largest.add(1.0, trajectory)
+    (kept,) = largest.result()
+    assert not np.shares_memory(kept.top_ids, trajectory.top_ids) and kept.expert_logprobs.base is None
+
+
+SCORE = {"n": 200, "correct": 150, "accuracy": 0.75, "interval": [0.68, 0.81]}
+
+
+def test_training_and_evaluation_are_shown_where_the_trainer_left_them(tmp_path):
+    run = make_run(tmp_path / "run", trajectories_of(3))
+    assert "Training and evaluation" not in report(run)
+    lines = [{"step": step, "loss": 1 / step} for step in range(1, 30)]
+    run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(line).encode() for line in lines) + b'\n{"step": 3')
+    run.bucket.put("evaluation/first.json", json.dumps({"benchmarks": {"gsm8k": SCORE | {"before": SCORE}}}).encode())
+    run.bucket.put("evaluation/torn.json", b"{")
+    run.bucket.put("evaluation/other.json", b'["something else"]')
+    found = gather(run)
+    assert found.losses == [(step, 1 / step) for step in range(1, 30)]
+    assert [(b.name, b.n, b.accuracy, b.before) for b in found.benchmarks] == [
+        ("gsm8k", 200, (0.75, 0.68, 0.81), (0.75, 0.68, 0.81))
+    ]
+    written = report(run)
+    assert "Training loss from 1.000 to 0.034 over 29 optimizer steps" in written and "gsm8k" in written
+
+
+def test_runs_with_little_in_them_have_a_report_too(tmp_path):
+    short = make_run(tmp_path / "short", [make_trajectory("p", seed=0, tokens=1)])
+    assert "No step is above β" in report(short) and "not complete yet" in report(short)
+    (tmp_path / "equal").mkdir()
+    trajectory = make_trajectory("p", seed=0, tokens=9)
+    trajectory.amateur_logprobs[:] = trajectory.expert_logprobs
+    equal = make_run(tmp_path / "equal", [trajectory], beta=0.0)
+    equal.seal(equal.totals(equal.manifest()))
+    assert "not complete yet" not in report(equal)
+    for select in ("all", "random"):
+        assert f"selection</dt><dd>{select}" in report(make_run(tmp_path / select, trajectories_of(2), select=select))
+
+
+def test_what_cannot_be_reported_is_named(tmp_path):
+    imported = Run(str(tmp_path / "imported"))
+    imported.claim(make_manifest(imported_from="samples.jsonl"), b"{}")
+    with pytest.raises(RunError, match="holds samples only"):
+        report(imported)
+    with pytest.raises(RunError, match=r"tokenizer\.json is not a tokenizer\.json that can be read"):
+        report(make_run(tmp_path / "run", trajectories_of(1), b"{}"))
+
+
+@pytest.fixture(scope="module")
+def bytes_tokenizer():
+    """Every byte a token, as in GPT-2's alphabet: most characters beyond ASCII take several."""
+    vocabulary = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def test_tokens_read_as_the_whole_does_though_characters_span_several(bytes_tokenizer):
+    texts = Texts(tokenizer_of(bytes_tokenizer.to_str().encode(), "here"))
+    said = "2 × 3 = 6,\n naïve 數"
+    ids = bytes_tokenizer.encode(said).ids
+    pieces = texts.pieces(ids)
+    assert "".join(pieces) == said == texts.whole(ids) and len(pieces) == len(ids) and "" in pieces
+    assert (
+        texts.alone(bytes_tokenizer.encode(" ").ids[0]) == "␣"
+        and texts.alone(bytes_tokenizer.encode("\n").ids[0]) == "⏎"
+    )
+    assert texts.alone(bytes_tokenizer.encode("×").ids[0]) == "Ã" and texts.alone(10_000) == "#10000"
+
+
+def test_in_a_browser_tokens_are_read_by_pointer_and_by_keyboard_and_nothing_else_runs(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium here")
+    hostile = "".join(HOSTILE)
+    trajectories = [make_trajectory(f"{hostile}{index}", seed=index, tokens=12) for index in range(3)]
+    run = make_run(
+        tmp_path / "run", trajectories, tokenizer_json(HOSTILE), {t.problem_id: hostile for t in trajectories}
+    )
+    (tmp_path / "page.html").write_text(report(run), encoding="utf-8")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        said = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append(dialog.message))
+        page.on("request", lambda request: said.append(request.url) if not request.url.startswith("file:") else None)
+        page.goto(f"file://{tmp_path}/page.html")
+        shown = page.locator(".trajectory").first
+        tokens, detail = shown.locator("[role=option]"), shown.locator(".detail p").first
+        tokens.nth(4).click()
+        assert detail.inner_text().startswith("step 4:")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        assert detail.inner_text().startswith("step 6:") and tokens.nth(6).get_attribute("aria-selected") == "true"
+        page.keyboard.press("ArrowLeft")
+        assert detail.inner_text().startswith("step 5:")
+        page.keyboard.press("End")
+        assert detail.inner_text().startswith("step 11:")
+        told = []
+        for index in range(tokens.count()):
+            tokens.nth(index).hover()
+            told += shown.locator(".detail code").all_text_contents()
+            inside = page.evaluate("[...document.querySelectorAll('.detail *')].map((made) => made.localName)")
+            assert set(inside) == {"p", "code", "b", "table", "thead", "tbody", "tr", "th", "td"}
+        assert {visible(token) for token in HOSTILE} & set(told)
+        tokens.nth(2).hover()
+        assert detail.inner_text().startswith("step 2:") and shown.locator(".detail tbody tr").count() == TOP_K
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        browser.close()
+    assert said == []
