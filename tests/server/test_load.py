@@ -13,6 +13,7 @@ from real_server import DEMO, running_server
 from word_problems import rows
 
 from client.protocol import Failure, parse_line
+from server.streaming import WINDOW
 
 REQUESTS, DISTINCT = 500, 100
 FIELDS = {"max_tokens": 48, "top_k": 8, "encoding": "base64"}
@@ -89,6 +90,13 @@ def test_a_full_queue_refuses_with_a_time_and_those_who_wait_it_out_all_finish(s
 def test_a_request_that_could_never_enter_is_not_told_to_wait(small_queue, requests):
     answer = httpx.post(f"{small_queue.url}/v1/trajectories", json={"problems": requests[:51], **FIELDS})
     assert answer.status_code == 422 and answer.json()["errors"][0]["field"] == "problems"
+
+
+def test_a_request_larger_than_its_window_is_answered_whole(demo_server, requests):
+    assert len(requests) > WINDOW
+    body = {"problems": requests, **FIELDS, "max_tokens": 2}
+    answer = httpx.post(f"{demo_server.url}/v1/trajectories", json=body, timeout=60)
+    assert {parse_line(line).problem_id for line in answer.iter_lines()} == {problem["id"] for problem in requests}
 
 
 def resident_bytes(pid):
