@@ -56,5 +56,6 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_server(smollm2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The SmolLM2 pair in float32, with room for long trajectories."""
-    with running_server(*smollm2, tmp_path_factory.mktemp("smollm2-server"), max_model_len=2304) as server:
+    folder = tmp_path_factory.mktemp("smollm2-server")
+    with running_server(*smollm2, folder, max_model_len=2304, cache_bytes=2 * 1024**3) as server:
         yield server

@@ -64,17 +64,18 @@ def running_server(
     expert_arguments: dict[str, Any] | None = None,
     amateur_arguments: dict[str, Any] | None = None,
     port: int | None = None,
-    cache_bytes: int | None = None,
+    cache_bytes: int = 256 * 1024**2,
     **settings: Any,
 ) -> Iterator[RunningServer]:
     """Start a server through its public command, with a server.yaml, and wait until it is ready.
 
-    `settings`: more of server.yaml, beside the engines' sections. `cache_bytes`: of each engine's cache, where several
-    servers share the machine's memory.
+    `settings`: more of server.yaml, beside the engines' sections. `cache_bytes`: of each engine's cache; small, for
+    several servers share the machine's memory.
     """
     port, log, config = port or free_port(), folder / "server.log", folder / "server.yaml"
-    engine = {"dtype": dtype} | ({"max_model_len": max_model_len} if max_model_len else {})
-    engine |= {"kv_cache_memory_bytes": cache_bytes} if cache_bytes else {}
+    engine = {"dtype": dtype, "kv_cache_memory_bytes": cache_bytes} | (
+        {"max_model_len": max_model_len} if max_model_len else {}
+    )
     sections = {"expert": engine | (expert_arguments or {}), "amateur": engine | (amateur_arguments or {}), **settings}
     config.write_text(json.dumps(sections))  # JSON is YAML
     command = [sys.executable, "-m", "server", "--config", config, "--port", port]

@@ -50,7 +50,7 @@ def measure(dtype: str, pair: tuple[Path, Path], problems: str, limit: int) -> d
     from client.run import Run
 
     with tempfile.TemporaryDirectory() as folder:
-        with running_server(*pair, Path(folder), dtype=dtype, max_model_len=CONTEXT) as server:
+        with running_server(*pair, Path(folder), dtype=dtype, max_model_len=CONTEXT, cache_bytes=2**31) as server:
             words = ["-m", "client", "sample", problems, f"{folder}/run", "--server", server.url, "--limit", limit]
             words += ["--max-tokens", MAX_TOKENS, "--top-k", TOP_K]
             began = time.perf_counter()

@@ -117,7 +117,13 @@ def main() -> None:
         bucket = Path(folder, "bucket")
         engine = {"max_num_seqs": SEQUENCES}
         with running_server(
-            expert, amateur, Path(folder), max_model_len=CONTEXT, expert_arguments=engine, bucket=str(bucket)
+            expert,
+            amateur,
+            Path(folder),
+            max_model_len=CONTEXT,
+            cache_bytes=2**31,
+            expert_arguments=engine,
+            bucket=str(bucket),
         ) as server:
             alone = Alone(expert, asked.problems, asked.max_tokens)
             seconds: dict[str, list[float]] = {"alone": [], "service": []}

@@ -36,14 +36,7 @@ class Restarting:
 
     def start(self):
         self._server = self._stack.enter_context(
-            running_server(
-                DEMO / "expert",
-                DEMO / "amateur",
-                self._folder,
-                port=self._port,
-                cache_bytes=256 * 1024**2,
-                **self._settings,
-            )
+            running_server(DEMO / "expert", DEMO / "amateur", self._folder, port=self._port, **self._settings)
         )
 
     def kill(self):

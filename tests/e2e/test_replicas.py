@@ -32,7 +32,7 @@ def replicas(bucket, tmp_path_factory):
     def start(index):
         folder = tmp_path_factory.mktemp(f"replica-{index}")
         models = DEMO / "expert", DEMO / "amateur"
-        server = running_server(*models, folder, cache_bytes=256 * 1024**2, **settings)
+        server = running_server(*models, folder, **settings)
         running[index] = stacks[index].enter_context(server)
 
     threads = [threading.Thread(target=start, args=(index,)) for index in range(2)]
