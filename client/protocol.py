@@ -7,13 +7,14 @@ are never validated number by number. This module does no I/O.
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from client.contrast import Labels, Selection
 
@@ -75,11 +76,11 @@ class ContrastSettings(Strict):
 
     alpha: float = Field(0.2, gt=0.0, le=1.0)
     beta: float = Field(0.4, ge=0.0)
-    first_step: int = Field(1, ge=0)
+    first_step: int = Field(1, ge=0, le=2**31 - 1)
     keep_incomplete: bool = False
     select: Selection = "kl"
     labels: Labels = "contrast"
-    select_seed: int = Field(0, ge=0)  # of select "random"
+    select_seed: int = Field(0, ge=0, le=2**63 - 1)  # of select "random"
 
 
 class Answering(Decoding):
@@ -88,6 +89,17 @@ class Answering(Decoding):
     top_k: int = Field(DEFAULT_TOP_K, ge=1, description="Ids a step; at most the engines' max_logprobs.")
     system_prompt: str | None = Field(SYSTEM_PROMPT, description="null or empty: no system message.")
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _plain_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """What cannot be written down again as it came could not be compared with what made a RUN."""
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+            orjson.dumps(value)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"not plain JSON: {error}") from None
+        return value
 
 
 class TrajectoryRequest(Answering):

@@ -202,6 +202,10 @@ def test_an_id_beyond_the_experts_vocabulary_fails_alone(demo_server, problems):
         ),
         ({"problems": [{"id": "a", "prompt_token_ids": [-1]}]}, "problems[0].prompt_token_ids[0]"),
         ({"problems": [{"id": "a", "question": "q"}], "encoding": "xml"}, "encoding"),
+        *(
+            ({"problems": [{"id": "a", "question": "q"}], "chat_template_kwargs": {"x": odd}}, "chat_template_kwargs")
+            for odd in (2**64, [[[10**30]]])
+        ),
     ],
 )
 def test_a_request_that_is_not_valid_is_refused_naming_the_field(demo_server, body, field):
