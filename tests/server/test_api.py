@@ -4,7 +4,6 @@ Schemathesis makes the requests, valid and not, from the server's own OpenAPI do
 """
 
 import os
-import random
 import subprocess
 import sys
 from collections import Counter
@@ -36,7 +35,7 @@ def server(tmp_path_factory):
 
 
 def test_every_answer_is_documented(server, tmp_path):
-    seed = int(os.environ.get("SCHEMATHESIS_SEED", random.randrange(2**32)))
+    seed = int(os.environ.get("SCHEMATHESIS_SEED", "20"))
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json",
         "--header", f"Authorization: Bearer {KEY}", "--checks", CHECKS, "--max-examples", "1300", "--seed", str(seed),
