@@ -120,7 +120,7 @@ def contrast(
         keep_incomplete: also keep steps whose plausible set is not complete, labelled on the plausible ids that
             are known.
         select: of the steps that may be kept, "kl" keeps the informative ones, "all" every one, and "random" as
-            many as "kl" would, drawn by `seed`. The last two are what "kl" has to beat.
+            many as "kl" would, drawn by `seed` from the complete ones. The last two are what "kl" has to beat.
         labels: "contrast", "expert" or "onehot"; see `_log_weights`. "onehot" needs `token_ids`.
         token_ids: [T], the trajectory.
         seed: of the draw, at least 0; it decides alone, so give each trajectory its own.
@@ -133,7 +133,7 @@ def contrast(
     informative = reached & (bound > beta)
     steps = np.flatnonzero(eligible if select == "all" else eligible & informative)
     if select == "random":
-        steps = _drawn(np.flatnonzero(eligible), len(steps), seed)
+        steps = _drawn(np.flatnonzero(reached & complete), len(steps), seed)
     if labels == "onehot":
         assert token_ids is not None, "onehot labels are the trajectory's own tokens"
         ids, mask = token_ids[:, None][steps], np.ones((len(steps), 1), bool)

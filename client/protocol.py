@@ -23,11 +23,19 @@ SYSTEM_PROMPT = "Please reason step by step."
 DEFAULT_TOP_K = 32
 MAX_PROBLEMS = 1024
 """Problems that one request may carry; the server expands each into n trajectories."""
+MAX_CHARACTERS = 4_000_000
+"""Of a question. A server takes less where its expert's context is smaller."""
+MAX_SHARED_CHARACTERS = 100_000
+"""Of what is rendered again with every problem: the system prompt, the template's variables."""
+MAX_IDS = 1_000_000
+MAX_FIELDS = 64
+"""Of an object in a request; far more than any knows."""
 
 PASSING_ERRORS = frozenset({"engine_error", "no_scores", "internal_error", "server_stopping"})
 """Types of error lines that say nothing of the problem: asked again, it may well succeed."""
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 FinishReason = Literal["stop", "length"]
 Encoding = Literal["json", "base64"]
 
@@ -37,15 +45,25 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        """Each unknown field is an error of its own, and a stranger may send a million of them."""
+        if isinstance(data, dict) and len(data) > MAX_FIELDS:
+            raise ValueError(f"{len(data)} fields, where only {len(cls.model_fields)} are known")
+        return data
+
 
 class Problem(Strict):
     """A question, or a prompt already in token ids; with `token_ids`, a completion to be scored as it is."""
 
     id: str = Field(min_length=1, max_length=512, description="Names the problem in every line about it.")
-    question: str | None = Field(None, min_length=1, description="Rendered through the expert's chat template.")
-    prompt_token_ids: list[TokenId] | None = Field(None, min_length=1, description="The prompt, as the expert's ids.")
-    token_ids: list[TokenId] | None = Field(
-        None, min_length=1, description="A completion to be scored by both models instead of generated."
+    question: str | None = Field(
+        None, min_length=1, max_length=MAX_CHARACTERS, description="Rendered through the expert's chat template."
+    )
+    prompt_token_ids: TokenIds | None = Field(None, description="The prompt, as the expert's ids.")
+    token_ids: TokenIds | None = Field(
+        None, description="A completion to be scored by both models instead of generated."
     )
 
     @model_validator(mode="after")
@@ -87,7 +105,9 @@ class Answering(Decoding):
     """How problems are to be answered: what every kind of request says beside its problems."""
 
     top_k: int = Field(DEFAULT_TOP_K, ge=1, description="Ids a step; at most the engines' max_logprobs.")
-    system_prompt: str | None = Field(SYSTEM_PROMPT, description="null or empty: no system message.")
+    system_prompt: str | None = Field(
+        SYSTEM_PROMPT, max_length=MAX_SHARED_CHARACTERS, description="null or empty: no system message."
+    )
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("chat_template_kwargs")
@@ -95,17 +115,19 @@ class Answering(Decoding):
     def _plain_json(cls, value: dict[str, Any]) -> dict[str, Any]:
         """What cannot be written down again as it came could not be compared with what made a RUN."""
         try:
-            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+            size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
             orjson.dumps(value)
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"not plain JSON: {error}") from None
+        if size > MAX_SHARED_CHARACTERS:
+            raise ValueError(f"{size} bytes as JSON; at most {MAX_SHARED_CHARACTERS} are taken")
         return value
 
 
 class TrajectoryRequest(Answering):
     """The body of POST /v1/trajectories."""
 
-    problems: list[Problem] = Field(min_length=1, max_length=MAX_PROBLEMS)
+    problems: list[Problem] = Field(min_length=1, max_length=MAX_PROBLEMS, fail_fast=True)
     encoding: Encoding = "json"
 
     @model_validator(mode="after")
@@ -131,7 +153,7 @@ class JobTerms(Answering, ContrastSettings):
 class JobRequest(JobTerms):
     """The body of POST /v1/jobs."""
 
-    problems: list[Problem] | None = Field(None, min_length=1)
+    problems: Annotated[list[Problem], Field(min_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _one_problem_set(self) -> JobRequest:

@@ -15,12 +15,12 @@ between the two costs nothing: `mend` makes what is missing.
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
-from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import orjson
@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from client.bucket import Bucket
 from client.errors import RunError
-from client.protocol import Failure, Trajectory
+from client.protocol import Failure, Trajectory, parse_line
 from client.samples import (
     SAMPLE_SCHEMA,
     TRAJECTORY_SCHEMA,
@@ -46,6 +46,7 @@ from client.samples import (
 from client.tally import RunTotals, Tally
 
 Row = TypeVar("Row", Trajectory, Sample)
+ENDINGS = {"trajectories": "parquet", "samples": "parquet", "failures": "jsonl"}
 
 
 class Run:
@@ -102,7 +103,8 @@ class Run:
 
     def parts(self, kind: str) -> list[str]:
         """Names, sorted, of the parts under trajectories, samples or failures, without folder and ending."""
-        return [PurePosixPath(name).stem for name in self.bucket.names(kind) if "/part-" in name]
+        parts = (re.fullmatch(rf"{kind}/(part-[^/]+)\.{ENDINGS[kind]}", name) for name in self.bucket.names(kind))
+        return [part[1] for part in parts if part]  # others may keep what they like beside them
 
     def write(
         self, trajectories: Sequence[Trajectory], questions: dict[str, str | None], manifest: RunManifest
@@ -124,7 +126,8 @@ class Run:
 
     def copy_failures(self, other: Run) -> None:
         """Take over what failed in another RUN."""
-        for name in other.bucket.names("failures"):
+        for part in other.parts("failures"):
+            name = f"failures/{part}.jsonl"
             self.bucket.create(name, other.bucket.get(name) or b"")
 
     def tokenizer(self) -> bytes:
@@ -181,11 +184,7 @@ class Run:
 
     def failures(self) -> dict[Key, Failure]:
         """What failed, by key; a key that was had after all may be among them."""
-        lines = chain.from_iterable(
-            (self.bucket.get(name) or b"").splitlines() for name in self.bucket.names("failures")
-        )
-        rows = map(orjson.loads, lines)
-        found = (Failure(row["problem_id"], row["sample_index"], **row["error"]) for row in rows)
+        found = chain.from_iterable(map(self._failures_of, self.parts("failures")))
         return {(failure.problem_id, failure.sample_index): failure for failure in found}
 
     def totals(self, manifest: RunManifest) -> RunTotals:
@@ -210,6 +209,14 @@ class Run:
 
     def _trajectories_of(self, part: str) -> list[Trajectory]:
         return trajectories_in(self._table("trajectories", part, TRAJECTORY_SCHEMA))
+
+    def _failures_of(self, part: str) -> list[Failure]:
+        name = f"failures/{part}.jsonl"
+        try:
+            lines = [parse_line(line) for line in (self.bucket.get(name) or b"").splitlines()]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self}/{name} is damaged ({error!r}); remove it and sample again") from error
+        return [line for line in lines if isinstance(line, Failure)]
 
     def _put_table(self, kind: str, part: str, table: pa.Table) -> None:
         floats = [f"{field.name}.list.element" for field in table.schema if field.type == pa.list_(pa.float32())]

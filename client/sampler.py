@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Set
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Protocol
@@ -18,7 +18,7 @@ from client.errors import RunError, ServiceError, Stopped
 from client.problems import identity
 from client.protocol import PASSING_ERRORS, ContrastSettings, Failure, ModelCard, Problem, Trajectory
 from client.run import Run, RunTotals
-from client.samples import RunManifest, Sample
+from client.samples import Key, RunManifest, Sample
 from client.service import Asking
 
 PART_TRAJECTORIES = 256
@@ -59,15 +59,17 @@ class Progress(Protocol):
 
 @dataclass
 class Counts:
-    """What this attempt has done so far; `kept` and `steps` are of the parts written."""
+    """What this attempt has done so far; `written`, `kept` and `steps` are of the parts written."""
 
     total: int  # trajectories that were missing when it began
     there: int = 0  # trajectories that the RUN held by then
     given_up: int = 0  # and those that had failed for good
-    done: int = 0
+    done: int = 0  # answered, of those that were missing
     failed: int = 0
     passing: int = 0  # failed for a reason that may pass, to be asked for again
     tokens: int = 0
+    written: int = 0  # of those done
+    written_failures: int = 0
     steps: int = 0
     kept: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -111,11 +113,11 @@ async def sample(
     await asyncio.to_thread(run.claim, manifest, await source.tokenizer())
     manifest = await asyncio.to_thread(run.manifest)
     await asyncio.to_thread(run.mend, manifest)
-    missing, counts = await asyncio.to_thread(_missing, problems, run, asking.decoding.n)
+    missing, settled, counts = await asyncio.to_thread(_missing, problems, run, asking.decoding.n)
     if len(missing) < len(problems):
         progress.say(f"resuming {run}: {len(problems) - len(missing):,} of {len(problems):,} problems are there")
     progress.update(counts)
-    writer = Writer(run, manifest, {problem.id: problem.question for problem in problems})
+    writer = Writer(run, manifest, {problem.id: problem.question for problem in problems}, settled)
     aging = asyncio.create_task(writer.write_what_is_old(counts))
     try:
         async for line in source.trajectories(missing, asking):
@@ -140,18 +142,25 @@ async def sample(
 
 
 class Writer:
-    """Gathers lines into parts and writes them in the background, one part at a time."""
+    """Gathers lines into parts and writes them in the background, one part at a time.
 
-    def __init__(self, run: Run, manifest: RunManifest, questions: dict[str, str | None]) -> None:
-        self._run, self._manifest, self._questions = run, manifest, questions
+    `settled`: the keys that the RUN holds already; what comes for them again is not written again.
+    """
+
+    def __init__(
+        self, run: Run, manifest: RunManifest, questions: dict[str, str | None], settled: Set[Key] = frozenset()
+    ) -> None:
+        self._run, self._manifest, self._questions, self._settled = run, manifest, questions, settled
         self._trajectories: list[Trajectory] = []
         self._failures: list[Failure] = []
         self._oldest = time.monotonic()
-        self._writing: asyncio.Task[list[Sample]] | None = None
+        self._writing: asyncio.Task[tuple[list[Sample], int]] | None = None
         self._turn = asyncio.Lock()
 
     async def add(self, line: Trajectory | Failure, counts: Counts) -> None:
         """Take a line; start writing when the part is full."""
+        if (line.problem_id, line.sample_index) in self._settled:
+            return
         if not self._trajectories and not self._failures:
             self._oldest = time.monotonic()
         if isinstance(line, Trajectory):
@@ -191,17 +200,20 @@ class Writer:
     async def _settle(self, counts: Counts) -> None:
         """Wait for the part being written, and count its kept steps. Cancelled, it leaves that to the next call."""
         if self._writing is not None:
-            samples = await asyncio.shield(self._writing)
+            samples, failures = await asyncio.shield(self._writing)
             self._writing = None
+            counts.written += len(samples)
+            counts.written_failures += failures
             first = self._manifest.first_step
             for sample in samples:
                 counts.steps += max(0, len(sample.token_ids) - first)
                 counts.kept += len(sample.contrast.steps)
 
-    def _write(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
+    def _write(self, trajectories: list[Trajectory], failures: list[Failure]) -> tuple[list[Sample], int]:
         if failures:
             self._run.write_failures(failures)
-        return self._run.write(trajectories, self._questions, self._manifest) if trajectories else []
+        samples = self._run.write(trajectories, self._questions, self._manifest) if trajectories else []
+        return samples, len(failures)
 
 
 async def _manifest(problems: list[Problem], source: Source, asking: Asking, settings: ContrastSettings) -> RunManifest:
@@ -246,15 +258,13 @@ def _check_top_k(manifest: RunManifest) -> None:
         raise ServiceError(f"--top-k: {manifest.top_k} is more than the server's pair answers for, {most}")
 
 
-def _missing(problems: list[Problem], run: Run, n: int) -> tuple[list[Problem], Counts]:
-    """The problems of which a trajectory is neither there nor failed, and the counts to begin with.
+def _missing(problems: list[Problem], run: Run, n: int) -> tuple[list[Problem], set[Key], Counts]:
+    """The problems of which a trajectory is neither there nor failed, the keys that are, the counts to begin with.
 
-    A request cannot name samples, so a problem that lacks one of its n is asked for whole; readers keep the first.
+    A request cannot name samples, so a problem that lacks one of its n is asked for whole.
     """
     there = run.keys()
     settled = there | run.failures().keys()
     missing = [problem for problem in problems if any((problem.id, index) not in settled for index in range(n))]
-    asked = {problem.id for problem in missing}
-    kept = sum(problem_id not in asked for problem_id, _ in there)
-    given_up = (len(problems) - len(missing)) * n - kept
-    return missing, Counts(total=len(missing) * n, there=kept, given_up=given_up)
+    counts = Counts(total=len(problems) * n - len(settled), there=len(there), given_up=len(settled) - len(there))
+    return missing, settled, counts

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 
 from client.protocol import FailureLine, ModelList, ProblemDetails, TrajectoryLine, TrajectoryRequest
 from server import metrics
-from server.engines import Pair
+from server.engines import Pair, Terms
 from server.job_routes import job_routes
 from server.jobs import JobRunner
 from server.logs import log
@@ -170,13 +170,8 @@ async def trajectories(request: Request, asked: TrajectoryRequest, pair: ReadyPa
     if count > queue.most:
         raise invalid("problems", f"{count} trajectories in one request; this server takes at most {queue.most}")
     queue.enter(count)
-    answer = functools.partial(
-        pair.trajectory,
-        decoding=asked,
-        top_k=asked.top_k,
-        system_prompt=asked.system_prompt,
-        chat_template_kwargs=asked.chat_template_kwargs,
-    )
+    terms = Terms(asked, asked.top_k, asked.system_prompt, asked.chat_template_kwargs)
+    answer = functools.partial(pair.trajectory, terms=terms)
     return TrajectoryStream(asked.problems, asked.n, asked.encoding, answer, queue)
 
 

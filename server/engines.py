@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -49,7 +49,7 @@ from server.settings import Role, ServerSettings, SettingsError, cpu_cores, cpu_
 
 CPU_WORKER = "server.worker.ScoringWorker"
 WARM_UP_PROMPT, WARM_UP_TOKENS = 24, 8
-CHARACTERS_A_TOKEN = 64
+CHARACTERS_A_TOKEN = 16
 """More than any text has on average."""
 TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
 """What transformers takes for itself; everything else is the template's."""
@@ -59,6 +59,19 @@ INTERACTIVE, JOB = 0, 1
 
 class EngineStartError(LightReasonerError):
     """An engine that did not start: names the role; vLLM's own log, before it, has the details."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How the problems of one request, or of one job, are to be answered."""
+
+    decoding: Decoding
+    top_k: int
+    system_prompt: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    priority: int = INTERACTIVE
+    rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One of its prompts is rendered at a time, so that nobody waits for all of another's."""
 
 
 class TrajectoryError(Exception):
@@ -148,10 +161,17 @@ class Pair:
         """The largest top_k that both engines answer for; never more than the expert's head has columns."""
         return min(self.expert.max_logprobs, self.amateur.max_logprobs, self.expert.facts.vocab_size)
 
+    @property
+    def longest_prompt(self) -> int:
+        """Characters. A longer one cannot fit, so its tokens are not even counted: that would keep others waiting."""
+        return CHARACTERS_A_TOKEN * self.expert.max_model_len
+
     def objection(self, asked: Answering) -> tuple[str, str] | None:
         """A field that the schema allows and this pair does not, and why; None where there is none."""
         if asked.top_k > self.max_top_k:
             return "top_k", f"{asked.top_k} is more than this pair answers for, {self.max_top_k}"
+        if len(asked.system_prompt or "") > self.longest_prompt:
+            return "system_prompt", f"{len(asked.system_prompt or '')} characters; {self._too_long}"
         for name in asked.chat_template_kwargs.keys() & TEMPLATE_ARGUMENTS:
             return f"chat_template_kwargs.{name}", "not a template's own variable; the service sets it itself"
         return None
@@ -171,62 +191,46 @@ class Pair:
         room = min(self.expert.max_model_len, self.amateur.max_model_len) - WARM_UP_TOKENS - 1
         if room < 1:
             raise EngineStartError(f"a max_model_len below {WARM_UP_TOKENS + 2} leaves no room for a trajectory")
-        decoding = Decoding(max_tokens=WARM_UP_TOKENS)
         known = known[:room]
         problems = [Problem(id=str(size), prompt_token_ids=known[:size]) for size in range(len(known), 0, -6)]
-        await asyncio.gather(*(self._trajectory(problem, 0, decoding, 1, None, {}, 0) for problem in problems))
+        terms = Terms(Decoding(max_tokens=WARM_UP_TOKENS), top_k=1)
+        await asyncio.gather(*(self._trajectory(problem, 0, terms) for problem in problems))
 
-    async def trajectory(
-        self,
-        problem: Problem,
-        sample_index: int,
-        decoding: Decoding,
-        top_k: int,
-        system_prompt: str | None,
-        chat_template_kwargs: dict[str, Any],
-        priority: int = INTERACTIVE,
-    ) -> Trajectory:
+    async def trajectory(self, problem: Problem, sample_index: int, terms: Terms) -> Trajectory:
         """The expert's trajectory of a problem, or the completion it gives, scored by both models.
 
         Both engines start what has a smaller `priority` first, and what came first among equals.
         Raises TrajectoryError where this problem cannot be had; others are not disturbed.
         """
         try:
-            trajectory = await self._trajectory(
-                problem, sample_index, decoding, top_k, system_prompt, chat_template_kwargs, priority
-            )
+            trajectory = await self._trajectory(problem, sample_index, terms)
         except TrajectoryError as error:
             metrics.count_failure(error.type)
             raise
         except asyncio.CancelledError:
             metrics.TRAJECTORIES.labels("cancelled").inc()
             raise
+        except Exception:
+            metrics.count_failure("internal_error")
+            raise
         metrics.count_trajectory(trajectory, self.expert.facts.vocab_size)
         return trajectory
 
-    async def _trajectory(
-        self,
-        problem: Problem,
-        sample_index: int,
-        decoding: Decoding,
-        top_k: int,
-        system_prompt: str | None,
-        chat_template_kwargs: dict[str, Any],
-        priority: int,
-    ) -> Trajectory:
-        loop = asyncio.get_running_loop()
-        prompt = await loop.run_in_executor(self._renderer, self._prompt, problem, system_prompt, chat_template_kwargs)
+    async def _trajectory(self, problem: Problem, sample_index: int, terms: Terms) -> Trajectory:
+        async with terms.rendering:
+            rendered = asyncio.get_running_loop().run_in_executor(self._renderer, self._prompt, problem, terms)
+            prompt = await rendered
+        self._check_context(len(prompt), len(problem.token_ids) if problem.token_ids else terms.decoding.max_tokens)
         self._check_ids(prompt, problem.token_ids or [])
-        self._check_context(len(prompt), len(problem.token_ids) if problem.token_ids else decoding.max_tokens)
         try:
             if problem.token_ids:
-                answer = await self._score_completion(prompt, problem.token_ids, top_k, priority)
+                answer = await self._score_completion(prompt, problem.token_ids, terms)
             else:
-                seed = _request_seed(decoding.seed, problem.id, sample_index)
-                answer = await self._generate(prompt, seed, decoding, top_k, priority)
+                seed = _request_seed(terms.decoding.seed, problem.id, sample_index)
+                answer = await self._generate(prompt, seed, terms)
             token_ids, top_ids, expert_logprobs, finish_reason = answer
             prompt_array = np.array(prompt, np.int32)
-            amateur_logprobs = await self._score_by_amateur(prompt_array, token_ids, top_ids, priority)
+            amateur_logprobs = await self._score_by_amateur(prompt_array, token_ids, top_ids, terms.priority)
         except (EngineDeadError, EngineGenerateError) as error:
             raise TrajectoryError("engine_error", self.failure() or str(error) or repr(error)) from error
         return Trajectory(
@@ -254,7 +258,7 @@ class Pair:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda engine: engine.llm.shutdown(), (self.expert, self.amateur)))
 
-    def _prompt(self, problem: Problem, system_prompt: str | None, template_kwargs: dict[str, Any]) -> list[int]:
+    def _prompt(self, problem: Problem, terms: Terms) -> list[int]:
         if problem.prompt_token_ids is not None:
             return problem.prompt_token_ids
         if self.facts.expert.chat_template_digest is None:
@@ -264,18 +268,15 @@ class Pair:
                 " or add chat_template.jinja to its folder",
             )
         question = problem.question or ""
-        longest = CHARACTERS_A_TOKEN * self.expert.max_model_len
-        if len(question) > longest:  # its tokens are not even counted: that would keep everybody waiting
+        if (length := len(question) + len(terms.system_prompt or "")) > self.longest_prompt:
             raise TrajectoryError(
-                "context_length_exceeded",
-                f"the question has {len(question)} characters; more than {longest} are taken to exceed the expert's"
-                f" context of {self.expert.max_model_len}",
+                "context_length_exceeded", f"question and system prompt have {length} characters; {self._too_long}"
             )
-        messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        messages = [{"role": "system", "content": terms.system_prompt}] if terms.system_prompt else []
         messages.append({"role": "user", "content": question})
         try:
             prompt = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **terms.chat_template_kwargs
             )
         except Exception as error:  # a template may raise anything; it is the user's data that it disliked
             raise TrajectoryError("chat_template", f"the chat template refused the question: {error}") from error
@@ -297,9 +298,13 @@ class Pair:
                     f" of {engine.max_model_len}; shorten the question or lower max_tokens",
                 )
 
-    async def _generate(
-        self, prompt: list[int], seed: int | None, decoding: Decoding, top_k: int, priority: int
-    ) -> Answer:
+    @property
+    def _too_long(self) -> str:
+        context = self.expert.max_model_len
+        return f"more than {self.longest_prompt} are taken to exceed the expert's context of {context}"
+
+    async def _generate(self, prompt: list[int], seed: int | None, terms: Terms) -> Answer:
+        decoding, top_k = terms.decoding, terms.top_k
         params = SamplingParams(
             max_tokens=decoding.max_tokens,
             temperature=decoding.temperature,
@@ -310,28 +315,28 @@ class Pair:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        completion = (await self.expert.run(prompt, params, priority)).outputs[0]
+        completion = (await self.expert.run(prompt, params, terms.priority)).outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise TrajectoryError("engine_error", f"vLLM ended the request with {completion.finish_reason!r}")
         finish_reason: FinishReason = "stop" if completion.finish_reason == "stop" else "length"
         top_ids, logprobs = _top_k(completion.logprobs, top_k)
         return np.array(completion.token_ids, np.int32), top_ids, logprobs, finish_reason
 
-    async def _score_completion(self, prompt: list[int], completion: list[int], top_k: int, priority: int) -> Answer:
+    async def _score_completion(self, prompt: list[int], completion: list[int], terms: Terms) -> Answer:
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
-            prompt_logprobs=top_k,
+            prompt_logprobs=terms.top_k,
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             ignore_eos=True,
         )
         rows = await _twice(
-            functools.partial(self.expert.run, prompt + completion, params, priority),
+            functools.partial(self.expert.run, prompt + completion, params, terms.priority),
             lambda output: output.prompt_logprobs,
         )
-        top_ids, logprobs = _top_k(rows, top_k, first_row=len(prompt))
+        top_ids, logprobs = _top_k(rows, terms.top_k, first_row=len(prompt))
         finish_reason: FinishReason = "stop" if completion[-1] in self._end_tokens else "length"
         return np.array(completion, np.int32), top_ids, logprobs, finish_reason
 

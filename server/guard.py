@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -30,6 +31,8 @@ QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 """Asked every few seconds by machines, and not logged."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 KEYS_VARIABLE = "LIGHTREASONER_API_KEYS"
+LEFT = 499
+"""What is counted where the client went away before its answer was whole, as nginx has it."""
 BODY_SECONDS = 60.0
 """A body must have arrived by then."""
 
@@ -75,18 +78,44 @@ def load_keys(settings: ServerSettings) -> ApiKeys:
     return ApiKeys(keys)
 
 
+class Body:
+    """A request's body as it comes in: refused where it grows beyond `most` bytes or does not come."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._most, self._seen = receive, most, 0
+        self._deadline = time.monotonic() + BODY_SECONDS
+        self._whole = False
+        self.abandoned = False
+        """The client went away before it had sent the whole."""
+
+    async def receive(self) -> Message:
+        if self._whole:  # what is left to come is the client's leaving, whenever that is
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
+        self.abandoned = message["type"] == "http.disconnect"
+        self._seen += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+        if self._seen > self._most:
+            raise HTTPException(413, _too_large(self._most))
+        return message
+
+
 class Guard:
     """Wraps the application. `draining` says whether new work is refused because the server is about to stop."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, body_bytes: int, draining: Callable[[], bool]) -> None:
         self._app, self._keys, self._body_bytes, self._draining = app, keys, body_bytes, draining
-        self._too_large = f"a body may have at most {body_bytes:,} bytes; send fewer problems a request"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began, status, headers = time.perf_counter(), 500, Headers(scope=scope)
+        body = Body(receive, self._body_bytes)
         request_id = headers.get("x-request-id", "")
         if not (request_id.isascii() and request_id.isprintable() and 0 < len(request_id) <= 128):
             request_id = secrets.token_hex(8)
@@ -103,12 +132,12 @@ class Guard:
             if refusal := self._refusal(scope, headers):
                 await refusal(scope, receive, sending)
             else:
-                await self._app(scope, self._bounded(receive), sending)
+                await self._app(scope, body.receive, sending)
         except asyncio.CancelledError:
-            status = 499  # as nginx has it: the client went away
+            status = LEFT
             raise
         finally:
-            self._record(scope, status, time.perf_counter() - began)
+            self._record(scope, LEFT if body.abandoned else status, time.perf_counter() - began)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """The answer to a request that no route shall see."""
@@ -118,31 +147,10 @@ class Guard:
             return problem_response(401, said, {"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._body_bytes:
-            return problem_response(413, self._too_large)
+            return problem_response(413, _too_large(self._body_bytes))
         if scope["method"] == "POST" and self._draining():
             return problem_response(503, "the server is stopping; ask another", {"Retry-After": "5"})
         return None
-
-    def _bounded(self, receive: Receive) -> Receive:
-        """`receive` that refuses a body which grows beyond the bound or does not come."""
-        seen, deadline, whole = 0, time.monotonic() + BODY_SECONDS, False
-
-        async def receiving() -> Message:
-            nonlocal seen, whole
-            if whole:  # what is left to come is the client's leaving, whenever that is
-                return await receive()
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
-            seen += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if seen > self._body_bytes:
-                raise HTTPException(413, self._too_large)
-            return message
-
-        return receiving
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("route")
@@ -152,8 +160,13 @@ class Guard:
         metrics.HTTP_REQUESTS.labels(method, path, status).inc()
         metrics.HTTP_SECONDS.labels(method, path).observe(seconds)
         if scope["path"] not in QUIET_PATHS:
-            extra = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": round(seconds, 4)}
-            access.info("%s %s %d %.2f s", scope["method"], scope["path"], status, seconds, extra=extra)
+            method, path = quote(scope["method"]), quote(scope["path"])  # a stranger's: no control character passes
+            extra = {"method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
+            access.info("%s %s %d %.2f s", method, path, status, seconds, extra=extra)
+
+
+def _too_large(most: int) -> str:
+    return f"a body may have at most {most:,} bytes; send fewer problems a request"
 
 
 def _is_loopback(host: str) -> bool:

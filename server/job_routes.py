@@ -5,7 +5,7 @@ The routes block on the bucket and therefore run in threads. Without a bucket th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -57,11 +57,9 @@ def create_job(
         raise invalid(*objection)
     if len(body.problems or []) > limits.job_problems:
         raise invalid("problems", f"{len(body.problems or [])} problems; a job has at most {limits.job_problems}")
-    names = {
-        field: _name(jobs, field, given)
-        for field in ("run", "problems_url")
-        if (given := getattr(body, field)) is not None
-    }
+    names = {"run": _checked("run", jobs.store.places.run, body.run)}
+    if body.problems_url is not None:
+        names["problems_url"] = _checked("problems_url", jobs.store.places.name, body.problems_url)
     try:
         job_id = jobs.store.post(body.model_copy(update=names), idempotency_key, limits.open_jobs)
     except TooManyJobs:
@@ -115,9 +113,9 @@ def _told(jobs: JobRunner, job_id: str) -> Job:
     return job
 
 
-def _name(jobs: JobRunner, field: str, given: str) -> str:
+def _checked(field: str, check: Callable[[str], str], given: str) -> str:
     try:
-        return jobs.store.places.name(given)
+        return check(given)
     except ValueError as error:
         raise invalid(field, str(error)) from None
 

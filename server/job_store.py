@@ -6,6 +6,7 @@
     jobs/ID/beat-N             its sign of life and how far it is; rewritten
     jobs/ID/cancel             somebody wants it cancelled
     jobs/ID/end.json           how it ended, as the job that is told from then on
+    jobs/ended/ID              the same in short: a server that starts need not look at every job there ever was
     jobs/idempotency/DIGEST    which job a key's first post made
 
 All but beat-N are created exclusively and never change, so that of two writers one wins and both can see who.
@@ -29,10 +30,10 @@ from client.bucket import Bucket
 from client.problems import read_problems
 from client.protocol import ENDED, Job, JobError, JobRequest, JobStatus, JobTerms, Problem, RequestCounts
 from server import metrics
-from server.places import JOBS, Places
+from server.places import JOBS, OutsideBucket, Places
 
 ID = re.compile(r"job-\d{13}-[0-9a-f]{8}")
-KEYS = f"{JOBS}/idempotency"
+KEYS, ENDS = f"{JOBS}/idempotency", f"{JOBS}/ended"
 AT_ONCE = 16
 """Jobs that a page looks up side by side: a remote store is slow one by one."""
 
@@ -82,7 +83,7 @@ class JobStore:
     def __init__(self, bucket: str) -> None:
         self.bucket, self.places = Bucket(bucket), Places(bucket)
         self.listed = 0  # jobs that the last listing named, ended ones among them
-        self._ended: set[str] = set()  # known to have ended, which is for good
+        self._ended: set[str] | None = None  # known to have ended, which is for good
 
     def post(self, request: JobRequest, key: str | None, most_open: int) -> str:
         """Make a job, or find the one that this key made first; its ID.
@@ -112,19 +113,36 @@ class JobStore:
 
     def unfinished(self) -> list[str]:
         """The IDs of the jobs that are not known to have ended, oldest first; `folder` tells more of each."""
-        return [job_id for job_id in self.ids() if job_id not in self._ended]
+        ended = self._known_ends()
+        return [job_id for job_id in self.ids() if job_id not in ended]
 
     def open_by_status(self) -> dict[str, int]:
         """How many of the jobs that have not ended are in each state."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = Counter(job.status for job in pool.map(self.job, self.unfinished()) if job)
+            found = Counter(pool.map(lambda job: self._status(*job), self._open().items()))
         return {status: found[status] for status in get_args(JobStatus) if status not in ENDED}
+
+    def _open(self) -> dict[str, JobFolder]:
+        """The jobs that are there and have not ended."""
+        unfinished = self.unfinished()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            looks = zip(unfinished, pool.map(self.folder, unfinished), strict=True)
+            return {job_id: folder for job_id, folder in looks if folder.whole and not folder.ended}
+
+    def _status(self, job_id: str, folder: JobFolder) -> JobStatus:
+        beat = self.beat(job_id, folder.beat)
+        return "cancelling" if folder.cancelled else beat.phase if beat else "validating"
+
+    def _known_ends(self) -> set[str]:
+        if self._ended is None:
+            self._ended = {name.rpartition("/")[2] for name in self.bucket.names(ENDS)}
+        return self._ended
 
     def folder(self, job_id: str) -> JobFolder:
         """One look at a job; remembers that it has ended."""
         folder = JobFolder({name.rpartition("/")[2] for name in self.bucket.names(f"{JOBS}/{job_id}")})
         if folder.ended:
-            self._ended.add(job_id)
+            self._known_ends().add(job_id)
         return folder
 
     def job(self, job_id: str) -> Job | None:
@@ -132,7 +150,7 @@ class JobStore:
         if not ID.fullmatch(job_id):
             return None
         if end := self._get(job_id, "end.json"):
-            self._ended.add(job_id)
+            self._known_ends().add(job_id)
             return self._told(Job.model_validate_json(end))
         if (record := self.record(job_id)) is None:
             return None
@@ -154,7 +172,7 @@ class JobStore:
         return JobRecord.model_validate_json(data) if data else None
 
     def problems(self, job_id: str, record: JobRecord, most: int) -> list[Problem]:
-        """A job's problems, one more than `most` at most. Raises ProblemSetError, or ValueError for a bad place."""
+        """A job's problems, one more than `most` at most. Raises ProblemSetError or OutsideBucket."""
         if record.problems_url:
             return [row.problem for row in read_problems(self.places.url(record.problems_url), most + 1)]
         lines = (self._get(job_id, "problems.jsonl") or b"").splitlines()
@@ -214,18 +232,15 @@ class JobStore:
         changes = {"status": status, f"{status}_at": int(time.time()), "error": error}
         ended = job.model_copy(update=changes).model_dump_json().encode()
         first = self.bucket.create(f"{JOBS}/{job_id}/end.json", ended)
-        self._ended.add(job_id)
+        self.bucket.create(f"{ENDS}/{job_id}", b"")
+        self._known_ends().add(job_id)
         if first:
             metrics.JOBS_ENDED.labels(status).inc()
         return first
 
     def _check_room(self, most_open: int) -> None:
-        """Ask the store only where the jobs that are not known to have ended are too many."""
-        if len(self.unfinished()) < most_open:
-            return
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(self.folder, self.unfinished()))
-        if len(self.unfinished()) >= most_open:
+        """Look at each job only where those that are not known to have ended are too many."""
+        if len(self.unfinished()) >= most_open and len(self._open()) >= most_open:
             raise TooManyJobs
 
     def _write(self, job_id: str, request: JobRequest) -> None:
@@ -243,7 +258,7 @@ class JobStore:
     def _told(self, job: Job) -> Job:
         try:
             return job.model_copy(update={"run": self.places.url(job.run)})
-        except ValueError:  # a link has come in between; the job will say so
+        except OutsideBucket:  # a link has come in between; the job will say so
             return job
 
     def _get(self, job_id: str, name: str) -> bytes | None:

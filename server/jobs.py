@@ -29,10 +29,11 @@ from client.run import Run
 from client.sampler import Counts, sample
 from client.service import Asking
 from server import logs, metrics
-from server.engines import JOB, Pair, TrajectoryError
+from server.engines import JOB, Pair, Terms, TrajectoryError
 from server.job_store import JobRecord, JobStore
 from server.logs import log
 from server.ownership import Claim, Claimant, Verdict
+from server.places import OutsideBucket
 from server.settings import ServerSettings
 
 POLL_SECONDS = 1.0
@@ -51,7 +52,7 @@ ERROR_TYPES: dict[type[Exception], str] = {
     RunError: "run_error",
     ServiceError: "engine_error",
     BucketError: "bucket_error",
-    ValueError: "outside_bucket",
+    OutsideBucket: "outside_bucket",
 }
 
 
@@ -92,12 +93,13 @@ class PairSource:
         engines = (self.pair.expert, self.pair.amateur)
         slots = min(engine.llm.vllm_config.scheduler_config.max_num_seqs for engine in engines)
         most = max(1, int(SHARE_OF_SLOTS * slots))
+        terms = Terms(asking.decoding, asking.top_k, asking.system_prompt, asking.chat_template_kwargs, priority=JOB)
         try:
             while True:
                 while not self.stopping and len(self._running) < most and (asked := next(waiting, None)):
                     if reason := self.pair.failure():
                         raise ServiceError(reason)
-                    task = asyncio.create_task(self._answer(*asked, asking))
+                    task = asyncio.create_task(self._answer(*asked, terms))
                     self._running.add(task)
                     task.add_done_callback(answered.put_nowait)
                     await asyncio.sleep(0)  # each begins with work on the event loop, which requests need as well
@@ -112,17 +114,9 @@ class PairSource:
                 task.cancel()
             self._running.clear()
 
-    async def _answer(self, problem: Problem, index: int, asking: Asking) -> Trajectory | Failure:
+    async def _answer(self, problem: Problem, index: int, terms: Terms) -> Trajectory | Failure:
         try:
-            return await self.pair.trajectory(
-                problem,
-                index,
-                asking.decoding,
-                asking.top_k,
-                asking.system_prompt,
-                asking.chat_template_kwargs,
-                priority=JOB,
-            )
+            return await self.pair.trajectory(problem, index, terms)
         except TrajectoryError as error:
             return Failure(problem.id, index, error.type, error.detail)
         except Exception as error:  # one problem must never take its neighbours with it
@@ -134,7 +128,7 @@ class JobProgress:
     """Tells a claim's beats how far its RUN is."""
 
     def __init__(self, claim: Claim) -> None:
-        self._claim, self.brought = claim, 0
+        self._claim, self.brought = claim, 0  # what this attempt has added to the RUN
 
     def say(self, text: str) -> None:
         log.info(text)
@@ -142,7 +136,7 @@ class JobProgress:
     def update(self, counts: Counts) -> None:
         state, now = self._claim.state, int(time.time())
         all_asked = counts.settled == counts.total
-        self.brought = counts.done + counts.failed
+        self.brought = counts.written + counts.written_failures
         self._claim.state = state.model_copy(
             update={
                 "phase": "finalizing" if all_asked else "in_progress",
@@ -150,8 +144,8 @@ class JobProgress:
                 "finalizing_at": state.finalizing_at or (now if all_asked else None),
                 "request_counts": RequestCounts(
                     total=counts.there + counts.given_up + counts.total,
-                    completed=counts.there + counts.done,
-                    failed=counts.given_up + counts.failed,
+                    completed=counts.there + counts.written,
+                    failed=counts.given_up + counts.written_failures,
                 ),
             }
         )

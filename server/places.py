@@ -14,9 +14,17 @@ from client.bucket import BucketError, local_folder
 
 JOBS = "jobs"
 """The folder of the bucket in which jobs live; no request may point into it."""
+OF_A_RUN = frozenset({"trajectories", "samples", "failures", "training", "evaluation"}) | {
+    f"{name}.json" for name in ("run", "tokenizer", "complete")
+}
+"""What a RUN holds: a RUN within one of them would be taken for a part of the RUN around it."""
 SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,+@-]{0,199}")
 """A whitelist: no leading dot or dash, no escape, no control character, nothing that a store or shell reads twice."""
 MOST_CHARACTERS = 700  # an S3 key holds 1024, a RUN's own names among them
+
+
+class OutsideBucket(ValueError):
+    """A place that links lead out of the bucket, or nowhere."""
 
 
 class Places:
@@ -45,8 +53,16 @@ class Places:
         self._check_links(relative)
         return relative
 
+    def run(self, given: str) -> str:
+        """`name`, for a RUN that is to be written: neither within another RUN's folders nor in place of its files."""
+        relative = self.name(given)
+        for segment in relative.split("/"):
+            if segment.lower() in OF_A_RUN:
+                raise ValueError(f"{segment!r} is a name that every RUN uses inside; choose another")
+        return relative
+
     def url(self, name: str) -> str:
-        """The absolute place of a name in the bucket. Raises ValueError where links lead out of the bucket."""
+        """The absolute place of a name in the bucket. Raises OutsideBucket where links lead out of it."""
         self._check_links(name)
         return f"{self._root}/{name}"
 
@@ -74,6 +90,6 @@ class Places:
             for path in (place, *(place.iterdir() if place.is_dir() else ())):
                 real = path.resolve()
                 if root not in real.parents or real.relative_to(root).parts[0].lower() == JOBS:
-                    raise ValueError("leads out of the server's bucket by a symbolic link")
+                    raise OutsideBucket("leads out of the server's bucket by a symbolic link")
         except (OSError, RuntimeError) as error:  # a loop of links, no permission, a name too long for the file system
-            raise ValueError(f"cannot be followed: {error}") from None
+            raise OutsideBucket(f"cannot be followed: {error}") from None

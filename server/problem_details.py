@@ -14,6 +14,10 @@ from client.protocol import ProblemDetails
 
 MEDIA_TYPE = "application/problem+json"
 Responses = dict[int | str, dict[str, Any]]
+MOST_ERRORS = 20
+"""That an answer lists of a request which is wrong in many places."""
+MOST_CHARACTERS = 200
+"""Of a field's name, which may be a stranger's."""
 
 
 def documented(*statuses: int) -> Responses:
@@ -40,8 +44,10 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
-        said = [(_field(entry["loc"]), entry["msg"].removeprefix("Value error, ")) for entry in error.errors()]
-        errors = [{"field": field, "detail": message} for field, message in said]
+        said = error.errors()[:MOST_ERRORS]
+        errors = [
+            {"field": _field(entry["loc"]), "detail": entry["msg"].removeprefix("Value error, ")} for entry in said
+        ]
         detail = "; ".join(f"{entry['field']}: {entry['detail']}" for entry in errors[:5])
         return problem_response(422, detail, errors=errors)
 
@@ -59,4 +65,4 @@ def _field(location: tuple[Any, ...] | list[Any]) -> str:
     path = ""
     for part in location[1:]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path or str(location[0])
+    return path[:MOST_CHARACTERS] or str(location[0])

@@ -123,6 +123,7 @@ class TrajectoryStream(StreamingResponse):
         except asyncio.CancelledError:
             if not self._queue.expired:
                 raise
+            metrics.ERRORS.labels("server_stopping").inc()
             line = Failure(problem.id, index, "server_stopping", "the server stopped; ask again, or another").to_line()
         except Exception as error:  # one problem must never take its neighbours with it
             log.exception("problem %r failed", problem.id)

@@ -80,10 +80,12 @@ def service_round(url: str, rows: list[dict[str, str]], max_tokens: int, salt: i
     return seconds
 
 
-def single_latencies(url: str, rows: list[dict[str, str]], max_tokens: int) -> np.ndarray:
-    """Seconds of single requests, one after the other."""
+def single_latencies(url: str, rows: list[dict[str, str]], max_tokens: int, job: str | None = None) -> np.ndarray:
+    """Seconds of single requests, one after the other; while a job runs, if one is named."""
     found = []
     for row in rows[:SINGLE_REQUESTS]:
+        if job and httpx.get(f"{url}/v1/jobs/{job}").json()["completed_at"]:
+            break
         body = {"problems": [{"id": "1", "question": row["question"]}], "max_tokens": max_tokens, "top_k": TOP_K}
         began = time.perf_counter()
         assert httpx.post(f"{url}/v1/trajectories", json=body, timeout=None).status_code == 200
@@ -139,8 +141,8 @@ def main() -> None:
             made = httpx.post(f"{server.url}/v1/jobs", json=job).raise_for_status().json()
             while server.metric("vllm:num_requests_running", role="expert") < SEQUENCES / 2:
                 time.sleep(0.2)
-            busy = single_latencies(server.url, rows, asked.max_tokens)
-            httpx.post(f"{server.url}/v1/jobs/{made['id']}/cancel").raise_for_status()
+            busy = single_latencies(server.url, rows, asked.max_tokens, made["id"])
+            httpx.post(f"{server.url}/v1/jobs/{made['id']}/cancel")  # 409 where it has ended by now
     rate = {name: PROBLEMS / median(values) for name, values in seconds.items()}
     print(f"\n{PROBLEMS} problems x {asked.max_tokens} tokens, median of {asked.rounds} rounds in turns")
     print(f"expert alone      {rate['alone']:.2f} problems/s")
@@ -148,7 +150,8 @@ def main() -> None:
     print(f"service : alone   {rate['service'] / rate['alone']:.2f}")
     print(f"event loop lag, {PROBLEMS} in flight: p50 <= {lag[0] * 1e3:g} ms, p99 <= {lag[1] * 1e3:g} ms")
     for name, found in (("no job", idle), ("beside a job of 1,000", busy)):
-        print(f"a single request, {name}: p50 {np.quantile(found, 0.5):.2f} s, p99 {np.quantile(found, 0.99):.2f} s")
+        quantiles = np.quantile(found, [0.5, 0.99])
+        print(f"a single request, {name}: p50 {quantiles[0]:.2f} s, p99 {quantiles[1]:.2f} s, {len(found)} asked")
     print(json.dumps({"seconds": seconds}))
 
 

@@ -110,6 +110,8 @@ def test_random_draws_as_many_complete_steps_as_kl_keeps_and_each_trajectory_its
     kl = {t.problem_id: plain(t)[1] for t in trajectories}
     assert {name: len(steps) for name, steps in drawn.items()} == {name: len(steps) for name, steps in kl.items()}
     assert all(set(drawn[t.problem_id]) <= set(plain(t)[0]) for t in trajectories)
+    loose = built(source, tmp_path / "loose", select="random", keep_incomplete=True)
+    assert all(sample.contrast.mask_complete.all() for sample in loose.samples())
     assert drawn != kl and all(steps == sorted(set(steps)) for steps in drawn.values())
     other = built(source, tmp_path / "other", select="random", select_seed=1)
     assert drawn != {sample.problem_id: sample.contrast.steps.tolist() for sample in other.samples()}

@@ -149,3 +149,26 @@ def test_the_first_seal_stands(run):
 
 def test_a_file_url_is_the_same_place(run, tmp_path):
     assert Run(f"file://{tmp_path}/run").manifest() == run.manifest()
+
+
+def test_what_lies_deeper_or_is_named_otherwise_is_no_part(tmp_path):
+    outer, inner = Run(str(tmp_path / "run")), Run(str(tmp_path / "run" / "failures" / "inner"))
+    for run in (outer, inner):
+        run.claim(make_manifest(), b"{}")
+        run.write([make_trajectory(f"p{len(str(run))}", seed=1, tokens=3)], {}, make_manifest())
+        run.write_failures([Failure("f", 0, "chat_template", "no")])
+    for name in ("trajectories/part-x.txt", "trajectories/a/part-y.parquet", "failures/part-z.tmp", "samples/README"):
+        outer.bucket.put(name, b"not ours")
+    assert [len(outer.parts(kind)) for kind in ("trajectories", "samples", "failures")] == [1, 1, 1]
+    assert set(outer.failures()) == {("f", 0)} and len(outer.keys()) == 1
+    copy = Run(str(tmp_path / "copy"))
+    copy.copy_failures(outer)
+    assert list(copy.bucket.names("failures")) == [f"failures/{outer.parts('failures')[0]}.jsonl"]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"problem_id": "a", "sample_index": 0, "error": {}}', b"\xff"])
+def test_a_damaged_part_of_failures_is_named(tmp_path, line):
+    run = Run(str(tmp_path / "run"))
+    run.bucket.put("failures/part-1.jsonl", line)
+    with pytest.raises(RunError, match=r"failures/part-1.jsonl is damaged .*; remove it and sample again"):
+        run.failures()

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from real_server import command
 
-from server import guard, logs
+from server import guard, logs, metrics
 from server.app import create_app
 from server.guard import ApiKeys, Guard, load_keys
 from server.serving import DrainingServer
@@ -142,6 +142,29 @@ def test_requests_are_logged_with_their_id_and_keys_never_are(locked, caplog):
         "first-key" in str(vars(record)) or "a-wrong-secret" in str(vars(record)) for record in caplog.records
     )
     assert not any(getattr(record, "path", "") == "/health" for record in caplog.records)
+
+
+def test_what_a_stranger_names_reaches_no_terminal_as_it_is(locked, caplog):
+    with caplog.at_level(logging.INFO, "lightreasoner"):
+        locked.get("/a%1b%5b31m%0d%0a2026%20forged", headers=bearer("first-key"))
+        locked.get("/health")  # by the next answer the last one is logged
+    (seen,) = [record for record in caplog.records if "forged" in record.getMessage()]
+    assert seen.getMessage().startswith("GET /a%1B%5B31m%0D%0A2026%20forged 404 ")
+
+
+def test_one_that_leaves_before_its_body_is_whole_is_counted_as_gone():
+    def gone():
+        return metrics.HTTP_REQUESTS.labels("POST", "/v1/trajectories", 499)._value.get()
+
+    before = gone()
+    with serving() as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as stranger:
+            stranger.sendall(b"POST /v1/trajectories HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+            time.sleep(0.2)
+        deadline = time.monotonic() + 10
+        while gone() == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert gone() == before + 1
 
 
 def test_unknown_paths_and_methods_share_one_label(locked):

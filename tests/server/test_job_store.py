@@ -229,3 +229,30 @@ def test_a_problem_set_in_the_bucket_is_read_from_there(store, bucket):
     record = store.record(job_id)
     assert [problem.id for problem in store.problems(job_id, record, MANY)] == ["1", "2"]
     assert len(store.problems(job_id, record, 1)) == 2  # one more than allowed is enough to refuse it
+
+
+def test_what_is_open_are_whole_jobs_that_have_not_ended(store, bucket):
+    ids = [post(store, str(index)) for index in range(3)]
+    store.bucket.create("jobs/job-0000000000001-00000000/problems.jsonl", b"")  # a post that a crash cut short
+    store.cancel(ids[0])
+    Claimant(store, 30).claim()
+    store.bucket.create(f"jobs/{ids[2]}/cancel", b"1")
+    fresh = JobStore(bucket)
+    assert {status: count for status, count in fresh.open_by_status().items() if count} == {
+        "validating": 1,
+        "cancelling": 1,
+    }
+    fresh.post(request("more"), None, 3)
+    with pytest.raises(TooManyJobs):
+        fresh.post(request("more"), None, 3)
+
+
+def test_a_server_that_starts_does_not_look_at_jobs_that_have_ended(store, bucket, monkeypatch):
+    ids = [post(store, str(index)) for index in range(4)]
+    for job_id in ids[:3]:
+        store.end(job_id, "completed")
+    looked, folder = [], JobStore.folder
+    monkeypatch.setattr(JobStore, "folder", lambda self, job_id: looked.append(job_id) or folder(self, job_id))
+    fresh = JobStore(bucket)
+    assert fresh.unfinished() == [ids[3]] and Claimant(fresh, 30).claim().job_id == ids[3]
+    assert set(looked) == {ids[3]}

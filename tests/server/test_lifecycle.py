@@ -1,5 +1,6 @@
 """How a server ends: told to, killed, or with a dead engine. Nothing is left behind, and nobody waits in vain."""
 
+import contextlib
 import json
 import os
 import signal
@@ -49,7 +50,7 @@ def wait_until(condition, seconds):
 
 
 class Asking(threading.Thread):
-    """A request in the background: its lines, as they come."""
+    """A request in the background: its lines, as they come, until the server is gone."""
 
     def __init__(self, server, problems, **fields):
         super().__init__()
@@ -57,7 +58,10 @@ class Asking(threading.Thread):
         self.start()
 
     def run(self):
-        with httpx.stream("POST", f"{self._server.url}/v1/trajectories", json=self._body, timeout=120) as response:
+        with (
+            contextlib.suppress(httpx.RemoteProtocolError),
+            httpx.stream("POST", f"{self._server.url}/v1/trajectories", json=self._body, timeout=120) as response,
+        ):
             assert response.status_code == 200
             for line in response.iter_lines():
                 if line.strip():
@@ -90,6 +94,40 @@ def test_sigterm_while_the_engines_start_ends_well_and_leaves_no_process(tmp_pat
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
+
+
+def test_a_second_signal_waits_for_nothing_and_leaves_no_process(tmp_path):
+    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path, grace_seconds=300) as server:
+        mark = mark_of(server)
+        asking = Asking(server, problems(300), n=8, **LONG)
+        assert wait_until(lambda: len(asking.lines) > 0, 60)
+        server.process.send_signal(signal.SIGTERM)
+        assert wait_until(lambda: "stopping: " in server.log.read_text(), 10) and server.process.poll() is None
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(5) == 130
+        assert "a second time" in server.log.read_text()
+        assert wait_until(lambda: not watchdog.marked(mark), 5)
+
+
+def test_what_hangs_after_the_drain_does_not_keep_the_process(tmp_path):
+    """A process without engines, whose thread waits for a store that does not answer."""
+    code = """
+import asyncio, os, signal, threading, time
+from server import serving
+serving.ENDING_SECONDS = 1.0
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+async def drain(): pass
+serving.DrainingServer(app, drain).run(sockets=[__import__("socket").create_server(("127.0.0.1", 0))])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_sigterm_lets_what_is_running_finish_within_the_grace_period_and_tells_the_rest(tmp_path):

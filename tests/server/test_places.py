@@ -85,3 +85,18 @@ def test_a_bucket_that_is_itself_behind_a_link_is_found_by_both_names(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     places = Places(str(tmp_path / "link"))
     assert places.name(f"{tmp_path}/link/x") == places.name(f"{tmp_path}/real/x") == "x"
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+@pytest.mark.parametrize(
+    "name",
+    ["a/trajectories/b", "a/samples", "failures", "training/x", "a/Evaluation/x", "a/run.json", "complete.json/x",
+     "a/tokenizer.json"],
+)  # fmt: skip
+def test_no_run_lies_within_what_another_run_holds(kind, name, tmp_path):
+    (tmp_path / "bucket").mkdir()
+    places = Places(str(tmp_path / "bucket") if kind == "folder" else "s3://samples/team")
+    assert places.name(name) == name  # a problem set may lie there
+    with pytest.raises(ValueError, match="every RUN uses inside"):
+        places.run(name)
+    assert places.run("failures-2026/sampled") == "failures-2026/sampled"

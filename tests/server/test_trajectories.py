@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -12,6 +14,7 @@ from word_problems import rows
 from client.contrast import contrast, kl_lower_bound
 from client.protocol import Decoding, Failure, Problem, parse_line
 from client.service import Asking, SamplingClient
+from server.engines import Pair, Terms, TrajectoryError
 
 TOLERANCE = 2e-4
 
@@ -214,6 +217,58 @@ def test_a_request_that_is_not_valid_is_refused_naming_the_field(demo_server, bo
     assert response.headers["content-type"] == "application/problem+json"
     assert field in [entry["field"] for entry in response.json()["errors"]]
     assert response.json()["status"] == 422 and field in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"system_prompt": "x" * 100_001}, "system_prompt", "at most 100000 characters"),
+        ({"system_prompt": "x" * 5000}, "system_prompt", "more than 4096 are taken to exceed the expert's context"),
+        ({"chat_template_kwargs": {"x": "y" * 100_000}}, "chat_template_kwargs", "at most 100000 are taken"),
+        ({"problems": [{"id": "a", "prompt_token_ids": [-1] * 200_000}]}, "problems[0].prompt_token_ids[0]", "greater"),
+        ({"problems": [{"id": "a", "prompt_token_ids": [1] * 1_000_001}]}, "problems[0].prompt_token_ids", "at most"),
+        ({"problems": [{"id": "a", "x": 1}] * 1000}, "problems[0].x", "not permitted"),
+        ({"problems": [{"id": "a", "question": "q"}]} | {f"x{n}": 1 for n in range(60)}, "x0", "not permitted"),
+        ({"problems": [{"id": "a", "question": "q"}]} | {f"x{n}": 1 for n in range(99_999)}, "body", "100000 fields"),
+        ({"problems": [{"id": "a", "question": "q"}], "y" * 500_000: 1}, "y" * 200, "not permitted"),
+    ],
+)
+def test_what_is_wrong_a_hundred_thousand_times_is_said_in_few_words(demo_server, fields, field, words):
+    body = {"problems": [{"id": "a", "question": "q"}], **fields}
+    response = httpx.post(f"{demo_server.url}/v1/trajectories", json=body, timeout=60)
+    assert response.status_code == 422 and len(response.content) < 10_000
+    said = {entry["field"]: entry["detail"] for entry in response.json()["errors"]}
+    assert words in said[field] and len(said) <= 20
+
+
+def test_a_question_too_long_for_the_context_is_refused_by_its_characters_and_alone(demo_server, problems):
+    long = {"id": "long", "question": "1 " * 2000}
+    answers = ask(demo_server, [long, problems[0]], max_tokens=5, system_prompt="x" * 200)
+    assert answers["long", 0].type == "context_length_exceeded" and "4200 characters" in answers["long", 0].detail
+    assert not isinstance(answers["dev-00000", 0], Failure)
+
+
+def test_nobodys_prompt_waits_for_all_prompts_of_another_request():
+    """A pair without engines: what is tested ends before they are asked."""
+
+    class Rendering(Pair):
+        def __init__(self):
+            self._renderer, self.rendered = ThreadPoolExecutor(1), []
+
+        def _prompt(self, problem, terms):
+            time.sleep(0.01)
+            self.rendered.append(problem.id)
+            raise TrajectoryError("chat_template", "far enough")
+
+    async def go():
+        pair, many, single = Rendering(), Terms(Decoding(), 1), Terms(Decoding(), 1)
+        wanted = [pair.trajectory(Problem(id=f"many-{n}", question="q"), 0, many) for n in range(50)]
+        wanted.append(pair.trajectory(Problem(id="single", question="q"), 0, single))
+        await asyncio.gather(*wanted, return_exceptions=True)
+        return pair.rendered
+
+    rendered = asyncio.run(go())
+    assert len(rendered) == 51 and rendered.index("single") <= 2
 
 
 def test_other_refusals_are_problem_documents_too(demo_server):

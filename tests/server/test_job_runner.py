@@ -1,0 +1,109 @@
+"""How a job ends that brings nothing, or cannot be written. The pair is a stand-in that answers from memory: real
+engines do not fail on demand."""
+
+import asyncio
+
+import pytest
+from made_run import make_manifest, make_trajectory, tokenizer_json
+
+from client.bucket import Bucket, BucketError
+from client.protocol import Failure, JobRequest
+from client.run import Run
+from server import jobs
+from server.jobs import JobRunner
+from server.settings import ServerSettings
+
+
+class StandIn:
+    """Answers the first sample of each problem, and fails the others as an engine does that was preempted."""
+
+    def __init__(self, pair, versions):
+        self.pair, self.stopping, self.asked = pair, False, 0
+
+    def __str__(self):
+        return "a stand-in"
+
+    def stop(self):
+        self.stopping = True
+
+    async def wait_until_ready(self, tell):
+        pass
+
+    async def models(self):
+        return make_manifest().expert, make_manifest().amateur
+
+    async def tokenizer(self):
+        return tokenizer_json()
+
+    async def versions(self):
+        return {}
+
+    async def trajectories(self, problems, asking):
+        self.pair.attempts += 1
+        for problem in problems:
+            yield make_trajectory(problem.id, seed=1, tokens=4)
+            for index in range(1, asking.decoding.n):
+                yield Failure(problem.id, index, "no_scores", "vLLM returned no scores, twice; try again")
+
+
+class NoPair:
+    """A pair that never fails, and counts the attempts at its jobs."""
+
+    attempts = 0
+
+    def failure(self):
+        return None
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(jobs, "PairSource", StandIn)
+    monkeypatch.setattr(jobs, "FIRST_PAUSE_SECONDS", 0.01)
+
+
+def ended(bucket, **fields):
+    """The end of a job of three problems on a server that has only this one, and the attempts that it took."""
+    problems = [{"id": f"p{index}", "question": "q"} for index in range(3)]
+    request = JobRequest(problems=problems, run="r", top_k=8, **fields)
+
+    async def go():
+        pair, runner = NoPair(), JobRunner(str(bucket), ServerSettings(bucket=str(bucket)), {})
+        job_id = runner.store.post(request, None, 10)
+        runner.start(pair)
+        for _ in range(600):
+            await asyncio.sleep(0.05)
+            if (job := runner.store.job(job_id)).status in ("completed", "failed"):
+                break
+        await runner.drain(5)
+        return job, pair.attempts
+
+    return asyncio.run(go())
+
+
+def test_a_sample_that_never_comes_ends_the_job_and_does_not_write_the_others_again(quick, tmp_path):
+    job, attempts = ended(tmp_path / "b", n=2, temperature=1.0)
+    assert (job.status, job.error.type) == ("failed", "engine_error") and "3 trajectories failed" in job.error.detail
+    assert attempts == 1 + jobs.ATTEMPTS  # the first brought half of them
+    assert job.request_counts.model_dump() == {"total": 6, "completed": 3, "failed": 0}
+    run = Run(str(tmp_path / "b" / "r"))
+    assert len(run.parts("trajectories")) == 1 and len(run.keys()) == 3
+
+
+def test_what_cannot_be_written_is_not_told_as_completed_and_ends_the_job(quick, tmp_path, monkeypatch):
+    put = Bucket._put
+
+    def full(self, name, data, mode):
+        if name.startswith("trajectories/"):
+            raise BucketError(f"cannot write {name}: No space left on device")
+        put(self, name, data, mode)
+
+    monkeypatch.setattr(Bucket, "_put", full)
+    job, attempts = ended(tmp_path / "b")
+    assert (job.status, job.error.type) == ("failed", "bucket_error") and "No space left" in job.error.detail
+    assert attempts == jobs.ATTEMPTS and job.request_counts.completed == 0
+
+
+def test_a_job_without_trouble_is_done_at_the_first_attempt(quick, tmp_path):
+    job, attempts = ended(tmp_path / "b")
+    assert job.status == "completed" and attempts == 1
+    assert job.request_counts.model_dump() == {"total": 3, "completed": 3, "failed": 0}
