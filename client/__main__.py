@@ -32,6 +32,7 @@ from client.options import (
     Limit,
     MaxTokens,
     N,
+    Patience,
     Seed,
     Server,
     SystemPrompt,
@@ -74,10 +75,12 @@ def sample(
     first_step: FirstStep = 1,
     keep_incomplete: KeepIncomplete = False,
     system_prompt: SystemPrompt = SYSTEM_PROMPT,
+    patience: Patience = 1800.0,
 ) -> None:
     """Send PROBLEMS through a server and write trajectories and contrast samples to RUN.
 
-    Interrupted, it resumes: the same command does only what is missing.
+    Interrupted, it resumes: the same command does only what is missing. A server that is lost or has no room is asked
+    again, ever less often, for as long as --patience.
     """
     from client.problems import read_problems
     from client.sampler import sample as run_sampling
@@ -90,9 +93,9 @@ def sample(
     asked = [row.problem for row in read_problems(problems, limit)]
 
     async def sampling() -> Sampled:
-        async with SamplingClient(server, api_key) as connection:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop_once, connection)
-            with Terminal() as progress:
+        with Terminal() as progress:
+            async with SamplingClient(server, api_key, patience, progress.say) as connection:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop_once, connection)
                 return await run_sampling(asked, Run(run), connection, asking, settings, progress)
 
     def stop_once(connection: SamplingClient) -> None:

@@ -31,6 +31,9 @@ FirstStep = Annotated[int, typer.Option(help="Steps before this one are never ke
 KeepIncomplete = Annotated[
     bool, typer.Option("--keep-incomplete", help="Also keep steps whose plausible set is not proved whole.")
 ]
+Patience = Annotated[
+    float, typer.Option(min=0.0, help="Give up after this many seconds without an answer, at the start or later.")
+]
 SystemPrompt = Annotated[str, typer.Option(help="Empty: none.")]
 
 
