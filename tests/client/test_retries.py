@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -80,7 +81,7 @@ def test_a_refusal_that_may_pass_is_borne_and_every_problem_is_answered_once(ser
     server.refuse = posts([refusal(status, "not now") for _ in range(9)])
     lines = sampled(server.url)
     assert keys(lines) == once(PROBLEMS) and all(isinstance(line, Trajectory) for line in lines)
-    assert sorted(sum(server.asked, [])) == sorted(problem.id for problem in PROBLEMS)
+    assert sorted(chain.from_iterable(server.asked)) == sorted(problem.id for problem in PROBLEMS)
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
