@@ -12,6 +12,10 @@ from client.errors import LightReasonerError
 Settings = TypeVar("Settings", bound=BaseModel)
 
 Server = Annotated[str, typer.Option(help="The server's URL.")]
+Servers = Annotated[
+    list[str],
+    typer.Option("--server", help="A server's URL; given again for each of several that serve the same pair."),
+]
 ApiKey = Annotated[
     str | None,
     typer.Option(

@@ -15,21 +15,14 @@ import pytest
 from contract_server import ContractServer, line_of, refusal
 from proxy import Proxy
 from real_server import free_port
+from sampled import PROBLEMS, keys, more, once, sampled
 
 import client.connection
 import client.servers
-from client.connection import Asking
 from client.errors import ServiceError
 from client.protocol import Decoding, Failure, Problem, Trajectory
-from client.service import SamplingClient
 
-PROBLEMS = [Problem(id=f"p{index}", question=f"What is {index}?") for index in range(100)]
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(client.servers, "FIRST_PAUSE_SECONDS", 0.02)
-    monkeypatch.setattr(client.servers, "LONGEST_PAUSE_SECONDS", 0.2)
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 @pytest.fixture
@@ -42,29 +35,6 @@ def server():
 def proxy(server):
     with Proxy(server.port).running() as proxy:
         yield proxy
-
-
-def sampled(url, problems=PROBLEMS, decoding=None, patience=60.0, on_line=None, tell=lambda _: None):
-    """Every line that a client yields; `on_line` hears of each as it comes."""
-
-    async def gather():
-        lines = []
-        async with SamplingClient(url, patience=patience, tell=tell) as connection:
-            async for line in connection.trajectories(problems, Asking(decoding or Decoding())):
-                lines.append(line)
-                if on_line:
-                    on_line(lines)
-        return lines
-
-    return asyncio.run(gather())
-
-
-def keys(lines):
-    return Counter((line.problem_id, line.sample_index) for line in lines)
-
-
-def once(problems, n=1):
-    return Counter((problem.id, index) for problem in problems for index in range(n))
 
 
 def posts(refusals):
@@ -158,10 +128,6 @@ def test_a_server_that_is_killed_and_started_again_costs_only_a_retry():
             process.wait()
     assert keys(lines) == once([*PROBLEMS, *more(1000)])
     assert len(processes) == 2 and any("trying again" in said for said in told) and told[-1] == f"{url} is back"
-
-
-def more(count):
-    return [Problem(id=f"more-{index}", question="And?") for index in range(count)]
 
 
 def until_it_listens(url):
