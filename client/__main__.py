@@ -71,9 +71,18 @@ def sample(
     first_step: FirstStep = 1,
     keep_incomplete: KeepIncomplete = False,
     system_prompt: SystemPrompt = SYSTEM_PROMPT,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only this part of PROBLEMS, as 2/3; other clients do the others.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again for what failed in an earlier attempt.")
+    ] = False,
+    max_failures: Annotated[
+        int | None, typer.Option(min=0, help="Stop when more than this many trajectories have failed.")
+    ] = None,
     patience: Patience = 1800.0,
 ) -> None:
-    """Send PROBLEMS through a server and write trajectories and contrast samples to RUN.
+    """Send PROBLEMS through a server, or several, and write trajectories and contrast samples to RUN.
 
     Interrupted, it resumes: the same command does only what is missing. A server that is lost or has no room is asked
     again, ever less often, for as long as --patience.
@@ -81,7 +90,11 @@ def sample(
     from client.problems import read_problems
     from client.sampler import sample as run_sampling
     from client.service import Asking, SamplingClient
+    from client.shards import Shard
 
+    part = Shard.parse(shard) if shard else Shard()
+    if retry_failed and part.count > 1:
+        raise LightReasonerError("--retry-failed goes without --shard: one client retries what all left")
     decoding = checked(Decoding, max_tokens=max_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
     settings = checked(ContrastSettings, alpha=alpha, beta=beta, first_step=first_step, keep_incomplete=keep_incomplete)
     asking = Asking(decoding, top_k, system_prompt or None)
@@ -93,7 +106,9 @@ def sample(
             async with SamplingClient(server, api_key, patience, progress.say) as connection:
                 progress.servers = connection.status
                 asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop_once, connection)
-                return await run_sampling(asked, Run(run), connection, asking, settings, progress)
+                return await run_sampling(
+                    asked, Run(run), connection, asking, settings, progress, part, retry_failed, max_failures
+                )
 
     def stop_once(connection: SamplingClient) -> None:
         connection.stop()  # what is on its way is still written; a second Ctrl-C does not wait for it
@@ -105,6 +120,12 @@ def sample(
         sys.exit(f"\n{stopped}")
     except KeyboardInterrupt:
         sys.exit(f"\nstopped at once; {run} holds what was written. Run the same command again to go on.")
+    if sampled.totals is None:
+        print(
+            f"shard {part} is done; {sampled.waiting:,} trajectories of the others are not. "
+            f"Whoever finds all done seals {run}"
+        )
+        return
     if sampled.counts is None:
         print(f"{run} is complete: nothing to do")
     _print_summary(run, sampled.totals, sampled.counts)

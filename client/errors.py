@@ -20,6 +20,10 @@ class RunError(LightReasonerError):
     """A RUN that is missing, empty, damaged or made with other settings."""
 
 
+class TooManyFailures(LightReasonerError):
+    """More trajectories failed than the user bears; what was answered is kept."""
+
+
 class ServiceError(LightReasonerError):
     """A server that cannot be reached, is not ready, or refused a request."""
 

@@ -96,10 +96,10 @@ class Run:
             raise RunError(f"{self}/complete.json is damaged ({error!r}); remove it and sample again") from None
         return completion
 
-    def seal(self, totals: RunTotals) -> None:
-        """Write complete.json. The first writer's stands."""
+    def seal(self, totals: RunTotals) -> bool:
+        """Write complete.json; whether this call was the one that wrote it. The first writer's stands."""
         body = {"sealed_at": int(time.time()), **asdict(totals)}
-        self.bucket.create("complete.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
+        return self.bucket.create("complete.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
 
     def parts(self, kind: str) -> list[str]:
         """Names, sorted, of the parts under trajectories, samples or failures, without folder and ending."""

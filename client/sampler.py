@@ -11,15 +11,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Set
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from typing import Protocol
+from typing import Any, Protocol
 
 from client.connection import Asking
-from client.errors import RunError, ServiceError, Stopped
-from client.problems import identity
+from client.errors import RunError, ServiceError, Stopped, TooManyFailures
+from client.manifest import check_sealed, check_top_k, manifest_of
 from client.protocol import PASSING_ERRORS, ContrastSettings, Failure, ModelCard, Problem, Trajectory
 from client.run import Run, RunTotals
 from client.samples import Key, RunManifest, Sample
+from client.shards import WHOLE, Settled, Shard, keys_of, settled
 
 PART_TRAJECTORIES = 256
 PART_SECONDS = 30.0
@@ -45,6 +45,9 @@ class Source(Protocol):
 
     def trajectories(self, problems: Iterable[Problem], asking: Asking) -> AsyncIterator[Trajectory | Failure]:
         """Every trajectory of the problems as it completes; ends early, without an error, when `stopping`."""
+
+    def stop(self) -> None:
+        """Ask for nothing more; what has been answered still comes."""
 
 
 class Progress(Protocol):
@@ -72,11 +75,17 @@ class Counts:
     written_failures: int = 0
     steps: int = 0
     kept: int = 0
+    last_failure: Failure | None = None
     began: float = field(default_factory=time.monotonic)
 
     @property
     def settled(self) -> int:
         return self.done + self.failed + self.passing
+
+    @property
+    def failures(self) -> int:
+        """Of all attempts."""
+        return self.given_up + self.failed + self.passing
 
     @property
     def seconds(self) -> float:
@@ -85,10 +94,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What `sample` leaves: the whole RUN's totals and this attempt's counts (None: it was sealed already)."""
+    """What `sample` leaves."""
 
-    totals: RunTotals
-    counts: Counts | None
+    totals: RunTotals | None  # of the whole RUN; None: other shards are not done, and it is not sealed
+    counts: Counts | None  # of this attempt; None: the RUN was sealed already
+    waiting: int = 0  # trajectories of other shards that are not done
 
 
 async def sample(
@@ -98,46 +108,76 @@ async def sample(
     asking: Asking,
     settings: ContrastSettings,
     progress: Progress,
+    shard: Shard = WHOLE,
+    retry_failed: bool = False,
+    max_failures: int | None = None,
 ) -> Sampled:
-    """Sample what `run` still lacks of `problems`, write trajectories and samples, and seal it.
+    """Sample what `run` still lacks of this shard of `problems`, write it, and seal the RUN when all shards are done.
 
-    Raises RunError when the RUN was made with other settings, ServiceError when the source fails; what was
-    answered by then is in the RUN, and the same call goes on from there.
+    `retry_failed`: what failed in an earlier attempt is lacking too. `max_failures`: more than this many failures, of
+    all attempts, end this one.
+
+    Raises RunError when the RUN was made with other settings, ServiceError when the source fails, TooManyFailures;
+    what was answered by then is in the RUN, and the same call goes on from there.
     """
     if (completion := await asyncio.to_thread(run.completion)) is not None:
-        await asyncio.to_thread(_check_sealed, run, problems, asking, settings)
-        return Sampled(RunTotals(**{name: completion[name] for name in RunTotals.__dataclass_fields__}), None)
+        await asyncio.to_thread(check_sealed, run, problems, asking, settings)
+        if retry_failed and completion["failed"]:
+            raise RunError(
+                f"{run} is complete, with {completion['failed']} failed, and a complete RUN is never changed: sample "
+                "the problems that failed into a new RUN"
+            )
+        return Sampled(_totals_in(completion), None)
     await source.wait_until_ready(tell=lambda reason: progress.say(f"waiting for {source}: {reason}"))
-    manifest = await _manifest(problems, source, asking, settings)
-    _check_top_k(manifest)
+    manifest = manifest_of(problems, await source.models(), await source.versions(), asking, settings)
+    check_top_k(manifest)
     await asyncio.to_thread(run.claim, manifest, await source.tokenizer())
     manifest = await asyncio.to_thread(run.manifest)
     await asyncio.to_thread(run.mend, manifest)
-    missing, settled, counts = await asyncio.to_thread(_missing, problems, run, asking.decoding.n)
-    if len(missing) < len(problems):
-        progress.say(f"resuming {run}: {len(problems) - len(missing):,} of {len(problems):,} problems are there")
+    mine, n = shard.of(problems), asking.decoding.n
+    missing, had, counts = await asyncio.to_thread(_missing, mine, run, n, retry_failed)
+    if len(missing) < len(mine):
+        progress.say(f"resuming {run}: {len(mine) - len(missing):,} of {len(mine):,} problems are there")
     progress.update(counts)
-    writer = Writer(run, manifest, {problem.id: problem.question for problem in problems}, settled)
+    writer = Writer(run, manifest, {problem.id: problem.question for problem in problems}, had)
     aging = asyncio.create_task(writer.write_what_is_old(counts))
     try:
-        async for line in source.trajectories(missing, asking):
-            await writer.add(line, counts)
-            progress.update(counts)
+        if not _too_many(counts, max_failures):
+            async for line in source.trajectories(missing, asking):
+                await writer.add(line, counts)
+                progress.update(counts)
+                if _too_many(counts, max_failures) and not source.stopping:
+                    source.stop()
     finally:
         aging.cancel()
         await writer.close(counts)
         progress.update(counts)
+    if _too_many(counts, max_failures):
+        last = counts.last_failure
+        raise TooManyFailures(
+            f"{counts.failures} trajectories failed, more than --max-failures {max_failures}"
+            f"{f', the last with {last.type}: {last.detail}' if last else ''}. What was answered is in {run}; mend the "
+            "cause and run the same command with --retry-failed"
+        )
     if source.stopping:
         raise Stopped(f"stopped; what was answered is in {run}. Run the same command again to go on.")
     if counts.passing:
         raise ServiceError(
             f"{counts.passing} trajectories failed in the server's engines; run the same command again to get them"
         )
+    if shard.count > 1 and (waiting := await asyncio.to_thread(_waiting, problems, run, n)):
+        return Sampled(None, counts, waiting)
+    await asyncio.to_thread(run.mend, manifest)  # what another client left half written
     totals = await asyncio.to_thread(run.totals, manifest)
     if not totals.trajectories:
         reason = next(iter((await asyncio.to_thread(run.failures)).values())).detail
-        raise RunError(f"every problem failed, so {run} holds nothing; mend the cause and name a new RUN: {reason}")
-    await asyncio.to_thread(run.seal, totals)
+        raise RunError(
+            f"every problem failed, so {run} holds nothing: {reason}; mend the cause, then sample with --retry-failed "
+            "or into a new RUN"
+        )
+    if not await asyncio.to_thread(run.seal, totals):  # another client has
+        completion = await asyncio.to_thread(run.completion)
+        totals = _totals_in(completion) if completion else totals
     return Sampled(totals, counts)
 
 
@@ -167,11 +207,13 @@ class Writer:
             self._trajectories.append(line)
             counts.done += 1
             counts.tokens += len(line.token_ids)
-        elif line.type in PASSING_ERRORS:
-            counts.passing += 1
         else:
-            self._failures.append(line)
-            counts.failed += 1
+            counts.last_failure = line
+            if line.type in PASSING_ERRORS:
+                counts.passing += 1
+            else:
+                self._failures.append(line)
+                counts.failed += 1
         if len(self._trajectories) + len(self._failures) >= PART_TRAJECTORIES:
             await self._start_writing(counts)
 
@@ -216,55 +258,29 @@ class Writer:
         return samples, len(failures)
 
 
-async def _manifest(problems: list[Problem], source: Source, asking: Asking, settings: ContrastSettings) -> RunManifest:
-    expert, amateur = await source.models()
-    return RunManifest(
-        format=1,
-        created_at=int(time.time()),
-        expert=expert,
-        amateur=amateur,
-        system_prompt=asking.system_prompt,
-        chat_template_kwargs=asking.chat_template_kwargs,
-        decoding=asking.decoding,
-        top_k=asking.top_k,
-        **settings.model_dump(),
-        problems=identity(problems),
-        versions={"client": version("lightreasoner"), **await source.versions()},
-    )
-
-
-def _check_sealed(run: Run, problems: list[Problem], asking: Asking, settings: ContrastSettings) -> None:
-    """A sealed RUN is done only for those who ask for what it holds."""
-    made = run.manifest()
-    asked = made.model_copy(
-        update={
-            "system_prompt": asking.system_prompt,
-            "chat_template_kwargs": asking.chat_template_kwargs,
-            "decoding": asking.decoding,
-            "top_k": asking.top_k,
-            **settings.model_dump(),
-            "problems": identity(problems),
-        }
-    )
-    if different := made.differences(asked):
-        listed = "\n  ".join(("name a new RUN. The RUN's against yours:", *different))
-        raise RunError(f"{run} is complete and was made with other settings; {listed}")
-
-
-def _check_top_k(manifest: RunManifest) -> None:
-    """Before the RUN is made: a setting that the server will refuse must not become its run.json."""
-    most = min(manifest.expert.max_logprobs, manifest.amateur.max_logprobs, manifest.expert.vocab_size)
-    if manifest.top_k > most:
-        raise ServiceError(f"--top-k: {manifest.top_k} is more than the server's pair answers for, {most}")
-
-
-def _missing(problems: list[Problem], run: Run, n: int) -> tuple[list[Problem], set[Key], Counts]:
-    """The problems of which a trajectory is neither there nor failed, the keys that are, the counts to begin with.
+def _missing(problems: list[Problem], run: Run, n: int, retry_failed: bool) -> tuple[list[Problem], Set[Key], Counts]:
+    """The problems of which a trajectory is to be asked for, the keys that are not, the counts to begin with.
 
     A request cannot name samples, so a problem that lacks one of its n is asked for whole.
     """
-    there = run.keys()
-    settled = there | run.failures().keys()
-    missing = [problem for problem in problems if any((problem.id, index) not in settled for index in range(n))]
-    counts = Counts(total=len(problems) * n - len(settled), there=len(there), given_up=len(settled) - len(there))
-    return missing, settled, counts
+    keys = keys_of(problems, n)
+    found = settled(run, keys)
+    if retry_failed:
+        found = Settled(found.there, frozenset())
+    missing = [problem for problem in problems if not keys_of([problem], n) <= found.keys]
+    counts = Counts(total=len(keys - found.keys), there=len(found.there), given_up=len(found.failed))
+    return missing, found.keys, counts
+
+
+def _waiting(problems: list[Problem], run: Run, n: int) -> int:
+    """How many trajectories of the whole problem set are neither there nor failed."""
+    keys = keys_of(problems, n)
+    return len(keys - settled(run, keys).keys)
+
+
+def _too_many(counts: Counts, max_failures: int | None) -> bool:
+    return max_failures is not None and counts.failures > max_failures
+
+
+def _totals_in(completion: dict[str, Any]) -> RunTotals:
+    return RunTotals(**{name: completion[name] for name in RunTotals.__dataclass_fields__})

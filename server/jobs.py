@@ -324,6 +324,7 @@ class JobRunner:
         )
         contrast = ContrastSettings(**record.model_dump(include=set(ContrastSettings.model_fields)))
         totals = (await sample(problems, run, source, asking, contrast, progress)).totals
+        assert totals is not None  # it asked for all shards
         total = len(problems) * record.n
         return RequestCounts(total=total, completed=totals.trajectories, failed=total - totals.trajectories)
 

@@ -1,0 +1,265 @@
+"""`lightreasoner-client sample` as several clients, killed clients and failing problems leave a RUN.
+
+Against a real HTTP server that answers from memory, on a folder and on a real S3 server; whole RUNs are checked by the
+separate script read_bucket.py.
+"""
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+from contract_server import ContractServer, line_of, refusal
+from job_calls import read_by_others, wait_until
+from made_run import TOP_K
+from real_server import ROOT, command
+
+from client.protocol import Failure
+from client.run import Run
+
+PROBLEMS = [{"id": f"p{index}", "question": f"What is {index}?"} for index in range(600)]
+
+
+@pytest.fixture
+def server():
+    with ContractServer().running() as server:
+        yield server
+
+
+@pytest.fixture
+def problem_file(tmp_path):
+    def write(rows):
+        file = tmp_path / f"problems-{len(rows)}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return file
+
+    return write
+
+
+def words(problems, run, server, *options):
+    return ["client", "sample", problems, run, "--server", server.url, "--top-k", TOP_K, *options]
+
+
+def sample(problems, run, server, *options):
+    return command(*words(problems, run, server, *options))
+
+
+def start(problems, run, server, *options):
+    arguments = [sys.executable, "-m", *map(str, words(problems, run, server, *options))]
+    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def unanswerable(*ids):
+    return [{"id": name, "question": "unanswerable"} for name in ids]
+
+
+# Failures.
+
+
+def test_too_many_failures_stop_a_run_and_keep_what_was_answered(server, problem_file, tmp_path):
+    problems, run = problem_file([*PROBLEMS[:16], *unanswerable("a", "b", "c"), *PROBLEMS[16:]]), tmp_path / "run"
+    for _ in range(2):  # the second time, those of the first are too many already
+        said = sample(problems, run, server, "--max-failures", 2)
+        assert said.returncode == 1 and "error: 3 trajectories failed, more than --max-failures 2" in said.stderr
+        assert "--retry-failed" in said.stderr and "Traceback" not in said.stderr
+        asked = sum(map(len, server.asked))
+    assert asked == sum(map(len, server.asked))
+    held = Run(str(run))
+    assert held.completion() is None and len(held.keys()) >= 16 and len(held.failures()) == 3
+    said = sample(problems, run, server, "--max-failures", 3)
+    assert said.returncode == 0 and held.completion()["failed"] == 3 and held.completion()["trajectories"] == 600
+
+
+def test_what_failed_is_asked_again_and_its_trajectory_is_what_readers_find(server, problem_file, bucket):
+    """`a` can be answered the second time, `b` never."""
+    problems = problem_file([*PROBLEMS[:30], *unanswerable("a", "b")])
+    assert sample(problems, bucket, server, "--max-failures", 0).returncode == 1
+    run = Run(bucket)
+    wait_for = {("a", 0), ("b", 0)}
+    assert run.failures().keys() == wait_for
+    server.line = lambda problem, index: line_of(problem | ({"question": "?"} if problem["id"] == "a" else {}), index)
+    server.asked.clear()
+    there = run.keys()
+    said = sample(problems, bucket, server, "--retry-failed", "--max-failures", 1)
+    assert said.returncode == 0, said.stderr
+    asked = [problem for batch in server.asked for problem in batch]
+    assert {"a", "b"} <= set(asked) and not {problem for problem, _ in there} & set(asked)
+    totals = run.completion()
+    assert (totals["trajectories"], totals["failed"], totals["problems"]) == (31, 1, 31)
+    assert "a" in {sample.problem_id for sample in run.samples()}
+
+
+def test_without_being_told_to_nothing_that_failed_is_asked_again(server, problem_file, tmp_path):
+    problems = problem_file([*PROBLEMS[:30], *unanswerable("a")])
+    assert sample(problems, tmp_path / "run", server, "--max-failures", 0).returncode == 1
+    server.asked.clear()
+    assert sample(problems, tmp_path / "run", server).returncode == 0
+    assert "a" not in {problem for batch in server.asked for problem in batch}
+
+
+def test_a_complete_run_is_not_reopened(server, problem_file, tmp_path):
+    problems, run = problem_file([*PROBLEMS[:5], *unanswerable("a")]), tmp_path / "run"
+    assert sample(problems, run, server).returncode == 0
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    said = sample(problems, run, server, "--retry-failed")
+    assert said.returncode == 1 and "is complete, with 1 failed, and a complete RUN is never changed" in said.stderr
+    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    whole = problem_file(PROBLEMS[:5])
+    assert sample(whole, tmp_path / "whole", server).returncode == 0
+    assert "nothing to do" in sample(whole, tmp_path / "whole", server, "--retry-failed").stdout
+
+
+# Shards and several clients.
+
+
+def test_three_clients_fill_one_run_and_whoever_is_last_seals_it(server, problem_file, bucket, tmp_path):
+    problems = problem_file(PROBLEMS)
+    for index, waiting in ((2, 400), (1, 200)):
+        said = sample(problems, bucket, server, "--shard", f"{index}/3")
+        assert said.returncode == 0 and f"shard {index}/3 is done; {waiting} trajectories of the others" in said.stdout
+        assert Run(bucket).completion() is None
+    assert sorted(problem for batch in server.asked for problem in batch) == sorted(
+        problem["id"] for place, problem in enumerate(PROBLEMS) if place % 3 != 2
+    )
+    said = sample(problems, bucket, server, "--shard", "3/3")
+    assert said.returncode == 0 and "600" in said.stdout
+    assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
+    assert "0 rows written twice" in read_by_others(bucket, PROBLEMS, tmp_path)
+    assert Run(bucket).manifest().problems.count == 600
+
+
+def test_three_clients_at_the_same_time(server, problem_file, bucket, tmp_path):
+    problems = problem_file(PROBLEMS)
+    clients = [start(problems, bucket, server, "--shard", f"{index}/3") for index in (1, 2, 3)]
+    for process in clients:
+        said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert "0 rows written twice" in read_by_others(bucket, PROBLEMS, tmp_path)
+
+
+def test_the_last_shard_makes_the_samples_that_another_left_out(server, problem_file, tmp_path):
+    """A client that was killed between the two writes, after the last one had begun."""
+    problems, run = problem_file(PROBLEMS), tmp_path / "run"
+    assert sample(problems, run, server, "--shard", "1/2").returncode == 0
+    part = min((run / "samples").iterdir())
+    removed = []
+
+    async def kill():
+        if not removed:
+            removed.append(part.read_bytes())
+            part.unlink()
+
+    server.before_line = kill
+    assert sample(problems, run, server, "--shard", "2/2").returncode == 0
+    assert removed and part.read_bytes() == removed[0]
+    assert "600 problems once" in read_by_others(run, PROBLEMS, tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
+def test_what_is_no_shard_is_refused(server, problem_file, tmp_path, shard):
+    said = sample(problem_file(PROBLEMS), tmp_path / "run", server, f"--shard={shard}")
+    assert said.returncode == 1 and f"--shard: '{shard}' is no shard" in said.stderr and not server.requests
+
+
+def test_failures_are_retried_by_one_client(server, problem_file, tmp_path):
+    said = sample(problem_file(PROBLEMS), tmp_path / "run", server, "--shard", "1/2", "--retry-failed")
+    assert said.returncode == 1 and "--retry-failed goes without --shard" in said.stderr and not server.requests
+
+
+def test_two_clients_by_mistake_leave_every_key_once_to_a_reader(server, problem_file, bucket, tmp_path):
+    """Both ask for everything: neither finishes before the other has begun."""
+    both = asyncio.Event()
+
+    async def meet():
+        if len({request.client.port for request in server.requests if request.method == "POST"}) > 16:
+            both.set()  # more connections than one client opens
+        await both.wait()
+
+    server.before_line = meet
+    problems = problem_file(PROBLEMS)
+    clients = [start(problems, bucket, server) for _ in range(2)]
+    outputs = []
+    for process in clients:
+        outputs.append(process.communicate(timeout=120)[0])
+        assert process.returncode == 0
+    assert sum(map(len, server.asked)) == 1200
+    assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
+    totals = Run(bucket).completion()
+    assert totals["trajectories"] == len(list(Run(bucket).samples())) == 600
+    assert all(f"{totals['tokens']:,}" in said for said in outputs)
+
+
+# Killed clients.
+
+
+def killed_and_resumed(times, server, problem_file, bucket, tmp_path):
+    """Kill a client at random moments, each time with some progress possible; then let it finish."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    rng, problems = random.Random(seed), problem_file(PROBLEMS)
+
+    async def slowly():
+        await asyncio.sleep(0.002)
+
+    server.before_line = slowly
+    for _ in range(times):
+        before = len(server.asked)
+        process = start(problems, bucket, server)
+        wait_until(
+            lambda before=before, process=process: len(server.asked) > before or process.poll() is not None, "it"
+        )
+        time.sleep(rng.uniform(0, 1.0))  # the moment is what is drawn
+        process.kill()
+        process.communicate()
+    said = sample(problems, bucket, server)
+    assert said.returncode == 0, said.stderr
+    assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
+
+
+def test_a_client_killed_at_random_moments_loses_nothing_that_was_written(server, problem_file, bucket, tmp_path):
+    killed_and_resumed(5, server, problem_file, bucket, tmp_path)
+
+
+@pytest.mark.long
+def test_a_client_killed_thirty_times(server, problem_file, bucket, tmp_path):
+    killed_and_resumed(30, server, problem_file, bucket, tmp_path)
+
+
+# What stands in the way.
+
+
+def test_a_wrong_key_ends_in_the_servers_own_words(server, problem_file, tmp_path):
+    server.refuse = lambda request: (
+        None
+        if request.url.path == "/ready" or request.headers.get("authorization") == "Bearer right"
+        else refusal(401, "no such API key")
+    )
+    said = sample(problem_file(PROBLEMS), tmp_path / "run", server, "--api-key", "wrong")
+    assert said.returncode == 1 and "no such API key" in said.stderr and "Traceback" not in said.stderr
+    assert sample(problem_file(PROBLEMS), tmp_path / "run", server, "--api-key", "right").returncode == 0
+
+
+def test_a_store_that_refuses_or_is_not_there_is_named_before_any_work(server, problem_file, s3, monkeypatch):
+    problems, bucket = problem_file(PROBLEMS), f"{s3}/refused"
+    for name, value in (("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ENDPOINT_URL", "http://127.0.0.1:9")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            said = sample(problems, bucket, server)
+        assert said.returncode == 1 and f"in {bucket}: " in said.stderr and "Traceback" not in said.stderr
+    assert not server.asked
+
+
+def test_engine_errors_that_stay_are_told_and_the_rest_is_kept(server, problem_file, tmp_path):
+    def line(problem, index):
+        return Failure("p1", 0, "engine_error", "died").to_line() if problem["id"] == "p1" else line_of(problem, index)
+
+    server.line = line
+    problems = problem_file(PROBLEMS[:10])
+    said = sample(problems, tmp_path / "run", server)
+    assert said.returncode == 1 and "1 trajectories failed in the server's engines" in said.stderr
+    server.line = line_of
+    assert sample(problems, tmp_path / "run", server).returncode == 0
+    assert "10 problems once" in read_by_others(tmp_path / "run", PROBLEMS[:10], tmp_path)
