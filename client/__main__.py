@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import signal
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
-from rich.progress import Progress as Bar
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
@@ -32,8 +29,9 @@ from client.options import (
     Limit,
     MaxTokens,
     N,
+    Patience,
     Seed,
-    Server,
+    Servers,
     SystemPrompt,
     Temperature,
     TopK,
@@ -44,11 +42,10 @@ from client.options import (
 from client.protocol import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, Decoding
 from client.run import Run, RunTotals
 from client.sampler import Counts, Sampled
+from client.terminal import Terminal
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(job_commands)
-PLAIN_SECONDS = 10.0
-"""Between progress lines where the output is not a terminal."""
 
 
 @app.callback()
@@ -60,7 +57,7 @@ def client() -> None:
 def sample(
     problems: Annotated[str, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet, a problem a row; a path or URL.")],
     run: Annotated[str, typer.Argument(help="Where to write: a path, file://… or s3://bucket/prefix.")],
-    server: Server,
+    server: Servers,
     api_key: ApiKey = None,
     limit: Limit = None,
     n: N = 1,
@@ -74,10 +71,12 @@ def sample(
     first_step: FirstStep = 1,
     keep_incomplete: KeepIncomplete = False,
     system_prompt: SystemPrompt = SYSTEM_PROMPT,
+    patience: Patience = 1800.0,
 ) -> None:
     """Send PROBLEMS through a server and write trajectories and contrast samples to RUN.
 
-    Interrupted, it resumes: the same command does only what is missing.
+    Interrupted, it resumes: the same command does only what is missing. A server that is lost or has no room is asked
+    again, ever less often, for as long as --patience.
     """
     from client.problems import read_problems
     from client.sampler import sample as run_sampling
@@ -90,9 +89,10 @@ def sample(
     asked = [row.problem for row in read_problems(problems, limit)]
 
     async def sampling() -> Sampled:
-        async with SamplingClient(server, api_key) as connection:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop_once, connection)
-            with Terminal() as progress:
+        with Terminal() as progress:
+            async with SamplingClient(server, api_key, patience, progress.say) as connection:
+                progress.servers = connection.status
+                asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop_once, connection)
                 return await run_sampling(asked, Run(run), connection, asking, settings, progress)
 
     def stop_once(connection: SamplingClient) -> None:
@@ -108,43 +108,6 @@ def sample(
     if sampled.counts is None:
         print(f"{run} is complete: nothing to do")
     _print_summary(run, sampled.totals, sampled.counts)
-
-
-class Terminal:
-    """Progress as a bar on a terminal, as a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[detail]}"), console=self._console,
-            disable=not self._console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("sampling", total=None, detail="", visible=False)
-        self._printed = math.inf  # the first update starts the clock: waiting for the server is not progress
-
-    def __enter__(self) -> Terminal:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
-
-    def update(self, counts: Counts) -> None:
-        detail = f"{counts.tokens / max(counts.seconds, 1e-9):,.0f} tokens/s"
-        if counts.steps:
-            detail += f", kept {counts.kept / counts.steps:.1%}"
-        if counts.failed + counts.passing:
-            detail += f", {counts.failed + counts.passing} failed"
-        self._bar.update(self._task, completed=counts.settled, total=counts.total, detail=detail, visible=True)
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._printed > PLAIN_SECONDS:
-            self.say(f"{counts.settled:,} of {counts.total:,}, {detail}")
-            self._printed = now
-        self._printed = min(self._printed, now)
 
 
 def _print_summary(run: str, totals: RunTotals, counts: Counts | None) -> None:

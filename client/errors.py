@@ -25,7 +25,15 @@ class ServiceError(LightReasonerError):
 
 
 class Unreachable(ServiceError):
-    """A server that gave no answer, or none for now: asked again, it may."""
+    """A server that gave no answer, or none for now: asked again, it may. `retry_after`: seconds it asked for."""
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Busy(Unreachable):
+    """A server that works, and has no room for more now."""
 
 
 class Stopped(LightReasonerError):

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from client.connection import Connection
 from client.errors import LightReasonerError, Unreachable
 from client.options import (
     Alpha,
@@ -33,7 +35,6 @@ from client.options import (
     checked,
 )  # fmt: skip
 from client.protocol import DEFAULT_TOP_K, ENDED, SYSTEM_PROMPT, Job, JobRequest
-from client.service import SamplingClient
 
 job_commands = typer.Typer()
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submit printed.")]
@@ -101,15 +102,15 @@ def wait(job: JobId, server: Server, api_key: ApiKey = None) -> None:
         raise LightReasonerError(f"{job} {ended.status}{reason}")
 
 
-def _ask(server: str, api_key: str | None, question: Callable[[SamplingClient], Awaitable[Job]]) -> Job:
+def _ask(server: str, api_key: str | None, question: Callable[[Connection], Awaitable[Job]]) -> Job:
     async def ask() -> Job:
-        async with SamplingClient(server, api_key) as connection:
+        async with aclosing(Connection(server, api_key)) as connection:
             return await question(connection)
 
     return asyncio.run(ask())
 
 
-async def _wait(connection: SamplingClient, job_id: str) -> Job:
+async def _wait(connection: Connection, job_id: str) -> Job:
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     said, patient_until = "", time.monotonic()  # the first answer must come at once

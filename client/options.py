@@ -12,6 +12,10 @@ from client.errors import LightReasonerError
 Settings = TypeVar("Settings", bound=BaseModel)
 
 Server = Annotated[str, typer.Option(help="The server's URL.")]
+Servers = Annotated[
+    list[str],
+    typer.Option("--server", help="A server's URL; given again for each of several that serve the same pair."),
+]
 ApiKey = Annotated[
     str | None,
     typer.Option(
@@ -30,6 +34,9 @@ Beta = Annotated[float, typer.Option(help="A step is kept when its KL, in nats, 
 FirstStep = Annotated[int, typer.Option(help="Steps before this one are never kept.")]
 KeepIncomplete = Annotated[
     bool, typer.Option("--keep-incomplete", help="Also keep steps whose plausible set is not proved whole.")
+]
+Patience = Annotated[
+    float, typer.Option(min=0.0, help="Give up after this many seconds without an answer, at the start or later.")
 ]
 SystemPrompt = Annotated[str, typer.Option(help="Empty: none.")]
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Protocol
 
+from client.connection import Asking
 from client.errors import RunError, ServiceError, Stopped
 from client.problems import identity
 from client.protocol import PASSING_ERRORS, ContrastSettings, Failure, ModelCard, Problem, Trajectory
 from client.run import Run, RunTotals
 from client.samples import Key, RunManifest, Sample
-from client.service import Asking
 
 PART_TRAJECTORIES = 256
 PART_SECONDS = 30.0

@@ -1,0 +1,82 @@
+"""How a run's progress looks: a bar on a terminal, a line now and then elsewhere; each server's state below it.
+
+In: counts as they change. Out: text on stderr. Never decides anything.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from client.sampler import Counts
+
+PLAIN_SECONDS = 10.0
+"""Between progress lines where the output is not a terminal."""
+
+
+class Terminal:
+    """What hears of a run while it goes on. `servers`: each server's state in words, shown where there are several."""
+
+    def __init__(self) -> None:
+        self.servers: Callable[[], list[str]] = list
+        self._console = Console(stderr=True)
+        self._bar = Bar(self)
+        self._task = self._bar.add_task("sampling", total=None, detail="", visible=False)
+        self._printed = math.inf  # the first update starts the clock: waiting for the server is not progress
+
+    def __enter__(self) -> Terminal:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def server_lines(self) -> list[str]:
+        """The servers' states; of a single one there is nothing to say."""
+        states = self.servers()
+        return states if len(states) > 1 else []
+
+    def update(self, counts: Counts) -> None:
+        detail = f"{counts.tokens / max(counts.seconds, 1e-9):,.0f} tokens/s"
+        if counts.steps:
+            detail += f", kept {counts.kept / counts.steps:.1%}"
+        if counts.failed + counts.passing:
+            detail += f", {counts.failed + counts.passing} failed"
+        self._bar.update(self._task, completed=counts.settled, total=counts.total, detail=detail, visible=True)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._printed > PLAIN_SECONDS:
+            self.say("\n  ".join((f"{counts.settled:,} of {counts.total:,}, {detail}", *self.server_lines())))
+            self._printed = now
+        self._printed = min(self._printed, now)
+
+
+class Bar(Progress):
+    """The bar, and a line for each server below it."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        console = terminal._console
+        super().__init__(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[detail]}"), console=console,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield from map(Text, self._terminal.server_lines())

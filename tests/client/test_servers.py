@@ -1,0 +1,211 @@
+"""Several servers: they must agree, share the work by their room, and may come and go. Real HTTP, from memory."""
+
+import asyncio
+import threading
+from collections import Counter
+
+import pytest
+from contract_server import ContractServer, refusal
+from proxy import Proxy
+from sampled import PROBLEMS, keys, more, once, sampled
+
+from client.connection import MOST_REQUESTS, Connection
+from client.errors import Busy, ServiceError, Unreachable
+from client.protocol import Failure, Trajectory
+from client.servers import Server, roomiest
+from client.service import SamplingClient
+
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
+
+@pytest.fixture
+def servers():
+    """Two with the same pair."""
+    with ContractServer().running() as one, ContractServer().running() as other:
+        yield one, other
+
+
+def urls(servers):
+    return [server.url for server in servers]
+
+
+def asked(server):
+    return sum(map(len, server.asked))
+
+
+def test_problems_are_shared_and_each_is_answered_once(servers):
+    problems = more(1000)
+    assert keys(sampled(urls(servers), problems)) == once(problems)
+    assert asked(servers[0]) + asked(servers[1]) == 1000 and min(map(asked, servers)) > 200
+
+
+@pytest.mark.parametrize(
+    "field", ["model_fingerprint", "tokenizer_fingerprint", "chat_template_digest", "vocab_size", "dtype"]
+)
+def test_servers_of_different_pairs_are_refused_before_any_work(field):
+    changed = 49 if field == "vocab_size" else "changed"
+    with ContractServer().running() as one, ContractServer(**{field: changed}).running() as other:
+        with pytest.raises(ServiceError) as error:
+            sampled([one.url, other.url])
+        assert f"{one.url} and {other.url} differ" in str(error.value)
+        assert f"expert.{field}: " in str(error.value) and f"against {changed!r}" in str(error.value)
+        assert not one.asked and not other.asked
+
+
+def test_a_server_that_is_not_there_is_named_before_any_work(servers):
+    with pytest.raises(ServiceError, match=r"cannot reach http://127.0.0.1:9 "):
+        sampled([servers[0].url, "http://127.0.0.1:9"])
+    assert not servers[0].asked
+
+
+def test_the_same_server_named_twice_counts_once(servers):
+    assert keys(sampled([servers[0].url] * 2)) == once(PROBLEMS)
+    assert sum(request.url.path == "/ready" for request in servers[0].requests) == 1
+
+
+def test_the_cards_are_those_of_the_least_server():
+    with ContractServer().running() as one, ContractServer(max_model_len=64, max_logprobs=16).running() as other:
+
+        async def models():
+            async with SamplingClient([one.url, other.url]) as connection:
+                return await connection.models()
+
+        expert, amateur = asyncio.run(models())
+        assert {(card.max_model_len, card.max_logprobs) for card in (expert, amateur)} == {(64, 16)}
+
+
+def test_a_server_that_hangs_gets_no_more_than_its_window(servers):
+    """And what it holds stays with it while the other does the rest."""
+    free = threading.Event()
+
+    async def hang():
+        await asyncio.to_thread(free.wait, 60)
+
+    servers[0].before_line = hang
+    problems = more(2000)
+
+    def release(lines):
+        if len(lines) == 2000 - MOST_REQUESTS * 16:
+            free.set()
+
+    assert keys(sampled(urls(servers), problems, on_line=release)) == once(problems)
+    assert asked(servers[0]) == MOST_REQUESTS * 16
+
+
+def test_a_server_without_room_is_given_less_and_the_other_does_the_work(servers):
+    servers[0].refuse = lambda request: refusal(429, "full", retry_after="1000") if request.method == "POST" else None
+    problems = more(800)
+    assert keys(sampled(urls(servers), problems)) == once(problems)
+    assert asked(servers[0]) == 0
+    assert sum(request.method == "POST" for request in servers[0].requests) <= MOST_REQUESTS  # and never after those
+
+
+def test_a_server_that_dies_costs_only_what_it_held_and_rejoins_when_it_is_back(servers):
+    with Proxy(servers[0].port).running() as proxy:
+        told, state = [], {"after": 0}
+
+        def die_and_return(lines):
+            if len(lines) == 300:
+                proxy.refusing = True
+                proxy.cut()
+            if len(lines) == 2000:
+                state["asked"] = asked(servers[0])
+                proxy.refusing = False
+
+        async def gently():  # so that the other is not done before this one is back
+            await asyncio.sleep(0.001)
+
+        servers[1].before_line = gently
+        problems = more(6000)
+        lines = sampled([proxy.url, servers[1].url], problems, on_line=die_and_return, tell=told.append)
+    assert keys(lines) == once(problems)
+    assert proxy.url in told[0] and "trying again" in told[0] and f"{proxy.url} is back" in told
+    assert asked(servers[0]) > state["asked"]
+    assert asked(servers[0]) + asked(servers[1]) - 6000 <= MOST_REQUESTS * 16  # only what it held was asked twice
+
+
+def test_a_draining_server_hands_its_problems_to_the_other(servers):
+    def stopping(problem, index):
+        return Failure(problem["id"], index, "server_stopping", "the server is stopping").to_line()
+
+    def drain(request):
+        return refusal(503, "stopping", retry_after="5") if servers[0].line is stopping else None
+
+    def stop(lines):
+        if len(lines) == 100:
+            servers[0].line = stopping
+
+    servers[0].refuse = drain
+    problems = more(1000)
+    lines = sampled(urls(servers), problems, on_line=stop)
+    assert keys(lines) == once(problems) and all(isinstance(line, Trajectory) for line in lines)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_server_that_comes_back_with_another_pair_is_never_asked_again(servers, alone):
+    first, told = servers[0], []
+
+    def change(lines):
+        if len(lines) == 50:
+            first.pair = [card.model_copy(update={"model_fingerprint": "another"}) for card in first.pair]
+            first.refuse = refuse_once
+            seen.append(len(first.asked))
+
+    def refuse_once(request):
+        return refusal(503, "starting") if request.method == "POST" else None
+
+    seen = []
+    problems = more(1000)
+    if alone:
+        with pytest.raises(ServiceError, match=r"came back with another pair: expert.model_fingerprint: 'e' against"):
+            sampled(first.url, problems, on_line=change)
+    else:
+        assert keys(sampled(urls(servers), problems, on_line=change, tell=told.append)) == once(problems)
+        assert told[-1].startswith(f"{first.url} came back with another pair") and "left out" in told[-1]
+
+
+def pair():
+    return tuple(ContractServer(port=1).pair)
+
+
+def test_the_window_halves_once_a_moment_and_grows_back_by_one_a_window():
+    server = Server(Connection("http://127.0.0.1:1"), pair())
+    assert server.window == MOST_REQUESTS
+    first = [server.request_failed(Busy("full"), 0) for _ in range(5)]
+    assert first == [True, False, False, False, False] and server.window == MOST_REQUESTS / 2
+    assert server.room == 0 and roomiest([server]) is None  # it is paused
+    server.trouble = None
+    for _ in range(MOST_REQUESTS // 2):
+        server.request_ended_well()
+    assert MOST_REQUESTS / 2 + 0.9 < server.window <= MOST_REQUESTS / 2 + 1
+    for _ in range(10):
+        server.request_failed(Busy("full"), server.epoch)
+    assert server.window == 1
+    for _ in range(1000):
+        server.request_ended_well()
+    assert server.window == MOST_REQUESTS
+
+
+def test_the_server_with_the_most_room_is_next():
+    servers = [Server(Connection(f"http://127.0.0.1:{port}"), pair()) for port in (1, 2, 3)]
+    servers[0].in_flight, servers[1].in_flight, servers[2].in_flight = 5, 3, 9
+    assert roomiest(servers) is servers[1]
+    servers[1].request_failed(Unreachable("gone"), 0)
+    assert roomiest(servers) is servers[0]
+
+
+def test_each_servers_state_can_be_read_while_it_works(servers):
+    async def gather():
+        async with SamplingClient(urls(servers)) as connection:
+            states = []
+            async for _ in connection.trajectories(more(400)):
+                states.append(connection.status())
+            return states, connection.status()
+
+    states, after = asyncio.run(gather())
+    assert all(len(state) == 2 for state in states) and after == []
+    last = Counter()
+    for url, text in zip(urls(servers), states[-1], strict=True):
+        assert text.startswith(f"{url} ") and "requests in flight" in text
+        last["answered"] += int(text.split(", ")[1].split(" ")[0])
+    assert last["answered"] >= 399

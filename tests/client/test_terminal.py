@@ -1,0 +1,20 @@
+"""What a run says of itself where nobody sees a terminal."""
+
+import client.terminal
+from client.sampler import Counts
+from client.terminal import Terminal
+
+
+def test_plain_lines_tell_of_every_server_where_there_are_several(monkeypatch, capsys):
+    monkeypatch.setattr(client.terminal, "PLAIN_SECONDS", -1)
+    with Terminal() as terminal:
+        terminal.servers = lambda: ["http://a 3 requests in flight, 12 answered", "http://b down, 4 answered"]
+        terminal.update(Counts(total=20, done=16))
+        terminal.update(Counts(total=20, done=16))
+        terminal.servers = lambda: ["http://a 3 requests in flight, 12 answered"]
+        terminal.update(Counts(total=20, done=17))
+    said = capsys.readouterr().err
+    assert (
+        "16 of 20, " in said and "\n  http://a 3 requests in flight, 12 answered\n  http://b down, 4 answered" in said
+    )
+    assert "in flight" not in said.partition("17 of 20")[2]

@@ -1,0 +1,81 @@
+"""A TCP proxy before a server, which cuts connections, holds them up, or refuses them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+
+
+class Proxy:
+    """`cut_after`: bytes that the server may send on a connection before it is reset, even in the middle of a line."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.url = ""
+        self.cut_after: int | None = None
+        self.refusing = False
+        self.connections = self.cuts = 0
+        self._open: set[asyncio.StreamWriter] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def cut(self) -> None:
+        """Reset every connection there is."""
+        assert self._loop
+        self._loop.call_soon_threadsafe(lambda: [writer.transport.abort() for writer in self._open])
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Proxy]:
+        """Pass connections on from a thread until the end of the block."""
+        started = threading.Event()
+
+        async def serve() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._done = asyncio.Event()
+            server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            started.set()
+            await self._done.wait()
+            server.close()
+            for writer in self._open:
+                writer.transport.abort()
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+        thread.start()
+        started.wait()
+        try:
+            yield self
+        finally:
+            assert self._loop
+            self._loop.call_soon_threadsafe(self._done.set)
+            thread.join(10)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        if self.refusing:
+            writer.transport.abort()
+            return
+        self._open.add(writer)
+        try:
+            to, back = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            writer.transport.abort()
+            return
+        sending = asyncio.create_task(self._pass(reader, back, None))
+        try:
+            await self._pass(to, writer, self.cut_after)
+        finally:
+            sending.cancel()
+            for end in (writer, back):
+                end.transport.abort()
+            self._open.discard(writer)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(4096 if most is None else min(4096, most)):
+                writer.write(data)
+                await writer.drain()
+                if most is not None and (most := most - len(data)) <= 0:
+                    self.cuts += 1
+                    return
