@@ -195,6 +195,7 @@ class Writer:
         self._failures: list[Failure] = []
         self._oldest = time.monotonic()
         self._writing: asyncio.Task[tuple[list[Sample], int]] | None = None
+        self._in_hand: tuple[list[Trajectory], list[Failure]] = ([], [])
         self._turn = asyncio.Lock()
 
     async def add(self, line: Trajectory | Failure, counts: Counts) -> None:
@@ -225,8 +226,11 @@ class Writer:
                 await self._start_writing(counts)
 
     async def close(self, counts: Counts) -> None:
-        """Write what is left and wait until it is there."""
-        await self._start_writing(counts)
+        """Write what is left and wait until it is there; what could not be written before is tried once more."""
+        try:
+            await self._start_writing(counts)
+        except Exception:
+            await self._start_writing(counts)
         async with self._turn:
             await self._settle(counts)
 
@@ -237,12 +241,18 @@ class Writer:
             failures, self._failures = self._failures, []
             self._oldest = time.monotonic()
             if trajectories or failures:
+                self._in_hand = trajectories, failures
                 self._writing = asyncio.create_task(asyncio.to_thread(self._write, trajectories, failures))
 
     async def _settle(self, counts: Counts) -> None:
         """Wait for the part being written, and count its kept steps. Cancelled, it leaves that to the next call."""
         if self._writing is not None:
-            samples, failures = await asyncio.shield(self._writing)
+            try:
+                samples, failures = await asyncio.shield(self._writing)
+            except Exception:
+                self._writing = None
+                self._trajectories[:0], self._failures[:0] = self._in_hand  # they may be written yet
+                raise
             self._writing = None
             counts.written += len(samples)
             counts.written_failures += failures

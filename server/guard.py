@@ -85,12 +85,16 @@ class Body:
         self._receive, self._most, self._seen = receive, most, 0
         self._deadline = time.monotonic() + BODY_SECONDS
         self._whole = False
+        self.answered = False
+        """The whole answer has been sent."""
         self.abandoned = False
-        """The client went away before it had sent the whole."""
+        """The client went away before it had sent all, or been sent all."""
 
     async def receive(self) -> Message:
         if self._whole:  # what is left to come is the client's leaving, whenever that is
-            return await self._receive()
+            message = await self._receive()
+            self.abandoned = message["type"] == "http.disconnect" and not self.answered
+            return message
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()):
                 message = await self._receive()
@@ -126,6 +130,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
+            body.answered = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         try:

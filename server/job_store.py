@@ -24,12 +24,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from client.bucket import Bucket
 from client.problems import read_problems
 from client.protocol import ENDED, Job, JobError, JobRequest, JobStatus, JobTerms, Problem, RequestCounts
 from server import metrics
+from server.logs import log
 from server.places import JOBS, OutsideBucket, Places
 
 ID = re.compile(r"job-\d{13}-[0-9a-f]{8}")
@@ -49,6 +50,8 @@ class KeyReused(Exception):
 class JobRecord(JobTerms):
     """job.json. `run` and `problems_url` are names in the bucket; `total` is 0 until a problems_url has been read."""
 
+    model_config = ConfigDict(extra="ignore")  # another version of the service may have written it
+
     created_at: int
     total: int
 
@@ -58,6 +61,7 @@ class Beat(BaseModel):
 
     counter: int = 0
     released: bool = False  # handed back: the next owner need not wait
+    fruitless: int = 0  # owners in a row, this one included, that have added nothing
     phase: Literal["validating", "in_progress", "finalizing"] = "validating"
     in_progress_at: int | None = None
     finalizing_at: int | None = None
@@ -163,9 +167,17 @@ class JobStore:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             while ids and len(found) <= limit:
                 wanted = limit + 1 - len(found)
-                found += filter(None, pool.map(self.job, ids[:wanted]))
+                found += filter(None, pool.map(self._readable, ids[:wanted]))
                 ids = ids[wanted:]
         return found[:limit], len(found) > limit
+
+    def _readable(self, job_id: str) -> Job | None:
+        """A job for a list, which one that is damaged must not hide."""
+        try:
+            return self.job(job_id)
+        except ValidationError as error:
+            log.error("%s cannot be read: %s", job_id, error)
+            return None
 
     def record(self, job_id: str) -> JobRecord | None:
         data = self._get(job_id, "job.json")

@@ -41,7 +41,7 @@ POLL_SECONDS = 1.0
 COUNT_SECONDS = 15.0
 """Between two counts of the open jobs."""
 BEATS_A_LEASE = 6
-ATTEMPTS = 5
+ATTEMPTS = 8
 """At a job, one after the other, that bring nothing; then what passes is taken to stay, and the job fails."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 """After an attempt that brought nothing; doubled each time."""
@@ -135,11 +135,12 @@ class JobProgress:
 
     def update(self, counts: Counts) -> None:
         state, now = self._claim.state, int(time.time())
-        all_asked = counts.settled == counts.total
+        all_asked = counts.done + counts.failed == counts.total
         self.brought = counts.written + counts.written_failures
         self._claim.state = state.model_copy(
             update={
                 "phase": "finalizing" if all_asked else "in_progress",
+                "fruitless": 0 if self.brought else state.fruitless,
                 "in_progress_at": state.in_progress_at or now,
                 "finalizing_at": state.finalizing_at or (now if all_asked else None),
                 "request_counts": RequestCounts(
@@ -158,11 +159,12 @@ class Heart:
         self._claim, self._lease = claim, lease_seconds
         self._written = time.monotonic()
         self._enough = threading.Event()
+        self._beating: asyncio.Future[Verdict] | None = None
 
     async def beats(self) -> Verdict:
         """Return when there is a reason to stop. Raises BucketError when no beat could be written for a lease."""
         thread = ThreadPoolExecutor(1, f"beat-{self._claim.job_id}")
-        beating = asyncio.get_running_loop().run_in_executor(thread, self._beat)
+        beating = self._beating = asyncio.get_running_loop().run_in_executor(thread, self._beat)
         try:
             while True:
                 done, _ = await asyncio.wait({beating}, timeout=self._lease / BEATS_A_LEASE)
@@ -173,6 +175,11 @@ class Heart:
         finally:
             self._enough.set()
             thread.shutdown(wait=False)
+
+    async def stopped(self) -> None:
+        """Return when no beat is on its way any more: it must not come after a last word."""
+        if self._beating:
+            await asyncio.wait({self._beating})
 
     def _beat(self) -> Verdict:
         while not self._enough.wait(self._lease / BEATS_A_LEASE):
@@ -227,9 +234,11 @@ class JobRunner:
     async def _count(self) -> None:
         """Keep the metric of open jobs, for as long as the server runs."""
         while True:
-            with contextlib.suppress(BucketError):
+            try:
                 for status, count in (await asyncio.to_thread(self.store.open_by_status)).items():
                     metrics.JOBS.labels(status).set(count)
+            except Exception as error:  # a store that fails, an object that is damaged: the next count may do
+                log.warning("the open jobs cannot be counted: %s", error)
             await asyncio.sleep(COUNT_SECONDS)
 
     async def _run(self, pair: Pair) -> None:
@@ -279,12 +288,13 @@ class JobRunner:
             await asyncio.gather(work, beats, return_exceptions=True)
             self._source = None
             logs.job_id.reset(about)
+        await heart.stopped()
         if verdict is Verdict.CANCEL:
             await asyncio.to_thread(claim.cancelled)
         elif verdict is Verdict.LOST:
             log.info("%s: another server has it", claim.job_id)
         else:
-            await asyncio.to_thread(claim.release)
+            await asyncio.to_thread(claim.release, told_to=self._stopping)
 
     async def _work(self, claim: Claim, source: PairSource) -> None:
         """Sample and end the job, or return where it is to be handed back."""
@@ -308,7 +318,9 @@ class JobRunner:
                     return await self._fail(claim, error)
             except Exception as error:
                 return await self._fail(claim, error)
-            await self._pause(min(FIRST_PAUSE_SECONDS * 2**fruitless, LONGEST_PAUSE_SECONDS))
+            await _rest(min(FIRST_PAUSE_SECONDS * 2**fruitless, LONGEST_PAUSE_SECONDS), source)
+            if source.stopping:
+                return
 
     async def _sample(
         self, claim: Claim, record: JobRecord, source: PairSource, progress: JobProgress
@@ -341,3 +353,10 @@ class JobRunner:
         kind = next((name for known, name in ERROR_TYPES.items() if isinstance(error, known)), "internal_error")
         log.error("job failed: %s", error, exc_info=error if kind == "internal_error" else None)
         await asyncio.to_thread(claim.fail, JobError(type=kind, detail=str(error) or repr(error)))
+
+
+async def _rest(seconds: float, source: PairSource) -> None:
+    """Until then, or until the source is told to stop; a new job is no reason to try this one sooner."""
+    until = time.monotonic() + seconds
+    while not source.stopping and time.monotonic() < until:  # noqa: ASYNC110 - sources tell it by a bool
+        await asyncio.sleep(min(seconds, 0.1))

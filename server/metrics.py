@@ -52,6 +52,7 @@ class StepHistogram(Collector):
 
     def observe(self, values: npt.NDArray[np.floating]) -> None:
         """Count values, [T]; a value equal to a bound counts as below it, as Prometheus has it."""
+        values = values[np.isfinite(values)]  # one that is not would spoil the sum for ever
         places = np.searchsorted(self._edges[1:-1], values, side="left")
         self._counts += np.bincount(places, minlength=len(self._counts))
         self._sum += float(values.sum())

@@ -12,8 +12,14 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+from pydantic import ValidationError
+
 from client.protocol import JobError, RequestCounts
 from server.job_store import Beat, JobFolder, JobStore
+from server.logs import log
+
+MOST_FRUITLESS = 5
+"""Owners in a row that ended without having added anything: a job that ends servers must not end them all for ever."""
 
 
 class Verdict(Enum):
@@ -48,9 +54,11 @@ class Claim:
             return Verdict.LOST
         return Verdict.CANCEL if folder.cancelled else Verdict.GO_ON
 
-    def release(self) -> None:
-        """Hand the job back: any server may take it at once."""
+    def release(self, told_to: bool) -> None:
+        """Hand the job back: any server may take it at once. One that was told to stop has not failed at it."""
         if self.look() is not Verdict.LOST:
+            if told_to:
+                self.state = self.state.model_copy(update={"fruitless": max(0, self.state.fruitless - 1)})
             self._write(released=True)
 
     def complete(self, counts: RequestCounts) -> None:
@@ -79,6 +87,7 @@ class Claimant:
 
     def __init__(self, store: JobStore, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._lease, self._clock = store, lease_seconds, clock
+        self._damaged: set[str] = set()
         self._unchanged: dict[str, tuple[int, Beat | None, float]] = {}  # by job: owner, its beat, since when
 
     def claim(self) -> Claim | None:
@@ -86,12 +95,21 @@ class Claimant:
         unfinished = self._store.unfinished()
         self._unchanged = {job_id: seen for job_id, seen in self._unchanged.items() if job_id in set(unfinished)}
         for job_id in unfinished:
-            folder = self._store.folder(job_id)
-            if folder.whole and not folder.ended and self._is_free(job_id, folder):
-                owner = folder.owner + 1
-                if self._store.take(job_id, owner) and (claim := self._begin(job_id, owner, folder.beat)):
+            try:
+                if claim := self._claimed(job_id):
                     return claim
+            except ValidationError as error:  # of an object in its folder, which must not keep the others waiting
+                if job_id not in self._damaged:
+                    log.error("%s cannot be read, and is left alone: %s", job_id, error)
+                self._damaged.add(job_id)
         return None
+
+    def _claimed(self, job_id: str) -> Claim | None:
+        folder = self._store.folder(job_id)
+        if not folder.whole or folder.ended or self._store.record(job_id) is None or not self._is_free(job_id, folder):
+            return None
+        owner = folder.owner + 1
+        return self._begin(job_id, owner, folder.beat) if self._store.take(job_id, owner) else None
 
     def _is_free(self, job_id: str, folder: JobFolder) -> bool:
         if folder.owner == 0:
@@ -111,8 +129,14 @@ class Claimant:
         record = self._store.record(job_id)
         assert record is not None
         last = self._store.beat(job_id, last_beat) or Beat(request_counts=RequestCounts(total=record.total))
-        claim = Claim(self._store, job_id, owner, last)
+        claim = Claim(self._store, job_id, owner, last.model_copy(update={"fruitless": last.fruitless + 1}))
         verdict = claim.beat()
+        if verdict is Verdict.GO_ON and last.fruitless >= MOST_FRUITLESS:
+            said = (
+                f"{last.fruitless} servers took it, one after the other, and each ended without having added to the RUN"
+            )
+            claim.fail(JobError(type="engine_error", detail=f"{said}; their logs say why"))
+            return None
         if verdict is Verdict.CANCEL:
             claim.cancelled()
         return claim if verdict is Verdict.GO_ON else None

@@ -157,7 +157,13 @@ def test_what_lies_deeper_or_is_named_otherwise_is_no_part(tmp_path):
         run.claim(make_manifest(), b"{}")
         run.write([make_trajectory(f"p{len(str(run))}", seed=1, tokens=3)], {}, make_manifest())
         run.write_failures([Failure("f", 0, "chat_template", "no")])
-    for name in ("trajectories/part-x.txt", "trajectories/a/part-y.parquet", "failures/part-z.tmp", "samples/README"):
+    for name in (
+        "trajectories/part-x.txt",
+        "trajectories/a/part-y.parquet",
+        "samples/part-a/b.parquet",
+        "failures/part-z.tmp",
+        "samples/README",
+    ):
         outer.bucket.put(name, b"not ours")
     assert [len(outer.parts(kind)) for kind in ("trajectories", "samples", "failures")] == [1, 1, 1]
     assert set(outer.failures()) == {("f", 0)} and len(outer.keys()) == 1

@@ -7,6 +7,7 @@ import pytest
 from made_run import make_manifest, make_trajectory
 
 import client.sampler
+from client.bucket import BucketError
 from client.protocol import Failure
 from client.run import Run
 from client.sampler import Counts, Writer
@@ -92,3 +93,25 @@ def test_a_failure_that_may_pass_is_counted_and_not_kept(run):
 
     counts = asyncio.run(go())
     assert (counts.passing, counts.failed) == (1, 1) and run.failures().keys() == {("b", 0)}
+
+
+def test_a_part_that_could_not_be_written_once_is_written_in_the_end(run, monkeypatch):
+    monkeypatch.setattr(client.sampler, "PART_TRAJECTORIES", 4)
+    put, failures = run.bucket.put, ["No space left"]
+
+    def refusing_once(name, data):
+        if failures:
+            raise BucketError(failures.pop())
+        put(name, data)
+
+    monkeypatch.setattr(run.bucket, "put", refusing_once)
+
+    async def go():
+        writer, counts = Writer(run, make_manifest(), {}), Counts(total=11)
+        with pytest.raises(BucketError):
+            await take(writer, counts, lines(11))
+        await writer.close(counts)
+        return counts
+
+    counts = asyncio.run(go())
+    assert len(run.keys()) == counts.done == counts.written >= 8

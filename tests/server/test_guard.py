@@ -1,5 +1,6 @@
 """Who may ask, how much, and what a refusal looks like: over real HTTP, with a pair that is still starting."""
 
+import asyncio
 import json
 import logging
 import socket
@@ -165,6 +166,33 @@ def test_one_that_leaves_before_its_body_is_whole_is_counted_as_gone():
         while gone() == before and time.monotonic() < deadline:
             time.sleep(0.05)
     assert gone() == before + 1
+
+
+@pytest.mark.parametrize(("more", "status"), [(False, 200), (True, 499)])
+def test_one_that_leaves_before_its_answer_is_whole_is_counted_as_gone(more, status):
+    """Straight at the ASGI layer: no race. `more`: whether the client leaves before the answer's last piece."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": more})
+        await receive()
+
+    def counted():
+        return metrics.HTTP_REQUESTS.labels("POST", "unknown", status)._value.get()
+
+    messages = iter([{"type": "http.request", "body": b""}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        pass
+
+    before = counted()
+    scope = {"type": "http", "method": "POST", "path": "/x", "headers": []}
+    asyncio.run(Guard(app, ApiKeys([]), BODY_BYTES, lambda: False)(scope, receive, send))
+    assert counted() == before + 1
 
 
 def test_unknown_paths_and_methods_share_one_label(locked):

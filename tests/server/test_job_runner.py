@@ -103,6 +103,24 @@ def test_what_cannot_be_written_is_not_told_as_completed_and_ends_the_job(quick,
     assert attempts == jobs.ATTEMPTS and job.request_counts.completed == 0
 
 
+def test_a_new_job_does_not_hurry_the_attempts_at_another(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "FIRST_PAUSE_SECONDS", 30.0)
+    request = JobRequest(problems=[{"id": "a", "question": "q"}], run="r", top_k=8, n=2, temperature=1.0)
+
+    async def go():
+        bucket = str(tmp_path / "b")
+        pair, runner = NoPair(), JobRunner(bucket, ServerSettings(bucket=bucket), {})
+        runner.store.post(request, None, 10)
+        runner.start(pair)
+        for _ in range(40):
+            runner.kick()
+            await asyncio.sleep(0.05)
+        await runner.drain(5)
+        return pair.attempts
+
+    assert asyncio.run(go()) == 1
+
+
 def test_a_job_without_trouble_is_done_at_the_first_attempt(quick, tmp_path):
     job, attempts = ended(tmp_path / "b")
     assert job.status == "completed" and attempts == 1

@@ -8,8 +8,10 @@ import pytest
 
 from client.bucket import Bucket
 from client.protocol import JobError, JobRequest, Problem, RequestCounts
+from client.sampler import Counts
+from server import jobs
 from server.job_store import JobStore, KeyReused, TooManyJobs
-from server.ownership import Claimant, Verdict
+from server.ownership import MOST_FRUITLESS, Claimant, Verdict
 
 MANY = 1000
 DONE = RequestCounts(total=1, completed=1)
@@ -136,7 +138,7 @@ def test_an_owner_is_taken_for_dead_when_its_beat_stands_still_for_a_lease_and_n
 
     before = objects(store, job_id), store.bucket.get(f"jobs/{job_id}/beat-1")
     assert first.beat() is Verdict.LOST
-    first.release()
+    first.release(told_to=True)
     first.fail(JobError(type="x", detail="late"))
     assert (objects(store, job_id), store.bucket.get(f"jobs/{job_id}/beat-1")) == before
     second.complete(DONE)
@@ -159,7 +161,7 @@ def test_a_job_that_was_handed_back_is_taken_at_once_and_goes_on_from_its_counts
     counts = RequestCounts(total=9, completed=5)
     first.state = first.state.model_copy(update={"phase": "in_progress", "in_progress_at": 7, "request_counts": counts})
     first.beat()
-    first.release()
+    first.release(told_to=True)
     second = Claimant(store, 30).claim()
     assert second.owner == 2 and first.beat() is Verdict.LOST
     job = store.job(job_id)
@@ -256,3 +258,43 @@ def test_a_server_that_starts_does_not_look_at_jobs_that_have_ended(store, bucke
     fresh = JobStore(bucket)
     assert fresh.unfinished() == [ids[3]] and Claimant(fresh, 30).claim().job_id == ids[3]
     assert set(looked) == {ids[3]}
+
+
+def test_a_job_that_ends_its_servers_is_given_up_and_one_of_servers_that_were_told_to_stop_is_not(store):
+    unlucky = post(store)
+    for _ in range(20):
+        Claimant(store, 30).claim().release(told_to=True)
+    for _ in range(MOST_FRUITLESS):
+        Claimant(store, 30).claim().release(told_to=False)
+    assert Claimant(store, 30).claim() is None
+    job = store.job(unlucky)
+    assert job.status == "failed" and job.error.type == "engine_error" and "5 servers took it" in job.error.detail
+
+
+def test_an_owner_that_adds_to_the_run_lets_the_count_begin_anew(store):
+    job_id = post(store)
+    for owner in range(3 * MOST_FRUITLESS):
+        claim = Claimant(store, 30).claim()
+        if owner % 3 == 0:
+            jobs.JobProgress(claim).update(Counts(total=9, done=1, written=1))
+        claim.release(told_to=False)
+    assert store.job(job_id).status == "in_progress"
+
+
+@pytest.mark.parametrize("name", ["job.json", "beat-1"])
+def test_a_damaged_job_keeps_no_other_waiting_and_hides_none(store, bucket, name):
+    damaged = post(store, "damaged")
+    Claimant(store, 30).claim().release(told_to=False)
+    time.sleep(0.002)
+    other = post(store, "other")
+    store.bucket.put(f"jobs/{damaged}/{name}", b"{")
+    fresh = JobStore(bucket)
+    assert Claimant(fresh, 30).claim().job_id == other
+    assert [job.id for job in fresh.page(10, None)[0]] == [other]
+
+
+def test_a_job_of_a_later_version_is_done_as_far_as_it_is_understood(store, bucket):
+    job_id = post(store)
+    record = store.bucket.get(f"jobs/{job_id}/job.json").replace(b"{", b'{"of_tomorrow": 1, ', 1)
+    store.bucket.put(f"jobs/{job_id}/job.json", record)
+    assert Claimant(JobStore(bucket), 30).claim().job_id == job_id

@@ -1,6 +1,7 @@
 """The service's numbers on the demo pair, over HTTP, against transformers in float32."""
 
 import asyncio
+import functools
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,11 @@ import httpx
 import numpy as np
 import pytest
 from oracle import Oracle, disagreement, first_tie
+from pydantic import ValidationError
 from word_problems import rows
 
 from client.contrast import contrast, kl_lower_bound
-from client.protocol import Decoding, Failure, Problem, parse_line
+from client.protocol import Decoding, Failure, JobRequest, Problem, TrajectoryRequest, parse_line
 from client.service import Asking, SamplingClient
 from server.engines import Pair, Terms, TrajectoryError
 
@@ -239,6 +241,22 @@ def test_what_is_wrong_a_hundred_thousand_times_is_said_in_few_words(demo_server
     assert response.status_code == 422 and len(response.content) < 10_000
     said = {entry["field"]: entry["detail"] for entry in response.json()["errors"]}
     assert words in said[field] and len(said) <= 20
+
+
+@pytest.mark.parametrize(
+    "problems",
+    [
+        [{"id": "a", "prompt_token_ids": [-1] * 1000}],
+        [{"id": "a", "question": "q", "token_ids": [-1] * 1000}],
+        [{"id": str(index)} for index in range(1000)],
+    ],
+)
+@pytest.mark.parametrize("request_of", [TrajectoryRequest, functools.partial(JobRequest, run="r")])
+def test_one_wrong_value_of_a_list_is_enough(request_of, problems):
+    """Each error that is gathered costs a hundred times its value's size."""
+    with pytest.raises(ValidationError) as refused:
+        request_of(problems=problems)
+    assert refused.value.error_count() == 1
 
 
 def test_a_question_too_long_for_the_context_is_refused_by_its_characters_and_alone(demo_server, problems):
