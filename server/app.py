@@ -45,6 +45,8 @@ class Service:
         self.draining = False
         self.queue = RequestQueue(settings.limits.queued_trajectories)
         self.stopping = threading.Event()
+        self._hang_seconds = settings.hang_seconds
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self, start_pair: Callable[[threading.Event], Pair]) -> None:
         """Start and warm up the pair; the service is ready afterwards, unless it was told to stop meanwhile."""
@@ -54,6 +56,7 @@ class Service:
             if not self.stopping.is_set():
                 await pair.warm_up()
                 self.pair = pair
+                self._watching = asyncio.create_task(pair.watch(self._hang_seconds))
                 cards = pair.card(pair.expert), pair.card(pair.amateur)
                 log.info("ready: %s", ", ".join(f"{card.role} in {card.dtype}" for card in cards))
         finally:
@@ -74,6 +77,8 @@ class Service:
         self.stopping.set()
         with contextlib.suppress(Exception):
             await starting
+        if self._watching:
+            self._watching.cancel()
         if self.pair:
             await asyncio.to_thread(self.pair.shutdown)
 
@@ -108,7 +113,7 @@ def create_app(
         watching = asyncio.create_task(metrics.watch_loop())
 
         def finished(task: asyncio.Task[None]) -> None:
-            if not (task.cancelled() or service.stopping.is_set()) and (error := task.exception()):
+            if not (task.cancelled() or service.draining or service.stopping.is_set()) and (error := task.exception()):
                 service.stage = str(error)
                 on_failure(error)
             elif service.jobs and service.pair:

@@ -7,7 +7,6 @@ it, while the expert goes on with others, so the two overlap. Nothing here knows
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import hashlib
 import inspect
@@ -15,37 +14,27 @@ import json
 import os
 import threading
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-
-# Read by vLLM on import. The engines' processes must not inherit this one's threads and locks; and what the
-# server says must not drown in what vLLM says.
-os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm import SamplingParams
-from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from client.errors import LightReasonerError
 from client.protocol import Answering, Decoding, FinishReason, ModelCard, Problem, Trajectory
 from server import metrics
+from server.engine import Engine, EngineStartError
 from server.preflight import ModelFacts, PairFacts
 from server.scoring import scoring_params, scoring_passes
-from server.settings import Role, ServerSettings, SettingsError, cpu_cores, cpu_threads, engine_arguments
+from server.settings import Role, ServerSettings, cpu_cores, engine_arguments
 
 CPU_WORKER = "server.worker.ScoringWorker"
 WARM_UP_PROMPT, WARM_UP_TOKENS = 24, 8
@@ -55,10 +44,6 @@ TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_templa
 """What transformers takes for itself; everything else is the template's."""
 INTERACTIVE, JOB = 0, 1
 """Priorities: a request goes ahead of job work wherever it must wait."""
-
-
-class EngineStartError(LightReasonerError):
-    """An engine that did not start: names the role; vLLM's own log, before it, has the details."""
 
 
 @dataclass(frozen=True)
@@ -80,34 +65,6 @@ class TrajectoryError(Exception):
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
         self.type, self.detail = kind, detail
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One running vLLM engine."""
-
-    role: Role
-    facts: ModelFacts
-    llm: AsyncLLM
-
-    @property
-    def max_model_len(self) -> int:
-        return self.llm.model_config.max_model_len
-
-    @property
-    def max_logprobs(self) -> int:
-        """The most ids a step that this engine answers for; vLLM's -1 means all."""
-        allowed = self.llm.model_config.max_logprobs
-        return self.facts.vocab_size if allowed == -1 else allowed
-
-    async def run(self, prompt_token_ids: list[int], params: SamplingParams, priority: int) -> RequestOutput:
-        """Run one request to its end. Cancelling the call aborts the request in the engine."""
-        final, request_id, began = None, uuid.uuid4().hex, time.perf_counter()
-        async for output in self.llm.generate(tokens_input(prompt_token_ids), params, request_id, priority=priority):
-            final = output
-        assert final is not None and final.finished
-        metrics.ENGINE_SECONDS.labels(self.role).observe(time.perf_counter() - began)
-        return final
 
 
 class Pair:
@@ -144,7 +101,7 @@ class Pair:
                 # bound here, so one process does: it starts sooner, and no step waits for another process.
                 if bind and arguments.get("tensor_parallel_size", 1) == 1:
                     arguments.setdefault("distributed_executor_backend", UniProcExecutor)
-                engines[role] = Engine(role, model, _start_engine(role, arguments, cores[role] if bind else None))
+                engines[role] = Engine(role, model, arguments, cores[role] if bind else None)
             if not on_cpu and not engines["amateur"].llm.vllm_config.use_v2_model_runner:
                 raise EngineStartError(
                     "on a GPU the amateur needs vLLM's V2 model runner, and vLLM chose V1: unset"
@@ -152,7 +109,7 @@ class Pair:
                 )
         except BaseException:
             for engine in engines.values():
-                engine.llm.shutdown()
+                engine.stop()
             raise
         return cls(engines["expert"], engines["amateur"], facts, native=not on_cpu)
 
@@ -178,12 +135,16 @@ class Pair:
 
     def dead(self) -> dict[Role, str]:
         """The engines that have died, each with what vLLM says of it."""
-        return {engine.role: str(engine.llm.dead_error) for engine in (self.expert, self.amateur) if engine.llm.errored}
+        return {engine.role: reason for engine in (self.expert, self.amateur) if (reason := engine.death)}
 
     def failure(self) -> str | None:
         """Why the pair no longer works, or None while it does."""
         said = [f"the {role}'s engine died: {reason}" for role, reason in self.dead().items()]
         return "; ".join(said) or None
+
+    async def watch(self, seconds: float) -> None:
+        """Kill an engine that hangs for so long; runs until it is cancelled, or both are dead."""
+        await asyncio.gather(self.expert.watch(seconds), self.amateur.watch(seconds))
 
     async def warm_up(self) -> None:
         """Run a few trajectories through both engines, so that first-use compilation is done."""
@@ -256,7 +217,7 @@ class Pair:
     def shutdown(self) -> None:
         """Stop both engines and their processes, side by side: each waits some seconds for its own."""
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda engine: engine.llm.shutdown(), (self.expert, self.amateur)))
+            list(pool.map(Engine.stop, (self.expert, self.amateur)))
 
     def _prompt(self, problem: Problem, terms: Terms) -> list[int]:
         if problem.prompt_token_ids is not None:
@@ -373,33 +334,6 @@ async def _twice(run: Callable[[], Awaitable[RequestOutput]], scores: Callable[[
         if (found := scores(await run())) is not None:
             return found
     raise TrajectoryError("no_scores", "vLLM returned no scores, twice; try again")
-
-
-def _start_engine(role: Role, arguments: dict[str, Any], cores: str | None) -> AsyncLLM:
-    fields = AsyncEngineArgs.__dataclass_fields__
-    for name in arguments:
-        if name not in fields:
-            raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
-    try:
-        with _environment(cpu_threads(cores) if cores else {}):  # read by the engine's process as it starts
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise EngineStartError(f"the {role}'s engine did not start ({arguments['model']}): {reason}") from error
-    finally:
-        metrics.ENGINES.adopt(role)
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _top_k(flat: Any, k: int, first_row: int = 0) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:

@@ -90,9 +90,7 @@ class PairSource:
         """Every trajectory as it completes, behind all requests. Raises ServiceError when an engine has died."""
         answered: asyncio.Queue[asyncio.Task[Trajectory | Failure]] = asyncio.Queue()
         waiting = ((problem, index) for problem in problems for index in range(asking.decoding.n))
-        engines = (self.pair.expert, self.pair.amateur)
-        slots = min(engine.llm.vllm_config.scheduler_config.max_num_seqs for engine in engines)
-        most = max(1, int(SHARE_OF_SLOTS * slots))
+        most = max(1, int(SHARE_OF_SLOTS * min(self.pair.expert.slots, self.pair.amateur.slots)))
         terms = Terms(asking.decoding, asking.top_k, asking.system_prompt, asking.chat_template_kwargs, priority=JOB)
         try:
             while True:

@@ -53,6 +53,7 @@ def json_formatter() -> JsonFormatter:
 
 def configure() -> None:
     """Set up logging to stderr; before vLLM is imported, which takes its part from the environment."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # what the server says must not drown in what vLLM says
     if sys.stderr.isatty():
         handler = logging.StreamHandler()
         handler.setFormatter(PlainFormatter("%(asctime)s %(name)s %(message)s", "%H:%M:%S"))

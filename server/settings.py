@@ -66,6 +66,7 @@ class ServerSettings(BaseModel):
     api_key_file: Path | None = None
     grace_seconds: float = Field(30.0, ge=0.0)  # for what is running when the server is told to stop
     lease_seconds: float = Field(30.0, ge=1.0)  # without a beat for this long, a job's owner is taken for dead
+    hang_seconds: float = Field(300.0, ge=1.0)  # an engine that has requests and takes no step for this long is killed
     limits: Limits = Field(default_factory=Limits)
 
     def arguments(self, role: Role) -> EngineArguments:

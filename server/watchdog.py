@@ -42,6 +42,8 @@ def marked(mark: str) -> list[int]:
 
 
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a service's processes, they tell the server to end
+        signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()  # returns when the server has closed its end, as the kernel does for the dead
     for _ in range(ROUNDS):
         for pid in marked(sys.argv[1]):

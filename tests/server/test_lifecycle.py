@@ -34,12 +34,25 @@ def processes_of(session):
     return found
 
 
+def children_of(server):
+    """A server's own child processes: the engines' and the watchdog's among them."""
+    threads = Path(f"/proc/{server.process.pid}/task").iterdir()
+    return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
+
+
 def mark_of(server):
     """The mark that a server's engine processes carry."""
-    threads = Path(f"/proc/{server.process.pid}/task").iterdir()
-    children = [pid for thread in threads for pid in (thread / "children").read_text().split()]
-    entries = [entry for pid in children for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")]
+    entries = [entry for pid in children_of(server) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")]
     return next(entry for entry in entries if entry.startswith(watchdog.MARK))
+
+
+def engine_processes(server):
+    """Those of both engines, the expert's first."""
+    return sorted(
+        pid
+        for pid in watchdog.marked(mark_of(server))
+        if b"VLLM::EngineCor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
 
 
 def wait_until(condition, seconds):
@@ -84,7 +97,8 @@ def test_sigterm_while_the_engines_start_ends_well_and_leaves_no_process(tmp_pat
             [*map(str, command), "--port", str(free_port())], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
         )
     deadline = time.monotonic() + 120
-    while len(processes_of(server.pid)) < 2:  # the first engine's process is there
+    # Until the first engine's process is there; importing vLLM starts others for a moment.
+    while "listening" not in (tmp_path / "log").read_text() or len(processes_of(server.pid)) < 2:
         assert server.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     server.send_signal(signal.SIGTERM)
@@ -150,15 +164,51 @@ def test_sigterm_lets_what_is_running_finish_within_the_grace_period_and_tells_t
         assert wait_until(lambda: not watchdog.marked(mark), 5)
 
 
+def test_signals_to_all_processes_of_a_server_leave_it_to_the_server_to_end_them(tmp_path):
+    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path, grace_seconds=60) as server:
+        mark = mark_of(server)
+        asking = Asking(server, problems(60), n=4, **LONG)
+        assert wait_until(lambda: len(asking.lines) > 0, 60)
+        began = time.monotonic()
+        for pid in {*children_of(server), *watchdog.marked(mark)}:
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGTERM)
+        server.process.send_signal(signal.SIGTERM)
+        lines = asking.all()
+        assert len(lines) == 240 and not any("error" in line for line in lines)
+        assert server.process.wait(30) == 0 and time.monotonic() - began < 60
+        assert not watchdog.marked(mark)
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_an_engine_that_hangs_is_found_and_told_of(tmp_path):
+    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path, hang_seconds=4) as server:
+        expert = min(engine_processes(server))
+        time.sleep(5)  # without requests it takes no step either
+        assert httpx.get(f"{server.url}/ready").status_code == 200
+        asking = Asking(server, problems(300), n=8, **LONG)
+        assert wait_until(lambda: len(asking.lines) > 0, 60)
+        server.process.send_signal(signal.SIGSTOP)  # a server that slept must not take its engines for hung
+        time.sleep(6)
+        server.process.send_signal(signal.SIGCONT)
+        before = len(asking.lines)
+        assert wait_until(lambda: len(asking.lines) > before, 60)
+        os.kill(expert, signal.SIGSTOP)
+        errors = [line["error"] for line in asking.all() if "error" in line]
+        assert errors and {error["type"] for error in errors} == {"engine_error"}
+        reason = "the expert's engine died: it took no step for 4 s"
+        assert all(reason in error["detail"] for error in errors)
+        answer = httpx.get(f"{server.url}/health")
+        assert answer.status_code == 503 and reason in answer.json()["detail"]
+        assert wait_until(lambda: expert not in engine_processes(server), 5)
+
+
 def test_a_dead_engine_is_told_of_and_a_dead_server_takes_its_engines_with_it(tmp_path):
     with running_server(DEMO / "expert", DEMO / "amateur", tmp_path) as server:
         mark = mark_of(server)
-        engines = watchdog.marked(mark)
-        assert len(engines) >= 2
         asking = Asking(server, problems(200), n=8, **LONG)
         assert wait_until(lambda: len(asking.lines) > 0, 60)
-        amateur = max(pid for pid in engines if b"VLLM::EngineCor" in Path(f"/proc/{pid}/cmdline").read_bytes())
-        os.kill(amateur, signal.SIGKILL)
+        os.kill(max(engine_processes(server)), signal.SIGKILL)
         errors = [line["error"] for line in asking.all() if "error" in line]
         assert errors and {error["type"] for error in errors} == {"engine_error"}
         assert all("the amateur's engine died" in error["detail"] for error in errors)
