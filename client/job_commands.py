@@ -34,7 +34,7 @@ from client.options import (
     check_text,
     checked,
 )  # fmt: skip
-from client.protocol import DEFAULT_TOP_K, ENDED, SYSTEM_PROMPT, Job, JobRequest
+from client.protocol import DEFAULT_TOP_K, ENDED, MAX_JOB_PROBLEMS, SYSTEM_PROMPT, Job, JobRequest
 
 job_commands = typer.Typer()
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submit printed.")]
@@ -67,9 +67,15 @@ def submit(
 
     check_text("--system-prompt", system_prompt)
     by_server = limit is None and bool(urlsplit(problems).scheme)
+    rows = [] if by_server else read_problems(problems, MAX_JOB_PROBLEMS + 1 if limit is None else limit)
+    if len(rows) > MAX_JOB_PROBLEMS:
+        raise LightReasonerError(
+            f"{problems} has more than {MAX_JOB_PROBLEMS:,} problems, the most that a request carries: put it into the"
+            " server's bucket and name it by its URL"
+        )
     request = checked(
         JobRequest,
-        problems=None if by_server else [row.problem for row in read_problems(problems, limit)],
+        problems=None if by_server else [row.problem for row in rows],
         problems_url=problems if by_server else None,
         run=run, n=n, temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens, top_k=top_k, alpha=alpha,
         beta=beta, first_step=first_step, keep_incomplete=keep_incomplete, system_prompt=system_prompt or None,

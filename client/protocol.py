@@ -23,6 +23,8 @@ SYSTEM_PROMPT = "Please reason step by step."
 DEFAULT_TOP_K = 32
 MAX_PROBLEMS = 1024
 """Problems that one request may carry; the server expands each into n trajectories."""
+MAX_JOB_PROBLEMS = 50_000
+"""Problems that a job's request may carry; more of them lie in the bucket, where they keep nobody waiting."""
 MAX_CHARACTERS = 4_000_000
 """Of a question. A server takes less where its expert's context is smaller."""
 MAX_SHARED_CHARACTERS = 100_000
@@ -153,7 +155,9 @@ class JobTerms(Answering, ContrastSettings):
 class JobRequest(JobTerms):
     """The body of POST /v1/jobs."""
 
-    problems: Annotated[list[Problem], Field(min_length=1, fail_fast=True)] | None = None
+    problems: Annotated[list[Problem], Field(min_length=1, max_length=MAX_JOB_PROBLEMS, fail_fast=True)] | None = Field(
+        None, description="A larger problem set goes into the bucket, and its name into problems_url."
+    )
 
     @model_validator(mode="after")
     def _one_problem_set(self) -> JobRequest:

@@ -197,7 +197,8 @@ class Run:
     def _new_part(self) -> str:
         """A name that sorts by time and never collides.
 
-        By time before all else: what an owner of a job writes after it was taken for dead comes after what was there.
+        By time before all else: what an owner of a job writes after it was taken for dead comes after what was
+        there, as far as clocks agree.
         """
         owner = "" if self._owner is None else f"{self._owner}-"
         return f"part-{time.time_ns() // 1_000_000:013d}-{owner}{secrets.token_hex(4)}"

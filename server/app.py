@@ -177,7 +177,7 @@ async def trajectories(request: Request, asked: TrajectoryRequest, pair: ReadyPa
     queue.enter(count)
     terms = Terms(asked, asked.top_k, asked.system_prompt, asked.chat_template_kwargs)
     answer = functools.partial(pair.trajectory, terms=terms)
-    return TrajectoryStream(asked.problems, asked.n, asked.encoding, answer, queue)
+    return TrajectoryStream(asked, answer, queue)
 
 
 @routes.get("/v1/models", responses=documented(503))

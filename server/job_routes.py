@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from client.bucket import BucketError
@@ -29,6 +30,9 @@ def jobs_of(request: Request) -> Iterator[JobRunner]:
         raise HTTPException(501, "this server has no bucket, so it takes no jobs: start it with --bucket URL")
     try:
         yield jobs
+    except ValidationError as error:
+        said = f"{request.url.path}: an object of this job in the bucket is damaged: {error.title}"
+        raise HTTPException(500, f"{said}; remove the job's folder under jobs/") from error
     except BucketError as error:
         raise HTTPException(503, f"the bucket fails: {error}", headers={"Retry-After": "5"}) from error
 
@@ -55,8 +59,8 @@ def create_job(
     limits = jobs.settings.limits
     if objection := request.app.state.service.ready_pair().objection(body):
         raise invalid(*objection)
-    if len(body.problems or []) > limits.job_problems:
-        raise invalid("problems", f"{len(body.problems or [])} problems; a job has at most {limits.job_problems}")
+    if (count := len(body.problems or []) * body.n) > limits.job_trajectories:
+        raise invalid("problems", f"{count} trajectories; a job of this server has at most {limits.job_trajectories}")
     names = {"run": _checked("run", jobs.store.places.run, body.run)}
     if body.problems_url is not None:
         names["problems_url"] = _checked("problems_url", jobs.store.places.name, body.problems_url)

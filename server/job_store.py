@@ -61,6 +61,7 @@ class Beat(BaseModel):
 
     counter: int = 0
     released: bool = False  # handed back: the next owner need not wait
+    lease_seconds: float = 0.0  # the owner's: how long it may be silent
     fruitless: int = 0  # owners in a row, this one included, that have added nothing
     phase: Literal["validating", "in_progress", "finalizing"] = "validating"
     in_progress_at: int | None = None

@@ -45,6 +45,8 @@ ATTEMPTS = 8
 """At a job, one after the other, that bring nothing; then what passes is taken to stay, and the job fails."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 """After an attempt that brought nothing; doubled each time."""
+HAND_BACK_SECONDS = 5.0
+"""For a job that is still at work after the grace period."""
 SHARE_OF_SLOTS = 0.75
 """Of the engines' slots that job work may fill, so that a request soon finds one free."""
 ERROR_TYPES: dict[type[Exception], str] = {
@@ -198,6 +200,7 @@ class JobRunner:
         self.store, self.settings = JobStore(bucket), settings
         self._versions = versions
         self._claimant = Claimant(self.store, settings.lease_seconds)
+        self._undertaker = Claimant(self.store, settings.lease_seconds)  # while the other is at work on a job
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
@@ -226,13 +229,15 @@ class JobRunner:
         if self._task:
             _, late = await asyncio.wait({self._task}, timeout=grace_seconds)
             for task in late:
-                log.warning("a job could not be handed back within %g s; its lease has to run out", grace_seconds)
+                log.warning("a job's end took more than %g s: handing it back as it is", grace_seconds)
                 task.cancel()
+                await asyncio.wait({task}, timeout=HAND_BACK_SECONDS)
 
     async def _count(self) -> None:
-        """Keep the metric of open jobs, for as long as the server runs."""
+        """Keep the metric of open jobs for as long as the server runs, and end those that nobody else will end."""
         while True:
             try:
+                await asyncio.to_thread(self._undertaker.end_cancelled)
                 for status, count in (await asyncio.to_thread(self.store.open_by_status)).items():
                     metrics.JOBS.labels(status).set(count)
             except Exception as error:  # a store that fails, an object that is damaged: the next count may do
@@ -280,6 +285,14 @@ class JobRunner:
                 verdict = beats.result()
             if verdict is not Verdict.LOST:
                 await work  # it writes what has been answered
+        except asyncio.CancelledError:  # no time is left; a thread of it may go on for a moment, as a late owner would
+            work.cancel()
+            beats.cancel()
+            await asyncio.wait({beats})
+            await heart.stopped()
+            if verdict is not Verdict.LOST:
+                await asyncio.to_thread(claim.release, told_to=True)
+            raise
         finally:
             for task in (work, beats):
                 task.cancel()
@@ -339,11 +352,11 @@ class JobRunner:
         return RequestCounts(total=total, completed=totals.trajectories, failed=total - totals.trajectories)
 
     def _problems(self, job_id: str, record: JobRecord) -> list[Problem]:
-        most = self.settings.limits.job_problems
+        most = self.settings.limits.job_trajectories // record.n
         problems = self.store.problems(job_id, record, most)
         if len(problems) > most:
             raise ProblemSetError(
-                f"{record.problems_url} holds more than {most:,} problems, which is the most of a job"
+                f"{record.problems_url} holds more than {most:,} problems, the most of a job with n {record.n}"
             )
         return problems
 

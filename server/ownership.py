@@ -1,13 +1,15 @@
 """Who works on a job: exclusive create of owner-N makes an owner, a beat-N that changes keeps it one.
 
 Any number of servers on one bucket follow this, and need nothing of the store but exclusive create. An owner whose
-beat has not changed for the lease, on the watcher's own monotonic clock, is taken for dead, and its job is taken as
-owner-N+1. One that wakes up late finds N+1 and stops; what it wrote meanwhile is parts of the same RUN, which readers
-tell apart by key. Calls block; they raise BucketError where the store fails.
+beat has not changed for its lease, or for the watcher's where that is longer, on the watcher's own monotonic clock,
+is taken for dead, and its job is taken as owner-N+1. One that wakes up late finds N+1 and stops; what it wrote
+meanwhile is parts of the same RUN, which readers tell apart by key. Calls block; they raise BucketError where the
+store fails.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -34,11 +36,11 @@ class Verdict(Enum):
 class Claim:
     """This server's ownership of one job, as its Nth owner."""
 
-    def __init__(self, store: JobStore, job_id: str, owner: int, beat: Beat) -> None:
+    def __init__(self, store: JobStore, job_id: str, owner: int, beat: Beat, lease_seconds: float) -> None:
         self.job_id, self.owner = job_id, owner
         self.state = beat
         """How far the job is, as the next beat tells it; whoever works on it replaces it."""
-        self._store, self._counter = store, 0
+        self._store, self._counter, self._lease = store, 0, lease_seconds
 
     def beat(self) -> Verdict:
         """Give a sign of life with `state` as it is; see first whether the job is still ours."""
@@ -78,7 +80,9 @@ class Claim:
 
     def _write(self, released: bool = False) -> None:
         self._counter += 1
-        beat = self.state.model_copy(update={"counter": self._counter, "released": released})
+        beat = self.state.model_copy(
+            update={"counter": self._counter, "released": released, "lease_seconds": self._lease}
+        )
         self._store.write_beat(self.job_id, self.owner, beat)
 
 
@@ -104,6 +108,13 @@ class Claimant:
                 self._damaged.add(job_id)
         return None
 
+    def end_cancelled(self) -> None:
+        """End the cancelled jobs whose owners are dead: servers that are busy for hours would not come to them."""
+        for job_id in self._store.unfinished():
+            with contextlib.suppress(ValidationError):
+                if self._store.folder(job_id).cancelled:
+                    self._claimed(job_id)  # a claim of what is cancelled ends it
+
     def _claimed(self, job_id: str) -> Claim | None:
         folder = self._store.folder(job_id)
         if not folder.whole or folder.ended or self._store.record(job_id) is None or not self._is_free(job_id, folder):
@@ -122,14 +133,16 @@ class Claimant:
         if (owner, seen) != (folder.owner, beat):
             since = now
         self._unchanged[job_id] = (folder.owner, beat, since)
-        return now - since > self._lease
+        return now - since > max(self._lease, beat.lease_seconds if beat else 0.0)
 
     def _begin(self, job_id: str, owner: int, last_beat: int) -> Claim | None:
         """The first look and sign of life of a new owner, who goes on from what the last one said."""
         record = self._store.record(job_id)
         assert record is not None
         last = self._store.beat(job_id, last_beat) or Beat(request_counts=RequestCounts(total=record.total))
-        claim = Claim(self._store, job_id, owner, last.model_copy(update={"fruitless": last.fruitless + 1}))
+        claim = Claim(
+            self._store, job_id, owner, last.model_copy(update={"fruitless": last.fruitless + 1}), self._lease
+        )
         verdict = claim.beat()
         if verdict is Verdict.GO_ON and last.fruitless >= MOST_FRUITLESS:
             said = (

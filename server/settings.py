@@ -50,7 +50,7 @@ class Limits(BaseModel):
     body_bytes: int = Field(16 * 1024**2, ge=1024)
     queued_trajectories: int = Field(4096, ge=1)  # of requests, accepted and not yet answered
     open_jobs: int = Field(1000, ge=1)
-    job_problems: int = Field(1_000_000, ge=1)
+    job_trajectories: int = Field(1_000_000, ge=1)  # of one job: its problems, n of each
 
 
 class ServerSettings(BaseModel):

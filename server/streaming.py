@@ -1,7 +1,7 @@
 """The answer to POST /v1/trajectories: lines as trajectories complete, and what becomes of them when nobody reads.
 
-The queue counts what requests have been promised and not yet been sent. A request has at most `WINDOW` trajectories
-at work or waiting to be read, so that one that is not read soon stops costing anything.
+The queue counts what requests have been promised and not yet been sent. A request has a bounded number of
+trajectories at work or waiting to be read (`window_of`), so that one that is not read soon stops costing anything.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from client.protocol import Encoding, Failure, Problem, Trajectory
+from client.protocol import Encoding, Failure, Problem, Trajectory, TrajectoryRequest
 from server import metrics
 from server.engines import TrajectoryError
 
@@ -23,6 +23,11 @@ log = logging.getLogger("lightreasoner.server")
 HEARTBEAT_SECONDS = 10.0
 """A blank line after this long without another, so that no proxy takes a long trajectory for a dead server."""
 WINDOW = 256
+"""Trajectories of one request that are at work or wait to be read, at most."""
+WAITING_BYTES = 512 * 1024**2
+"""Of one request's lines that wait to be read, at most."""
+VALUE_BYTES: dict[Encoding, int] = {"json": 50, "base64": 16}
+"""Of an id with both its log-probabilities, in a line."""
 RETRY_SECONDS = 2
 NDJSON = "application/x-ndjson"
 
@@ -76,17 +81,23 @@ class RequestQueue:
         (self._empty.clear if self.depth else self._empty.set)()
 
 
-class TrajectoryStream(StreamingResponse):
-    """Trajectories of all problems, n of each, as NDJSON. The queue must have let them in."""
+def window_of(asked: TrajectoryRequest) -> int:
+    """How many of its trajectories a request may have at work or waiting: fewer, the longer their lines may be."""
+    steps = max(len(problem.token_ids) if problem.token_ids else asked.max_tokens for problem in asked.problems)
+    line = steps * asked.top_k * VALUE_BYTES[asked.encoding]
+    return min(WINDOW, max(1, WAITING_BYTES // line))
 
-    def __init__(
-        self, problems: list[Problem], n: int, encoding: Encoding, answer: Answer, queue: RequestQueue
-    ) -> None:
-        self._answer, self._encoding, self._queue = answer, encoding, queue
-        self._unsent = len(problems) * n
-        self._window = asyncio.Semaphore(WINDOW)
+
+class TrajectoryStream(StreamingResponse):
+    """The trajectories that a request asks for, as NDJSON. The queue must have let them in."""
+
+    def __init__(self, asked: TrajectoryRequest, answer: Answer, queue: RequestQueue) -> None:
+        self._answer, self._encoding, self._queue = answer, asked.encoding, queue
+        wanted = [(problem, index) for problem in asked.problems for index in range(asked.n)]
+        self._unsent = len(wanted)
+        self._window = asyncio.Semaphore(window_of(asked))
         self._lines: asyncio.Queue[bytes] = asyncio.Queue()
-        self._generator = self._generate([(problem, index) for problem in problems for index in range(n)])
+        self._generator = self._generate(wanted)
         super().__init__(self._generator, media_type=NDJSON)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -14,11 +15,12 @@ from job_calls import ended, job, objects, owners, post, posted, questions, read
 from oracle import Oracle, first_tie
 from real_server import DEMO, command, free_port, running_server
 
+from client.protocol import MAX_JOB_PROBLEMS
 from client.run import Run
 
 LEASE = 2
 OPEN_JOBS = 4
-LIMITS = {"open_jobs": OPEN_JOBS, "job_problems": 3000}
+LIMITS = {"open_jobs": OPEN_JOBS, "job_trajectories": 9000}
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +137,13 @@ def test_a_problem_set_in_the_bucket_is_named_by_its_url(server, bucket):
         ("runs/first", {"alpha": 0.3}, "run_error", "alpha: 0.2 against 0.3"),
         ("runs/bad-1", {"problems": None, "problems_url": "sets/none.jsonl"}, "problem_set_error", "no problem set at"),
         ("runs/bad-2", {"problems": None, "problems_url": "sets/bad.jsonl"}, "problem_set_error", "bad.jsonl:1: no "),
-        ("runs/bad-3", {"problems": None, "problems_url": "sets/many.jsonl"}, "problem_set_error", "more than 3,000"),
+        ("runs/bad-3", {"problems": None, "problems_url": "sets/many.jsonl"}, "problem_set_error", "more than 9,000"),
         ("runs/long", {"problems": [{"id": "x", "question": "apples " * 300}]}, "run_error", "context of 256"),
     ],
 )  # fmt: skip
 def test_a_job_that_cannot_be_done_fails_and_says_why(server, bucket, problem_file, run, fields, kind, words):
     (bucket / "sets" / "bad.jsonl").write_text('{"text": "q"}\n')
-    (bucket / "sets" / "many.jsonl").write_text("".join(f'{{"question": "{n}?"}}\n' for n in range(3001)))
+    (bucket / "sets" / "many.jsonl").write_text("".join(f'{{"question": "{n}?"}}\n' for n in range(9001)))
     problems = questions(150) if run == "runs/first" else None
     job_id = posted(server, run, **{"problems": problems, **fields})
     failed = ended(server, job_id)
@@ -252,7 +254,7 @@ def test_nothing_outside_the_bucket_can_be_named(server, bucket, tmp_path):
         ({"problems_url": "sets/p.jsonl.gz"}, "body"),
         ({"problems": []}, "problems"),
         ({"problems": [{"id": "a", "question": "q"}] * 2}, "body"),
-        ({"problems": [{"id": str(n), "question": "q"} for n in range(3001)]}, "problems"),
+        ({"problems": [{"id": str(n), "question": "q"} for n in range(9001)]}, "problems"),
         ({"top_k": 111}, "top_k"),
         ({"alpha": 0}, "alpha"),
         ({"n": 2}, "body"),
@@ -269,16 +271,33 @@ def test_a_job_that_is_not_valid_is_refused_naming_the_field(server, fields, fie
     assert field in [entry["field"] for entry in response.json()["errors"]]
 
 
-def test_unknown_jobs_and_a_server_without_a_bucket(server, demo_server):
+def test_unknown_and_damaged_jobs_and_a_server_without_a_bucket(server, demo_server, bucket):
     for method, path in (("GET", ""), ("POST", "/cancel")):
         for job_id in ("job-0000000000000-00000000", "nothing", "..%2f..%2fx"):
             response = httpx.request(method, f"{server.url}/v1/jobs/{job_id}{path}")
             assert response.status_code == 404 and response.headers["content-type"] == "application/problem+json"
+    damaged = bucket / "jobs" / "job-0000000000001-00000000"
+    damaged.mkdir(parents=True)
+    (damaged / "job.json").write_text("{")
+    for method, path in (("GET", ""), ("POST", "/cancel")):
+        response = httpx.request(method, f"{server.url}/v1/jobs/{damaged.name}{path}")
+        assert response.status_code == 500 and damaged.name in response.json()["detail"]
+        assert "damaged" in response.json()["detail"]
+    shutil.rmtree(damaged)
     for method, path in (("POST", ""), ("GET", ""), ("GET", "/x"), ("POST", "/x/cancel")):
         response = httpx.request(method, f"{demo_server.url}/v1/jobs{path}")
         assert response.status_code == 501 and "--bucket" in response.json()["detail"]
     said = by_hand("status", "nothing", server=server)
     assert said.returncode == 1 and "there is no job 'nothing'" in said.stderr
+
+
+def test_a_set_too_large_for_a_request_is_not_sent(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "{index}"}}\n' for index in range(MAX_JOB_PROBLEMS + 1)))
+    said = command("client", "submit", rows, "r", "--server", "http://127.0.0.1:9")
+    assert said.returncode == 1 and "more than 50,000 problems" in said.stderr and "bucket" in said.stderr
+    said = command("client", "submit", rows, "r", "--server", "http://127.0.0.1:9", "--limit", 2)
+    assert said.returncode == 1 and "more than" not in said.stderr
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])

@@ -2,6 +2,7 @@
 engines do not fail on demand."""
 
 import asyncio
+import threading
 
 import pytest
 from made_run import make_manifest, make_trajectory, tokenizer_json
@@ -10,7 +11,9 @@ from client.bucket import Bucket, BucketError
 from client.protocol import Failure, JobRequest
 from client.run import Run
 from server import jobs
+from server.job_store import JobStore
 from server.jobs import JobRunner
+from server.ownership import Claimant
 from server.settings import ServerSettings
 
 
@@ -119,6 +122,57 @@ def test_a_new_job_does_not_hurry_the_attempts_at_another(quick, tmp_path, monke
         return pair.attempts
 
     assert asyncio.run(go()) == 1
+
+
+def test_a_job_whose_end_outlasts_the_grace_is_handed_back(quick, tmp_path, monkeypatch):
+    released = threading.Event()
+    sealing = threading.Event()
+
+    def seal(self, totals):
+        sealing.set()
+        released.wait(30)
+
+    monkeypatch.setattr(Run, "seal", seal)
+    bucket = str(tmp_path / "b")
+    request = JobRequest(problems=[{"id": "a", "question": "q"}], run="r", top_k=8)
+
+    async def go():
+        runner = JobRunner(bucket, ServerSettings(bucket=bucket), {})
+        job_id = runner.store.post(request, None, 10)
+        runner.start(NoPair())
+        await asyncio.to_thread(sealing.wait, 30)
+        await runner.drain(0.2)
+        second = Claimant(JobStore(bucket), 30).claim()  # at once: no lease has to run out
+        released.set()
+        return job_id, second
+
+    job_id, second = asyncio.run(go())
+    assert (second.job_id, second.owner) == (job_id, 2)
+
+
+@pytest.mark.parametrize(("n", "allowed"), [(1, True), (2, False)])
+def test_the_bound_of_a_job_counts_trajectories(quick, tmp_path, n, allowed):
+    bucket = tmp_path / "b"
+    bucket.mkdir()
+    (bucket / "set.jsonl").write_text('{"question": "a"}\n{"question": "b"}\n{"question": "c"}\n')
+    request = JobRequest(problems_url="set.jsonl", run="r", top_k=8, n=n, temperature=1.0)
+    settings = ServerSettings(bucket=str(bucket), limits={"job_trajectories": 5})
+
+    async def go():
+        runner = JobRunner(str(bucket), settings, {})
+        runner.store.post(request, None, 10)
+        job_id = runner.store.ids()[0]
+        runner.start(NoPair())
+        for _ in range(200):
+            await asyncio.sleep(0.05)
+            if (job := runner.store.job(job_id)).status in ("completed", "failed"):
+                break
+        await runner.drain(5)
+        return job
+
+    job = asyncio.run(go())
+    assert (job.status == "completed") is allowed
+    assert allowed or "more than 2 problems" in job.error.detail
 
 
 def test_a_job_without_trouble_is_done_at_the_first_attempt(quick, tmp_path):

@@ -5,9 +5,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from pydantic import ValidationError
 
 from client.bucket import Bucket
-from client.protocol import JobError, JobRequest, Problem, RequestCounts
+from client.protocol import MAX_JOB_PROBLEMS, JobError, JobRequest, Problem, RequestCounts
 from client.sampler import Counts
 from server import jobs
 from server.job_store import JobStore, KeyReused, TooManyJobs
@@ -169,6 +170,35 @@ def test_a_job_that_was_handed_back_is_taken_at_once_and_goes_on_from_its_counts
     assert Claimant(store, 30).claim() is None  # it is owned again
 
 
+def test_an_owner_may_be_silent_for_its_own_lease_though_the_watcher_has_a_shorter_one(store, bucket):
+    post(store)
+    clock = Clock()
+    Claimant(store, 90).claim()
+    other = Claimant(JobStore(bucket), 30, clock)
+    assert other.claim() is None
+    clock.now = 89
+    assert other.claim() is None
+    clock.now = 91
+    assert other.claim().owner == 2
+
+
+def test_a_cancelled_job_of_a_dead_owner_is_ended_by_servers_that_take_none(store, bucket):
+    job_id, clock = post(store), Clock()
+    Claimant(store, 30).claim()
+    uncancelled = post(store, "s")
+    undertaker = Claimant(JobStore(bucket), 30, clock)
+    undertaker.end_cancelled()
+    store.cancel(job_id)
+    undertaker.end_cancelled()
+    clock.now = 29
+    undertaker.end_cancelled()
+    assert store.job(job_id).status == "cancelling"
+    clock.now = 31
+    undertaker.end_cancelled()
+    assert store.job(job_id).status == "cancelled"
+    assert store.job(uncancelled).status == "validating" and JobStore(bucket).folder(uncancelled).owner == 0
+
+
 def test_a_job_that_is_not_whole_is_neither_told_nor_taken(store):
     job_id = post(store)
     store.bucket.create("jobs/job-0000000000001-00000000/problems.jsonl", b"")
@@ -298,3 +328,10 @@ def test_a_job_of_a_later_version_is_done_as_far_as_it_is_understood(store, buck
     record = store.bucket.get(f"jobs/{job_id}/job.json").replace(b"{", b'{"of_tomorrow": 1, ', 1)
     store.bucket.put(f"jobs/{job_id}/job.json", record)
     assert Claimant(JobStore(bucket), 30).claim().job_id == job_id
+
+
+def test_a_request_carries_only_so_many_problems():
+    problems = [{"id": str(index), "question": "q"} for index in range(MAX_JOB_PROBLEMS + 1)]
+    assert len(JobRequest(problems=problems[:-1], run="r").problems) == MAX_JOB_PROBLEMS
+    with pytest.raises(ValidationError, match="at most 50000"):
+        JobRequest(problems=problems, run="r")
