@@ -1,12 +1,17 @@
 """A client that goes away frees what the engines do for it, at once, whatever it was doing."""
 
+import asyncio
 import json
 import socket
+import threading
 import time
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import uvicorn
+
+from server import __main__ as command_line
 
 FREED_SECONDS = 2.0
 LONG = {"max_tokens": 2000, "top_k": 32, "temperature": 2.0, "seed": 1, "n": 8}
@@ -60,3 +65,31 @@ def test_one_that_leaves_before_its_body_is_whole_is_forgotten(smollm2_server):
         stranger.sendall(b"POST /v1/trajectories HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
     assert httpx.get(f"{smollm2_server.url}/ready").status_code == 200
     assert smollm2_server.metric("lightreasoner_queue_depth") == 0
+
+
+def test_a_reader_that_stays_and_takes_nothing_loses_its_connection(monkeypatch):
+    """Against a plain application on the server's own socket: what is tested is what connections inherit from it."""
+    monkeypatch.setattr(command_line, "STALLED_MILLISECONDS", 1000)
+    listener = command_line.listen("127.0.0.1", 0)
+    left = threading.Event()
+
+    async def endless(scope, receive, send):
+        async def watch():
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+
+        watching = asyncio.create_task(watch())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not left.is_set():
+            await send({"type": "http.response.body", "body": bytes(100_000), "more_body": True})
+        await watching
+
+    serving = uvicorn.Server(uvicorn.Config(endless, lifespan="off", log_config=None))
+    thread = threading.Thread(target=serving.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    with socket.create_connection(listener.getsockname()) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert left.wait(20)
+    serving.should_exit = True
+    thread.join(10)

@@ -64,6 +64,14 @@ def quick(monkeypatch):
     monkeypatch.setattr(jobs, "FIRST_PAUSE_SECONDS", 0.01)
 
 
+async def until(condition):
+    for _ in range(600):
+        if condition():
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail("it does not come")
+
+
 def ended(bucket, **fields):
     """The end of a job of three problems on a server that has only this one, and the attempts that it took."""
     problems = [{"id": f"p{index}", "question": "q"} for index in range(3)]
@@ -73,12 +81,9 @@ def ended(bucket, **fields):
         pair, runner = NoPair(), JobRunner(str(bucket), ServerSettings(bucket=str(bucket)), {})
         job_id = runner.store.post(request, None, 10)
         runner.start(pair)
-        for _ in range(600):
-            await asyncio.sleep(0.05)
-            if (job := runner.store.job(job_id)).status in ("completed", "failed"):
-                break
+        await until(lambda: runner.store.job(job_id).status in ("completed", "failed"))
         await runner.drain(5)
-        return job, pair.attempts
+        return runner.store.job(job_id), pair.attempts
 
     return asyncio.run(go())
 
@@ -150,6 +155,66 @@ def test_a_job_whose_end_outlasts_the_grace_is_handed_back(quick, tmp_path, monk
     assert (second.job_id, second.owner) == (job_id, 2)
 
 
+class Endless(StandIn):
+    """Answers one problem, and is then busy with the next until it is told to stop."""
+
+    async def trajectories(self, problems, asking):
+        self.pair.attempts += 1
+        first, *_ = problems
+        yield make_trajectory(first.id, seed=1, tokens=4)
+        await until(lambda: self.stopping)
+
+
+def test_what_was_answered_by_the_time_of_a_cancel_is_written(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "PairSource", Endless)
+    bucket = str(tmp_path / "b")
+    request = JobRequest(problems=[{"id": name, "question": "q"} for name in "ab"], run="r", top_k=8)
+
+    async def go():
+        pair, runner = NoPair(), JobRunner(bucket, ServerSettings(bucket=bucket, lease_seconds=1), {})
+        job_id = runner.store.post(request, None, 10)
+        runner.start(pair)
+        await until(lambda: pair.attempts)
+        await asyncio.to_thread(runner.store.cancel, job_id)
+        await until(lambda: runner.store.job(job_id).status == "cancelled")
+        there = Run(f"{bucket}/r").keys()  # before the runner ends
+        await runner.drain(5)
+        return runner.store.job(job_id), there
+
+    job, there = asyncio.run(go())
+    assert there == {("a", 0)}
+    assert job.request_counts.completed == 1
+
+
+def test_an_owner_that_can_give_no_sign_of_life_stops_and_lets_others_take_the_job(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "PairSource", Endless)
+    bucket, written = str(tmp_path / "b"), JobStore.write_beat
+    failing = threading.Event()
+
+    def write_beat(self, *args):
+        if failing.is_set():
+            raise BucketError("no route to host")
+        written(self, *args)
+
+    monkeypatch.setattr(JobStore, "write_beat", write_beat)
+    request = JobRequest(problems=[{"id": name, "question": "q"} for name in "ab"], run="r", top_k=8)
+
+    async def go():
+        pair, runner = NoPair(), JobRunner(bucket, ServerSettings(bucket=bucket, lease_seconds=1), {})
+        runner.store.post(request, None, 10)
+        runner.start(pair)
+        await until(lambda: pair.attempts)
+        failing.set()
+        await until(lambda: Run(f"{bucket}/r").parts("trajectories"))  # written when it stopped
+        stopped = Run(f"{bucket}/r").keys()
+        failing.clear()
+        await until(lambda: pair.attempts == 2)
+        await runner.drain(5)
+        return stopped, pair.attempts
+
+    assert asyncio.run(go()) == ({("a", 0)}, 2)
+
+
 @pytest.mark.parametrize(("n", "allowed"), [(1, True), (2, False)])
 def test_the_bound_of_a_job_counts_trajectories(quick, tmp_path, n, allowed):
     bucket = tmp_path / "b"
@@ -163,12 +228,9 @@ def test_the_bound_of_a_job_counts_trajectories(quick, tmp_path, n, allowed):
         runner.store.post(request, None, 10)
         job_id = runner.store.ids()[0]
         runner.start(NoPair())
-        for _ in range(200):
-            await asyncio.sleep(0.05)
-            if (job := runner.store.job(job_id)).status in ("completed", "failed"):
-                break
+        await until(lambda: runner.store.job(job_id).status in ("completed", "failed"))
         await runner.drain(5)
-        return job
+        return runner.store.job(job_id)
 
     job = asyncio.run(go())
     assert (job.status == "completed") is allowed
