@@ -145,6 +145,10 @@ class Run:
         """Write one part of failures, each a line as the server sent it."""
         self.bucket.put(f"failures/{self._new_part()}.jsonl", b"".join(failure.to_line() for failure in failures))
 
+    def write_evaluation(self, name: str, body: bytes) -> None:
+        """Keep what an evaluation found, for the report; one of the same name gives way."""
+        self.bucket.put(f"evaluation/{name}.json", body)
+
     def mend(self, manifest: RunManifest) -> int:
         """Make the samples parts that a crash left out; returns how many."""
         missing = sorted(set(self.parts("trajectories")) - set(self.parts("samples")))

@@ -33,6 +33,12 @@ def _positive(value: float | None) -> float | None:
     return value
 
 
+def _share(value: float) -> float:
+    if not 0 < value <= 1:
+        raise typer.BadParameter(f"{value} is not above 0 and at most 1")
+    return value
+
+
 def _benchmarks(values: list[str]) -> list[str]:
     names = [value.partition("=")[0] for value in values]
     for value in values:
@@ -102,33 +108,58 @@ def evaluate_command(
         list[str],
         typer.Option(metavar="NAME=FILE", callback=_benchmarks, help="Problems with answers; may be given again."),
     ],
-    adapter: Annotated[str | None, typer.Option(help="Evaluate before and after, unmerged.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="Also with this adapter of the model, unmerged; may be given again."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first problems of each benchmark only.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the results as JSON.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.json",
+            help="Write the results as JSON, and beside it FILE.md with examples and FILE.jsonl with every output,"
+            " where the same command goes on if it is stopped.",
+        ),
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="Put the results into this RUN too, for its report.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a problem.")] = Examination.max_tokens,
     system_prompt: Annotated[str, typer.Option(help="Empty: no system message.")] = Examination.system_prompt,
+    n: Annotated[int, typer.Option(min=1, max=256, help="Outputs a problem, for pass@k.")] = Examination.n,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = Examination.temperature,
+    top_p: Annotated[float, typer.Option(callback=_share)] = Examination.top_p,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampled outputs.")] = Examination.seed,
     dtype: Dtype = None,
 ) -> None:
-    """Greedy zero-shot pass@1, answers compared with math-verify."""
-    if output and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise LightReasonerError(f"--output {output} cannot be written: name a file in a folder that is there")
+    """Zero-shot accuracy, greedy unless told otherwise; answers are compared with math-verify."""
+    if output and (output.suffix != ".json" or output.is_dir() or not output.absolute().parent.is_dir()):
+        raise LightReasonerError(
+            f"--output {output} cannot be written: name a file that ends in .json, in a folder that is there"
+        )
+    if n > 1 and temperature == 0:
+        raise LightReasonerError(
+            "--n above 1 needs --temperature above 0: greedy outputs of a problem are all the same"
+        )
     _quiet_transformers()
+    from client.run import Run
     from trainer.evaluate import evaluate
-    from trainer.scores import table
+    from trainer.summary import figures, markdown, table
 
+    if run:
+        Run(run).manifest()
     files = dict(value.split("=", 1) for value in benchmark)
-    settings = Examination(max_tokens, system_prompt, limit, dtype)
-    console = _console()
-    results = evaluate(model, adapter, files, settings, console)
-    console.print(table(results))
+    settings = Examination(max_tokens, system_prompt, limit, n, temperature, top_p, seed, dtype)
+    console, adapters = _console(), adapter or []
+    found = evaluate(model, adapters, files, settings, console, output and output.with_suffix(".jsonl"))
+    console.print(table(found))
+    about = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
+    text = json.dumps(figures(found) | about, indent=2) + "\n"
     if output:
-        body = {
-            "benchmarks": {result.name: result.to_json() for result in results},
-            "model": model,
-            "adapter": adapter,
-            "settings": {**asdict(settings), "files": files},
-        }
-        output.write_text(json.dumps(body, indent=2) + "\n")
+        output.write_text(text)
+        output.with_suffix(".md").write_text(markdown(found))
+    if run:
+        Run(run).write_evaluation(output.stem if output else "evaluation", text.encode())
 
 
 def _console() -> Console:

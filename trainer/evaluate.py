@@ -1,141 +1,141 @@
-"""Greedy zero-shot pass@1 of a model, and of the same model with an adapter, through one vLLM engine.
+"""Zero-shot accuracy of a model, and of the same model with adapters, through one vLLM engine.
 
-In: a model, perhaps an adapter, benchmarks with answers. Out: a result a benchmark. The adapter is applied by
-vLLM as it is, unmerged. Everything that can be wrong with the input is found before the engine starts.
+In: a model, adapters of it, benchmarks with answers. Out: a record an output, kept as they come, and what is to be
+said from them. Everything that can be wrong with the input is found before the engine starts.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
+import hashlib
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
 
-from jinja2 import TemplateError
 from rich.console import Console
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import AutoTokenizer
 
-from client.errors import ModelError
-from client.fingerprints import model_folder
-from client.problems import read_problems
-from trainer.adapter import check_base, read_config
-from trainer.answers import Gold, gold_answer, question_of
-from trainer.base import config_of, weights_dtype
+from client.errors import LightReasonerError
+from client.fingerprints import model_fingerprint, model_folder
+from trainer.adapter import WEIGHTS, check_base, read_config
+from trainer.answer_engine import AnswerEngine
+from trainer.base import config_of
+from trainer.benchmarks import Benchmark, read_benchmark
 from trainer.grader import grade
-from trainer.scores import BenchmarkResult, result
-from trainer.settings import Examination, Precision
+from trainer.records import Record, Records
+from trainer.scores import Comparison, compare
+from trainer.settings import Examination
 
-QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
-"""Unless the user sets them otherwise, so that the table is what one sees."""
-CPU_CACHE_BYTES = 2**30
-"""vLLM's own default on a CPU takes nearly all of the memory."""
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A problem set with answers, rendered for the model."""
-
-    name: str
-    prompts: list[list[int]]
-    golds: list[Gold]
-
-
-class GreedyEngine:
-    """vLLM around one model and at most one adapter. Decodes greedily, whatever generation_config.json says."""
-
-    def __init__(self, folder: Path, adapter: Path | None, dtype: Precision | None, max_model_len: int) -> None:
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        from vllm import LLM
-        from vllm.platforms import current_platform
-
-        options: dict[str, Any] = {"enable_lora": True, "max_lora_rank": _lora_rank(adapter)} if adapter else {}
-        if current_platform.is_cpu():
-            options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
-        self.max_model_len = max_model_len
-        self.adapter = adapter
-        try:
-            self.llm = LLM(
-                model=str(folder),
-                dtype=weights_dtype(dtype, folder),  # type: ignore[arg-type]
-                generation_config="vllm",
-                max_model_len=max_model_len,
-                use_tqdm_on_load=sys.stderr.isatty(),
-                **options,
-            )
-        except (RuntimeError, ValueError) as error:  # vLLM's own log, before this line, has the details
-            raise ModelError(f"vLLM could not start {folder}: {str(error).splitlines()[0]}") from error
-
-    def answers(self, prompts: Sequence[list[int]], max_tokens: int, adapted: bool) -> list[str]:
-        """An output for every prompt, which vLLM cuts where the context ends; '' for a prompt that does not fit it."""
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.lora.request import LoRARequest
-
-        lora = LoRARequest("adapter", 1, str(self.adapter)) if adapted else None
-        asked = [index for index, prompt in enumerate(prompts) if len(prompt) < self.max_model_len]
-        outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=prompts[index]) for index in asked],
-            SamplingParams(temperature=0.0, max_tokens=max_tokens),
-            lora_request=lora,
-            use_tqdm=sys.stderr.isatty(),
-        )
-        texts = dict(zip(asked, (output.outputs[0].text for output in outputs), strict=True))
-        return [texts.get(index, "") for index in range(len(prompts))]
-
-    def close(self) -> None:
-        """End the engine's process."""
-        self.llm.llm_engine.engine_core.shutdown()
+BASE = "base"
+"""The name of the model without an adapter, in records and results."""
+AT_ONCE = 512
+"""Outputs asked for before the records are written: what an evaluation that is killed has to do again."""
 
 
 def evaluate(
-    model: str, adapter: str | None, benchmarks: Mapping[str, str], examination: Examination, console: Console
-) -> list[BenchmarkResult]:
-    """Score a model on benchmarks (name -> file); with an adapter before and after, in the one engine.
+    model: str,
+    adapters: Sequence[str],
+    benchmarks: Mapping[str, str],
+    examination: Examination,
+    console: Console,
+    file: Path | None = None,
+) -> list[Comparison]:
+    """Score a model on benchmarks (name -> file), as it is and with each adapter, in the one engine.
 
-    Raises ModelError or ProblemSetError for what is wrong with the input.
+    `file`: where records are kept, and taken up again by the same call. Raises ModelError, ProblemSetError or another
+    LightReasonerError for what is wrong with the input.
     """
-    folder = model_folder(model)
-    adapter_folder = Path(adapter) if adapter else None
-    if adapter_folder:
-        read_config(adapter_folder)
-        check_base(adapter_folder, folder)
+    folder, tuned = model_folder(model), [Path(adapter) for adapter in adapters]
+    for adapter in tuned:
+        read_config(adapter)
+        check_base(adapter, folder)
+    if len(set(tuned)) < len(tuned):
+        raise LightReasonerError("--adapter: the same adapter is given twice")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    read = [read_benchmark(name, file, tokenizer, examination) for name, file in benchmarks.items()]
-    context = context_for(folder, read, examination.max_tokens, console)
-    engine = GreedyEngine(folder, adapter_folder, examination.dtype, context)
+    read = [read_benchmark(name, path, tokenizer, examination) for name, path in benchmarks.items()]
+    about = {
+        "base": model_fingerprint(folder),
+        "adapters": {str(adapter): hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest() for adapter in tuned},
+        "benchmarks": {benchmark.name: benchmark.digest for benchmark in read},
+        **{name: value for name, value in asdict(examination).items() if name != "limit"},
+    }
+    records = Records(file, about)
     try:
-        before = {b.name: verdicts(engine, b, examination, False, console) for b in read}
-        if not adapter_folder:
-            return [result(name, base) for name, base in before.items()]
-        return [result(b.name, verdicts(engine, b, examination, True, console), before[b.name]) for b in read]
+        _ask_all(folder, tuned, read, examination, records, console)
+    finally:
+        records.close()
+    names = [BASE, *map(str, tuned)]
+    return [compare(benchmark.name, [(name, records.of(name, benchmark.name)) for name in names]) for benchmark in read]
+
+
+def _ask_all(
+    folder: Path,
+    adapters: Sequence[Path],
+    benchmarks: Sequence[Benchmark],
+    examination: Examination,
+    records: Records,
+    console: Console,
+) -> None:
+    """Ask every model what has no record yet."""
+    models = {BASE: None, **{str(adapter): adapter for adapter in adapters}}
+    missing = [
+        (name, benchmark, number)
+        for name in models
+        for benchmark in benchmarks
+        for number in range(len(benchmark.questions))
+        if any((name, benchmark.name, number, index) not in records for index in range(examination.n))
+    ]
+    context = context_for(folder, benchmarks, examination.max_tokens, console)
+    if len(records):
+        console.print(f"{len(records):,} outputs are there already", soft_wrap=True)
+    if not missing:
+        return
+    engine = AnswerEngine(folder, adapters, examination.dtype, context)
+    try:
+        with _progress(console, len(missing) * examination.n) as advance:
+            while missing:
+                name, benchmark = missing[0][:2]
+                most = max(1, AT_ONCE // examination.n)
+                these = [number for *about, number in missing[:most] if about == [name, benchmark]]
+                missing = missing[len(these) :]
+                questions = [benchmark.questions[number] for number in these]
+                outputs = engine.answers([question.prompt for question in questions], examination, models[name])
+                for number, question, texts in zip(these, questions, outputs, strict=True):
+                    grades = [grade(question.gold, text) for text in texts]
+                    records.add(
+                        Record(name, benchmark.name, number, question.id, index, question.text, text, found.extracted,
+                               question.gold.text, found.correct)
+                        for index, (text, found) in enumerate(zip(texts, grades, strict=True))
+                    )  # fmt: skip
+                advance(f"{benchmark.name}, {name}", len(these) * examination.n)
     finally:
         engine.close()
 
 
-def read_benchmark(name: str, file: str, tokenizer: PreTrainedTokenizerBase, examination: Examination) -> Benchmark:
-    """Read a benchmark and render its questions. Raises ProblemSetError naming a row that will not do."""
-    problems = read_problems(file, examination.limit)
-    golds = [gold_answer(problem) for problem in problems]
-    prompts = [render(tokenizer, examination.system_prompt, question_of(problem)) for problem in problems]
-    return Benchmark(name, prompts, golds)
+@contextlib.contextmanager
+def _progress(console: Console, total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar on a terminal; elsewhere a line when a benchmark or a model begins. Gives what to call after a batch."""
+    said = ""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=total)
 
+        def advance(what: str, count: int) -> None:
+            nonlocal said
+            if what != said and not console.is_terminal:
+                console.print(f"{what} …", soft_wrap=True)
+            said = what
+            bar.update(task, description=what, advance=count)
 
-def render(tokenizer: PreTrainedTokenizerBase, system_prompt: str, question: str) -> list[int]:
-    """A question as the chat template puts it, straight to ids, so that no second BOS is added."""
-    if not tokenizer.chat_template:
-        raise ModelError(f"{tokenizer.name_or_path} has no chat template; add chat_template.jinja to the model folder")
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    messages = [*system, {"role": "user", "content": question}]
-    try:
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-    except TemplateError as error:
-        raise ModelError(
-            f"the chat template of {tokenizer.name_or_path} refuses the prompt: {error}. "
-            "Where it knows no system role, give --system-prompt ''"
-        ) from error
+        yield advance
 
 
 def context_for(folder: Path, benchmarks: Sequence[Benchmark], max_tokens: int, console: Console) -> int:
@@ -143,38 +143,14 @@ def context_for(folder: Path, benchmarks: Sequence[Benchmark], max_tokens: int, 
 
     Says which prompts do not fit; they are counted as wrong.
     """
-    longest = max(len(prompt) for benchmark in benchmarks for prompt in benchmark.prompts)
+    longest = max(len(question.prompt) for benchmark in benchmarks for question in benchmark.questions)
     context = getattr(config_of(folder).get_text_config(), "max_position_embeddings", None)
     context = min(context or sys.maxsize, longest + max_tokens)
     for benchmark in benchmarks:
-        if too_long := sum(len(prompt) >= context for prompt in benchmark.prompts):
+        if too_long := sum(len(question.prompt) >= context for question in benchmark.questions):
             console.print(
                 f"warning: {benchmark.name}: {too_long} prompts fill the context of {context} tokens; counted as wrong",
                 style="yellow",
                 soft_wrap=True,
             )
     return context
-
-
-def verdicts(
-    engine: GreedyEngine, benchmark: Benchmark, examination: Examination, adapted: bool, console: Console
-) -> list[bool]:
-    """Ask every question, judge every answer."""
-    began = time.monotonic()
-    outputs = engine.answers(benchmark.prompts, examination.max_tokens, adapted)
-    judged = [grade(gold, output).correct for gold, output in zip(benchmark.golds, outputs, strict=True)]
-    who = "with the adapter" if adapted else "the model as it is"
-    console.print(f"{benchmark.name}: {who}, {len(judged)} problems in {time.monotonic() - began:.1f} s")
-    return judged
-
-
-def _lora_rank(adapter: Path) -> int:
-    """The smallest rank that vLLM can be set to and that holds the adapter's."""
-    from vllm.config.lora import MaxLoRARanks
-
-    rank, possible = read_config(adapter).get("r"), get_args(MaxLoRARanks)
-    if rank is None or rank > max(possible):
-        raise ModelError(
-            f"{adapter} has LoRA rank {rank}; vLLM applies 1 to {max(possible)}. Merge it and evaluate the merged model"
-        )
-    return min(r for r in possible if r >= rank)

@@ -1,38 +1,53 @@
-"""What can be said from verdicts: accuracy with its interval, and whether two models differ on the same problems.
+"""What can be said from verdicts: accuracy with its interval, pass@k, whether two models differ on the same problems.
 
-In: a verdict a problem. Out: scores, as values, as JSON and as a table. Knows nothing of models.
+In: verdicts, a list of samples for each problem. Out: figures. Knows nothing of models or files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
-from rich.table import Table
-from scipy.stats import binomtest
+import numpy as np
+from scipy.stats import binomtest, bootstrap
+
+from trainer.records import Record
+
+RESAMPLES = 2000
+EXAMPLES = 3
+"""Of each kind, that a comparison shows."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Correct answers out of n, and the 95% Wilson interval of the accuracy."""
+    """Correct outputs of n problems; accuracy is pass@1, `interval` its 95% interval over problems."""
 
     n: int
-    correct: int
+    samples: int  # a problem
+    correct: int  # of n * samples
     interval: tuple[float, float]
+    pass_at: dict[int, float]  # by k, where there are several samples
 
     @property
     def accuracy(self) -> float:
-        return self.correct / self.n
+        return self.correct / (self.n * self.samples)
 
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.accuracy:.1%} [{low:.1%}, {high:.1%}]"
 
+    def to_json(self) -> dict[str, Any]:
+        figures: dict[str, Any] = {"correct": self.correct, "accuracy": self.accuracy, "interval": list(self.interval)}
+        if self.samples > 1:
+            figures |= {"samples": self.samples, "pass_at": {str(k): value for k, value in self.pass_at.items()}}
+        return figures
+
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same problems: what the second fixed, what it broke, McNemar's exact two-sided p."""
+    """Two models on the same problems, greedily: what the second fixed, what it broke, McNemar's exact two-sided p."""
 
     fixed: int
     broken: int
@@ -40,25 +55,56 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class BenchmarkResult:
-    """A benchmark's score; with an adapter it is the adapted model's, and `before` the base's."""
+class ModelResult:
+    """One model's result on a benchmark, against the base where it is not the base itself."""
 
-    name: str
+    model: str
     score: Score
-    before: Score | None = None
-    paired: Paired | None = None
+    paired: Paired | None = None  # None: the base, or several samples a problem
+    fixed: tuple[tuple[Record, Record], ...] = ()  # examples: the base's output and this model's
+    broken: tuple[tuple[Record, Record], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        figures: dict[str, Any] = {"n": self.score.n, **_figures(self.score)}
-        if self.before and self.paired:
-            figures |= {"before": _figures(self.before), "paired": vars(self.paired)}
-        return figures
+        return {"n": self.score.n, **self.score.to_json(), **({"paired": vars(self.paired)} if self.paired else {})}
 
 
-def score(verdicts: Sequence[bool]) -> Score:
-    """Count; the interval is Wilson's (1927), which holds near 0 and 1 where the normal one does not."""
-    interval = binomtest(sum(verdicts), len(verdicts)).proportion_ci(confidence_level=0.95, method="wilson")
-    return Score(len(verdicts), sum(verdicts), (float(interval.low), float(interval.high)))
+@dataclass(frozen=True)
+class Comparison:
+    """A benchmark's results: the base's first, then the others'."""
+
+    benchmark: str
+    results: list[ModelResult]
+
+    def to_json(self) -> dict[str, Any]:
+        """The last model's figures, and beside them the base's as `before` where they are two."""
+        base, last = self.results[0], self.results[-1]
+        return last.to_json() | ({} if last is base else {"before": base.score.to_json()})
+
+
+def score(verdicts: Sequence[Sequence[bool]]) -> Score:
+    """Count `verdicts[problem][sample]`; every problem has as many samples.
+
+    The interval of single samples is Wilson's (1927), which holds near 0 and 1 where the normal one does not; that of
+    several is a percentile bootstrap over problems. pass@k is the unbiased estimate of Chen et al., arXiv 2107.03374.
+    """
+    n, samples = len(verdicts), len(verdicts[0])
+    right = [sum(problem) for problem in verdicts]
+    if samples == 1:
+        interval = binomtest(sum(right), n).proportion_ci(confidence_level=0.95, method="wilson")
+    else:
+        rates = np.array(right) / samples
+        resampled = bootstrap(
+            (rates,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0), batch=100
+        )
+        interval = resampled.confidence_interval
+    ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, 128, samples) if k <= samples}) if samples > 1 else []
+    pass_at = {k: float(np.mean([pass_at_k(samples, count, k) for count in right])) for k in ks}
+    return Score(n, samples, sum(right), (float(interval.low), float(interval.high)), pass_at)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """How likely one of k samples is right, drawn without replacement from n of which `correct` are."""
+    return 1.0 - comb(n - correct, k) / comb(n, k)
 
 
 def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
@@ -69,30 +115,18 @@ def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
     return Paired(fixed, broken, float(p))
 
 
-def result(name: str, verdicts: Sequence[bool], before: Sequence[bool] | None = None) -> BenchmarkResult:
-    """A benchmark's result from its verdicts, and those of the base model where there are two."""
-    if before is None:
-        return BenchmarkResult(name, score(verdicts))
-    return BenchmarkResult(name, score(verdicts), score(before), paired(before, verdicts))
-
-
-def table(results: Sequence[BenchmarkResult]) -> Table:
-    """The results as the terminal shows them."""
-    compared = any(result.before for result in results)
-    columns = ("before", "after", "fixed", "broken", "McNemar's p") if compared else ("accuracy",)
-    shown = Table("benchmark", title="greedy pass@1, 95% intervals")
-    for column in ("n", *columns):
-        shown.add_column(column, justify="right")
-    for result in results:
-        cells = [result.name, str(result.score.n)]
-        if result.before and result.paired:
-            pair = result.paired
-            cells += [str(result.before), str(result.score), str(pair.fixed), str(pair.broken), f"{pair.p:.2g}"]
-        else:
-            cells.append(str(result.score))
-        shown.add_row(*cells)
-    return shown
-
-
-def _figures(score: Score) -> dict[str, Any]:
-    return {"correct": score.correct, "accuracy": score.accuracy, "interval": list(score.interval)}
+def compare(benchmark: str, models: Sequence[tuple[str, list[list[Record]]]]) -> Comparison:
+    """A benchmark's results from each model's records, `records[problem][sample]`; the first model is the base."""
+    results: list[ModelResult] = []
+    base = models[0][1]
+    for model, records in models:
+        counted = score([[record.correct for record in samples] for samples in records])
+        if records is base or counted.samples > 1:
+            results.append(ModelResult(model, counted))
+            continue
+        both = [(then[0], now[0]) for then, now in zip(base, records, strict=True)]
+        tested = paired([then.correct for then, _ in both], [now.correct for _, now in both])
+        fixed = [pair for pair in both if not pair[0].correct and pair[1].correct]
+        broken = [pair for pair in both if pair[0].correct and not pair[1].correct]
+        results.append(ModelResult(model, counted, tested, tuple(fixed[:EXAMPLES]), tuple(broken[:EXAMPLES])))
+    return Comparison(benchmark, results)

@@ -31,9 +31,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Examination:
-    """How questions are put to a model that is evaluated; decoding is greedy."""
+    """How questions are put to a model that is evaluated."""
 
     max_tokens: int = 1024
     system_prompt: str = r"Please reason step by step, and put your final answer within \boxed{}."  # "": no message
     limit: int | None = None  # problems a benchmark
+    n: int = 1  # outputs a problem
+    temperature: float = 0.0  # greedy
+    top_p: float = 1.0
+    seed: int = 0
     dtype: Precision | None = None

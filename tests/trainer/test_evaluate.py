@@ -6,6 +6,7 @@ import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from vllm.lora.request import LoRARequest
 
 from client.fingerprints import model_fingerprint
 from trainer.__main__ import main
+from trainer.answer_engine import AnswerEngine
 from trainer.answers import Gold
-from trainer.evaluate import GreedyEngine, render
-from trainer.grader import grade
+from trainer.benchmarks import render
+from trainer.grader import Grade, grade
+from trainer.settings import Examination
 
 CONTEXT, NEW_TOKENS, PROBLEMS = 96, 16, 24
 SYSTEM = "The answer is"
@@ -65,7 +68,8 @@ class Evaluation:
     outputs: dict[bool, list[str]]  # what transformers and peft answer, without and with the adapter
     stdout: str
     results: dict
-    engine: GreedyEngine
+    engine: AnswerEngine
+    folder: Path
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +82,20 @@ def evaluation(tmp_path_factory, expert, adapter, models, questions, prompts):
     rows = [{"question": q, "answer": f"It is so.\n#### {gold}"} for q, gold in zip(questions, golds, strict=True)]
     rows.append({"question": "Ann has " + "apples " * CONTEXT, "answer": "5"})
     (folder / "digits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = f"evaluate {expert} --adapter {adapter} --benchmark digits={folder / 'digits.jsonl'}".split()
+    other = save_adapter(folder / "other", expert, seed=5)
+    words = (
+        f"evaluate {expert} --adapter {other} --adapter {adapter} --benchmark digits={folder / 'digits.jsonl'}".split()
+    )
     words += ["-o", str(folder / "results.json"), "--max-tokens", str(NEW_TOKENS), "--system-prompt", SYSTEM]
-    engines: list[GreedyEngine] = []
-    close = GreedyEngine.close
+    engines: list[AnswerEngine] = []
+    close = AnswerEngine.close
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as stdout:
-        patch.setattr(GreedyEngine, "close", lambda engine: engines.append(engine))
+        patch.setattr(AnswerEngine, "close", lambda engine: engines.append(engine))
         patch.setattr(sys, "argv", ["lightreasoner-trainer", *words])
         with suppress(SystemExit):
             main()
     results = json.loads((folder / "results.json").read_text())
-    yield Evaluation(golds, outputs, stdout.getvalue(), results, engines[0])
+    yield Evaluation(golds, outputs, stdout.getvalue(), results, engines[0], folder)
     close(engines[0])
 
 
@@ -100,7 +107,7 @@ def test_vllm_with_and_without_the_adapter_says_what_transformers_and_peft_say(
     outputs = evaluation.engine.llm.generate(
         [{"prompt_token_ids": prompt} for prompt in prompts],
         SamplingParams(temperature=0.0, max_tokens=8, logprobs=20, ignore_eos=True),
-        lora_request=LoRARequest("adapter", 1, str(adapter)) if adapted else None,
+        lora_request=LoRARequest("adapter", 2, str(adapter)) if adapted else None,
         use_tqdm=False,
     )
     for prompt, output in zip(prompts, outputs, strict=True):
@@ -116,7 +123,7 @@ def test_an_answer_is_cut_where_the_context_ends_and_a_prompt_that_fills_it_gets
     known = next(index for index, text in enumerate(evaluation.outputs[False]) if text)
     filler = prompts[0] * 20
     asked = [filler[:CONTEXT], prompts[known], filler[: CONTEXT - 3]]
-    none, whole, cut = evaluation.engine.answers(asked, NEW_TOKENS, adapted=False)
+    (none,), (whole,), (cut,) = evaluation.engine.answers(asked, Examination(max_tokens=NEW_TOKENS), None)
     assert none == "" and whole == evaluation.outputs[False][known]
     tokenizer = AutoTokenizer.from_pretrained(evaluation.results["model"])
     assert len(tokenizer(cut, add_special_tokens=False).input_ids) <= 3
@@ -145,19 +152,23 @@ def test_before_and_after_are_counted_as_transformers_and_peft_answer(evaluation
 
 def test_results_are_written_as_json_and_shown_as_a_table(evaluation, expert, adapter):
     results = evaluation.results
-    assert results.keys() == {"benchmarks", "model", "adapter", "settings"}
+    assert results.keys() == {"benchmarks", "models", "model", "adapters", "settings"}
+    other = str(evaluation.folder / "other")
+    assert list(results["models"]) == ["base", other, str(adapter)]
+    assert results["models"][str(adapter)]["digits"] == {
+        name: value for name, value in results["benchmarks"]["digits"].items() if name != "before"
+    }
     figures = results["benchmarks"]["digits"]
     assert figures.keys() == {"n", "correct", "accuracy", "interval", "before", "paired"}
     assert figures["n"] == PROBLEMS + 1 and figures["accuracy"] == figures["correct"] / figures["n"]
     low, high = figures["interval"]
     assert 0 <= low < figures["accuracy"] < high <= 1
     assert figures["before"].keys() == {"correct", "accuracy", "interval"}
-    assert (results["model"], results["adapter"]) == (str(expert), str(adapter))
+    assert (results["model"], results["adapters"]) == (str(expert), [other, str(adapter)])
     assert results["settings"]["max_tokens"] == NEW_TOKENS and results["settings"]["system_prompt"] == SYSTEM
     for word in (
         "digits",
-        "before",
-        "after",
+        "base",
         "fixed",
         "broken",
         "McNemar's p",
@@ -165,6 +176,66 @@ def test_results_are_written_as_json_and_shown_as_a_table(evaluation, expert, ad
     ):
         assert word in evaluation.stdout
     assert "digits: 1 prompts fill the context of 96 tokens; counted as wrong" in evaluation.stdout
+
+
+def test_every_output_is_kept_with_its_grade_and_examples_are_shown(evaluation, adapter):
+    first, *lines = (evaluation.folder / "results.jsonl").read_text().splitlines()
+    assert json.loads(first)["evaluation"]["max_tokens"] == NEW_TOKENS
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 3 * (PROBLEMS + 1)
+    by_model = ["base", *evaluation.results["adapters"]]
+    mine = [record for record in records if record["model"] == str(adapter)][:PROBLEMS]
+    assert [record["output"] for record in mine] == evaluation.outputs[True]
+    assert [record["gold"] for record in mine] == evaluation.golds
+    outputs = [[record["output"] for record in records if record["model"] == model] for model in by_model]
+    assert len({tuple(of_one) for of_one in outputs}) == 3
+    for record in records:
+        assert grade(Gold(record["gold"]), record["output"]) == Grade(record["extracted"], record["correct"])
+    text = (evaluation.folder / "results.md").read_text()
+    assert f"## fixed by {adapter}: digits" in text and f"## broken by {adapter}: digits" in text
+    assert "| benchmark | model | n | accuracy | fixed | broken | McNemar's p |" in text
+
+
+def test_an_evaluation_that_was_killed_asks_only_for_what_is_missing(tmp_path, evaluation, adapter, trainer_cli):
+    folder = shutil.copytree(evaluation.folder, tmp_path / "again")
+    records = folder / "results.jsonl"
+    whole = records.read_bytes()
+    records.write_bytes(whole[: len(whole) - 2500])  # in the middle of a line
+    left = records.read_bytes().count(b"\n") - 1
+    assert 0 < left < 3 * (PROBLEMS + 1)
+    settings = evaluation.results["settings"]
+    words = ["evaluate", evaluation.results["model"], "--benchmark", f"digits={settings['files']['digits']}"]
+    words += [word for path in evaluation.results["adapters"] for word in ("--adapter", path)]
+    words += ["-o", folder / "results.json", "--system-prompt", SYSTEM, "--max-tokens"]
+    code, _, err = trainer_cli(*words, NEW_TOKENS + 1)
+    assert code == 1 and f"max_tokens {NEW_TOKENS} there, {NEW_TOKENS + 1} now" in err
+    code, shown, err = trainer_cli(*words, NEW_TOKENS)
+    assert code == 0, err
+    assert f"{left} outputs are there already" in shown
+    assert records.read_bytes() == whole
+    assert json.loads((folder / "results.json").read_text()) == evaluation.results
+
+
+def test_several_outputs_a_problem_give_pass_at_k_and_the_results_go_into_a_run(
+    tmp_path, expert, run, evaluation, trainer_cli
+):
+    mine = shutil.copytree(str(run), tmp_path / "run")
+    file = evaluation.results["settings"]["files"]["digits"]
+    words = ("evaluate", expert, "--benchmark", f"digits={file}", "--limit", 6, "--system-prompt", SYSTEM)
+    words += ("--max-tokens", 8, "--n", 4, "-o", tmp_path / "sampled.json", "--run", mine)
+    code, _, err = trainer_cli(*words)
+    assert code == 1 and "--temperature" in err
+    code, shown, err = trainer_cli(*words, "--temperature", 1.0, "--seed", 3)
+    assert code == 0, err
+    figures = json.loads((tmp_path / "sampled.json").read_text())["benchmarks"]["digits"]
+    records = [json.loads(line) for line in (tmp_path / "sampled.jsonl").read_text().splitlines()[1:]]
+    assert len(records) == 24 and len({record["output"] for record in records if record["number"] == 0}) > 1
+    right = [sum(r["correct"] for r in records if r["number"] == number) for number in range(6)]
+    assert (figures["n"], figures["samples"], figures["correct"]) == (6, 4, sum(right))
+    assert figures["pass_at"]["1"] == pytest.approx(sum(right) / 24)
+    assert figures["pass_at"]["4"] == pytest.approx(sum(count > 0 for count in right) / 6)
+    assert "pass@4" in shown
+    assert (mine / "evaluation" / "sampled.json").read_text() == (tmp_path / "sampled.json").read_text()
 
 
 def test_the_merged_model_loads_in_vllm_and_scores_what_the_adapter_scored(
@@ -180,7 +251,7 @@ def test_the_merged_model_loads_in_vllm_and_scores_what_the_adapter_scored(
     figures = json.loads((tmp_path / "results.json").read_text())["benchmarks"]["digits"]
     expected = evaluation.results["benchmarks"]["digits"]
     assert figures == {name: expected[name] for name in ("n", "correct", "accuracy", "interval")}
-    assert "accuracy" in shown and "before" not in shown
+    assert "accuracy" in shown and "McNemar" not in shown
 
 
 def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(tmp_path, expert, adapter, trainer_cli):
@@ -201,6 +272,9 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(tmp_path, 
         ((mute, *good), 1, "has no chat template"),
         ((tmp_path / "none", *good), 1, "no model folder at"),
         ((expert, *good, "-o", tmp_path / "no" / "r.json"), 1, "--output"),
+        ((expert, *good, "-o", tmp_path / "results"), 1, "ends in .json"),
+        ((expert, *good, "--adapter", adapter, "--adapter", adapter), 1, "given twice"),
+        ((expert, *good, "--run", tmp_path), 1, "no RUN at"),
         ((expert, "--benchmark", "good.jsonl"), 2, "--benchmark"),
         ((expert, *good, *good), 2, "twice"),
     ):

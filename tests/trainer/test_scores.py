@@ -1,11 +1,15 @@
 """Intervals and p-values against published figures and the definition."""
 
+from itertools import combinations
 from math import comb
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from trainer.scores import paired, result, score, table
+from trainer.records import Record
+from trainer.scores import compare, paired, pass_at_k, score
+from trainer.summary import markdown, table
 
 
 @pytest.mark.parametrize(
@@ -14,7 +18,7 @@ from trainer.scores import paired, result, score, table
 )
 def test_the_interval_is_wilsons(correct, n, interval):
     """Newcombe, Statistics in Medicine 17 (1998) 857, table I, method 3."""
-    found = score([True] * correct + [False] * (n - correct))
+    found = score([[True]] * correct + [[False]] * (n - correct))
     assert found.interval == pytest.approx(interval, abs=5e-5)
     assert (found.n, found.correct, found.accuracy) == (n, correct, correct / n)
 
@@ -30,14 +34,52 @@ def test_mcnemar_is_exact_on_the_problems_where_the_two_differ(fixed, broken):
     assert found.p == pytest.approx(min(1.0, 2 * tail))
 
 
-def test_the_table_compares_where_there_is_something_to_compare():
-    def shown(results):
-        console = Console(width=120, markup=False)
-        with console.capture() as capture:
-            console.print(table(results))
-        return capture.get()
+def record(model, number, index, right):
+    output = f"`{model}` says\n\\boxed{{{int(right)}}}"
+    return Record(model, "demo", number, f"p{number}", index, "q?", output, str(int(right)), "1", right)
 
-    alone = shown([result("demo", [True, False, True, True])])
-    assert "accuracy" in alone and "75.0% [30.1%, 95.4%]" in alone and "before" not in alone
-    both = shown([result("demo", [True, True], [True, False])])
-    assert all(word in both for word in ("before", "after", "fixed", "broken", "McNemar's p", "50.0%", "100.0%"))
+
+def records(model, verdicts):
+    return [
+        [record(model, number, index, right) for index, right in enumerate(samples)]
+        for number, samples in enumerate(verdicts)
+    ]
+
+
+def shown(comparisons):
+    console = Console(width=120, markup=False)
+    with console.capture() as capture:
+        console.print(table(comparisons))
+    return capture.get()
+
+
+def test_the_table_compares_where_there_is_something_to_compare():
+    one, both = [[True], [False], [True], [True]], [[True], [True], [False], [True]]
+    alone = shown([compare("demo", [("base", records("base", one))])])
+    assert "75.0% [30.1%, 95.4%]" in alone and "McNemar" not in alone
+    two = compare("demo", [("base", records("base", one)), ("tuned", records("tuned", both))])
+    assert all(word in shown([two]) for word in ("base", "tuned", "fixed", "broken", "McNemar's p"))
+    assert (two.results[1].paired.fixed, two.results[1].paired.broken) == (1, 1)
+    text = markdown([two])
+    assert text.count("## fixed by tuned: demo, problem p1") == text.count("## broken by tuned: demo, problem p2") == 1
+    assert "    `base` says" in text  # quoted as code
+
+
+def test_pass_at_k_is_the_chance_of_a_draw_that_holds_a_right_one():
+    for n, correct, k in ((5, 2, 1), (5, 2, 3), (6, 0, 4), (4, 4, 2), (7, 1, 7)):
+        draws = list(combinations([True] * correct + [False] * (n - correct), k))
+        assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
+def test_several_samples_are_averaged_with_a_bootstrap_interval():
+    rng = np.random.default_rng(1)
+    rates = rng.uniform(size=300)
+    verdicts = [list(rng.uniform(size=8) < rate) for rate in rates]
+    found = score(verdicts)
+    mean, spread = np.mean(verdicts), np.std(np.mean(verdicts, axis=1)) / np.sqrt(300)
+    assert (found.n, found.samples, found.accuracy) == (300, 8, pytest.approx(mean))
+    assert found.interval == pytest.approx((mean - 1.96 * spread, mean + 1.96 * spread), abs=0.006)
+    assert list(found.pass_at) == [1, 2, 4, 8] and found.pass_at[1] == pytest.approx(mean)
+    assert found.pass_at[8] == pytest.approx(np.mean(np.any(verdicts, axis=1)))
+    compared = compare("demo", [("base", records("base", verdicts)), ("tuned", records("tuned", verdicts))])
+    assert compared.results[1].paired is None and "pass@8" in shown([compared])
