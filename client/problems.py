@@ -146,7 +146,9 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
 def _id(row: dict[str, Any], question: str, where: str) -> str:
     value = row.get("id")
     if value is None:
-        return hashlib.sha256(question.encode()).hexdigest()[:16]
+        choices = row.get("choices")  # with others it is another problem
+        text = f"{question}\n{choices}" if choices else question
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise ProblemSetError(f"{where}: 'id' is {value!r}; it must be a text or a whole number")
     if len(str(value)) > 512:

@@ -22,8 +22,9 @@ from client.errors import ModelError
 from client.fingerprints import model_folder
 from client.problems import read_problems
 from trainer.adapter import check_base, read_config
-from trainer.answers import gold_answer, is_correct
+from trainer.answers import Gold, gold_answer, question_of
 from trainer.base import config_of, weights_dtype
+from trainer.grader import grade
 from trainer.scores import BenchmarkResult, result
 from trainer.settings import Examination, Precision
 
@@ -39,7 +40,7 @@ class Benchmark:
 
     name: str
     prompts: list[list[int]]
-    golds: list[str]
+    golds: list[Gold]
 
 
 class GreedyEngine:
@@ -118,7 +119,7 @@ def read_benchmark(name: str, file: str, tokenizer: PreTrainedTokenizerBase, exa
     """Read a benchmark and render its questions. Raises ProblemSetError naming a row that will not do."""
     problems = read_problems(file, examination.limit)
     golds = [gold_answer(problem) for problem in problems]
-    prompts = [render(tokenizer, examination.system_prompt, problem.question) for problem in problems]
+    prompts = [render(tokenizer, examination.system_prompt, question_of(problem)) for problem in problems]
     return Benchmark(name, prompts, golds)
 
 
@@ -161,7 +162,7 @@ def verdicts(
     """Ask every question, judge every answer."""
     began = time.monotonic()
     outputs = engine.answers(benchmark.prompts, examination.max_tokens, adapted)
-    judged = [is_correct(gold, output) for gold, output in zip(benchmark.golds, outputs, strict=True)]
+    judged = [grade(gold, output).correct for gold, output in zip(benchmark.golds, outputs, strict=True)]
     who = "with the adapter" if adapted else "the model as it is"
     console.print(f"{benchmark.name}: {who}, {len(judged)} problems in {time.monotonic() - began:.1f} s")
     return judged

@@ -90,7 +90,7 @@ def problems(count):
     return [{"id": row["id"], "question": row["question"]} for row in rows("dev", count)]
 
 
-def test_sigterm_to_all_while_the_engines_start_ends_well_and_leaves_no_process(tmp_path):
+def test_a_signal_to_all_while_the_engines_start_ends_well_and_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "server", "--expert", DEMO / "expert", "--amateur", DEMO / "amateur"]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
@@ -101,7 +101,7 @@ def test_sigterm_to_all_while_the_engines_start_ends_well_and_leaves_no_process(
     while "listening" not in (tmp_path / "log").read_text() or len(processes_of(server.pid)) < 2:
         assert server.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
-    os.killpg(server.pid, signal.SIGTERM)
+    os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C does
     said = server.wait(120), (tmp_path / "log").read_text()
     assert said[0] == 0 and "Traceback" not in said[1], said[1][-3000:]
     wait_until(lambda: not processes_of(server.pid), 15)
@@ -170,11 +170,14 @@ def test_signals_to_all_processes_of_a_server_leave_it_to_the_server_to_end_them
         mark = mark_of(server)
         asking = Asking(server, problems(60), n=4, **LONG)
         assert wait_until(lambda: len(asking.lines) > 0, 60)
+        guard = next(pid for pid in children_of(server) if b"watchdog" in Path(f"/proc/{pid}/cmdline").read_bytes())
         began = time.monotonic()
         for pid in {*children_of(server), *watchdog.marked(mark)}:
             os.kill(pid, signal.SIGINT)
             os.kill(pid, signal.SIGTERM)
         server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert Path(f"/proc/{guard}/cmdline").read_bytes()  # a zombie has none
         lines = asking.all()
         assert len(lines) == 240 and not any("error" in line for line in lines)
         assert server.process.wait(30) == 0 and time.monotonic() - began < 60

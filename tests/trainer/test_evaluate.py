@@ -18,8 +18,9 @@ from vllm.lora.request import LoRARequest
 
 from client.fingerprints import model_fingerprint
 from trainer.__main__ import main
-from trainer.answers import is_correct
+from trainer.answers import Gold
 from trainer.evaluate import GreedyEngine, render
+from trainer.grader import grade
 
 CONTEXT, NEW_TOKENS, PROBLEMS = 96, 16, 24
 SYSTEM = "The answer is"
@@ -131,7 +132,7 @@ def test_the_template_is_rendered_once_and_an_empty_system_prompt_is_no_message(
 def test_before_and_after_are_counted_as_transformers_and_peft_answer(evaluation):
     figures = evaluation.results["benchmarks"]["digits"]
     right = {
-        adapted: [is_correct(gold, text) for gold, text in zip(evaluation.golds, texts, strict=True)]
+        adapted: [grade(Gold(gold), text).correct for gold, text in zip(evaluation.golds, texts, strict=True)]
         for adapted, texts in evaluation.outputs.items()
     }
     pairs = list(zip(right[False], right[True], strict=True))
