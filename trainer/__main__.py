@@ -93,12 +93,31 @@ def merge_command(
     model: Annotated[str, typer.Argument(help="The model that the adapter was trained on.")],
     adapter: Annotated[str, typer.Argument(help="The adapter's folder.")],
     out: Annotated[str, typer.Argument(help="The merged model's folder, not yet there.")],
+    dtype: Annotated[
+        Precision, typer.Option(help="How the merged weights are saved; auto: as the model is stored.")
+    ] = Precision.AUTO,
 ) -> None:
-    """Fold an adapter into its model: added in float32, saved in the model's own dtype."""
+    """Fold an adapter into its model: added in float32, then rounded once.
+
+    Says how much of what the adapter adds is left after rounding: small updates are lost in bfloat16. Evaluate and
+    serve the adapter unmerged, or save float32.
+    """
     _quiet_transformers()
     from trainer.merge import merge
 
-    print(f"merged model in {merge(model, adapter, out)}")
+    update = merge(model, adapter, out, dtype)
+    saved = str(update.dtype).removeprefix("torch.")
+    print(
+        f"the adapter changes its layers' weights by {update.relative:.2%} of their norm; saved in {saved}, "
+        f"{update.surviving:.1%} of that survives, with an error of {update.error:.1%}\n"
+        f"merged model in {out}"
+    )
+    if update.is_damaged:
+        print(
+            f"warning: rounding to {saved} changes what was trained by {update.error:.0%}: "
+            "merge with --dtype float32, or use the adapter unmerged, as evaluate does",
+            file=sys.stderr,
+        )
 
 
 @app.command("evaluate")

@@ -18,7 +18,9 @@ def adapter(tmp_path_factory, expert):
     return save_adapter(tmp_path_factory.mktemp("adapters") / "adapter", expert)
 
 
-def test_merged_and_unmerged_agree_in_float32(tmp_path, expert, adapter, trainer_cli):
+@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}])
+def test_merged_and_unmerged_agree_in_float32(tmp_path, expert, variant, trainer_cli):
+    adapter = save_adapter(tmp_path / "adapter", expert, **variant)
     code, shown, err = trainer_cli("merge", expert, adapter, tmp_path / "out")
     assert code == 0 and str(tmp_path / "out") in shown, err
     ids = torch.arange(6, 26)[None]
@@ -42,6 +44,60 @@ def test_the_sum_is_rounded_once_to_the_type_in_which_the_base_is_stored(tmp_pat
         if lora.format("A") in delta:
             weight = (weight.float() + 2.0 * delta[lora.format("B")] @ delta[lora.format("A")]).bfloat16()
         assert torch.equal(merged[name], weight), name
+
+
+def lora_update(base, adapter):
+    """Over all layers that the adapter is on: weights, what it adds in float32, and their merged sums as named."""
+    stored, delta = load_file(base / "model.safetensors"), load_file(adapter / "adapter_model.safetensors")
+    names = [name for name in stored if f"base_model.model.{name.removesuffix('weight')}lora_A.weight" in delta]
+    assert len(names) == 4
+    for name in names:
+        lora = f"base_model.model.{name.removesuffix('weight')}lora_{{}}.weight"
+        yield name, stored[name].double(), 2.0 * (delta[lora.format("B")] @ delta[lora.format("A")]).double()
+
+
+def norm(parts):
+    return torch.cat([part.flatten() for part in parts]).norm().item()
+
+
+@pytest.mark.parametrize(("size", "warned"), [(0.0003, True), (0.3, False)])
+def test_it_says_how_much_of_the_update_survives_rounding_and_warns_where_much_is_lost(
+    tmp_path, trainer_cli, size, warned
+):
+    base = save_model(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = save_adapter(tmp_path / "adapter", base, size=size)
+    code, shown, err = trainer_cli("merge", base, adapter, tmp_path / "out")
+    assert code == 0, err
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    weights, whole, saved = [], [], []
+    for name, weight, added in lora_update(base, adapter):
+        weights, whole, saved = [*weights, weight], [*whole, added], [*saved, merged[name].double() - weight]
+    surviving = norm(saved) / norm(whole)
+    error = norm([a - b for a, b in zip(saved, whole, strict=True)]) / norm(whole)
+    assert f"by {norm(whole) / norm(weights):.2%} of their norm; saved in bfloat16, {surviving:.1%} of that" in shown
+    assert f"an error of {error:.1%}" in shown and (error > 0.1) == warned
+    assert (f"changes what was trained by {error:.0%}: merge with --dtype float32" in err) == warned
+    if warned:
+        assert 0.2 < surviving < 0.9  # a gentle update: neither whole nor gone
+
+
+def test_saved_in_float32_the_whole_update_survives(tmp_path, trainer_cli):
+    base = save_model(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = save_adapter(tmp_path / "adapter", base, size=0.0003)
+    code, shown, err = trainer_cli("merge", base, adapter, tmp_path / "out", "--dtype", "float32")
+    assert code == 0 and "warning" not in err and "saved in float32, 100.0% of that survives" in shown
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in merged.values()} == {torch.float32}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
+    for name, weight, added in lora_update(base, adapter):
+        torch.testing.assert_close(merged[name].double(), weight + added, rtol=1e-6, atol=1e-9)
+
+
+def test_an_adapter_that_was_not_trained_merges_into_the_same_model(tmp_path, expert, trainer_cli):
+    adapter = save_adapter(tmp_path / "adapter", expert, size=0.0)
+    code, shown, err = trainer_cli("merge", expert, adapter, tmp_path / "out")
+    assert code == 0 and "0.00% of their norm" in shown and "warning" not in err
+    assert model_fingerprint(tmp_path / "out") == model_fingerprint(expert)
 
 
 def test_the_merged_folder_is_a_whole_model_with_the_same_tokenizer_and_template(

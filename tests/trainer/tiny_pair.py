@@ -63,11 +63,10 @@ def save_model(folder: Path, seed: int = 0, context: int = 96, dtype: torch.dtyp
     return folder
 
 
-def save_adapter(folder: Path, base: Path, size: float = 0.3, seed: int = 1) -> Path:
+def save_adapter(folder: Path, base: Path, size: float = 0.3, seed: int = 1, **variant) -> Path:
     """An adapter that does something: B, which starts at zero, is drawn from a normal distribution."""
-    adapted = randomised(
-        get_peft_model(load(base), LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])), size, seed
-    )
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], **variant)
+    adapted = randomised(get_peft_model(load(base), config), size, seed)
     adapted.save_pretrained(folder)
     return folder
 
