@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from client.analysis import StepAnalysis
 from client.build import trajectory_parts
 from client.contrast import kl_lower_bound
 from client.protocol import Trajectory
@@ -73,6 +74,8 @@ class Findings:
     failures: list[tuple[str, int]]  # reason, how many; most first
     plausible_sets: PlausibleSets | None  # None: no step is above beta
     tokens: list[TokenDivergence]
+    counts: TokenCounts
+    steps: StepAnalysis
     drawn: list[Sample]
     most_divergent: list[Sample]
     trajectories: dict[Key, Trajectory]  # of those two
@@ -118,15 +121,15 @@ class TokenCounts:
     """Adds up divergence by the token that the trajectory took; a few numbers for every id of the vocabulary."""
 
     def __init__(self, vocab_size: int) -> None:
-        self._seen, self._kept, self._ratios = (np.zeros(vocab_size, np.int64) for _ in range(3))
-        self._kl, self._ratio = np.zeros(vocab_size), np.zeros(vocab_size)
+        self.seen, self.kept, self._ratios = (np.zeros(vocab_size, np.int64) for _ in range(3))
+        self.kl, self._ratio = np.zeros(vocab_size), np.zeros(vocab_size)
 
     def add(self, trajectory: Trajectory, bounds: npt.NDArray[Any], steps: npt.NDArray[Any], first_step: int) -> None:
         """Count the steps from `first_step` on; `bounds` are theirs, `steps` the kept ones."""
         ids = trajectory.token_ids[first_step:]
-        np.add.at(self._seen, ids, 1)
-        np.add.at(self._kl, ids, bounds)
-        np.add.at(self._kept, trajectory.token_ids[steps], 1)
+        np.add.at(self.seen, ids, 1)
+        np.add.at(self.kl, ids, bounds)
+        np.add.at(self.kept, trajectory.token_ids[steps], 1)
         log_p, log_q = trajectory.expert_logprobs[first_step:], trajectory.amateur_logprobs[first_step:]
         rows, columns = np.nonzero((trajectory.top_ids[first_step:] == ids[:, None]) & np.isfinite(log_q))
         np.add.at(self._ratios, ids[rows], 1)
@@ -134,19 +137,19 @@ class TokenCounts:
 
     def most(self, count: int) -> list[TokenDivergence]:
         """The tokens with the most divergence in all, the most first."""
-        whole = self._kl.sum()
-        order = np.argsort(-self._kl, kind="stable")[:count]
+        whole = self.kl.sum()
+        order = np.argsort(-self.kl, kind="stable")[:count]
         return [
             TokenDivergence(
                 token_id=int(token),
-                seen=int(self._seen[token]),
-                kept=int(self._kept[token]),
-                mean_kl=float(self._kl[token] / self._seen[token]),
-                share=float(self._kl[token] / whole),
+                seen=int(self.seen[token]),
+                kept=int(self.kept[token]),
+                mean_kl=float(self.kl[token] / self.seen[token]),
+                share=float(self.kl[token] / whole),
                 mean_log_ratio=float(self._ratio[token] / self._ratios[token]) if self._ratios[token] else np.nan,
             )
             for token in order
-            if self._seen[token] and self._kl[token] > 0
+            if self.seen[token] and self.kl[token] > 0
         ]
 
 
@@ -177,7 +180,7 @@ def gather(run: Run) -> Findings:
     trajectory_parts(run, manifest)
     first = manifest.first_step
     tally, alphas = Tally(manifest), AlphaCurves(manifest)
-    tokens = TokenCounts(manifest.expert.vocab_size)
+    tokens, steps = TokenCounts(manifest.expert.vocab_size), StepAnalysis(first)
     drawn, divergent = Largest(DRAWN), Largest(MOST_DIVERGENT)
     for trajectory in run.trajectories():
         kept = sample_of(trajectory, manifest).contrast
@@ -187,6 +190,7 @@ def gather(run: Run) -> Findings:
         above = bounds > manifest.beta
         alphas.add(log_p[above], log_q[above])
         tokens.add(trajectory, bounds, kept.steps, first)
+        steps.add(trajectory.expert_logprobs, trajectory.amateur_logprobs, kept.steps)
         if len(bounds):
             drawn.add(_lot(trajectory), trajectory)
             divergent.add(float(bounds.mean()), trajectory)
@@ -202,6 +206,8 @@ def gather(run: Run) -> Findings:
         failures=reasons.most_common(),
         plausible_sets=alphas.result(),
         tokens=tokens.most(TOKENS),
+        counts=tokens,
+        steps=steps,
         drawn=[sample_of(trajectory, manifest) for trajectory in drawn.result()],
         most_divergent=[sample_of(trajectory, manifest) for trajectory in divergent.result()],
         trajectories=shown,

@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 from markupsafe import Markup
 
+from client.analysis import TENTHS, by_kind
 from client.charts import Axis, Bars, Line, Mark, Threshold, chart, decades, even
 from client.contrast import covered_mass, kl_lower_bound, mask_complete, plausible
 from client.findings import Findings, TokenDivergence, gather
@@ -100,6 +101,10 @@ def page(findings: Findings, texts: Texts) -> str:
         alpha_charts=_alpha_charts(findings),
         loss_chart=_loss_chart(findings.losses),
         agreement=_agreement(findings),
+        place_chart=_place_chart(findings),
+        entropies=[(words, found) for words, kept in (("kept steps", True), ("other steps", False))
+                   if (found := findings.steps.entropies(kept))],
+        kinds=by_kind(findings.counts.seen, findings.counts.kept, findings.counts.kl, texts.raw),
         ratio=_ratio,
         tokens=[(texts.alone(token.token_id), token) for token in findings.tokens],
         groups=[
@@ -210,6 +215,18 @@ def _loss_chart(losses: Sequence[tuple[float, float]]) -> Markup | None:
         Axis("contrast loss, nats", 0.0, max(values), even(max(values))),
         [Line(_thinned(steps), _thinned(values))],
         f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {len(values)} optimizer steps.",
+    )
+
+
+def _place_chart(findings: Findings) -> Markup:
+    """The kept share of the steps in each tenth of their trajectories."""
+    shares = (100 * findings.steps.places.share).tolist()
+    top = max(shares) or 1.0
+    return chart(
+        Axis("place in the trajectory", 0.0, 100.0, even(100, "%")),
+        Axis("kept share of steps", 0.0, HEADROOM * top, even(HEADROOM * top, "%")),
+        [Bars(np.linspace(0, 100, TENTHS + 1).tolist(), shares, 0.0)],
+        "Kept share by tenth of the trajectory: " + ", ".join(f"{share:.1f}%" for share in shares) + ".",
     )
 
 

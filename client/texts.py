@@ -40,6 +40,10 @@ class Texts:
             self._known[token_id] = visible(text)
         return self._known[token_id]
 
+    def raw(self, token_id: int) -> str:
+        """One token as it stands in a text; '' for a special token."""
+        return self._tokenizer.decode([token_id])
+
     def whole(self, token_ids: Iterable[int]) -> str:
         """A sequence as it reads."""
         return self._tokenizer.decode([int(token) for token in token_ids], skip_special_tokens=False)

@@ -1,0 +1,122 @@
+"""What kind of steps a RUN's contrast picks: where in a trajectory they lie, how sure the models are, what they say.
+
+The paper's preliminary analysis (arXiv 2510.07962, section 2), from what the top k allow. In: trajectories with their
+kept steps, added one by one. Out: a few counts, whatever the RUN's size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+TENTHS = 10
+
+
+class TokenKind(StrEnum):
+    """What a token is to somebody who reads a solution."""
+
+    DIGIT = "digits"
+    OPERATOR = "operators and signs"
+    WORD = "words"
+    OTHER = "punctuation, spaces and the rest"
+
+
+def token_kind(text: str) -> TokenKind:
+    """By its text, spaces aside: digits first, then letters, then the signs of arithmetic and LaTeX."""
+    bare = text.strip()
+    if re.fullmatch(r"[\d.,]*\d[\d.,]*", bare):
+        return TokenKind.DIGIT
+    if re.search(r"[^\W\d_]", bare) and not bare.startswith("\\"):
+        return TokenKind.WORD
+    return TokenKind.OPERATOR if re.search(r"[-+*/=<>^%×÷·±√\\()\[\]{}$|−]", bare) else TokenKind.OTHER
+
+
+@dataclass(frozen=True)
+class KindCount:
+    """The steps at which the trajectories took tokens of one kind."""
+
+    kind: TokenKind
+    steps: int
+    kept: int
+    mean_kl: float  # nats
+
+
+@dataclass(frozen=True)
+class Entropies:
+    """Mean entropies in nats, of distributions whose tail beyond the top k is taken for one token: lower bounds."""
+
+    steps: int
+    expert: float
+    amateur: float
+
+
+@dataclass(frozen=True)
+class Places:
+    """Steps by the tenth of their trajectory: [10] each."""
+
+    steps: npt.NDArray[np.int64]
+    kept: npt.NDArray[np.int64]
+
+    @property
+    def share(self) -> npt.NDArray[np.float64]:
+        """The kept share of each tenth; 0 where no step lies."""
+        return self.kept / np.maximum(self.steps, 1)
+
+
+class StepAnalysis:
+    """Adds up places and entropies; `first_step` and later count."""
+
+    def __init__(self, first_step: int) -> None:
+        self._first = first_step
+        self._steps, self._kept = np.zeros(TENTHS, np.int64), np.zeros(TENTHS, np.int64)
+        self._sums = {True: np.zeros(3), False: np.zeros(3)}  # by kept: steps, expert's entropy, amateur's
+
+    def add(self, log_p: npt.NDArray[Any], log_q: npt.NDArray[Any], kept_steps: npt.NDArray[Any]) -> None:
+        """Count one trajectory: both models' log-probabilities of the expert's top k, [T, k], and its kept steps."""
+        length = len(log_p)
+        steps = np.arange(self._first, length)
+        tenths = steps * TENTHS // max(length, 1)
+        kept = np.isin(steps, kept_steps)
+        self._steps += np.bincount(tenths, minlength=TENTHS)
+        self._kept += np.bincount(tenths[kept], minlength=TENTHS)
+        expert, amateur = entropy_lower_bound(log_p[self._first :]), entropy_lower_bound(log_q[self._first :])
+        for which in (True, False):
+            mine = kept == which
+            self._sums[which] += (mine.sum(), expert[mine].sum(), amateur[mine].sum())
+
+    @property
+    def places(self) -> Places:
+        return Places(self._steps, self._kept)
+
+    def entropies(self, kept: bool) -> Entropies | None:
+        """Of the kept steps or of the others; None where there are none."""
+        steps, expert, amateur = self._sums[kept]
+        return Entropies(int(steps), expert / steps, amateur / steps) if steps else None
+
+
+def entropy_lower_bound(logprobs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """-sum p_i log p_i - p_r log p_r in nats, where p_r is what the k ids leave over: [n] of [n, k].
+
+    The entropy is at least this, because taking tokens together can only lower it. Ids of log-probability -inf add
+    nothing.
+    """
+    known = np.where(np.isfinite(logprobs), logprobs, 0.0).astype(np.float64)
+    p = np.where(np.isfinite(logprobs), np.exp(known), 0.0)
+    rest = np.clip(1.0 - p.sum(axis=1), 0.0, 1.0)
+    return -(p * known).sum(axis=1) - rest * np.log(np.where(rest > 0, rest, 1.0))
+
+
+def by_kind(
+    seen: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], kl: npt.NDArray[np.float64], text: Callable[[int], str]
+) -> list[KindCount]:
+    """Counts and divergence by token id, [V] each, taken together by the kind of each token's text."""
+    sums = {kind: np.zeros(3) for kind in TokenKind}
+    for token in np.flatnonzero(seen):
+        sums[token_kind(text(int(token)))] += (seen[token], kept[token], kl[token])
+    return [KindCount(kind, int(s), int(k), d / s) for kind, (s, k, d) in sums.items() if s]
