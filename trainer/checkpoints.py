@@ -52,7 +52,7 @@ class Output:
     def claim(self) -> None:
         """Make the folder. Raises ModelError where OUT holds anything, or cannot be made."""
         if self.bucket is not None:
-            taken = self.bucket.get("adapter_config.json") is not None or bool(self.bucket.folders(CHECKPOINTS))
+            taken = self.bucket.get("adapter_config.json") is not None or bool(self._numbers())
         else:
             taken = _made(self.folder)
         if taken:
@@ -104,6 +104,12 @@ class Output:
         for file in sorted(files, key=lambda file: (file.name == PROVENANCE, file.name)):
             self.bucket.put(file.name, file.read_bytes())
 
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Remove this machine's copy of what is in a bucket."""
         if self.bucket is not None:
@@ -111,9 +117,9 @@ class Output:
 
     def _numbers(self) -> list[int]:
         if self.bucket is not None:
-            names = self.bucket.folders(CHECKPOINTS)
+            names = {name.split("/")[1] for name in self.bucket.names(CHECKPOINTS)}  # a store may list empty folders
         else:
-            names = [folder.name for folder in self.checkpoints.glob("checkpoint-*")]
+            names = {folder.name for folder in self.checkpoints.glob("checkpoint-*")}
         numbers = (name.removeprefix("checkpoint-") for name in names)
         return [int(number) for number in numbers if number.isdecimal()]
 

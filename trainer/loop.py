@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from client.errors import ModelError
+from trainer.checkpoints import KEPT
+from trainer.settings import Recipe, Running
 from trainer.steps import Step, Steps
 
 WARMUP_STEPS = 10
@@ -91,6 +95,13 @@ class ContrastTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # transformers' estimate is for padded batches
 
+    def save_adapter(self, folder: Path) -> None:
+        """The adapter in PEFT format; where its weights are sharded, every rank brings its own."""
+        weights = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+        if self.is_world_process_zero():
+            adapted: Any = self.accelerator.unwrap_model(self.model)
+            adapted.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
+
     def save_now(self) -> None:
         """Write a checkpoint between two optimizer steps."""
         self._save_checkpoint(self.model, None)
@@ -111,3 +122,35 @@ class _EndWithTheSteps(TrainerCallback):
     ) -> TrainerControl:
         control.should_training_stop = True
         return control
+
+
+def arguments(recipe: Recipe, running: Running) -> TrainingArguments:
+    """transformers' settings for a recipe; where to write and how long are told later."""
+    on_gpu = torch.cuda.is_available()
+    try:
+        args = TrainingArguments(
+            output_dir="unused",
+            max_steps=1,
+            learning_rate=recipe.learning_rate,
+            seed=recipe.seed,
+            gradient_checkpointing=running.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            use_cpu=not on_gpu,
+            ddp_find_unused_parameters=False,
+            ddp_broadcast_buffers=False,
+            dataloader_pin_memory=False,
+            remove_unused_columns=False,
+            ignore_data_skip=True,  # the steps are told where to begin
+            label_names=["label_ids"],
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=running.save_steps,
+            save_total_limit=KEPT,
+            report_to=list(running.report_to) or "none",
+            disable_tqdm=True,
+        )
+    except ImportError as error:
+        raise ModelError(f"{error}") from error
+    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would cut the packed sequence
+    return args

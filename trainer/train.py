@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel
 from rich.console import Console
 from transformers import TrainingArguments
 
@@ -27,11 +26,11 @@ from client.run import Run
 from trainer.adapter import PROVENANCE, versions
 from trainer.base import config_of, load, weights_dtype
 from trainer.card import card
-from trainer.checkpoints import KEPT, Output, state_of
+from trainer.checkpoints import Output, state_of
 from trainer.dataset import Limits, TrainingSet, check_expert, mismatches, read_training_set
 from trainer.follow import Arrivals, WriterStalled
 from trainer.journal import CURVE, METRICS, Journal, draw_curve
-from trainer.loop import ContrastTrainer
+from trainer.loop import ContrastTrainer, arguments
 from trainer.lora import with_lora
 from trainer.preflight import check_packing
 from trainer.settings import TOKEN_BUDGET, Recipe, Running, Unit
@@ -59,82 +58,131 @@ def train(
 
     Raises RunError where the RUN cannot teach this model, ModelError where `model` or `output` will not do.
     """
-    began = time.monotonic()
     if running.follow and recipe.unit == Unit.STEP:
         raise ModelError("--follow takes trajectories as they come; --preset paper draws from the whole RUN: give one")
     run, base = Run(run_url), model_folder(model)
     args = arguments(recipe, running)
-    leads = args.process_index == 0
-    console.quiet = not leads
+    console.quiet = args.process_index != 0
     if not running.allow_mismatch:
         check_expert(run, base)
-    training_set = None
-    if not running.resume and not running.follow:
-        training_set = read(run, base, running)  # before anything is written
-    out, checkpoint, done = prepare(output, run, recipe, running.resume, leads)
-    if done:
-        return report_of(done, 0.0, already_done=True)
-    args.output_dir = str(out.checkpoints)
-    if training_set is None:
-        parts = state_of(checkpoint)["parts"] if checkpoint else ([] if running.follow else None)
-        training_set = read(run, base, running, parts)
+    # What can be wrong with the RUN is found before anything is written.
+    training_set = None if running.resume or running.follow else read(run, base, running)
+    out, checkpoint, done = prepare(output, run, recipe, running.resume, args.process_index == 0)
+    with out:
+        if done:
+            return report_of(done, 0.0, already_done=True)
+        if training_set is None:
+            parts = state_of(checkpoint)["parts"] if checkpoint else ([] if running.follow else None)
+            training_set = read(run, base, running, parts)
+        report = carry_out(Training(run, base, model, recipe, running, args, training_set, out, checkpoint), console)
+        ranks = PartialState()  # they leave together: one that is gone can bring down those that are not
+        ranks.wait_for_everyone()
+        ranks.destroy_process_group()
+        return report
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a training is made of, once it is known to be possible."""
+
+    run: Run
+    base: Path
+    model: str  # as the user names the base
+    recipe: Recipe
+    running: Running
+    args: TrainingArguments
+    training_set: TrainingSet
+    out: Output
+    checkpoint: Path | None
+
+    @property
+    def leads(self) -> bool:
+        return self.args.process_index == 0
+
+    @property
+    def name(self) -> str:
+        """By which the adapter remembers its base: a Hub id, or a folder's full path."""
+        return str(self.base.absolute()) if self.base == Path(self.model) else self.model
+
+    def state(self) -> dict[str, Any]:
+        """What a training must agree with that goes on with this one, and where it stands."""
+        identity = self.run.manifest().identity()
+        made = {"recipe": asdict(self.recipe), "run": str(self.run), "run_identity": identity}
+        return {**made, "parts": self.training_set.parts}
+
+
+def carry_out(training: Training, console: Console) -> TrainReport | None:
+    """Load, adapt, train, write."""
+    began, recipe, running, args = time.monotonic(), training.recipe, training.running, training.args
     if not running.follow:
-        announce(run, training_set, console)
-    name = str(base.absolute()) if base == Path(model) else model
+        announce(training.run, training.training_set, console)
     transformers.set_seed(recipe.seed)
-    adapted = with_lora(load(base, weights_dtype(recipe.dtype, base), running.attention), name, recipe.lora)
+    loaded = load(training.base, weights_dtype(recipe.dtype, training.base), running.attention)
+    adapted = with_lora(loaded, training.name, recipe.lora)
     transformers.set_seed(recipe.seed + args.process_index)  # ranks drop out different things
-    budget = running.token_budget or TOKEN_BUDGET[args.device.type]
-    steps = Steps(training_set, recipe, budget, args.process_index, args.world_size)
-    units = None
-    if running.follow:
-        steps.source = Arrivals(training_set, running.follow_timeout, from_the_first_rank, leads, console)
-        manifest = run.manifest()
-        units = manifest.problems.count * manifest.decoding.n  # at most
-    args.max_steps = steps.total(units)
-    journal = Journal(out.folder / METRICS, console)
-    state = {"recipe": asdict(recipe), "run": str(run), "run_identity": run.manifest().identity()}
+    steps, most = steps_of(training, console)
+    args.output_dir, args.max_steps = str(training.out.checkpoints), most
+    journal = Journal(training.out.folder / METRICS, console)
     trainer = ContrastTrainer(
         model=adapted,
         args=args,
         steps=steps,
-        seal=lambda number: out.seal(number, {**state, "parts": training_set.parts}),
-        callbacks=[journal] if leads else [],
+        seal=lambda number: training.out.seal(number, training.state()),
+        callbacks=[journal] if training.leads else [],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    check_packing(adapted, name)
-    if checkpoint:
-        steps.first = int(checkpoint.name.rpartition("-")[2])
+    check_packing(adapted, training.name)
+    if steps.first:
         console.print(f"resuming after step {steps.first}")
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(training.checkpoint) if training.checkpoint else None)
     except WriterStalled:
         if trainer.state.global_step > steps.first:
             trainer.save_now()
         raise
     finally:
-        if leads:
+        if training.leads:
             journal.close()
-    training_set.check_not_empty()
-    save_adapter(trainer, out.folder)
-    if not leads:
+    training.training_set.check_not_empty()
+    trainer.save_adapter(training.out.folder)
+    if not training.leads:
         return None
-    provenance = {
-        **state,
-        "base_model_fingerprint": model_fingerprint(base),
-        "mismatches": mismatches(run, base) if running.allow_mismatch else [],
-        "running": asdict(running),
-        "ranks": args.world_size,
-        "versions": versions(),
-        "optimizer_steps": trainer.state.global_step,
-        "trajectories": len(training_set.examples),
-        "without_kept_steps": training_set.without_kept_steps,
-        "kept_steps": training_set.kept_steps,
-        "first_loss": journal.losses[0],
-        "last_loss": journal.losses[-1],
-    }
-    finish(out, run, provenance, name, journal, console)
+    provenance = provenance_of(training, trainer.state.global_step, journal.losses)
+    finish(training, provenance, journal.losses, console)
     return report_of(provenance, time.monotonic() - began)
+
+
+def steps_of(training: Training, console: Console) -> tuple[Steps, int]:
+    """The optimizer steps of this rank, and how many there will be; for a RUN that is followed, at most."""
+    args, running = training.args, training.running
+    budget = running.token_budget or TOKEN_BUDGET[args.device.type]
+    steps = Steps(training.training_set, training.recipe, budget, args.process_index, args.world_size)
+    if training.checkpoint:
+        steps.first = int(training.checkpoint.name.rpartition("-")[2])
+    if not running.follow:
+        return steps, steps.total()
+    steps.source = Arrivals(training.training_set, running.follow_timeout, from_the_first_rank, training.leads, console)
+    manifest = training.run.manifest()
+    return steps, steps.total(manifest.problems.count * manifest.decoding.n)
+
+
+def provenance_of(training: Training, optimizer_steps: int, losses: list[float]) -> dict[str, Any]:
+    """lightreasoner.json of the adapter: what made it, and what came of it."""
+    allowed = mismatches(training.run, training.base) if training.running.allow_mismatch else []
+    return {
+        **training.state(),
+        "base_model_fingerprint": model_fingerprint(training.base),
+        "mismatches": allowed,
+        "running": asdict(training.running),
+        "ranks": training.args.world_size,
+        "versions": versions(),
+        "optimizer_steps": optimizer_steps,
+        "trajectories": len(training.training_set.examples),
+        "without_kept_steps": training.training_set.without_kept_steps,
+        "kept_steps": training.training_set.kept_steps,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+    }
 
 
 def read(run: Run, base: Path, running: Running, parts: list[str] | None = None) -> TrainingSet:
@@ -170,7 +218,7 @@ def prepare(
             if made:
                 check_same(out, made, run, recipe)
             if done and done["recipe"] != plain(asdict(recipe)):
-                done = None  # longer than it was
+                done = None  # it is to go on
     found = (str(out.folder) if out else None, str(checkpoint) if checkpoint else None, done)
     folder, newest, done = from_the_first_rank(found)
     if out is None:
@@ -201,58 +249,18 @@ def from_the_first_rank(value: Any) -> Any:
     return box[0]
 
 
-def arguments(recipe: Recipe, running: Running) -> TrainingArguments:
-    """transformers' settings for a recipe; where to write and how long are told later."""
-    on_gpu = torch.cuda.is_available()
-    try:
-        args = TrainingArguments(
-            output_dir="unused",
-            max_steps=1,
-            learning_rate=recipe.learning_rate,
-            seed=recipe.seed,
-            gradient_checkpointing=running.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            use_cpu=not on_gpu,
-            ddp_find_unused_parameters=False,
-            ddp_broadcast_buffers=False,
-            dataloader_pin_memory=False,
-            remove_unused_columns=False,
-            ignore_data_skip=True,  # the steps are told where to begin
-            label_names=["label_ids"],
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            save_strategy="steps",
-            save_steps=running.save_steps,
-            save_total_limit=KEPT,
-            report_to=list(running.report_to) or "none",
-            disable_tqdm=True,
-        )
-    except ImportError as error:
-        raise ModelError(f"{error}") from error
-    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would cut the packed sequence
-    return args
-
-
-def save_adapter(trainer: ContrastTrainer, folder: Path) -> None:
-    """The adapter in PEFT format; where its weights are sharded, every rank brings its own."""
-    sharded = trainer.is_fsdp_enabled
-    weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
-    if trainer.is_world_process_zero():
-        adapted: PeftModel = trainer.accelerator.unwrap_model(trainer.model)
-        adapted.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
-
-
-def finish(out: Output, run: Run, provenance: dict[str, Any], base: str, journal: Journal, console: Console) -> None:
+def finish(training: Training, provenance: dict[str, Any], losses: list[float], console: Console) -> None:
     """Write what goes beside the weights, and put metrics and picture into the RUN, where its report finds them."""
-    draw_curve(journal.losses, out.folder / CURVE)
-    (out.folder / "README.md").write_text(card(provenance, base))
-    (out.folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+    folder = training.out.folder
+    draw_curve(losses, folder / CURVE)
+    (folder / "README.md").write_text(card(provenance, training.name))
+    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
     for name in (METRICS, CURVE):
         try:
-            run.bucket.put(f"training/{name}", (out.folder / name).read_bytes())
+            training.run.bucket.put(f"training/{name}", (folder / name).read_bytes())
         except BucketError as error:
             console.print(f"warning: the RUN gets no {name}: {error}", style="yellow", soft_wrap=True)
-    out.publish()
+    training.out.publish()
 
 
 def report_of(provenance: dict[str, Any], seconds: float, already_done: bool = False) -> TrainReport:
