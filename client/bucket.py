@@ -72,6 +72,16 @@ class Bucket:
             return False
         return True
 
+    def remove(self, name: str) -> None:
+        """Remove an object; nothing where there is none."""
+        store = self._open(for_writing=True)
+        try:
+            obstore.delete(store, name)  # type: ignore[arg-type]
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise BucketError(f"cannot remove {name} in {self.url}: {_first_line(error)}") from error
+
     def names(self, prefix: str) -> Iterator[str]:
         """The names of all objects under `prefix/`, sorted, relative to the bucket."""
         store = self._open(for_writing=False)

@@ -162,10 +162,11 @@ class Run:
 
     def samples(self) -> Iterator[Sample]:
         """Every trajectory's samples once; one with no kept step is among them."""
-        parts = self.parts("samples")
-        return _first_of_each_key(
-            chain.from_iterable(samples_in(self._table("samples", part, SAMPLE_SCHEMA)) for part in parts)
-        )
+        return _first_of_each_key(chain.from_iterable(map(self.samples_of, self.parts("samples"))))
+
+    def samples_of(self, part: str) -> list[Sample]:
+        """One part's samples; a key that another part holds may be among them."""
+        return samples_in(self._table("samples", part, SAMPLE_SCHEMA))
 
     def keys(self) -> set[Key]:
         """The keys of all trajectories; reads two columns of each part."""

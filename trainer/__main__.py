@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from client.errors import LightReasonerError, missing_extra
-from trainer.settings import Examination, Precision, Recipe
+from trainer.settings import ALL_LINEAR, PRESETS, Examination, Lora, Precision, Preset, Recipe, Running
+
+ADAPTER, MACHINE, PROGRESS = "The adapter", "The machine", "Checkpoints and the RUN"
+"""Groups of options in --help."""
 
 app = typer.Typer(
     help="Fine-tune an expert on the contrast samples of a RUN, and measure what it gained.",
@@ -62,24 +65,115 @@ Dtype = Annotated[
 def train_command(
     run: Annotated[str, typer.Argument(help="The RUN: a local path, file://… or s3://bucket/prefix.")],
     model: Annotated[str, typer.Option(help="The expert that sampled the RUN: a folder or a Hub id.")],
-    output: Annotated[str, typer.Option(help="The adapter's folder, not yet there.")],
-    epochs: Annotated[float, typer.Option(help="Passes over the RUN.", callback=_positive)] = Recipe.epochs,
+    output: Annotated[str, typer.Option(help="Where the adapter goes: a path, file://… or s3://…, not yet there.")],
+    preset: Annotated[
+        Preset,
+        typer.Option(help="paper: the published recipe, 1,000 steps of 16 kept steps drawn from the whole RUN."),
+    ] = Preset.DEFAULT,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the RUN.", callback=_positive, show_default="2")
+    ] = None,
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Exactly this many optimizer steps; overrides --epochs.")
     ] = None,
-    learning_rate: Annotated[float, typer.Option(callback=_positive, help="AdamW's.")] = Recipe.learning_rate,
-    batch_size: Annotated[int, typer.Option(min=1, help="Trajectories an optimizer step.")] = Recipe.batch_size,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Trajectories an optimizer step; of paper, kept steps.", show_default="16"),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(callback=_positive, help="AdamW's.", show_default=f"{Recipe.learning_rate:g}")
+    ] = None,
     dtype: Dtype = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Of the adapter's start, order and dropout.")
     ] = Recipe.seed,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA's r.", rich_help_panel=ADAPTER)] = Lora.rank,
+    alpha: Annotated[
+        int, typer.Option(min=1, help="The update is scaled by alpha / r.", rich_help_panel=ADAPTER)
+    ] = Lora.alpha,
+    dropout: Annotated[float, typer.Option(min=0, max=0.99, rich_help_panel=ADAPTER)] = Lora.dropout,
+    targets: Annotated[
+        str, typer.Option(help=f"Layers, by commas, or {ALL_LINEAR}.", rich_help_panel=ADAPTER)
+    ] = ",".join(Lora.targets),
+    use_rslora: Annotated[
+        bool, typer.Option("--use-rslora", help="Scale by alpha / √r (rsLoRA).", rich_help_panel=ADAPTER)
+    ] = False,
+    use_dora: Annotated[
+        bool, typer.Option("--use-dora", help="Learn the magnitudes apart (DoRA).", rich_help_panel=ADAPTER)
+    ] = False,
+    token_budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens in one forward pass; a longer trajectory is refused.",
+            show_default="8192 on a GPU, 512 on a CPU, more for a trajectory that is longer",
+            rich_help_panel=MACHINE,
+        ),
+    ] = Running.token_budget,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=MACHINE)
+    ] = False,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="sdpa, flash_attention_2, flex_attention, …",
+            show_default="transformers' choice",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    report_to: Annotated[
+        str,
+        typer.Option(help="Loggers that transformers knows, by commas: tensorboard, wandb, …", rich_help_panel=MACHINE),
+    ] = "",
+    save_steps: Annotated[
+        int, typer.Option(min=1, help="Optimizer steps between checkpoints; two are kept.", rich_help_panel=PROGRESS)
+    ] = Running.save_steps,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last whole checkpoint in OUTPUT.", rich_help_panel=PROGRESS)
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Train while the RUN is being written.", rich_help_panel=PROGRESS)
+    ] = False,
+    follow_timeout: Annotated[
+        float,
+        typer.Option(
+            callback=_positive,
+            help="Seconds without a new part after which --follow gives up.",
+            rich_help_panel=PROGRESS,
+        ),
+    ] = Running.follow_timeout,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mismatch",
+            help="Train a model that is not the RUN's expert; the adapter says so.",
+            rich_help_panel=PROGRESS,
+        ),
+    ] = False,
 ) -> None:
-    """Train a LoRA adapter on the contrast samples of a RUN."""
+    """Train a LoRA adapter on the contrast samples of a RUN.
+
+    On many GPUs: torchrun --nproc-per-node N -m trainer train …; the batch is the same, shared out.
+    """
+    given = {"batch_size": batch_size, "epochs": epochs, "max_steps": max_steps, "learning_rate": learning_rate}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if epochs is not None:
+        changed.setdefault("max_steps", None)
+    lora = Lora(rank, alpha, dropout, tuple(filter(None, targets.split(","))), use_rslora, use_dora)
+    recipe = replace(PRESETS[preset], **changed, dtype=dtype, seed=seed, lora=lora)
+    running = Running(
+        token_budget, gradient_checkpointing, attention, save_steps, tuple(filter(None, report_to.split(","))),
+        resume, follow, follow_timeout, allow_mismatch,
+    )  # fmt: skip
     _quiet_transformers()
     from trainer.train import train
 
-    recipe = Recipe(epochs, max_steps, learning_rate, batch_size, dtype, seed)
-    report = train(run, model, output, recipe, _console())
+    report = train(run, model, output, recipe, running, _console())
+    if report is None:  # a rank that is not the first
+        return
+    if report.already_done:
+        print(f"{output} is complete: {report.optimizer_steps} optimizer steps; nothing was left to do")
+        return
     print(
         f"{report.optimizer_steps} optimizer steps over {report.trajectories} trajectories "
         f"with {report.kept_steps} kept steps in {report.seconds:.1f} s\n"

@@ -6,13 +6,13 @@ In: a path. Out: whether it is free, what it was made from, whether it fits a ba
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from client.bucket import local_folder
 from client.errors import ModelError
 from client.fingerprints import model_fingerprint
-from client.run import Run
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -51,14 +51,9 @@ def read_config(adapter: Path) -> dict[str, Any]:
     return config
 
 
-def write_provenance(adapter: Path, base_fingerprint: str, run: Run) -> None:
-    """Record the base's fingerprint and the RUN's identity beside the weights."""
-    provenance = {
-        "base_model_fingerprint": base_fingerprint,
-        "run": str(run),
-        "run_identity": run.manifest().identity(),
-    }
-    (adapter / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+def versions() -> dict[str, str]:
+    """Of everything that a result may depend on."""
+    return {name: version(name) for name in ("lightreasoner", "torch", "transformers", "peft", "accelerate")}
 
 
 def check_base(adapter: Path, base: Path) -> None:

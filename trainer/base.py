@@ -33,9 +33,13 @@ def weights_dtype(precision: Precision | None, folder: Path) -> torch.dtype:
     return stored_dtype(folder) if precision == Precision.AUTO else getattr(torch, precision)
 
 
-def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its weights in `dtype`. Raises ModelError where it is no causal language model."""
+def load(folder: Path, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+    """The model with its weights in `dtype`. Raises ModelError where it is no causal language model.
+
+    `attention`: transformers' attn_implementation; None leaves the choice to it.
+    """
+    options = {} if attention is None else {"attn_implementation": attention}
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, config=config_of(folder), dtype=dtype)
-    except (OSError, ValueError) as error:
+        return AutoModelForCausalLM.from_pretrained(folder, config=config_of(folder), dtype=dtype, **options)
+    except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{folder} cannot be loaded as a causal language model: {error}") from error

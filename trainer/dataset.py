@@ -1,7 +1,7 @@
-"""Turns a RUN into what an optimizer step eats: trajectories packed into one sequence, with labels at kept steps.
+"""Reads a RUN for training: trajectories as token ids, with labels at the positions that predict kept steps.
 
-In: a RUN's samples and manifest, and the folder of the model to be trained. Out: `Example` values and packed
-batches of them. Refuses a RUN that is empty or another model's. Never runs a model, never writes.
+In: a RUN's samples and manifest, and the folder of the model to be trained. Out: `Example` values. Refuses a RUN that
+is empty, another model's, or too long for a micro-batch. Never runs a model, never writes.
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from client.errors import RunError
 from client.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
-from client.protocol import ModelCard
 from client.run import Run
-from client.samples import Sample
+from client.samples import Key, Sample
 
 Ints = npt.NDArray[np.signedinteger[Any]]
 DIGITS = 12
@@ -37,65 +34,113 @@ class Example:
     label_weights: npt.NDArray[np.float32]  # the same shape
     label_offsets: Ints  # [n + 1]
 
+    def only(self, index: int) -> Example:
+        """One kept step with its prefix, as the published recipe trains on it."""
+        begin, end = self.label_offsets[index], self.label_offsets[index + 1]
+        return Example(
+            input_ids=self.input_ids[: self.positions[index] + 1],
+            positions=self.positions[index : index + 1],
+            label_ids=self.label_ids[begin:end],
+            label_weights=self.label_weights[begin:end],
+            label_offsets=np.array([0, end - begin]),
+        )
+
 
 @dataclass(frozen=True)
-class TrainingSet:
-    """What a RUN offers for training."""
+class Limits:
+    """What one trajectory may be: ids below `vocab_size`, and no longer than the model or a micro-batch takes."""
 
-    examples: list[Example]
-    without_kept_steps: int  # trajectories left out: they would contribute nothing
-    sealed: bool
+    vocab_size: int
+    context: int | None = None  # the model's
+    token_budget: int | None = None
+
+
+class TrainingSet:
+    """The examples of a RUN, part after part. A key that comes again is left out, as everywhere."""
+
+    def __init__(self, run: Run, limits: Limits) -> None:
+        self.run = run
+        self.limits = limits
+        self.examples: list[Example] = []
+        self.parts: list[str] = []  # those that were read, in that order
+        self.without_kept_steps = 0  # trajectories left out: they would contribute nothing
+        self.sealed = False
+        self._keys: set[Key] = set()
 
     @property
     def kept_steps(self) -> int:
         return sum(len(example.positions) for example in self.examples)
 
+    def add(self, part: str) -> None:
+        """Read a part. Raises RunError naming the part that is damaged, or the trajectory that cannot be trained on."""
+        for sample in self.run.samples_of(part):
+            key = sample.problem_id, sample.sample_index
+            if key in self._keys:
+                continue
+            self._keys.add(key)
+            if len(sample.contrast.steps):
+                check_ranges(self.run, sample, self.limits.vocab_size)
+                example = example_of(sample)
+                check_length(self.run, sample, len(example.input_ids), self.limits)
+                self.examples.append(example)
+            else:
+                self.without_kept_steps += 1
+        self.parts.append(part)
 
-class Batch(TypedDict):
-    """Packed examples: L tokens in all, K kept steps, labels of at most m ids."""
-
-    input_ids: Tensor  # [1, L]
-    position_ids: Tensor  # [1, L], restarting at 0 for each example
-    kept: Tensor  # [K], indices into the sequence
-    label_ids: Tensor  # [K, m]
-    label_weights: Tensor  # [K, m], 0 where a label has fewer ids
+    def check_not_empty(self) -> None:
+        """Raises RunError, with the reason, where there is nothing to learn."""
+        if not self.examples:
+            raise RunError(_nothing_to_learn(self.run, self.without_kept_steps))
 
 
-def read_training_set(run: Run, folder: Path, vocab_size: int) -> TrainingSet:
-    """Read the examples of a RUN for the model in `folder`, whose head has `vocab_size` columns.
+def read_training_set(
+    run: Run, folder: Path, limits: Limits, parts: Sequence[str] | None = None, allow_mismatch: bool = False
+) -> TrainingSet:
+    """Read the examples of a RUN for the model in `folder`: all that is there, or `parts` in their order.
 
     Raises RunError where the RUN is missing, empty, of another expert, or holds what the model cannot have said.
     """
-    check_expert(run, run.manifest().expert, folder)
-    examples, empty = [], 0
-    for sample in run.samples():
-        if len(sample.contrast.steps):
-            check_ranges(run, sample, vocab_size)
-            examples.append(example_of(sample))
-        else:
-            empty += 1
-    if not examples:
-        raise RunError(_nothing_to_learn(run, empty))
-    return TrainingSet(examples, empty, sealed=run.completion() is not None)
+    if not allow_mismatch:
+        check_expert(run, folder)
+    training_set = TrainingSet(run, limits)
+    training_set.sealed = run.completion() is not None
+    for part in run.parts("samples") if parts is None else parts:
+        training_set.add(part)
+    training_set.check_not_empty()
+    return training_set
 
 
-def check_expert(run: Run, expert: ModelCard, folder: Path) -> None:
-    """Raises RunError naming each of weights, tokenizer and chat template that is not those of the RUN's expert."""
+def mismatches(run: Run, folder: Path) -> list[str]:
+    """Each of weights, tokenizer and chat template that is not that of the RUN's expert, in words."""
+    expert = run.manifest().expert
     compared = {
         "weights": (expert.model_fingerprint, model_fingerprint(folder)),
         "tokenizer": (expert.tokenizer_fingerprint, tokenizer_fingerprint(folder)),
         "chat template": (expert.chat_template_digest, chat_template_digest(folder)),
     }
-    differences = [
+    return [
         f"{what} {_short(theirs)} in run.json, {_short(ours)} in the model"
         for what, (theirs, ours) in compared.items()
         if theirs != ours
     ]
-    if differences:
+
+
+def check_expert(run: Run, folder: Path) -> None:
+    """Raises RunError naming each way in which the model at `folder` is not the RUN's expert."""
+    if differences := mismatches(run, folder):
         raise RunError(
             f"{run} was not sampled from the model at {folder}: {'; '.join(differences)}. "
-            f"Train the expert that sampled it ({expert.id}), or sample again with this one"
+            f"Train the expert that sampled it ({run.manifest().expert.id}), or sample again with this one"
         )
+
+
+def check_length(run: Run, sample: Sample, length: int, limits: Limits) -> None:
+    """Raises RunError naming a trajectory that is too long for a micro-batch, or for the model."""
+    where = f"{run}: trajectory {sample.problem_id!r}, sample {sample.sample_index} has {length} tokens"
+    if limits.context is not None and length > limits.context:
+        raise RunError(f"{where}; the model's context is {limits.context}. Sample the RUN again")
+    if limits.token_budget is not None and length > limits.token_budget:
+        raise RunError(f"{where}; --token-budget is {limits.token_budget}: give at least {length}")
 
 
 def check_ranges(run: Run, sample: Sample, vocab_size: int) -> None:
@@ -124,29 +169,6 @@ def example_of(sample: Sample) -> Example:
         label_ids=contrast.label_ids,
         label_weights=contrast.label_weights,
         label_offsets=contrast.label_offsets,
-    )
-
-
-def pack(examples: Sequence[Example]) -> Batch:
-    """Lay examples one after another in one sequence.
-
-    transformers keeps them apart, with no attention across, where it is given position_ids that restart, no
-    attention_mask and no cache.
-    """
-    lengths = [len(example.input_ids) for example in examples]
-    starts = np.cumsum([0, *lengths[:-1]])
-    sizes = np.concatenate([np.diff(example.label_offsets) for example in examples])
-    filled = np.arange(sizes.max()) < sizes[:, None]  # [K, m]
-    label_ids, label_weights = np.zeros(filled.shape, np.int64), np.zeros(filled.shape, np.float32)
-    label_ids[filled] = np.concatenate([example.label_ids for example in examples])
-    label_weights[filled] = np.concatenate([example.label_weights for example in examples])
-    kept = np.concatenate([start + example.positions for start, example in zip(starts, examples, strict=True)])
-    return Batch(
-        input_ids=torch.from_numpy(np.concatenate([example.input_ids for example in examples]))[None],
-        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
-        kept=torch.from_numpy(kept),
-        label_ids=torch.from_numpy(label_ids),
-        label_weights=torch.from_numpy(label_weights),
     )
 
 

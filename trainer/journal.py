@@ -1,13 +1,14 @@
 """What a training run says while it goes: metrics.jsonl, a line an optimizer step, and progress on the terminal.
 
 In: transformers' callback events. Out: the file, and a bar, or a plain line every tenth of the way where the
-output is no terminal. Decides nothing about training.
+output is no terminal; at the end the loss as a picture. Decides nothing about training.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from client.errors import LightReasonerError
 
-COLUMNS = ("loss", "learning_rate", "grad_norm")
+METRICS = "metrics.jsonl"
+CURVE = "loss.png"
+COLUMNS = (
+    "step", "epoch", "loss", "label_entropy", "agreement", "grad_norm", "learning_rate", "kept_steps", "tokens",
+    "seconds",
+)  # fmt: skip
+"""Of a line: loss and label_entropy in nats, agreement as a share of the kept steps, seconds since the line before."""
+SMOOTHED = 20
+"""Optimizer steps over which the picture's second line is a mean."""
 
 
 class TrainingError(LightReasonerError):
@@ -25,7 +34,10 @@ class TrainingError(LightReasonerError):
 
 
 class Journal(TrainerCallback):
-    """Writes metrics.jsonl and shows progress; `losses` keeps each optimizer step's loss."""
+    """Writes metrics.jsonl and shows progress; `losses` keeps each optimizer step's loss.
+
+    A resumed training rewrites the lines up to its checkpoint, which carries them, and goes on from there.
+    """
 
     def __init__(self, file: Path, console: Console) -> None:
         self.losses: list[float] = []
@@ -35,11 +47,16 @@ class Journal(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._stream = self._file.open("w")
+        for logs in state.log_history:
+            if "loss" in logs:
+                self._write(logs)
         columns = BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn()
         terminal = self._console.is_terminal
         self._progress = Progress(TextColumn("training"), *columns, console=self._console, disable=not terminal)
         self._progress.start()
-        self._bar = self._progress.add_task("training", total=state.max_steps, loss=float("nan"))
+        self._bar = self._progress.add_task(
+            "training", total=state.max_steps, loss=self.losses[-1] if self.losses else float("nan")
+        )
 
     def on_log(
         self,
@@ -53,16 +70,34 @@ class Journal(TrainerCallback):
             return
         step, loss = state.global_step, logs["loss"]
         if not math.isfinite(loss):
-            self._progress.stop()
+            self.close()
             raise TrainingError(f"the loss became {loss} at step {step}: lower --learning-rate, or use --dtype float32")
-        self.losses.append(loss)
-        line = {"step": step, "epoch": logs["epoch"], **{name: logs[name] for name in COLUMNS}}
-        print(json.dumps(line), file=self._stream, flush=True)
+        self._write({**logs, "step": step})
         self._progress.update(self._bar, completed=step, loss=loss)
         tenth = step * 10 // state.max_steps > (step - 1) * 10 // state.max_steps
         if tenth and not self._console.is_terminal:
             self._console.print(f"step {step}/{state.max_steps} loss {loss:.4f}")
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def close(self) -> None:
+        """End the bar and the file; the lines stay."""
         self._progress.stop()
         self._stream.close()
+
+    def _write(self, logs: dict[str, float]) -> None:
+        self.losses.append(logs["loss"])
+        print(json.dumps({name: logs[name] for name in COLUMNS}), file=self._stream, flush=True)
+
+
+def draw_curve(losses: Sequence[float], file: Path) -> None:
+    """The loss of each optimizer step, and its running mean, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    steps = range(1, len(losses) + 1)
+    axes.plot(steps, losses, color="0.75", linewidth=1, label="each step")
+    smooth = [sum(losses[max(0, end - SMOOTHED) : end]) / min(end, SMOOTHED) for end in steps]
+    axes.plot(steps, smooth, color="tab:blue", label=f"mean of the last {SMOOTHED}")
+    axes.set(xlabel="optimizer step", ylabel="contrast loss, nats", ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=120)

@@ -1,27 +1,67 @@
 """The contrast loss, in torch alone: how far the model is from the soft labels at the kept steps.
 
-In: logits and sparse labels of kept steps. Out: one number to be minimised. Knows nothing of models or RUNs.
+In: hidden states of kept steps, the LM head, sparse labels. Out: sums over the steps, the loss to be minimised among
+them. Never holds logits of more than one chunk of steps, backward included. Knows nothing of models or RUNs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_ELEMENTS = 2**26
+"""Logits in one chunk: 256 MiB in float32, of which backward needs about three."""
 
 
-def contrast_loss(logits: Tensor, label_ids: Tensor, label_weights: Tensor) -> Tensor:
-    """Mean over K kept steps of D_KL(v_C || pi_theta), in nats: a scalar, float32, never below 0 but for rounding.
+class StepSums(NamedTuple):
+    """Sums over kept steps, each a scalar in float32; a step whose label weighs nothing adds nothing."""
+
+    loss: Tensor  # D_KL(v_C || pi_theta), nats; the only one with a gradient
+    entropy: Tensor  # of the labels, nats
+    agreeing: Tensor  # steps whose most likely token is the label's heaviest
+
+
+def contrast_sums(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    label_ids: Tensor,
+    label_weights: Tensor,
+    vocab_size: int,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> StepSums:
+    """The contrast loss of K kept steps, summed, and what is logged beside it.
 
         D_KL(v_C || pi_theta) = sum_a v_C(a) * (log v_C(a) - log pi_theta(a))
 
     Source: LightReasoner, arXiv 2510.07962, section 3.3. The sum runs over the label's few ids; log pi_theta is
-    normalised over the whole vocabulary, in float32 whatever the logits' dtype.
+    normalised over the whole vocabulary, in float32 whatever the head's dtype. The head is applied to as many steps
+    at a time as `chunk_elements` logits allow, and again in the backward pass: logits are never kept, so a trainable
+    head gets its gradient like any other part of the model.
 
     Args:
-        logits: [K, V], any float dtype.
+        hidden: [K, d], the states that the head reads.
+        head: [n, d] to logits [n, V], any float dtype.
         label_ids: [K, m], int64; where a step has fewer than m ids, any id with weight 0 fills the row.
-        label_weights: [K, m], float32; each row sums to 1.
+        label_weights: [K, m], float32; each row sums to 1, or is 0 throughout.
     """
-    log_model = torch.log_softmax(logits.float(), dim=-1).gather(-1, label_ids)
+    rows = max(1, chunk_elements // vocab_size)
+    chunks = zip(hidden.split(rows), label_ids.split(rows), label_weights.split(rows), strict=True)
+    sums = [checkpoint(_sums_of_chunk, head, *chunk, use_reentrant=False) for chunk in chunks]
+    loss, entropy, agreeing = (torch.stack(column).sum() for column in zip(*sums, strict=True))
+    return StepSums(loss, entropy.detach(), agreeing.detach())
+
+
+def _sums_of_chunk(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, label_ids: Tensor, label_weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    logits = head(hidden).float()
+    log_model = logits.gather(-1, label_ids) - torch.logsumexp(logits, dim=-1, keepdim=True)
     log_label_terms = torch.xlogy(label_weights, label_weights)  # 0 log 0 = 0 where weight fills a row
-    return (log_label_terms - label_weights * log_model).sum(dim=-1).mean()
+    loss = (log_label_terms - label_weights * log_model).sum()
+    heaviest = label_ids.gather(-1, label_weights.argmax(dim=-1, keepdim=True))[:, 0]
+    agreeing = (logits.argmax(dim=-1) == heaviest) & (label_weights.sum(dim=-1) > 0)
+    return loss, -log_label_terms.sum(), agreeing.sum().float()

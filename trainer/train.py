@@ -1,36 +1,40 @@
-"""Fine-tunes the expert on its contrast samples by LoRA: one forward a batch of trajectories, loss at kept steps.
+"""Fine-tunes the expert on its contrast samples by LoRA: one forward a trajectory, many in one sequence.
 
-In: a RUN, the model that sampled it, a recipe. Out: a folder with the adapter in PEFT format, lightreasoner.json
-and metrics.jsonl. The base model's files are never touched.
+In: a RUN, the model that sampled it, a recipe. Out: a folder or bucket prefix with the adapter in PEFT format, where it
+came from (lightreasoner.json, README.md) and how it went (metrics.jsonl, loss.png), which the RUN gets too. The base
+model's files are never touched. Started by torchrun or accelerate, each process is a rank of one training.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import TrainingArguments
 
+from client.bucket import BucketError
 from client.errors import ModelError
 from client.fingerprints import model_fingerprint, model_folder
 from client.run import Run
-from trainer.adapter import new_folder, write_provenance
+from trainer.adapter import PROVENANCE, versions
 from trainer.base import config_of, load, weights_dtype
-from trainer.dataset import Batch, TrainingSet, pack, read_training_set
-from trainer.journal import Journal
-from trainer.loss import contrast_loss
-from trainer.settings import Recipe
-
-RANK, LORA_ALPHA, DROPOUT, TARGETS = 8, 16, 0.05, ("q_proj", "v_proj")
-"""The published LoRA."""
-WARMUP_STEPS = 10
+from trainer.card import card
+from trainer.checkpoints import Output, state_of
+from trainer.dataset import Limits, TrainingSet, check_expert, mismatches, read_training_set
+from trainer.follow import Arrivals, WriterStalled
+from trainer.journal import CURVE, METRICS, Journal, draw_curve
+from trainer.loop import ContrastTrainer, arguments
+from trainer.lora import with_lora
+from trainer.preflight import check_packing
+from trainer.settings import TOKEN_BUDGET, Recipe, Running, Unit
+from trainer.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -44,118 +48,225 @@ class TrainReport:
     first_loss: float
     last_loss: float
     seconds: float
+    already_done: bool = False  # by a training before; the others are its figures, and seconds are 0
 
 
-class ContrastTrainer(Trainer):
-    """transformers' Trainer with the contrast loss, which is the mean over the kept steps of an optimizer step."""
-
-    # A batch is a whole optimizer step, so there is nothing to scale by accumulation.
-    loss_is_scaled_for_ga = True
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        return batch_loss(model, inputs)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Constant after a linear warm-up over the first `WARMUP_STEPS`, which starts above 0.
-
-        Constant, so that a step does not depend on how many will follow: a run of N steps is the beginning of a
-        longer one. Above 0, so that even a single step trains.
-        """
-        if self.lr_scheduler is None:
-            scheduled = optimizer or self.optimizer
-            assert scheduled is not None
-            self.lr_scheduler = LambdaLR(scheduled, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
-        return self.lr_scheduler
-
-
-def batch_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """The contrast loss of a packed batch; only kept steps go through the LM head."""
-    output = model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        attention_mask=None,
-        use_cache=False,  # with a cache transformers would not look for packs
-        logits_to_keep=batch["kept"],
-    )
-    return contrast_loss(output.logits[0], batch["label_ids"], batch["label_weights"])
-
-
-def train(run_url: str, model: str, output: str, recipe: Recipe, console: Console) -> TrainReport:
-    """Train an adapter for `model` on the RUN and write it to `output`.
+def train(
+    run_url: str, model: str, output: str, recipe: Recipe, running: Running, console: Console
+) -> TrainReport | None:
+    """Train an adapter for `model` on the RUN and write it to `output`; None on ranks other than the first.
 
     Raises RunError where the RUN cannot teach this model, ModelError where `model` or `output` will not do.
     """
+    if running.follow and recipe.unit == Unit.STEP:
+        raise ModelError("--follow takes trajectories as they come; --preset paper draws from the whole RUN: give one")
     run, base = Run(run_url), model_folder(model)
-    training_set = read_training_set(run, base, config_of(base).get_text_config().vocab_size)
-    fingerprint, out = model_fingerprint(base), new_folder(output)
-    announce(run, training_set, console)
-    began = time.monotonic()
+    args = arguments(recipe, running)
+    console.quiet = args.process_index != 0
+    if not running.allow_mismatch:
+        check_expert(run, base)
+    # What can be wrong with the RUN is found before anything is written.
+    training_set = None if running.resume or running.follow else read(run, base, running)
+    out, checkpoint, done = prepare(output, run, recipe, running.resume, args.process_index == 0)
+    with out:
+        if done:
+            return report_of(done, 0.0, already_done=True)
+        if training_set is None:
+            parts = state_of(checkpoint)["parts"] if checkpoint else ([] if running.follow else None)
+            training_set = read(run, base, running, parts)
+        report = carry_out(Training(run, base, model, recipe, running, args, training_set, out, checkpoint), console)
+        ranks = PartialState()  # they leave together: one that is gone can bring down those that are not
+        ranks.wait_for_everyone()
+        ranks.destroy_process_group()
+        return report
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a training is made of, once it is known to be possible."""
+
+    run: Run
+    base: Path
+    model: str  # as the user names the base
+    recipe: Recipe
+    running: Running
+    args: TrainingArguments
+    training_set: TrainingSet
+    out: Output
+    checkpoint: Path | None
+
+    @property
+    def leads(self) -> bool:
+        return self.args.process_index == 0
+
+    @property
+    def name(self) -> str:
+        """By which the adapter remembers its base: a Hub id, or a folder's full path."""
+        return str(self.base.absolute()) if self.base == Path(self.model) else self.model
+
+    def state(self) -> dict[str, Any]:
+        """What a training must agree with that goes on with this one, and where it stands."""
+        identity = self.run.manifest().identity()
+        made = {"recipe": asdict(self.recipe), "run": str(self.run), "run_identity": identity}
+        return {**made, "parts": self.training_set.parts}
+
+
+def carry_out(training: Training, console: Console) -> TrainReport | None:
+    """Load, adapt, train, write."""
+    began, recipe, running, args = time.monotonic(), training.recipe, training.running, training.args
+    if not running.follow:
+        announce(training.run, training.training_set, console)
     transformers.set_seed(recipe.seed)
-    name = str(base.absolute()) if base == Path(model) else model
-    adapted = with_lora(load(base, weights_dtype(recipe.dtype, base)), name)
-    journal = Journal(out / "metrics.jsonl", console)
+    loaded = load(training.base, weights_dtype(recipe.dtype, training.base), running.attention)
+    adapted = with_lora(loaded, training.name, recipe.lora)
+    transformers.set_seed(recipe.seed + args.process_index)  # ranks drop out different things
+    steps, most = steps_of(training, console)
+    args.output_dir, args.max_steps = str(training.out.checkpoints), most
+    journal = Journal(training.out.folder / METRICS, console)
     trainer = ContrastTrainer(
         model=adapted,
-        args=arguments(out, recipe),
-        train_dataset=training_set.examples,  # type: ignore[arg-type]
-        data_collator=pack,  # type: ignore[arg-type]
-        callbacks=[journal],
+        args=args,
+        steps=steps,
+        seal=lambda number: training.out.seal(number, training.state()),
+        callbacks=[journal] if training.leads else [],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-    adapted.save_pretrained(str(out), save_embedding_layers=False)
-    write_provenance(out, fingerprint, run)
-    return TrainReport(
-        optimizer_steps=trainer.state.global_step,
-        trajectories=len(training_set.examples),
-        without_kept_steps=training_set.without_kept_steps,
-        kept_steps=training_set.kept_steps,
-        first_loss=journal.losses[0],
-        last_loss=journal.losses[-1],
-        seconds=time.monotonic() - began,
-    )
-
-
-def with_lora(model: PreTrainedModel, name: str) -> PeftModel:
-    """The model with a fresh adapter, in float32 whatever the model's type, that remembers its base by `name`.
-
-    Raises ModelError where the model has no such layers.
-    """
-    config = LoraConfig(
-        r=RANK, lora_alpha=LORA_ALPHA, lora_dropout=DROPOUT, target_modules=list(TARGETS), task_type="CAUSAL_LM"
-    )
+    check_packing(adapted, training.name)
+    if steps.first:
+        console.print(f"resuming after step {steps.first}")
     try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(f"{name} cannot take the adapter: {error}; it needs layers {' and '.join(TARGETS)}") from error
-    adapted.peft_config["default"].base_model_name_or_path = name
-    return adapted
+        trainer.train(resume_from_checkpoint=str(training.checkpoint) if training.checkpoint else None)
+    except WriterStalled:
+        if trainer.state.global_step > steps.first:
+            trainer.save_now()
+        raise
+    finally:
+        if training.leads:
+            journal.close()
+    training.training_set.check_not_empty()
+    trainer.save_adapter(training.out.folder)
+    if not training.leads:
+        return None
+    provenance = provenance_of(training, trainer.state.global_step, journal.losses)
+    finish(training, provenance, journal.losses, console)
+    return report_of(provenance, time.monotonic() - began)
 
 
-def arguments(out: Path, recipe: Recipe) -> TrainingArguments:
-    """transformers' settings for a recipe."""
-    on_gpu = torch.cuda.is_available()
-    args = TrainingArguments(
-        output_dir=str(out),
-        per_device_train_batch_size=recipe.batch_size,
-        num_train_epochs=recipe.epochs,
-        max_steps=recipe.max_steps or -1,
-        learning_rate=recipe.learning_rate,
-        seed=recipe.seed,
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
-        remove_unused_columns=False,
-        label_names=["label_ids"],
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would cut the packed sequence
-    return args
+def steps_of(training: Training, console: Console) -> tuple[Steps, int]:
+    """The optimizer steps of this rank, and how many there will be; for a RUN that is followed, at most."""
+    args, running = training.args, training.running
+    budget = running.token_budget or TOKEN_BUDGET[args.device.type]
+    steps = Steps(training.training_set, training.recipe, budget, args.process_index, args.world_size)
+    if training.checkpoint:
+        steps.first = int(training.checkpoint.name.rpartition("-")[2])
+    if not running.follow:
+        return steps, steps.total()
+    steps.source = Arrivals(training.training_set, running.follow_timeout, from_the_first_rank, training.leads, console)
+    manifest = training.run.manifest()
+    return steps, steps.total(manifest.problems.count * manifest.decoding.n)
+
+
+def provenance_of(training: Training, optimizer_steps: int, losses: list[float]) -> dict[str, Any]:
+    """lightreasoner.json of the adapter: what made it, and what came of it."""
+    allowed = mismatches(training.run, training.base) if training.running.allow_mismatch else []
+    return {
+        **training.state(),
+        "base_model_fingerprint": model_fingerprint(training.base),
+        "mismatches": allowed,
+        "running": asdict(training.running),
+        "ranks": training.args.world_size,
+        "versions": versions(),
+        "optimizer_steps": optimizer_steps,
+        "trajectories": len(training.training_set.examples),
+        "without_kept_steps": training.training_set.without_kept_steps,
+        "kept_steps": training.training_set.kept_steps,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+    }
+
+
+def read(run: Run, base: Path, running: Running, parts: list[str] | None = None) -> TrainingSet:
+    """What is to be trained on: all that the RUN holds, or `parts`."""
+    config = config_of(base).get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    limits = Limits(config.vocab_size, context, running.token_budget)
+    if parts is None:
+        return read_training_set(run, base, limits, allow_mismatch=True)  # it was asked before
+    training_set = TrainingSet(run, limits)
+    training_set.sealed = run.completion() is not None
+    for part in parts:
+        training_set.add(part)
+    return training_set
+
+
+def prepare(
+    output: str, run: Run, recipe: Recipe, resume: bool, leads: bool
+) -> tuple[Output, Path | None, dict[str, Any] | None]:
+    """OUT, the checkpoint to go on from, and the state of a training that is already done; agreed by all ranks.
+
+    Raises ModelError where OUT is taken, or was made by another recipe or from another RUN.
+    """
+    out, checkpoint, done = None, None, None
+    if leads:
+        out = Output(output)
+        if not resume:
+            out.claim()
+        else:
+            done = out.finished()
+            checkpoint = out.newest()
+            made = done or (state_of(checkpoint) if checkpoint else None)
+            if made:
+                check_same(out, made, run, recipe)
+            if done and done["recipe"] != plain(asdict(recipe)):
+                done = None  # it is to go on
+    found = (str(out.folder) if out else None, str(checkpoint) if checkpoint else None, done)
+    folder, newest, done = from_the_first_rank(found)
+    if out is None:
+        out = Output(output, Path(folder))
+    return out, Path(newest) if newest else None, done
+
+
+def check_same(out: Output, made: dict[str, Any], run: Run, recipe: Recipe) -> None:
+    """Raises ModelError naming every setting in which a training that is to go on differs; its length may."""
+    mine, theirs = plain(asdict(recipe)), made["recipe"]
+    pairs = {name: (theirs.get(name), mine[name]) for name in mine if name not in ("epochs", "max_steps")}
+    identity = plain(run.manifest().identity())
+    pairs |= {f"RUN, {name}": (made["run_identity"].get(name), identity[name]) for name in identity}
+    if different := [f"{name}: {was!r} against {now!r}" for name, (was, now) in pairs.items() if was != now]:
+        listed = "\n  ".join(different)
+        raise ModelError(f"{out} was trained with other settings; use the same or name a new folder:\n  {listed}")
+
+
+def plain(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    return json.loads(json.dumps(value))
+
+
+def from_the_first_rank(value: Any) -> Any:
+    """What the first rank says, told to all."""
+    box = [value]
+    broadcast_object_list(box)
+    return box[0]
+
+
+def finish(training: Training, provenance: dict[str, Any], losses: list[float], console: Console) -> None:
+    """Write what goes beside the weights, and put metrics and picture into the RUN, where its report finds them."""
+    folder = training.out.folder
+    draw_curve(losses, folder / CURVE)
+    (folder / "README.md").write_text(card(provenance, training.name))
+    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+    for name in (METRICS, CURVE):
+        try:
+            training.run.bucket.put(f"training/{name}", (folder / name).read_bytes())
+        except BucketError as error:
+            console.print(f"warning: the RUN gets no {name}: {error}", style="yellow", soft_wrap=True)
+    training.out.publish()
+
+
+def report_of(provenance: dict[str, Any], seconds: float, already_done: bool = False) -> TrainReport:
+    names = "optimizer_steps", "trajectories", "without_kept_steps", "kept_steps", "first_loss", "last_loss"
+    figures = {name: provenance[name] for name in names}
+    return TrainReport(**figures, seconds=seconds, already_done=already_done)
 
 
 def announce(run: Run, training_set: TrainingSet, console: Console) -> None:

@@ -1,34 +1,21 @@
-"""From a RUN to packed batches, and what is refused on the way."""
+"""From a RUN to examples, and what is refused on the way."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-import torch
-from tiny_pair import VOCABULARY, WORDS, load, save_model, save_tokenizer, trajectory, write_run
+from tiny_pair import VOCABULARY, WORDS, save_model, save_tokenizer, trajectory, write_run
 
 from client.errors import RunError
 from client.run import Run
-from trainer.dataset import check_ranges, pack, read_training_set
-from trainer.train import batch_loss
+from trainer.dataset import Limits, check_ranges, read_training_set
+
+LIMITS = Limits(VOCABULARY)
 
 
 @pytest.fixture
 def examples(run, expert):
-    return read_training_set(run, expert, VOCABULARY).examples
-
-
-def logits_of(model, examples):
-    batch = pack(examples)
-    with torch.no_grad():
-        output = model(
-            input_ids=batch["input_ids"],
-            position_ids=batch["position_ids"],
-            attention_mask=None,
-            use_cache=False,
-            logits_to_keep=batch["kept"],
-        )
-    return output.logits[0].split([len(example.positions) for example in examples])
+    return read_training_set(run, expert, LIMITS).examples
 
 
 def test_each_kept_step_is_predicted_from_the_prompt_and_the_tokens_before_it(run, examples):
@@ -40,35 +27,11 @@ def test_each_kept_step_is_predicted_from_the_prompt_and_the_tokens_before_it(ru
         assert example.input_ids.tolist() == whole[: example.positions.max() + 1].tolist()
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_no_attention_crosses_from_one_packed_trajectory_to_another(expert, examples, mode):
-    model = getattr(load(expert), mode)()
-    alone = [logits_of(model, [example])[0] for example in examples]
-    for packed, single in zip(logits_of(model, examples), alone, strict=True):
-        torch.testing.assert_close(packed, single, rtol=0, atol=2e-5)
-    changed = dataclasses.replace(examples[0], input_ids=(examples[0].input_ids + 1) % VOCABULARY)
-    after = logits_of(model, [changed, *examples[1:]])
-    assert (after[0] - alone[0]).abs().max() > 0.1
-    for packed, single in zip(after[1:], alone[1:], strict=True):
-        torch.testing.assert_close(packed, single, rtol=0, atol=2e-5)
-
-
-def test_permuting_or_separating_the_trajectories_changes_the_loss_by_rounding_only(expert, examples):
-    model = load(expert)
-    with torch.no_grad():
-        together = batch_loss(model, pack(examples))
-        permuted = batch_loss(model, pack(examples[::-1]))
-        apart = [batch_loss(model, pack([example])) * len(example.positions) for example in examples]
-    torch.testing.assert_close(permuted, together, rtol=1e-6, atol=0)
-    kept = sum(len(example.positions) for example in examples)
-    torch.testing.assert_close(sum(apart) / kept, together, rtol=1e-6, atol=0)
-
-
 def test_a_trajectory_without_a_kept_step_is_left_out_and_counted(tmp_path, expert):
     bored = trajectory("bored", 50)
     bored = dataclasses.replace(bored, amateur_logprobs=bored.expert_logprobs)
     run = write_run(tmp_path / "run", expert, trajectories=[trajectory("keen", 51), bored])
-    found = read_training_set(run, expert, VOCABULARY)
+    found = read_training_set(run, expert, LIMITS)
     assert len(found.examples) == 1 and found.without_kept_steps == 1
     assert found.kept_steps == len(found.examples[0].positions) > 0
 
@@ -95,7 +58,7 @@ def test_step_0_is_learned_from_the_end_of_the_prompt(tmp_path, expert):
     run = write_run(tmp_path / "run", expert, first_step=0, beta=0.0)
     sample = next(iter(run.samples()))
     assert sample.contrast.steps[0] == 0
-    first = read_training_set(run, expert, VOCABULARY).examples[0]
+    first = read_training_set(run, expert, LIMITS).examples[0]
     assert first.positions[0] == len(sample.prompt_token_ids) - 1
 
 
@@ -127,3 +90,40 @@ def test_a_model_with_the_same_weights_but_another_tokenizer_or_template_is_refu
     code, _, err = trainer_cli("train", run, "--model", model, "--output", tmp_path / "out")
     assert code == 1 and f": {what} " in err and "weights" not in err
     assert ("tokenizer" in err) == (what == "tokenizer")
+
+
+def test_a_trajectory_that_is_too_long_for_a_micro_batch_or_for_the_model_is_named_and_not_cut(
+    tmp_path, run, expert, trainer_cli
+):
+    longest = max(len(example.input_ids) for example in read_training_set(run, expert, LIMITS).examples)
+    words = "train", run, "--model", expert, "--max-steps", 1, "--output"
+    code, _, err = trainer_cli(*words, tmp_path / "short", "--token-budget", longest - 1)
+    assert code == 1 and f"trajectory 'p0', sample 0 has {longest} tokens" in err and "--token-budget" in err
+    assert f"give at least {longest}" in err and not (tmp_path / "short").exists()
+    assert trainer_cli(*words, tmp_path / "long", "--token-budget", longest)[0] == 0
+    with pytest.raises(RunError, match=f"has {longest} tokens; the model's context is {longest - 1}"):
+        read_training_set(run, expert, Limits(VOCABULARY, context=longest - 1))
+
+
+def test_a_damaged_part_is_named(tmp_path, expert, trainer_cli):
+    run = write_run(tmp_path / "run", expert)
+    part = tmp_path / "run" / "samples" / f"{run.parts('samples')[0]}.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    code, _, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out")
+    assert code == 1 and part.name in err and "remove it and sample again" in err and not (tmp_path / "out").exists()
+
+
+def test_a_key_that_two_parts_hold_is_read_once(tmp_path, expert):
+    run = write_run(tmp_path / "run", expert, sealed=False)
+    run.write([trajectory("p0", 77), trajectory("new", 78)], {}, run.manifest())
+    found = read_training_set(run, expert, LIMITS)
+    assert len(found.examples) == 7 and found.kept_steps == sum(len(s.contrast.steps) for s in run.samples())
+
+
+def test_one_kept_step_alone_has_its_own_prefix_and_label(examples):
+    example = examples[0]
+    alone = [example.only(index) for index in range(len(example.positions))]
+    assert [len(one.input_ids) for one in alone] == (example.positions + 1).tolist()
+    assert np.concatenate([one.label_ids for one in alone]).tolist() == example.label_ids.tolist()
+    assert np.concatenate([one.label_weights for one in alone]).tolist() == example.label_weights.tolist()
+    assert [one.label_offsets.tolist() for one in alone] == [[0, n] for n in np.diff(example.label_offsets)]

@@ -1,0 +1,59 @@
+"""A model that packing would disturb, or whose head is not understood, is refused by name; others pass."""
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+
+from client.errors import ModelError
+from trainer.lora import compute_loss_in_forward
+from trainer.preflight import check_packing
+
+SMALL = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.3,
+}  # fmt: skip
+MODELS = {
+    "llama": {},
+    "qwen2": {},
+    "gemma2": {"head_dim": 16, "final_logit_softcapping": 2.0, "sliding_window": 8},
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 8.0},
+}
+
+
+def adapted(kind, dtype=torch.float32, targets=("q_proj", "v_proj"), **changes):
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **{**SMALL, **MODELS.get(kind, {}), **changes})
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+    model = get_peft_model(model, LoraConfig(target_modules=list(targets), task_type="CAUSAL_LM"))
+    compute_loss_in_forward(model)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_that_keep_packed_trajectories_apart_pass_whatever_follows_their_head(kind, dtype):
+    check_packing(adapted(kind, dtype), kind)
+
+
+def test_a_model_whose_state_runs_across_trajectories_is_refused_by_name():
+    mamba = adapted("mamba", targets=("in_proj", "x_proj"), state_size=8)
+    with pytest.raises(ModelError, match="some/mamba"):
+        check_packing(mamba, "some/mamba")
+
+
+def test_attention_that_ignores_the_packs_is_refused(monkeypatch):
+    """What transformers detects packs by, taken away."""
+    model = adapted("llama")
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
+    with pytest.raises(ModelError, match=r"some/llama: trajectories packed into one sequence disturb each other"):
+        check_packing(model, "some/llama")
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite"])
+def test_logits_that_are_not_understood_are_refused(kind, monkeypatch):
+    model = adapted(kind)
+    monkeypatch.setattr("trainer.lora.Head.__call__", lambda self, hidden: self.linear(hidden))
+    with pytest.raises(ModelError, match="not its LM head's"):
+        check_packing(model, f"some/{kind}")

@@ -1,0 +1,85 @@
+"""Two ranks of one training, over gloo on the CPU, are one training."""
+
+import json
+
+import pytest
+import torch
+from launch import metrics, process, torchrun
+from safetensors.torch import load_file
+from tiny_pair import trajectory, write_run
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory, expert):
+    """13 trajectories in batches of 4: the last of an epoch has one, for two ranks."""
+    rows = [trajectory(f"p{index}", index) for index in range(13)]
+    run = write_run(tmp_path_factory.mktemp("runs") / "thirteen", expert, trajectories=rows)
+    return ["train", run, "--model", expert, "--batch-size", 4, "--max-steps", 9, "--learning-rate", 1e-3,
+            "--dropout", 0, "--token-budget", 30, "--save-steps", 5]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, words):
+    out = tmp_path_factory.mktemp("alone") / "out"
+    said = torchrun(1, "trainer", *words, "--output", out, module=True)
+    assert said.returncode == 0, said.stderr[-3000:]
+    return out
+
+
+def check_the_same(out, alone, tolerance=1e-5):
+    lines, expected = metrics(out), metrics(alone)
+    for column in ("loss", "grad_norm", "label_entropy", "agreement", "learning_rate", "kept_steps", "tokens", "step"):
+        assert [line[column] for line in lines] == pytest.approx([line[column] for line in expected], rel=1e-4), column
+    mine, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (out, alone))
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=tolerance)
+
+
+def test_two_ranks_have_the_losses_and_weights_of_one_with_the_same_global_batch(tmp_path, words, alone):
+    said = torchrun(2, "trainer", *words, "--output", tmp_path / "out", module=True)
+    assert said.returncode == 0, said.stderr[-3000:]
+    assert said.stdout.count("9 optimizer steps over 13 trajectories") == 1  # the first rank speaks
+    check_the_same(tmp_path / "out", alone)
+    assert json.loads((tmp_path / "out" / "lightreasoner.json").read_text())["ranks"] == 2
+
+
+def test_two_ranks_resume_from_their_checkpoint(tmp_path, words, alone):
+    out = tmp_path / "out"
+    shorter = [5 if word == 9 else word for word in words]
+    assert torchrun(2, "trainer", *shorter, "--output", out, module=True).returncode == 0
+    assert {file.name for file in (out / "checkpoints" / "checkpoint-5").iterdir()} > {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }
+    said = torchrun(2, "trainer", *words, "--output", out, "--resume", module=True)
+    assert said.returncode == 0 and "resuming after step 5" in said.stdout, said.stderr[-3000:]
+    check_the_same(out, alone)
+
+
+FSDP = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+use_cpu: true
+num_processes: 2
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_state_dict_type: FULL_STATE_DICT
+  fsdp_reshard_after_forward: true
+  fsdp_cpu_ram_efficient_loading: false
+"""
+
+
+def test_two_ranks_with_sharded_weights_have_the_losses_of_one(tmp_path, words, alone):
+    """FSDP2 by accelerate's own launcher."""
+    (tmp_path / "fsdp.yaml").write_text(FSDP)
+    launch = "accelerate.commands.launch", "--config_file", tmp_path / "fsdp.yaml", "-m", "trainer"
+    said = process(*launch, *words, "--output", tmp_path / "out")
+    assert said.returncode == 0, said.stderr[-3000:]
+    check_the_same(tmp_path / "out", alone)
+
+
+def test_what_is_wrong_ends_every_rank_with_the_reason(tmp_path, words, alone):
+    said = torchrun(2, "trainer", *words, "--output", alone, module=True)
+    assert said.returncode != 0 and f"{alone} is not empty" in said.stderr

@@ -1,0 +1,130 @@
+"""A training that is killed and resumed ends as one that was not; OUT may be a folder or in a bucket."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from launch import metrics, started
+from safetensors.torch import load_file
+
+from client.bucket import Bucket
+
+STEPS, EVERY = 40, 5
+
+
+@pytest.fixture(scope="module")
+def words(run, expert):
+    """A training with dropout, in batches that do not divide the epoch."""
+    return ["train", run, "--model", expert, "--batch-size", 4, "--max-steps", STEPS, "--save-steps", EVERY,
+            "--learning-rate", 1e-3, "--token-budget", 30]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, words):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    process = started(*words, "--output", out)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    return out
+
+
+def killed(words, out, after):
+    """Start a training and kill -9 it once the checkpoint of step `after` is whole."""
+    bucket, process = Bucket(str(out)), started(*words, "--output", out)
+    deadline = time.monotonic() + 120
+    while bucket.get(f"checkpoints/checkpoint-{after}/whole.json") is None:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert Bucket(str(out)).get("adapter_config.json") is None
+    return bucket
+
+
+def fetched(bucket, name, folder):
+    (folder / name).write_bytes(bucket.get(name))
+    return folder / name
+
+
+def check_the_same(bucket, uninterrupted, tmp_path):
+    mine = load_file(fetched(bucket, "adapter_model.safetensors", tmp_path))
+    theirs = load_file(uninterrupted / "adapter_model.safetensors")
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-6)
+    fetched(bucket, "metrics.jsonl", tmp_path)
+    lines, expected = metrics(tmp_path), metrics(uninterrupted)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["epoch"] for line in lines] == [line["epoch"] for line in expected]
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=1e-5)
+
+
+def test_killed_and_resumed_it_ends_with_the_weights_and_losses_of_an_uninterrupted_run(
+    tmp_path, bucket, words, uninterrupted, trainer_cli
+):
+    left = killed(words, bucket, after=2 * EVERY)
+    code, said, err = trainer_cli(*words, "--output", bucket, "--resume")
+    assert code == 0 and "resuming after step" in said, err
+    check_the_same(left, uninterrupted, tmp_path)
+    names = {name.split("/")[1] for name in left.names("checkpoints")}
+    assert names == {f"checkpoint-{number}" for number in (STEPS - EVERY, STEPS)}
+
+
+@pytest.mark.parametrize("harm", ["cut", "unsealed", "file lost"])
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path, words, uninterrupted, trainer_cli, harm):
+    out = shutil.copytree(uninterrupted, tmp_path / "out")
+    for name in ("adapter_config.json", "lightreasoner.json"):
+        (out / name).unlink()
+    newest = out / "checkpoints" / f"checkpoint-{STEPS}"
+    if harm == "cut":
+        file = newest / "optimizer.pt"
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        (newest / {"unsealed": "whole.json", "file lost": "scheduler.pt"}[harm]).unlink()
+    code, said, err = trainer_cli(*words, "--output", out, "--resume")
+    assert code == 0 and f"resuming after step {STEPS - EVERY}\n" in said, err
+    check_the_same(Bucket(str(out)), uninterrupted, tmp_path)
+
+
+def test_what_was_done_is_not_done_again_and_can_be_made_longer(tmp_path, words, uninterrupted, trainer_cli):
+    out = shutil.copytree(uninterrupted, tmp_path / "out")
+    before = (out / "adapter_model.safetensors").stat().st_mtime_ns
+    code, said, _ = trainer_cli(*words, "--output", out, "--resume")
+    assert code == 0 and f"is complete: {STEPS} optimizer steps; nothing was left to do" in said
+    assert (out / "adapter_model.safetensors").stat().st_mtime_ns == before
+    longer = [STEPS + 2 if word == STEPS else word for word in words]
+    code, said, _ = trainer_cli(*longer, "--output", out, "--resume")
+    assert code == 0 and f"resuming after step {STEPS}\n" in said
+    assert [line["step"] for line in metrics(out)] == list(range(1, STEPS + 3))
+    assert json.loads((out / "lightreasoner.json").read_text())["optimizer_steps"] == STEPS + 2
+
+
+def test_other_settings_are_refused_with_their_names(tmp_path, words, uninterrupted, trainer_cli):
+    out = shutil.copytree(uninterrupted, tmp_path / "out")
+    (out / "lightreasoner.json").unlink()
+    code, _, err = trainer_cli(*words, "--output", out, "--resume", "--rank", 4, "--seed", 3)
+    assert code == 1 and "trained with other settings" in err and "seed: 0 against 3" in err and "'rank': 4" in err
+    code, _, err = trainer_cli(*words, "--output", out)
+    assert code == 1 and f"{out} is not empty; go on with --resume" in err
+
+
+def test_resuming_before_the_first_checkpoint_begins_at_the_beginning(tmp_path, bucket, words, trainer_cli):
+    code, said, err = trainer_cli(*words, "--output", bucket, "--resume", "--max-steps", 2)
+    assert code == 0 and "resuming after" not in said, err
+    assert Bucket(bucket).get("adapter_model.safetensors") is not None
+
+
+def test_parts_that_came_after_the_start_are_left_to_another_training(tmp_path, expert, trainer_cli):
+    """A resumed training takes what it began with, though the RUN has grown since."""
+    from tiny_pair import trajectory, write_run
+
+    run = write_run(tmp_path / "run", expert, sealed=False)
+    words = "train", run, "--model", expert, "--output", tmp_path / "out", "--resume"
+    assert trainer_cli(*words, "--max-steps", 3)[0] == 0
+    run.write([trajectory("late", 99)], {}, run.manifest())
+    code, said, err = trainer_cli(*words, "--max-steps", 4)
+    assert code == 0 and "4 optimizer steps over 6 trajectories" in said, err

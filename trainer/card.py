@@ -1,0 +1,61 @@
+"""The adapter's model card: README.md, with the metadata by which the Hugging Face Hub knows an adapter.
+
+In: what lightreasoner.json says. Out: text. Claims nothing that was not recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+UNITS = {"trajectory": "trajectories", "step": "kept steps"}
+
+
+def card(provenance: dict[str, Any], base: str) -> str:
+    """README.md of an adapter for `base`."""
+    recipe, run = provenance["recipe"], provenance["run_identity"]
+    lora = recipe["lora"]
+    metadata = {
+        "base_model": base,
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "license": "unknown",
+        "tags": [
+            "lora",
+            "transformers",
+            "lightreasoner",
+            *([f"base_model:adapter:{base}"] if _on_the_hub(base) else []),
+        ],
+    }
+    header = "\n".join(
+        f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in metadata.items()
+    )  # JSON is YAML
+    rows = {
+        "RUN": provenance["run"],
+        "expert, weights": run["expert.model_fingerprint"],
+        "amateur, weights": run["amateur.model_fingerprint"],
+        "α, β, first step": f"{run['alpha']:g}, {run['beta']:g} nats, {run['first_step']}",
+        "trained on": f"{provenance['trajectories']} trajectories with {provenance['kept_steps']} kept steps",
+        "optimizer steps": f"{provenance['optimizer_steps']} of {recipe['batch_size']} {UNITS[recipe['unit']]}",
+        "learning rate": f"{recipe['learning_rate']:g}, AdamW",
+        "LoRA": f"rank {lora['rank']}, alpha {lora['alpha']}, dropout {lora['dropout']:g}, "
+        f"on {', '.join(lora['targets'])}",
+        "loss": f"{provenance['first_loss']:.4f} nats at the first step, {provenance['last_loss']:.4f} at the last",
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    overridden = "".join(f"\n- {difference}" for difference in provenance["mismatches"])
+    warning = f"\n**Trained although the model is not the RUN's expert:**{overridden}\n" if overridden else ""
+    return (
+        f"---\n{header}\n---\n\n"
+        f"# LightReasoner adapter for {base}\n\n"
+        "A LoRA adapter trained by [LightReasoner](https://arxiv.org/abs/2510.07962): the model learns from the "
+        "contrast of its own\npredictions with a weaker model's, at the steps where the two disagree; no labels are "
+        f"used.\n{warning}\n| | |\n| --- | --- |\n{table}\n\n"
+        "`lightreasoner.json` beside this file has every setting. The licence of the base model applies to its "
+        "weights.\n"
+    )
+
+
+def _on_the_hub(base: str) -> bool:
+    return base.count("/") == 1 and not base.startswith((".", "~", "/"))
