@@ -153,12 +153,12 @@ class Run:
         """Make the samples parts that a crash left out; returns how many."""
         missing = sorted(set(self.parts("trajectories")) - set(self.parts("samples")))
         for part in missing:
-            self._write_samples(part, self._trajectories_of(part), manifest)
+            self._write_samples(part, self.trajectories_of(part), manifest)
         return len(missing)
 
     def trajectories(self) -> Iterator[Trajectory]:
         """Every trajectory once."""
-        return _first_of_each_key(chain.from_iterable(map(self._trajectories_of, self.parts("trajectories"))))
+        return _first_of_each_key(chain.from_iterable(map(self.trajectories_of, self.parts("trajectories"))))
 
     def samples(self) -> Iterator[Sample]:
         """Every trajectory's samples once; one with no kept step is among them."""
@@ -213,7 +213,8 @@ class Run:
         self.write_samples(part, samples)
         return samples
 
-    def _trajectories_of(self, part: str) -> list[Trajectory]:
+    def trajectories_of(self, part: str) -> list[Trajectory]:
+        """A part's trajectories. Raises RunError naming the part where it cannot be read."""
         return trajectories_in(self._table("trajectories", part, TRAJECTORY_SCHEMA))
 
     def _failures_of(self, part: str) -> list[Failure]:

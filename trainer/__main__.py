@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from client.errors import LightReasonerError, missing_extra
-from trainer.settings import ALL_LINEAR, PRESETS, Examination, Lora, Precision, Preset, Recipe, Running
+from trainer.settings import ALL_LINEAR, PRESETS, Examination, Lora, Objective, Precision, Preset, Recipe, Running
 
 ADAPTER, MACHINE, PROGRESS = "The adapter", "The machine", "Checkpoints and the RUN"
 """Groups of options in --help."""
@@ -66,6 +66,12 @@ def train_command(
     run: Annotated[str, typer.Argument(help="The RUN: a local path, file://… or s3://bucket/prefix.")],
     model: Annotated[str, typer.Option(help="The expert that sampled the RUN: a folder or a Hub id.")],
     output: Annotated[str, typer.Option(help="Where the adapter goes: a path, file://… or s3://…, not yet there.")],
+    objective: Annotated[
+        Objective, typer.Option(help="contrast, or sft: the baseline, on the RUN's right solutions as they are.")
+    ] = Objective.CONTRAST,
+    answers: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Of sft: the problem set that was sampled, with its answers.")
+    ] = None,
     preset: Annotated[
         Preset,
         typer.Option(help="paper: the published recipe, 1,000 steps of 16 kept steps drawn from the whole RUN."),
@@ -151,7 +157,7 @@ def train_command(
         ),
     ] = False,
 ) -> None:
-    """Train a LoRA adapter on the contrast samples of a RUN.
+    """Train a LoRA adapter on the contrast samples of a RUN, or on its right solutions.
 
     On many GPUs: torchrun --nproc-per-node N -m trainer train …; the batch is the same, shared out.
     """
@@ -160,7 +166,9 @@ def train_command(
     if epochs is not None:
         changed.setdefault("max_steps", None)
     lora = Lora(rank, alpha, dropout, tuple(filter(None, targets.split(","))), use_rslora, use_dora)
-    recipe = replace(PRESETS[preset], **changed, dtype=dtype, seed=seed, lora=lora)
+    recipe = replace(
+        PRESETS[preset], **changed, dtype=dtype, seed=seed, lora=lora, objective=objective, answers=answers
+    )
     running = Running(
         token_budget, gradient_checkpointing, attention, save_steps, tuple(filter(None, report_to.split(","))),
         resume, follow, follow_timeout, allow_mismatch,

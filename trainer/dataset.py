@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from client.errors import RunError
 from client.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
+from client.protocol import Trajectory
 from client.run import Run
 from client.samples import Key, Sample
 
@@ -70,6 +71,10 @@ class TrainingSet:
     @property
     def kept_steps(self) -> int:
         return sum(len(example.positions) for example in self.examples)
+
+    def __str__(self) -> str:
+        left_out = f"; {self.without_kept_steps} without any are left out" if self.without_kept_steps else ""
+        return f"{len(self.examples)} trajectories with {self.kept_steps} kept steps{left_out}"
 
     def add(self, part: str) -> None:
         """Read a part. Raises RunError naming the part that is damaged, or the trajectory that cannot be trained on."""
@@ -134,7 +139,7 @@ def check_expert(run: Run, folder: Path) -> None:
         )
 
 
-def check_length(run: Run, sample: Sample, length: int, limits: Limits) -> None:
+def check_length(run: Run, sample: Sample | Trajectory, length: int, limits: Limits) -> None:
     """Raises RunError naming a trajectory that is too long for a micro-batch, or for the model."""
     where = f"{run}: trajectory {sample.problem_id!r}, sample {sample.sample_index} has {length} tokens"
     if limits.context is not None and length > limits.context:

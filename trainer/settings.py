@@ -34,6 +34,13 @@ class Preset(StrEnum):
     PAPER = "paper"
 
 
+class Objective(StrEnum):
+    """What is learned: the contrast's labels at kept steps, or right solutions, whole (the SFT baseline)."""
+
+    CONTRAST = "contrast"
+    SFT = "sft"
+
+
 @dataclass(frozen=True)
 class Lora:
     """The adapter's settings, as peft names them; the defaults are the published ones."""
@@ -63,6 +70,8 @@ class Recipe:
     dtype: Precision | None = None  # of the frozen weights; None: bfloat16 on a GPU, float32 on a CPU
     seed: int = 0
     lora: Lora = field(default_factory=Lora)
+    objective: Objective = Objective.CONTRAST
+    answers: str | None = None  # of SFT: the problem set with the gold answers
 
 
 TOKEN_BUDGET = {"cpu": 512, "cuda": 8192}

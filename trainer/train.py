@@ -20,6 +20,7 @@ from rich.console import Console
 from transformers import TrainingArguments
 
 from client.bucket import BucketError
+from client.build import trajectory_parts
 from client.errors import ModelError
 from client.fingerprints import model_fingerprint, model_folder
 from client.run import Run
@@ -33,7 +34,8 @@ from trainer.journal import CURVE, METRICS, Journal, draw_curve
 from trainer.loop import ContrastTrainer, arguments
 from trainer.lora import with_lora
 from trainer.preflight import check_packing
-from trainer.settings import TOKEN_BUDGET, Recipe, Running, Unit
+from trainer.settings import TOKEN_BUDGET, Objective, Recipe, Running, Unit
+from trainer.solutions import SolutionSet, read_answers
 from trainer.steps import Steps
 
 
@@ -60,20 +62,24 @@ def train(
     """
     if running.follow and recipe.unit == Unit.STEP:
         raise ModelError("--follow takes trajectories as they come; --preset paper draws from the whole RUN: give one")
+    if (recipe.objective == Objective.SFT) != (recipe.answers is not None):
+        raise ModelError("--objective sft and --answers FILE belong together: the right solutions are trained on")
+    if recipe.objective == Objective.SFT and recipe.unit == Unit.STEP:
+        raise ModelError("--preset paper is the contrast's recipe; --objective sft takes whole solutions: give one")
     run, base = Run(run_url), model_folder(model)
     args = arguments(recipe, running)
     console.quiet = args.process_index != 0
     if not running.allow_mismatch:
         check_expert(run, base)
     # What can be wrong with the RUN is found before anything is written.
-    training_set = None if running.resume or running.follow else read(run, base, running)
+    training_set = None if running.resume or running.follow else read(run, base, recipe, running)
     out, checkpoint, done = prepare(output, run, recipe, running.resume, args.process_index == 0)
     with out:
         if done:
             return report_of(done, 0.0, already_done=True)
         if training_set is None:
             parts = state_of(checkpoint)["parts"] if checkpoint else ([] if running.follow else None)
-            training_set = read(run, base, running, parts)
+            training_set = read(run, base, recipe, running, parts)
         report = carry_out(Training(run, base, model, recipe, running, args, training_set, out, checkpoint), console)
         ranks = PartialState()  # they leave together: one that is gone can bring down those that are not
         ranks.wait_for_everyone()
@@ -185,17 +191,23 @@ def provenance_of(training: Training, optimizer_steps: int, losses: list[float])
     }
 
 
-def read(run: Run, base: Path, running: Running, parts: list[str] | None = None) -> TrainingSet:
+def read(run: Run, base: Path, recipe: Recipe, running: Running, parts: list[str] | None = None) -> TrainingSet:
     """What is to be trained on: all that the RUN holds, or `parts`."""
     config = config_of(base).get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     limits = Limits(config.vocab_size, context, running.token_budget)
-    if parts is None:
+    if recipe.objective == Objective.SFT:
+        assert recipe.answers is not None
+        training_set: TrainingSet = SolutionSet(run, limits, read_answers(recipe.answers))
+    elif parts is None:
         return read_training_set(run, base, limits, allow_mismatch=True)  # it was asked before
-    training_set = TrainingSet(run, limits)
+    else:
+        training_set = TrainingSet(run, limits)
     training_set.sealed = run.completion() is not None
-    for part in parts:
+    for part in trajectory_parts(run, run.manifest()) if parts is None else parts:
         training_set.add(part)
+    if parts is None:
+        training_set.check_not_empty()
     return training_set
 
 
@@ -273,9 +285,4 @@ def announce(run: Run, training_set: TrainingSet, console: Console) -> None:
     """Say what is about to be trained on, and what is odd about it."""
     if not training_set.sealed:
         console.print(f"warning: {run} is not sealed; training on what it holds now", style="yellow", soft_wrap=True)
-    left_out = training_set.without_kept_steps
-    console.print(
-        f"{len(training_set.examples)} trajectories with {training_set.kept_steps} kept steps"
-        + (f"; {left_out} without any are left out" if left_out else ""),
-        soft_wrap=True,
-    )
+    console.print(str(training_set), soft_wrap=True)

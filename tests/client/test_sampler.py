@@ -39,7 +39,7 @@ def test_a_full_part_is_written_while_lines_go_on_and_the_rest_at_the_end(run, m
         return counts
 
     counts = asyncio.run(go())
-    assert sorted(len(run._trajectories_of(part)) for part in run.parts("trajectories")) == [3, 4, 4]
+    assert sorted(len(run.trajectories_of(part)) for part in run.parts("trajectories")) == [3, 4, 4]
     assert counts.done == 11 and counts.steps == 33
     assert counts.kept == sum(len(sample.contrast.steps) for sample in run.samples()) > 0
 

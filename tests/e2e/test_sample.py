@@ -100,7 +100,7 @@ def test_an_interrupted_run_resumes_with_only_what_is_missing(demo_server, probl
     assert again.returncode == 0, again.stderr
     assert f"resuming {folder}: {len(there):,} of 2,000 problems are there" in again.stderr
     assert first < set(run.parts("trajectories"))
-    keys = [(t.problem_id, t.sample_index) for part in run.parts("trajectories") for t in run._trajectories_of(part)]
+    keys = [(t.problem_id, t.sample_index) for part in run.parts("trajectories") for t in run.trajectories_of(part)]
     assert len(keys) == len(set(keys)) == 2000
     assert run.completion()["problems"] == 2000 == len(list(run.samples()))
 

@@ -1,0 +1,123 @@
+"""The SFT baseline: which solutions are trained on, and that the loss on them is plain cross-entropy."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_pair import SPECIAL, VOCABULARY, WORDS, load, trajectory, write_run
+
+from client.protocol import FinishReason
+from client.run import Run
+from trainer.dataset import Limits
+from trainer.loss import contrast_sums
+from trainer.packing import pack
+from trainer.solutions import SolutionSet, read_answers
+
+IDS = {token: index for index, token in enumerate((*SPECIAL, *WORDS))}
+SAID = {"right": "7", "wrong": "5", "cut": "7", "other": "7"}
+
+
+def saying(name, answer, index=0, finish_reason: FinishReason = "stop"):
+    """A trajectory that ends 'The answer is ANSWER.'"""
+    made = trajectory(name, seed=sum(map(ord, name)) + index)
+    words = [" The", " answer", " is", " ", *answer, "."]
+    tokens = np.array([*made.token_ids[: len(made.token_ids) // 2], *(IDS[word] for word in words), IDS["<|end|>"]])
+    rows = np.arange(len(tokens)) % len(made.token_ids)
+    arrays = {name: getattr(made, name)[rows] for name in ("top_ids", "expert_logprobs", "amateur_logprobs")}
+    return replace(made, sample_index=index, token_ids=tokens.astype(np.int32), finish_reason=finish_reason, **arrays)
+
+
+@pytest.fixture
+def solved(tmp_path, expert):
+    """Right, wrong, unfinished, a second sample that is right, one of a problem without an answer."""
+    rows = [
+        saying("right", "7"), saying("wrong", "5"), saying("cut", "7", finish_reason="length"),
+        saying("wrong", "7", index=1), saying("other", "7"),
+    ]  # fmt: skip
+    answers = tmp_path / "answers.jsonl"
+    named = [{"id": name, "question": f"{name}?", "answer": "#### 7"} for name in ("right", "wrong", "cut")]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in named))
+    return write_run(tmp_path / "run", expert, trajectories=rows), answers, rows
+
+
+def solutions(run, answers, **limits):
+    found = SolutionSet(run, Limits(VOCABULARY, **limits), read_answers(str(answers)))
+    for part in run.parts("trajectories"):
+        found.add(part)
+    return found
+
+
+def test_right_and_finished_solutions_are_kept_whole(solved):
+    run, answers, rows = solved
+    found = solutions(run, answers)
+    kept = [rows[0], rows[3]]
+    assert len(found.examples) == 2
+    for example, row in zip(found.examples, kept, strict=True):
+        assert example.input_ids.tolist() == [*row.prompt_token_ids, *row.token_ids[:-1]]
+        assert example.label_ids.tolist() == row.token_ids.tolist()
+        assert example.positions.tolist() == list(
+            range(len(row.prompt_token_ids) - 1, len(row.prompt_token_ids) + len(row.token_ids) - 1)
+        )
+    assert (found.without_kept_steps, found.unanswered) == (2, 1)
+    tokens = sum(len(row.token_ids) for row in kept)
+    assert str(found) == (
+        f"2 right solutions of {tokens} tokens; 2 wrong or unfinished are left out, and 1 whose problem has no answer"
+    )
+
+
+def test_the_loss_on_them_is_cross_entropy(solved, expert):
+    run, answers, rows = solved
+    model, batch = load(expert), pack(solutions(run, answers).examples)
+    with torch.no_grad():
+        states = model.get_decoder()(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=None, use_cache=False
+        ).last_hidden_state[0, batch["kept"]]
+        sums = contrast_sums(states, model.lm_head, batch["label_ids"], batch["label_weights"], VOCABULARY)
+        expected = 0.0
+        for row in (rows[0], rows[3]):
+            ids = torch.tensor([[*row.prompt_token_ids.tolist(), *row.token_ids.tolist()]])
+            labels = ids.clone()
+            labels[0, : len(row.prompt_token_ids)] = -100
+            expected += float(model(input_ids=ids, labels=labels).loss) * len(row.token_ids)
+    assert float(sums.loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_is_trained_on_from_the_command_line(tmp_path, solved, expert, trainer_cli):
+    run, answers, _ = solved
+    words = ("train", run, "--model", expert, "--objective", "sft", "--max-steps", 2, "--batch-size", 2)
+    code, out, err = trainer_cli(*words, "--answers", answers, "--output", tmp_path / "adapter")
+    assert code == 0, err
+    assert "2 right solutions of" in out and "2 optimizer steps" in out
+    recipe = json.loads((tmp_path / "adapter" / "lightreasoner.json").read_text())["recipe"]
+    assert (recipe["objective"], recipe["answers"]) == ("sft", str(answers))
+
+
+def test_what_cannot_be_trained_on_is_said(tmp_path, solved, expert, trainer_cli):
+    run, answers, _ = solved
+    nobody, wrong = tmp_path / "nobody.jsonl", tmp_path / "wrong.jsonl"
+    nobody.write_text('{"id": "nobody", "question": "q", "answer": "7"}\n')
+    wrong.write_text('{"id": "right", "question": "q", "answer": "8"}\n')
+    choices = tmp_path / "choices.jsonl"
+    choices.write_text('{"id": "right", "question": "q", "choices": ["a", "b"], "answer": 0}\n')
+    empty = write_run(tmp_path / "empty", expert, trajectories=[])
+    for words, message in (
+        ((run, "--objective", "sft"), "--answers FILE belong together"),
+        ((run, "--answers", answers), "--answers FILE belong together"),
+        ((run, "--objective", "sft", "--answers", answers, "--preset", "paper"), "--preset paper"),
+        ((run, "--objective", "sft", "--answers", nobody), "answers none of the problems"),
+        ((run, "--objective", "sft", "--answers", wrong), "none of the 1 solutions"),
+        ((run, "--objective", "sft", "--answers", choices), "choices.jsonl:1: a question with choices"),
+        ((run, "--objective", "sft", "--answers", answers, "--token-budget", 5), "--token-budget is 5"),
+        ((empty, "--objective", "sft", "--answers", answers), "holds no trajectory yet"),
+    ):
+        code, _, err = trainer_cli("train", *words, "--model", expert, "--output", tmp_path / "out")
+        assert code == 1 and message in err, (words, err)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_solution_that_comes_twice_is_read_once(solved):
+    run, answers, rows = solved
+    run.write(rows[:1], {}, run.manifest())
+    assert len(solutions(Run(str(run)), answers).examples) == 2
