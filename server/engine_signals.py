@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 from server.watchdog import MARK
 
@@ -24,6 +25,7 @@ MEANT_FOR_ALL = frozenset({signal.SIGINT, signal.SIGTERM})
 @contextlib.contextmanager
 def held() -> Iterator[None]:
     """Processes started by this thread meanwhile do not heed what is meant for all, from their first instruction."""
+    resource_tracker.ensure_running()  # it is started with the first process otherwise, and unblocks them then
     before = signal.pthread_sigmask(signal.SIG_BLOCK, MEANT_FOR_ALL)
     try:
         yield
