@@ -30,8 +30,10 @@ from client.options import (
     MaxTokens,
     N,
     Patience,
+    QuestionField,
     Seed,
     Servers,
+    Shuffle,
     SystemPrompt,
     Temperature,
     TopK,
@@ -42,7 +44,7 @@ from client.options import (
 from client.protocol import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, Decoding
 from client.run import Run, RunTotals
 from client.sampler import Counts, Sampled
-from client.terminal import Terminal
+from client.terminal import Terminal, warn
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(job_commands)
@@ -55,11 +57,18 @@ def client() -> None:
 
 @app.command()
 def sample(
-    problems: Annotated[str, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet, a problem a row; a path or URL.")],
+    problems: Annotated[
+        str,
+        typer.Argument(
+            help="A .jsonl, .jsonl.gz or .parquet, a problem a row, by path or URL; or hf://NAME?config=…&split=…"
+        ),
+    ],
     run: Annotated[str, typer.Argument(help="Where to write: a path, file://… or s3://bucket/prefix.")],
     server: Servers,
     api_key: ApiKey = None,
     limit: Limit = None,
+    shuffle: Shuffle = None,
+    question_field: QuestionField = None,
     n: N = 1,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -84,6 +93,9 @@ def sample(
 ) -> None:
     """Send PROBLEMS through a server, or several, and write trajectories and contrast samples to RUN.
 
+    A problem that comes twice, with the same id (or, without one, the same question), is asked once; rows without a
+    question are refused. Both are named.
+
     Interrupted, it resumes: the same command does only what is missing. A server that is lost or has no room is asked
     again, ever less often, for as long as --patience.
     """
@@ -99,7 +111,8 @@ def sample(
     settings = checked(ContrastSettings, alpha=alpha, beta=beta, first_step=first_step, keep_incomplete=keep_incomplete)
     asking = Asking(decoding, top_k, system_prompt or None)
     check_text("--system-prompt", system_prompt)
-    asked = [row.problem for row in read_problems(problems, limit)]
+    rows = read_problems(problems, limit, question_field=question_field, shuffle=shuffle, whole_rows=False, tell=warn)
+    asked = [row.problem for row in rows]
 
     async def sampling() -> Sampled:
         with Terminal() as progress:

@@ -6,8 +6,10 @@ coordination that is asked of a store. Credentials for s3:// come the usual AWS 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -15,6 +17,9 @@ from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from client.errors import LightReasonerError
+
+RANGE_BYTES = 4 * 2**20
+"""Of an object that is read in ranges, at a time."""
 
 
 class BucketError(LightReasonerError):
@@ -59,6 +64,19 @@ class Bucket:
             return None
         except Exception as error:
             raise BucketError(f"cannot read {name} in {self.url}: {_first_line(error)}") from error
+
+    def open(self, name: str) -> BinaryIO | None:
+        """The object as a file that is read in ranges, as far as it is asked for; None where there is none."""
+        store = self._open(for_writing=False)
+        if store is None:
+            return None
+        try:
+            file = obstore.open_reader(store, name, buffer_size=RANGE_BYTES)
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise BucketError(f"cannot read {name} in {self.url}: {_first_line(error)}") from error
+        return io.BufferedReader(_Ranges(file, f"{name} in {self.url}"), RANGE_BYTES)
 
     def put(self, name: str, data: bytes) -> None:
         """Write an object whole, replacing what was there."""
@@ -123,6 +141,33 @@ class Bucket:
             except Exception as error:
                 raise BucketError(f"cannot open {self._folder}: {error}") from error
         return self._store
+
+
+class _Ranges(io.RawIOBase):
+    """obstore's reader as Python's files are."""
+
+    def __init__(self, file: obstore.ReadableFile, name: str) -> None:
+        self._file, self._name = file, name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        try:
+            data = memoryview(self._file.read(len(buffer)))
+        except Exception as error:
+            raise BucketError(f"cannot read {self._name}: {_first_line(error)}") from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 def local_folder(url: str) -> Path:

@@ -25,8 +25,10 @@ from client.options import (
     Limit,
     MaxTokens,
     N,
+    QuestionField,
     Seed,
     Server,
+    Shuffle,
     SystemPrompt,
     Temperature,
     TopK,
@@ -35,6 +37,7 @@ from client.options import (
     checked,
 )  # fmt: skip
 from client.protocol import DEFAULT_TOP_K, ENDED, MAX_JOB_PROBLEMS, SYSTEM_PROMPT, Job, JobRequest
+from client.terminal import warn
 
 job_commands = typer.Typer()
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submit printed.")]
@@ -45,11 +48,16 @@ PATIENCE_SECONDS = 600.0
 
 @job_commands.command()
 def submit(
-    problems: Annotated[str, typer.Argument(help="As for sample; a URL is read by the server, from its bucket.")],
+    problems: Annotated[
+        str,
+        typer.Argument(help="As for sample; a file's URL is read by the server, unless options choose."),
+    ],
     run: Annotated[str, typer.Argument(help="Where to write: inside the server's bucket, or relative to it.")],
     server: Server,
     api_key: ApiKey = None,
     limit: Limit = None,
+    shuffle: Shuffle = None,
+    question_field: QuestionField = None,
     n: N = 1,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -64,10 +72,15 @@ def submit(
 ) -> None:
     """Hand PROBLEMS to a server, which samples them into RUN by itself. Prints the job's id and returns at once."""
     from client.problems import read_problems
+    from client.rows import HUB
 
     check_text("--system-prompt", system_prompt)
-    by_server = limit is None and bool(urlsplit(problems).scheme)
-    rows = [] if by_server else read_problems(problems, MAX_JOB_PROBLEMS + 1 if limit is None else limit)
+    drawn = limit is not None or shuffle is not None or question_field is not None
+    by_server = not drawn and urlsplit(problems).scheme not in ("", HUB)
+    most = MAX_JOB_PROBLEMS + 1 if limit is None else limit
+    rows = [] if by_server else read_problems(
+        problems, most, question_field=question_field, shuffle=shuffle, whole_rows=False, tell=warn
+    )  # fmt: skip
     if len(rows) > MAX_JOB_PROBLEMS:
         raise LightReasonerError(
             f"{problems} has more than {MAX_JOB_PROBLEMS:,} problems, the most that a request carries: put it into the"

@@ -22,7 +22,14 @@ ApiKey = Annotated[
         envvar="LIGHTREASONER_API_KEY", show_envvar=True, show_default=False, help="Where the server asks for one."
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N problems.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N problems; of a shuffled set, N at random.")]
+Shuffle = Annotated[
+    int | None, typer.Option(metavar="SEED", help="Ask in an order drawn by SEED, the same in every client.")
+]
+QuestionField = Annotated[
+    str | None,
+    typer.Option(help="What the question is called, where not question, problem, input, or Body and Question."),
+]
 N = Annotated[int, typer.Option(help="Trajectories a problem; more than 1 needs a temperature.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling, with a temperature.")]

@@ -192,12 +192,16 @@ class Run:
         found = chain.from_iterable(map(self._failures_of, self.parts("failures")))
         return {(failure.problem_id, failure.sample_index): failure for failure in found}
 
-    def totals(self, manifest: RunManifest) -> RunTotals:
+    def tally(self, manifest: RunManifest) -> Tally:
         """Count the whole RUN in one pass over its trajectories."""
         tally = Tally(manifest)
         for trajectory in self.trajectories():
             tally.add(trajectory)
-        return tally.totals(set(self.failures()))
+        return tally
+
+    def totals(self, manifest: RunManifest) -> RunTotals:
+        """What complete.json would say now."""
+        return self.tally(manifest).totals(set(self.failures()))
 
     def _new_part(self) -> str:
         """A name that sorts by time and never collides.

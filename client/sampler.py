@@ -120,6 +120,8 @@ async def sample(
     Raises RunError when the RUN was made with other settings, ServiceError when the source fails, TooManyFailures;
     what was answered by then is in the RUN, and the same call goes on from there.
     """
+    if not problems:
+        raise RunError(f"no problem was given, so there is nothing to sample into {run}")
     if (completion := await asyncio.to_thread(run.completion)) is not None:
         await asyncio.to_thread(check_sealed, run, problems, asking, settings)
         if retry_failed and completion["failed"]:
@@ -169,13 +171,7 @@ async def sample(
     if shard.count > 1 and (waiting := await asyncio.to_thread(_waiting, problems, run, n)):
         return Sampled(None, counts, waiting)
     await asyncio.to_thread(run.mend, manifest)  # what another client left half written
-    totals = await asyncio.to_thread(run.totals, manifest)
-    if not totals.trajectories:
-        reason = next(iter((await asyncio.to_thread(run.failures)).values())).detail
-        raise RunError(
-            f"every problem failed, so {run} holds nothing: {reason}; mend the cause, then sample with --retry-failed "
-            "or into a new RUN"
-        )
+    totals = await asyncio.to_thread(_settled_totals, keys_of(problems, n), run, manifest)
     if not await asyncio.to_thread(run.seal, totals):  # another client has
         completion = await asyncio.to_thread(run.completion)
         totals = _totals_in(completion) if completion else totals
@@ -287,6 +283,26 @@ def _waiting(problems: list[Problem], run: Run, n: int) -> int:
     """How many trajectories of the whole problem set are neither there nor failed."""
     keys = keys_of(problems, n)
     return len(keys - settled(run, keys).keys)
+
+
+def _settled_totals(keys: Set[Key], run: Run, manifest: RunManifest) -> RunTotals:
+    """The totals of a RUN that may be sealed: every key is there or has failed, as the store tells of it now.
+
+    Raises RunError where it may not.
+    """
+    tally, failures = run.tally(manifest), run.failures()
+    if lost := keys - tally.keys - failures.keys():
+        raise RunError(
+            f"{run} lacks {len(lost)} trajectories that were settled before (one is {min(lost)}): the bucket lost "
+            "them, or somebody removed them; run the same command again to get them"
+        )
+    if not tally.keys:
+        reason = next(failure.detail for key, failure in failures.items() if key in keys)
+        raise RunError(
+            f"every problem failed, so {run} holds nothing: {reason}; mend the cause, then sample with --retry-failed "
+            "or into a new RUN"
+        )
+    return tally.totals(set(failures))
 
 
 def _too_many(counts: Counts, max_failures: int | None) -> bool:

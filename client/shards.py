@@ -16,7 +16,10 @@ from client.samples import Key
 
 @dataclass(frozen=True)
 class Shard:
-    """Every `count`-th problem, beginning with the `index`-th, which counts from 1."""
+    """Every `count`-th problem by id, beginning with the `index`-th, which counts from 1.
+
+    By id, for clients may have the same problems in different orders.
+    """
 
     index: int = 1
     count: int = 1
@@ -33,7 +36,10 @@ class Shard:
         raise LightReasonerError(f"--shard: {text!r} is no shard; give i/n with i from 1 to n, as 2/3")
 
     def of(self, problems: list[Problem]) -> list[Problem]:
-        return problems[self.index - 1 :: self.count]
+        if self.count == 1:
+            return problems
+        mine = set(sorted(problem.id for problem in problems)[self.index - 1 :: self.count])
+        return [problem for problem in problems if problem.id in mine]
 
 
 WHOLE = Shard()

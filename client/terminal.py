@@ -26,6 +26,11 @@ PLAIN_SECONDS = 10.0
 """Between progress lines where the output is not a terminal."""
 
 
+def warn(text: str) -> None:
+    """Say something beside what a command prints."""
+    Console(stderr=True).print(text, highlight=False, markup=False)
+
+
 class Terminal:
     """What hears of a run while it goes on. `servers`: each server's state in words, shown where there are several."""
 

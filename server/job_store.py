@@ -20,6 +20,7 @@ import re
 import secrets
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
@@ -27,6 +28,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from client.bucket import Bucket
+from client.errors import ProblemSetError
 from client.problems import read_problems
 from client.protocol import ENDED, Job, JobError, JobRequest, JobStatus, JobTerms, Problem, RequestCounts
 from server import metrics
@@ -184,11 +186,16 @@ class JobStore:
         data = self._get(job_id, "job.json")
         return JobRecord.model_validate_json(data) if data else None
 
-    def problems(self, job_id: str, record: JobRecord, most: int) -> list[Problem]:
-        """A job's problems, one more than `most` at most. Raises ProblemSetError or OutsideBucket."""
+    def problems(
+        self, job_id: str, record: JobRecord, most: int, stopped: Callable[[], bool] = lambda: False
+    ) -> list[Problem]:
+        """A job's problems, one more than `most` at most. Raises ProblemSetError, OutsideBucket, or Stopped."""
         if record.problems_url:
-            return [row.problem for row in read_problems(self.places.url(record.problems_url), most + 1)]
-        lines = (self._get(job_id, "problems.jsonl") or b"").splitlines()
+            url = self.places.url(record.problems_url)
+            return [row.problem for row in read_problems(url, most + 1, whole_rows=False, stopped=stopped)]
+        if (data := self._get(job_id, "problems.jsonl")) is None:
+            raise ProblemSetError(f"{job_id}: its problems.jsonl is gone from the bucket; submit the job again")
+        lines = data.splitlines()
         return [Problem.model_validate_json(line) for line in lines]
 
     def state(self, job_id: str, record: JobRecord, folder: JobFolder, last: Beat | None = None) -> Job:

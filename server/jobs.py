@@ -337,7 +337,7 @@ class JobRunner:
         self, claim: Claim, record: JobRecord, source: PairSource, progress: JobProgress
     ) -> RequestCounts:
         """Fill and seal the job's RUN; what it holds then."""
-        problems = await asyncio.to_thread(self._problems, claim.job_id, record)
+        problems = await asyncio.to_thread(self._problems, claim.job_id, record, source)
         run = Run(await asyncio.to_thread(self.store.places.url, record.run), claim.owner)
         asking = Asking(
             Decoding(**record.model_dump(include=set(Decoding.model_fields))),
@@ -351,9 +351,9 @@ class JobRunner:
         total = len(problems) * record.n
         return RequestCounts(total=total, completed=totals.trajectories, failed=total - totals.trajectories)
 
-    def _problems(self, job_id: str, record: JobRecord) -> list[Problem]:
+    def _problems(self, job_id: str, record: JobRecord, source: PairSource) -> list[Problem]:
         most = self.settings.limits.job_trajectories // record.n
-        problems = self.store.problems(job_id, record, most)
+        problems = self.store.problems(job_id, record, most, lambda: source.stopping)
         if len(problems) > most:
             raise ProblemSetError(
                 f"{record.problems_url} holds more than {most:,} problems, the most of a job with n {record.n}"

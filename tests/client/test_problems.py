@@ -12,6 +12,8 @@ from client.errors import ProblemSetError
 from client.problems import identity, read_problems
 from client.protocol import Problem
 
+SHUFFLED = ["11", "44", "37", "3", "20"]
+
 
 def identity_of(path):
     return identity([row.problem for row in read_problems(path)])
@@ -52,7 +54,14 @@ def test_ids_are_kept_or_made_from_the_question(tmp_path):
         ("{", r"problems\.jsonl:2: not a JSON object"),
         ("[1]", r"problems\.jsonl:2: a JSON list, not an object"),
         ({"text": "q"}, r"problems\.jsonl:2: no question; .* it has text"),
-        ({"question": "  "}, r"problems\.jsonl:2: 'question' is '  '"),
+        ({"question": "  "}, r"1 row \(.*problems\.jsonl:2\) without a question; remove"),
+        ({"question": None}, r"1 row \(.*problems\.jsonl:2\) without a question; remove"),
+        ({"Body": "", "Question": "q"}, r"1 row \(.*problems\.jsonl:2\) without a question; remove"),
+        (
+            {"question": "x" * 4_000_001},
+            r"problems\.jsonl:2: 'question' has 4,000,001 characters.* shorten",
+        ),
+        ({"id": "x" * 513, "question": "q"}, r"problems\.jsonl:2: 'id' has 513 characters"),
         ({"question": 5}, r"problems\.jsonl:2: 'question' is 5"),
         ({"id": [1], "question": "q"}, r"problems\.jsonl:2: 'id' is \[1\]"),
         ({"id": "first", "question": "q"}, r":2: id 'first' is already used .* at .*problems\.jsonl:1"),
@@ -61,6 +70,40 @@ def test_ids_are_kept_or_made_from_the_question(tmp_path):
 def test_a_row_that_is_no_problem_is_named_by_file_and_line(tmp_path, row, said):
     with pytest.raises(ProblemSetError, match=said):
         read_problems(written(tmp_path, {"id": "first", "question": "p"}, row))
+
+
+def test_every_empty_row_is_counted_and_the_first_are_named(tmp_path):
+    rows = [{"question": ""}] * 6
+    with pytest.raises(ProblemSetError, match=r"6 rows \((\S+jsonl:\d, ){5}…\) without a question"):
+        read_problems(written(tmp_path, {"question": "a"}, *rows))
+
+
+def test_problems_that_come_again_are_named_and_read_once(tmp_path):
+    said = []
+    rows = [{"question": "a"}, {"question": "b"}, {"question": "a"}, {"id": 1, "question": "a"}]
+    path = written(tmp_path, *rows)
+    assert [problem.where[-1] for problem in read_problems(path, tell=said.append)] == ["1", "2", "4"]
+    assert len(said) == 1 and f"1 row ({path}:3 as {path}:1) that repeat" in said[0]
+
+
+def test_a_question_field_may_be_named_and_then_no_other_is_looked_at(tmp_path):
+    path = written(tmp_path, {"question": "the wrong one", "prompt": "the right one"}, {"prompt": "another"})
+    assert [row.question for row in read_problems(path, question_field="prompt")] == ["the right one", "another"]
+    with pytest.raises(ProblemSetError, match=r":2: no question; expected 'question'; it has prompt"):
+        read_problems(path, question_field="question")
+
+
+def test_a_shuffled_set_depends_on_the_seed_and_not_on_the_files_order(tmp_path):
+    rows = [{"id": index, "question": f"What is {index}?"} for index in range(50)]
+    path = written(tmp_path, *rows)
+    forward = [row.id for row in read_problems(path, shuffle=1)]
+    assert forward == [row.id for row in read_problems(written(tmp_path, *rows[::-1], name="b.jsonl"), shuffle=1)]
+    assert sorted(forward, key=int) == [str(index) for index in range(50)] != forward
+    assert forward != [row.id for row in read_problems(path, shuffle=2)]
+    drawn = [row.id for row in read_problems(path, 10, shuffle=1)]
+    assert drawn == forward[:10] and max(map(int, drawn)) > 10
+    # what a seed gives must never change: clients of other versions fill the same RUN
+    assert forward[:5] == SHUFFLED
 
 
 def test_limit_takes_the_first_and_looks_no_further(tmp_path):

@@ -3,10 +3,12 @@ engines do not fail on demand."""
 
 import asyncio
 import threading
+import time
 
 import pytest
 from made_run import make_manifest, make_trajectory, tokenizer_json
 
+import client.problems
 from client.bucket import Bucket, BucketError
 from client.protocol import Failure, JobRequest
 from client.run import Run
@@ -241,3 +243,46 @@ def test_a_job_without_trouble_is_done_at_the_first_attempt(quick, tmp_path):
     job, attempts = ended(tmp_path / "b")
     assert job.status == "completed" and attempts == 1
     assert job.request_counts.model_dump() == {"total": 3, "completed": 3, "failed": 0}
+
+
+def test_a_server_that_is_told_to_stop_does_not_read_a_problem_set_to_its_end(quick, tmp_path, monkeypatch):
+    """A set that takes minutes to read; the server hands the job back at once, as it is."""
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"question": "What is {index}?"}}\n' for index in range(2000)))
+    reading, read = threading.Event(), []
+    rows = client.problems.rows
+
+    def slowly(path, fields, stopped):
+        for row in rows(path, fields, stopped):
+            reading.set()
+            read.append(row)
+            time.sleep(0.05)
+            yield row
+
+    monkeypatch.setattr(client.problems, "rows", slowly)
+
+    async def go():
+        runner = JobRunner(str(tmp_path), ServerSettings(bucket=str(tmp_path)), {})
+        job_id = runner.store.post(JobRequest(problems_url="p.jsonl", run="r", top_k=8), None, 10)
+        runner.start(NoPair())
+        await until(reading.is_set)
+        await runner.drain(20)
+        assert runner.store.job(job_id).status == "validating" and 0 < len(read) < 500
+        again = Claimant(runner.store, 30.0).claim()
+        assert again and again.owner == 2  # at once: it was handed back
+
+    asyncio.run(go())
+
+
+def test_a_job_whose_problems_are_gone_fails_with_the_remedy(quick, tmp_path):
+    async def go():
+        runner = JobRunner(str(tmp_path), ServerSettings(bucket=str(tmp_path)), {})
+        request = JobRequest(problems=[{"id": "a", "question": "q"}], run="r", top_k=8)
+        job_id = runner.store.post(request, None, 10)
+        (tmp_path / "jobs" / job_id / "problems.jsonl").unlink()
+        runner.start(NoPair())
+        await until(lambda: runner.store.job(job_id).status == "failed")
+        await runner.drain(5)
+        return runner.store.job(job_id).error
+
+    error = asyncio.run(go())
+    assert error.type == "problem_set_error" and "problems.jsonl is gone from the bucket" in error.detail
