@@ -181,12 +181,23 @@ def merge_command(
     model: Annotated[str, typer.Argument(help="The model that the adapter was trained on.")],
     adapter: Annotated[str, typer.Argument(help="The adapter's folder.")],
     out: Annotated[str, typer.Argument(help="The merged model's folder, not yet there.")],
+    dtype: Annotated[
+        Precision, typer.Option(help="The type in which it is saved; auto: the model's own.")
+    ] = Precision.AUTO,
 ) -> None:
-    """Fold an adapter into its model: added in float32, saved in the model's own dtype."""
+    """Fold an adapter into its model: added in float32, rounded once, with what the rounding took."""
     _quiet_transformers()
     from trainer.merge import merge
 
-    print(f"merged model in {merge(model, adapter, out)}")
+    merged = merge(model, adapter, out, dtype)
+    name = str(merged.dtype).removeprefix("torch.")
+    print(f"merged model in {merged.folder}, in {name}: rounding took {merged.lost:.1%} of the update's norm")
+    if merged.too_much_lost:
+        print(
+            "warning: that is much of what was learned; merge with --dtype float32, or use the adapter unmerged, as "
+            "evaluate and vLLM do",
+            file=sys.stderr,
+        )
 
 
 @app.command("evaluate")

@@ -44,6 +44,35 @@ def test_the_sum_is_rounded_once_to_the_type_in_which_the_base_is_stored(tmp_pat
         assert torch.equal(merged[name], weight), name
 
 
+@pytest.mark.parametrize(("size", "warned"), [(0.3, False), (3e-4, True)])
+def test_what_rounding_takes_of_the_update_is_measured_and_much_of_it_warned_of(tmp_path, trainer_cli, size, warned):
+    base = save_model(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = save_adapter(tmp_path / "adapter", base, size=size)
+    code, said, err = trainer_cli("merge", base, adapter, tmp_path / "out")
+    merged, stored = load_file(tmp_path / "out" / "model.safetensors"), load_file(base / "model.safetensors")
+    delta = load_file(adapter / "adapter_model.safetensors")
+    names = [name for name in stored if f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight" in delta]
+    parts = [f"base_model.model.{name.removesuffix('.weight')}.lora_{{}}.weight" for name in names]
+    updates = [2.0 * delta[part.format("B")] @ delta[part.format("A")] for part in parts]
+    errors = [merged[n].float() - stored[n].float() - update for n, update in zip(names, updates, strict=True)]
+    lost = torch.cat([e.ravel() for e in errors]).norm() / torch.cat([u.ravel() for u in updates]).norm()
+    assert code == 0 and f"in bfloat16: rounding took {lost:.1%} of the update's norm" in said
+    assert (lost > 0.5) == warned == ("merge with --dtype float32" in err)
+
+
+def test_in_float32_nothing_is_lost(tmp_path, trainer_cli):
+    base = save_model(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = save_adapter(tmp_path / "adapter", base, size=3e-4)
+    code, said, err = trainer_cli("merge", base, adapter, tmp_path / "out", "--dtype", "float32")
+    assert code == 0 and "in float32: rounding took 0.0%" in said and not err
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in merged.values()} == {torch.float32}
+    ids = torch.arange(6, 26)[None]
+    with torch.no_grad():
+        unmerged = PeftModel.from_pretrained(load(base), adapter)(ids).logits
+        torch.testing.assert_close(load(tmp_path / "out")(ids).logits, unmerged, rtol=0, atol=1e-5)
+
+
 def test_the_merged_folder_is_a_whole_model_with_the_same_tokenizer_and_template(
     tmp_path, expert, adapter, trainer_cli
 ):
