@@ -1,0 +1,140 @@
+"""What an adapter's folder says of itself, and that others can load it."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_pair import load, save_model, write_run
+
+from client.report import report
+from client.run import Run
+from trainer.lora import with_lora
+from trainer.settings import Lora
+
+
+def test_it_carries_the_runs_identity_the_settings_and_versions_and_a_card_that_the_hub_reads(
+    tmp_path, run, expert, trainer_cli
+):
+    out = tmp_path / "out"
+    options = "--rank", 4, "--alpha", 12, "--targets", "q_proj,down_proj", "--use-rslora", "--use-dora"
+    code, _, err = trainer_cli("train", run, "--model", expert, "--output", out, "--max-steps", 2, *options)
+    assert code == 0, err
+    said = json.loads((out / "lightreasoner.json").read_text())
+    assert said["run_identity"] == json.loads(json.dumps(run.manifest().identity()))
+    assert said["recipe"]["lora"]["targets"] == ["q_proj", "down_proj"] and said["recipe"]["learning_rate"] == 5e-5
+    assert said["versions"]["torch"] == torch.__version__ and said["mismatches"] == [] and said["ranks"] == 1
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["use_rslora"], config["use_dora"]) == (4, 12, True, True)
+    assert set(config["target_modules"]) == {"q_proj", "down_proj"}
+    assert any("lora_magnitude_vector" in name for name in load_file(out / "adapter_model.safetensors"))
+    _, header, text = (out / "README.md").read_text().split("---\n", 2)
+    metadata = yaml.safe_load(header)
+    assert metadata["base_model"] == str(expert) and metadata["library_name"] == "peft"
+    assert {"lora", "lightreasoner"} <= set(metadata["tags"])
+    assert "rank 4" in text and run.manifest().expert.model_fingerprint in text and "not the RUN's expert" not in text
+
+
+def test_its_folder_holds_safetensors_and_no_pickle(tmp_path, run, expert, trainer_cli):
+    trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out", "--max-steps", 1)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoints", "lightreasoner.json",
+        "loss.png", "metrics.jsonl",
+    }  # fmt: skip
+
+
+def test_every_linear_layer_can_be_adapted_and_the_head_with_it(tmp_path, run, expert, trainer_cli):
+    for index, targets in enumerate(("all-linear", "q_proj,lm_head")):
+        out = tmp_path / f"out{index}"
+        words = "train", run, "--model", expert, "--output", out, "--max-steps", 12, "--learning-rate", 1e-3
+        code, _, err = trainer_cli(*words, "--targets", targets)
+        assert code == 0, err
+        weights = load_file(out / "adapter_model.safetensors")
+        trained = {name.split(".lora_")[0].rpartition(".")[2] for name in weights if weights[name].any()}
+        every = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        assert trained == (every if index == 0 else {"q_proj", "lm_head"})
+        assert all(weights[name].any() for name in weights if "lora_B" in name)
+
+
+def test_the_gradient_of_an_adapted_head_is_that_of_the_whole_logits(expert, examples_of_run):
+    """The head's own adapter learns through the chunks that backward computes again."""
+    from trainer.packing import pack
+
+    torch.manual_seed(0)
+    model = with_lora(load(expert), "x", Lora(dropout=0.0, targets=("lm_head",)))
+    torch.nn.init.normal_(dict(model.named_parameters())["base_model.model.lm_head.lora_B.default.weight"], std=0.3)
+    batch = pack(examples_of_run)
+    model(**batch).loss.backward()
+    mine = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    base = model.get_base_model()
+    logits = (
+        type(base)
+        .forward(base, input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        .logits[0, batch["kept"]]
+    )
+    weights = batch["label_weights"]
+    log_model = logits.log_softmax(-1).gather(-1, batch["label_ids"])
+    (torch.xlogy(weights, weights) - weights * log_model).sum().backward()
+    assert len(mine) == 2
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert (mine[name] - parameter.grad).norm() / parameter.grad.norm() <= 1e-5, name
+
+
+@pytest.fixture
+def examples_of_run(run, expert):
+    from trainer.dataset import Limits, read_training_set
+
+    return read_training_set(run, expert, Limits(load(expert).config.vocab_size)).examples
+
+
+def test_a_foreign_run_can_be_allowed_and_the_adapter_says_so(tmp_path, expert, trainer_cli):
+    other = save_model(tmp_path / "other", seed=9)
+    run = write_run(tmp_path / "run", other)
+    words = "train", run, "--model", expert, "--output", tmp_path / "out", "--max-steps", 1
+    code, _, err = trainer_cli(*words)
+    assert code == 1 and "weights" in err
+    code, _, err = trainer_cli(*words, "--allow-mismatch")
+    assert code == 0, err
+    said = json.loads((tmp_path / "out" / "lightreasoner.json").read_text())["mismatches"]
+    assert len(said) == 1 and said[0].startswith("weights ") and said[0] in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_run_gets_losses_and_picture_and_its_report_shows_them(tmp_path, expert, trainer_cli):
+    run = write_run(tmp_path / "run", expert)
+    trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out", "--max-steps", 3)
+    left = Run(str(run)).bucket
+    assert left.get("training/metrics.jsonl") == (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    assert left.get("training/loss.png").startswith(b"\x89PNG")
+    assert "Training loss from" in report(run)
+
+
+def test_transformers_and_vllm_load_it_and_agree(tmp_path, run, expert, trainer_cli):
+    """In float32, by a vLLM engine on the CPU; vLLM says log-probabilities, so those are compared."""
+    from trainer.evaluate import GreedyEngine
+    from trainer.settings import Precision
+
+    vllm = pytest.importorskip("vllm")
+    folder = tmp_path / "adapter"
+    words = "train", run, "--model", expert, "--output", folder, "--max-steps", 12, "--learning-rate", 3e-2
+    assert trainer_cli(*words)[0] == 0
+    ids = list(range(6, 26))
+    with torch.no_grad():
+        plain = load(expert)(torch.tensor([ids])).logits[0].log_softmax(-1)
+        exact = PeftModel.from_pretrained(load(expert), folder)(torch.tensor([ids])).logits[0].log_softmax(-1)
+    engine = GreedyEngine(expert, folder, Precision.FLOAT32, 64)
+    try:
+        from vllm.lora.request import LoRARequest
+
+        asked = vllm.SamplingParams(temperature=0, max_tokens=1, logprobs=20)
+        lora = LoRARequest("adapter", 1, str(folder))
+        said = engine.llm.generate([{"prompt_token_ids": ids}], asked, lora_request=lora)[0].outputs[0].logprobs[0]
+    finally:
+        engine.close()
+    assert len(said) >= 20
+    for token, theirs in said.items():
+        assert theirs.logprob == pytest.approx(exact[-1, token].item(), abs=1e-4)
+    assert (exact[-1] - plain[-1]).abs().max() > 0.1
