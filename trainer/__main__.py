@@ -1,4 +1,4 @@
-"""The trainer's command line: train, merge, evaluate.
+"""The trainer's command line: train, merge, evaluate; ablation and efficiency are in `trainer.table_commands`.
 
 Parses options and prints results; the work is done in the modules of the same names, which load torch, so they
 are imported only when a command runs. A user's mistake is one line on stderr and exit code 1.
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from client.errors import LightReasonerError, missing_extra
+from trainer.options import named_files, quiet_transformers, wide_console
 from trainer.settings import ALL_LINEAR, PRESETS, Examination, Lora, Objective, Precision, Preset, Recipe, Running
+from trainer.table_commands import table_commands
 
 ADAPTER, MACHINE, PROGRESS = "The adapter", "The machine", "Checkpoints and the RUN"
 """Groups of options in --help."""
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(table_commands)
 
 
 def _positive(value: float | None) -> float | None:
@@ -40,17 +42,6 @@ def _share(value: float) -> float:
     if not 0 < value <= 1:
         raise typer.BadParameter(f"{value} is not above 0 and at most 1")
     return value
-
-
-def _benchmarks(values: list[str]) -> list[str]:
-    names = [value.partition("=")[0] for value in values]
-    for value in values:
-        name, equals, file = value.partition("=")
-        if not (name and equals and file):
-            raise typer.BadParameter(f"{value!r} is not NAME=FILE")
-        if names.count(name) > 1:
-            raise typer.BadParameter(f"the name {name!r} is given twice")
-    return values
 
 
 Dtype = Annotated[
@@ -173,10 +164,10 @@ def train_command(
         token_budget, gradient_checkpointing, attention, save_steps, tuple(filter(None, report_to.split(","))),
         resume, follow, follow_timeout, allow_mismatch,
     )  # fmt: skip
-    _quiet_transformers()
+    quiet_transformers()
     from trainer.train import train
 
-    report = train(run, model, output, recipe, running, _console())
+    report = train(run, model, output, recipe, running, wide_console())
     if report is None:  # a rank that is not the first
         return
     if report.already_done:
@@ -204,7 +195,7 @@ def merge_command(
     Says how much of what the adapter adds is left after rounding: small updates are lost in bfloat16. Evaluate and
     serve the adapter unmerged, or save float32.
     """
-    _quiet_transformers()
+    quiet_transformers()
     from trainer.merge import merge
 
     update = merge(model, adapter, out, dtype)
@@ -227,7 +218,7 @@ def evaluate_command(
     model: Annotated[str, typer.Argument(help="A model: a folder or a Hub id.")],
     benchmark: Annotated[
         list[str],
-        typer.Option(metavar="NAME=FILE", callback=_benchmarks, help="Problems with answers; may be given again."),
+        typer.Option(metavar="NAME=FILE", callback=named_files, help="Problems with answers; may be given again."),
     ],
     adapter: Annotated[
         list[str] | None,
@@ -262,7 +253,7 @@ def evaluate_command(
         raise LightReasonerError(
             "--n above 1 needs --temperature above 0: greedy outputs of a problem are all the same"
         )
-    _quiet_transformers()
+    quiet_transformers()
     from client.run import Run
     from trainer.evaluate import evaluate
     from trainer.summary import figures, markdown, table
@@ -271,7 +262,7 @@ def evaluate_command(
         Run(run).manifest()
     files = dict(value.split("=", 1) for value in benchmark)
     settings = Examination(max_tokens, system_prompt, limit, n, temperature, top_p, seed, dtype)
-    console, adapters = _console(), adapter or []
+    console, adapters = wide_console(), adapter or []
     found = evaluate(model, adapters, files, settings, console, output and output.with_suffix(".jsonl"))
     console.print(table(found))
     about = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
@@ -281,18 +272,6 @@ def evaluate_command(
         output.with_suffix(".md").write_text(markdown(found))
     if run:
         Run(run).write_evaluation(output.stem if output else "evaluation", text.encode())
-
-
-def _console() -> Console:
-    """Standard output, wide enough for the table where it is no terminal."""
-    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
-
-
-def _quiet_transformers() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def main() -> None:

@@ -44,9 +44,11 @@ class Records:
     def __init__(self, file: Path | None, about: dict[str, Any]) -> None:
         """Take up what `file` holds of the same evaluation; `about` says what it is of.
 
+        Adapters may be more or others than before; one of the same path must be the same.
         Raises LightReasonerError naming what differs.
         """
         self._found: dict[Key, Record] = {}
+        self._about: dict[str, Any] = {}
         self._stream: TextIO | None = None
         if file is None:
             return
@@ -54,12 +56,20 @@ class Records:
         if file.is_file():
             data = file.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
-            self._read(file, whole, json.loads(json.dumps(about)))
+            self._read(file, whole)
+            self._check(file, json.loads(json.dumps(about)))
         self._stream = file.open("r+" if file.is_file() else "w", encoding="utf-8")
         self._stream.truncate(len(whole))
         self._stream.seek(len(whole))
-        if not whole:
+        if set(about["adapters"]) - set(self._about.get("adapters", {})) or not whole:
             self._write({"evaluation": about})
+
+    @classmethod
+    def read(cls, file: Path) -> Records:
+        """What a file holds, not to be added to."""
+        found = cls(None, {})
+        found._read(file, file.read_bytes())
+        return found
 
     def __len__(self) -> int:
         return len(self._found)
@@ -87,17 +97,29 @@ class Records:
         if self._stream:
             self._stream.close()
 
-    def _read(self, file: Path, whole: bytes, about: dict[str, Any]) -> None:
+    def _read(self, file: Path, whole: bytes) -> None:
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-            made = lines[0]["evaluation"] if lines else about
-            found = [Record(**line) for line in lines[1:]]
-        except (ValueError, KeyError, TypeError) as error:
+            for line in map(json.loads, whole.splitlines()):
+                if made := line.get("evaluation"):
+                    self._about = {**made, "adapters": self._about.get("adapters", {}) | made["adapters"]}
+                else:
+                    record = Record(**line)
+                    self._found[record.key] = record
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LightReasonerError(f"{file} holds no evaluation ({error!r}); move it away, or name another") from None
-        if different := [name for name in {**made, **about} if made.get(name) != about.get(name)]:
-            listed = "; ".join(f"{name} {made.get(name)!r} there, {about.get(name)!r} now" for name in different)
-            raise LightReasonerError(f"{file} is of another evaluation: {listed}. Move it away, or name another")
-        self._found = {record.key: record for record in found}
+
+    def _check(self, file: Path, about: dict[str, Any]) -> None:
+        """Raises LightReasonerError naming what differs between what the file is of and `about`."""
+        if not self._about:
+            return
+        made = {name: value for name, value in self._about.items() if name != "adapters"}
+        pairs = {name: (made.get(name), about.get(name)) for name in {**made, **about} if name != "adapters"}
+        for path in self._about["adapters"].keys() & about["adapters"].keys():
+            pairs[f"adapter {path}"] = (self._about["adapters"][path], about["adapters"][path])
+        if different := [f"{name} {was!r} there, {now!r} now" for name, (was, now) in pairs.items() if was != now]:
+            raise LightReasonerError(
+                f"{file} is of another evaluation: {'; '.join(different)}. Move it away, or name another"
+            )
 
     def _write(self, value: dict[str, Any]) -> None:
         if self._stream:
