@@ -179,7 +179,7 @@ def train_command(
 @app.command("merge")
 def merge_command(
     model: Annotated[str, typer.Argument(help="The model that the adapter was trained on.")],
-    adapter: Annotated[str, typer.Argument(help="The adapter's folder.")],
+    adapter: Annotated[str, typer.Argument(help="The adapter: a folder or s3://….")],
     out: Annotated[str, typer.Argument(help="The merged model's folder, not yet there.")],
     dtype: Annotated[
         Precision, typer.Option(help="The type in which it is saved; auto: the model's own.")
@@ -207,7 +207,9 @@ def evaluate_command(
         list[str],
         typer.Option(metavar="NAME=FILE", callback=_benchmarks, help="Problems with answers; may be given again."),
     ],
-    adapter: Annotated[str | None, typer.Option(help="Evaluate before and after, unmerged.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A folder or s3://…: evaluate before and after, unmerged.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first problems of each benchmark only.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the results as JSON.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a problem.")] = Examination.max_tokens,

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from client.errors import ModelError
 from client.fingerprints import model_folder
 from client.problems import read_problems
-from trainer.adapter import check_base, read_config
+from trainer.adapter import adapter_folder, check_base, read_config
 from trainer.answers import gold_answer, is_correct
 from trainer.base import config_of, weights_dtype
 from trainer.scores import BenchmarkResult, result
@@ -97,17 +97,17 @@ def evaluate(
     Raises ModelError or ProblemSetError for what is wrong with the input.
     """
     folder = model_folder(model)
-    adapter_folder = Path(adapter) if adapter else None
-    if adapter_folder:
-        read_config(adapter_folder)
-        check_base(adapter_folder, folder)
+    made = adapter_folder(adapter) if adapter else None
+    if made:
+        read_config(made)
+        check_base(made, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     read = [read_benchmark(name, file, tokenizer, examination) for name, file in benchmarks.items()]
     context = context_for(folder, read, examination.max_tokens, console)
-    engine = GreedyEngine(folder, adapter_folder, examination.dtype, context)
+    engine = GreedyEngine(folder, made, examination.dtype, context)
     try:
         before = {b.name: verdicts(engine, b, examination, False, console) for b in read}
-        if not adapter_folder:
+        if not made:
             return [result(name, base) for name, base in before.items()]
         return [result(b.name, verdicts(engine, b, examination, True, console), before[b.name]) for b in read]
     finally:

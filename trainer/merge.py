@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 
 from client.errors import ModelError
 from client.fingerprints import model_folder
-from trainer.adapter import check_base, new_folder, read_config
+from trainer.adapter import adapter_folder, check_base, new_folder, read_config
 from trainer.base import load, weights_dtype
 from trainer.settings import Precision
 
@@ -59,14 +59,14 @@ def merge(model: str, adapter: str, output: str, dtype: Precision = Precision.AU
     stored. A small update to large weights is mostly rounding: what is lost is measured.
     Raises ModelError where the adapter was made for another base or `output` is taken.
     """
-    base, adapter_folder = model_folder(model), Path(adapter)
-    read_config(adapter_folder)
-    check_base(adapter_folder, base)
+    base, made = model_folder(model), adapter_folder(adapter)
+    read_config(made)
+    check_base(made, base)
     out = new_folder(output)
     target = weights_dtype(dtype, base)
     whole = load(base, torch.float32)
     try:
-        adapted = PeftModel.from_pretrained(whole, adapter_folder)
+        adapted = PeftModel.from_pretrained(whole, made)
         lost = _merge_layers(adapted, target)
         merged = adapted.unload()
     except (RuntimeError, ValueError, SafetensorError) as error:
