@@ -184,7 +184,7 @@ def train_command(
 @app.command("merge")
 def merge_command(
     model: Annotated[str, typer.Argument(help="The model that the adapter was trained on.")],
-    adapter: Annotated[str, typer.Argument(help="The adapter's folder.")],
+    adapter: Annotated[str, typer.Argument(help="The adapter: a folder or s3://….")],
     out: Annotated[str, typer.Argument(help="The merged model's folder, not yet there.")],
     dtype: Annotated[
         Precision, typer.Option(help="How the merged weights are saved; auto: as the model is stored.")
@@ -222,7 +222,7 @@ def evaluate_command(
     ],
     adapter: Annotated[
         list[str] | None,
-        typer.Option(help="Also with this adapter of the model, unmerged; may be given again."),
+        typer.Option(help="Also with this adapter, a folder or s3://…, unmerged; may be given again."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first problems of each benchmark only.")] = None,
     output: Annotated[

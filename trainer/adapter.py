@@ -5,12 +5,15 @@ In: a path. Out: whether it is free, what it was made from, whether it fits a ba
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from client.bucket import local_folder
+from client.bucket import Bucket, local_folder
 from client.errors import ModelError
 from client.fingerprints import model_fingerprint
 
@@ -31,6 +34,20 @@ def new_folder(out: str) -> Path:
         raise ModelError(f"{folder} cannot be made a folder: {error.strerror}; name another") from None
     if taken:
         raise ModelError(f"{folder} is not empty; name a new folder or remove this one")
+    return folder
+
+
+def adapter_folder(adapter: str) -> Path:
+    """The local folder of an adapter; from a bucket it is fetched to one that goes when the process ends."""
+    if "://" not in adapter or adapter.startswith("file:"):
+        return local_folder(adapter) if adapter.startswith("file:") else Path(adapter)
+    bucket, folder = Bucket(adapter), Path(tempfile.mkdtemp(prefix="lightreasoner-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in (CONFIG, WEIGHTS, PROVENANCE):
+        if (data := bucket.get(name)) is not None:
+            (folder / name).write_bytes(data)
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"no adapter at {adapter}: it has no {CONFIG}; 'lightreasoner-trainer train' makes one")
     return folder
 
 

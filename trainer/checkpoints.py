@@ -159,9 +159,9 @@ def _digest(file: Path) -> str:
 
 
 def _made(folder: Path) -> bool:
-    """Make a folder; whether it holds anything. Raises ModelError where it cannot be made."""
+    """Make a folder; whether it holds any file. Raises ModelError where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return any(folder.iterdir())
+        return any(file.is_file() for file in folder.rglob("*"))
     except OSError as error:
         raise ModelError(f"{folder} cannot be made a folder: {error.strerror}; name another") from None

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from client.errors import LightReasonerError
 from client.fingerprints import model_fingerprint, model_folder
-from trainer.adapter import WEIGHTS, check_base, read_config
+from trainer.adapter import WEIGHTS, adapter_folder, check_base, read_config
 from trainer.answer_engine import AnswerEngine
 from trainer.base import config_of
 from trainer.benchmarks import Benchmark, read_benchmark
@@ -47,17 +47,17 @@ def evaluate(
     `file`: where records are kept, and taken up again by the same call. Raises ModelError, ProblemSetError or another
     LightReasonerError for what is wrong with the input.
     """
-    folder, tuned = model_folder(model), [Path(adapter) for adapter in adapters]
-    for adapter in tuned:
+    if len(set(adapters)) < len(adapters):
+        raise LightReasonerError("--adapter: the same adapter is given twice")
+    folder, tuned = model_folder(model), {name: adapter_folder(name) for name in adapters}
+    for adapter in tuned.values():
         read_config(adapter)
         check_base(adapter, folder)
-    if len(set(tuned)) < len(tuned):
-        raise LightReasonerError("--adapter: the same adapter is given twice")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     read = [read_benchmark(name, path, tokenizer, examination) for name, path in benchmarks.items()]
     about = {
         "base": model_fingerprint(folder),
-        "adapters": {str(adapter): hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest() for adapter in tuned},
+        "adapters": {name: hashlib.sha256((at / WEIGHTS).read_bytes()).hexdigest() for name, at in tuned.items()},
         "benchmarks": {benchmark.name: benchmark.digest for benchmark in read},
         **{name: value for name, value in asdict(examination).items() if name != "limit"},
     }
@@ -66,20 +66,20 @@ def evaluate(
         _ask_all(folder, tuned, read, examination, records, console)
     finally:
         records.close()
-    names = [BASE, *map(str, tuned)]
+    names = [BASE, *tuned]
     return [compare(benchmark.name, [(name, records.of(name, benchmark.name)) for name in names]) for benchmark in read]
 
 
 def _ask_all(
     folder: Path,
-    adapters: Sequence[Path],
+    adapters: Mapping[str, Path],
     benchmarks: Sequence[Benchmark],
     examination: Examination,
     records: Records,
     console: Console,
 ) -> None:
     """Ask every model what has no record yet."""
-    models = {BASE: None, **{str(adapter): adapter for adapter in adapters}}
+    models = {BASE: None, **adapters}
     missing = [
         (name, benchmark, number)
         for name in models
@@ -92,7 +92,7 @@ def _ask_all(
         console.print(f"{len(records):,} outputs are there already", soft_wrap=True)
     if not missing:
         return
-    engine = AnswerEngine(folder, adapters, examination.dtype, context)
+    engine = AnswerEngine(folder, list(adapters.values()), examination.dtype, context)
     try:
         with _progress(console, len(missing) * examination.n) as advance:
             while missing:

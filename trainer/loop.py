@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from client.errors import ModelError
 from trainer.checkpoints import KEPT
@@ -125,9 +126,15 @@ class _EndWithTheSteps(TrainerCallback):
 
 
 def arguments(recipe: Recipe, running: Running) -> TrainingArguments:
-    """transformers' settings for a recipe; where to write and how long are told later."""
+    """transformers' settings for a recipe; where to write and how long are told later.
+
+    Raises ModelError where a logger is unknown or not installed.
+    """
     on_gpu = torch.cuda.is_available()
+    loggers = list(running.report_to)
     try:
+        for logger in get_reporting_integration_callbacks(loggers):
+            logger()  # says what it lacks
         args = TrainingArguments(
             output_dir="unused",
             max_steps=1,
@@ -147,10 +154,10 @@ def arguments(recipe: Recipe, running: Running) -> TrainingArguments:
             save_strategy="steps",
             save_steps=running.save_steps,
             save_total_limit=KEPT,
-            report_to=list(running.report_to) or "none",
+            report_to=loggers or "none",
             disable_tqdm=True,
         )
-    except ImportError as error:
-        raise ModelError(f"{error}") from error
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ModelError(f"transformers does not take these settings: {error}") from error
     args._n_gpu = min(args.n_gpu, 1)  # DataParallel would cut the packed sequence
     return args

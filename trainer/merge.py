@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -19,7 +18,7 @@ from transformers import GenerationConfig
 
 from client.errors import ModelError
 from client.fingerprints import model_folder
-from trainer.adapter import check_base, new_folder, read_config
+from trainer.adapter import adapter_folder, check_base, new_folder, read_config
 from trainer.base import load, stored_dtype
 from trainer.settings import Precision
 
@@ -63,14 +62,14 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     The sum W + (alpha / r) * B A is taken in float32 and rounded once, to `precision`: the dtype in which the base is
     stored, unless told otherwise. Raises ModelError where the adapter was made for another base or `output` is taken.
     """
-    base, adapter_folder = model_folder(model), Path(adapter)
-    read_config(adapter_folder)
-    check_base(adapter_folder, base)
+    base, made = model_folder(model), adapter_folder(adapter)
+    read_config(made)
+    check_base(made, base)
     dtype = stored_dtype(base) if precision == Precision.AUTO else getattr(torch, precision)
     out = new_folder(output)
     whole = load(base, torch.float32)
     try:
-        adapted = PeftModel.from_pretrained(whole, adapter_folder)
+        adapted = PeftModel.from_pretrained(whole, made)
         update = merge_layers(adapted, dtype)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # that the layers are merged already
             merged = adapted.merge_and_unload()

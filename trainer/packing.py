@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.dataset import Example
+from trainer.example import Example
 
 
 class Batch(TypedDict):

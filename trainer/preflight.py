@@ -1,7 +1,7 @@
 """May this model be trained on packed trajectories? Asked of the model itself, before the first step.
 
-In: the adapted model. Out: nothing, or a ModelError that says what the packed pass gets wrong. Costs two passes over
-a few dozen tokens. A model with a state that runs across packs (Mamba and its hybrids), one that ignores position_ids,
+In: the adapted model. Out: nothing, or a ModelError that says what the packed pass gets wrong. Costs a few passes over
+some dozen tokens. A model with a state that runs across packs (Mamba and its hybrids), one that ignores position_ids,
 or one whose logits are more than its LM head's is found here, whatever its name.
 """
 
@@ -34,8 +34,11 @@ def check_packing(adapted: PeftModel, name: str) -> None:
     training = model.training
     model.eval()
     try:
+        states = hidden_states(decoder, ids, positions)
+        states.sum().backward()  # some kinds of attention have no backward pass everywhere
+        adapted.zero_grad()
         with torch.no_grad():
-            packed = head(hidden_states(decoder, ids, positions)[0])
+            packed = head(states[0])
             alone = [head(hidden_states(decoder, part, place)[0]) for part, place in _parts(ids, positions)]
             own = [
                 type(model).forward(model, input_ids=part, use_cache=False).logits[0]

@@ -16,7 +16,8 @@ from typing import Protocol, TypedDict
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from trainer.dataset import Example, TrainingSet
+from trainer.dataset import TrainingSet
+from trainer.example import Example
 from trainer.packing import Batch, micro_batches
 from trainer.settings import Recipe, Unit
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_pair import load, save_adapter, save_model
 from transformers import AutoTokenizer
 
+from client.bucket import Bucket
 from client.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
 
 
@@ -155,3 +156,16 @@ def test_a_damaged_adapter_is_named(tmp_path, expert, adapter, trainer_cli, name
     (damaged / name).write_text(content)
     code, _, err = trainer_cli("merge", expert, damaged, tmp_path / "out")
     assert code == 1 and str(damaged) in err and "Traceback" not in err
+
+
+def test_an_adapter_in_a_bucket_merges_as_one_in_a_folder(tmp_path, s3, expert, adapter, trainer_cli):
+    bucket = Bucket(f"{s3}/an-adapter")
+    for file in adapter.iterdir():
+        bucket.put(file.name, file.read_bytes())
+    assert trainer_cli("merge", expert, adapter, tmp_path / "here")[0] == 0
+    code, _, err = trainer_cli("merge", expert, bucket, tmp_path / "there")
+    assert code == 0, err
+    here, there = (load_file(tmp_path / name / "model.safetensors") for name in ("here", "there"))
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    code, _, err = trainer_cli("merge", expert, f"{s3}/nothing", tmp_path / "nowhere")
+    assert code == 1 and f"no adapter at {s3}/nothing" in err and "Traceback" not in err

@@ -241,3 +241,23 @@ def test_the_models_own_folder_is_no_place_for_an_adapter(run, expert, trainer_c
     before = sorted(file.name for file in expert.iterdir())
     code, _, err = trainer_cli("train", run, "--model", expert, "--max-steps", 1, "--output", expert)
     assert code == 1 and "is not empty" in err and sorted(file.name for file in expert.iterdir()) == before
+
+
+def test_a_logger_that_is_unknown_or_not_installed_is_named_before_anything_is_written(
+    tmp_path, run, expert, trainer_cli
+):
+    words = "train", run, "--model", expert, "--output", tmp_path / "out", "--report-to"
+    for logger, reason in (("nothing", "nothing is not supported"), ("swanlab", "pip install swanlab")):
+        code, _, err = trainer_cli(*words, logger)
+        assert code == 1 and reason in err and "Traceback" not in err and not (tmp_path / "out").exists()
+
+
+def test_attention_that_cannot_be_trained_here_is_refused_before_the_first_step(tmp_path, run, expert, trainer_cli):
+    """torch's flex attention has no backward pass on a CPU."""
+    if torch.cuda.is_available():
+        pytest.skip("it has one on a GPU")
+    code, _, err = trainer_cli(
+        "train", run, "--model", expert, "--output", tmp_path / "out", "--attention", "flex_attention"
+    )
+    assert code == 1 and "FlexAttention does not support backward on CPU" in err
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
