@@ -10,6 +10,13 @@ from typing import Any
 
 UNITS = {"trajectory": "trajectories", "step": "kept steps"}
 
+MADE = {
+    "contrast": "A LoRA adapter trained by [LightReasoner](https://arxiv.org/abs/2510.07962): the model learns from "
+    "the contrast of its own\npredictions with a weaker model's, at the steps where the two disagree; no labels.",
+    "sft": "A LoRA adapter trained on the model's own right solutions, as the baseline that "
+    "[LightReasoner](https://arxiv.org/abs/2510.07962)\nis compared with.",
+}
+
 
 def card(provenance: dict[str, Any], base: str) -> str:
     """README.md of an adapter for `base`."""
@@ -49,9 +56,7 @@ def card(provenance: dict[str, Any], base: str) -> str:
     return (
         f"---\n{header}\n---\n\n"
         f"# LightReasoner adapter for {base}\n\n"
-        "A LoRA adapter trained by [LightReasoner](https://arxiv.org/abs/2510.07962): the model learns from the "
-        "contrast of its own\npredictions with a weaker model's, at the steps where the two disagree; no labels are "
-        f"used.\n{warning}\n| | |\n| --- | --- |\n{table}\n\n"
+        f"{MADE[recipe['objective']]}\n{warning}\n| | |\n| --- | --- |\n{table}\n\n"
         "`lightreasoner.json` beside this file has every setting. The licence of the base model applies to its "
         "weights.\n"
     )

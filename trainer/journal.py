@@ -6,6 +6,7 @@ output is no terminal; at the end the loss as a picture. Decides nothing about t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -43,17 +44,18 @@ class Journal(TrainerCallback):
         self.losses: list[float] = []
         self._file = file
         self._console = console
+        self._opened = contextlib.ExitStack()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self._file.open("w")
+        self._stream = self._opened.enter_context(self._file.open("w"))
         for logs in state.log_history:
             if "loss" in logs:
                 self._write(logs)
         columns = BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn()
         terminal = self._console.is_terminal
         self._progress = Progress(TextColumn("training"), *columns, console=self._console, disable=not terminal)
-        self._progress.start()
+        self._opened.enter_context(self._progress)
         self._bar = self._progress.add_task(
             "training", total=state.max_steps, loss=self.losses[-1] if self.losses else float("nan")
         )
@@ -79,9 +81,8 @@ class Journal(TrainerCallback):
             self._console.print(f"step {step}/{state.max_steps} loss {loss:.4f}")
 
     def close(self) -> None:
-        """End the bar and the file; the lines stay."""
-        self._progress.stop()
-        self._stream.close()
+        """End the bar and the file, where they were begun; the lines stay."""
+        self._opened.close()
 
     def _write(self, logs: dict[str, float]) -> None:
         self.losses.append(logs["loss"])

@@ -71,12 +71,15 @@ fsdp_config:
 """
 
 
-def test_two_ranks_with_sharded_weights_have_the_losses_of_one(tmp_path, words, alone):
+def test_two_ranks_with_sharded_weights_have_the_losses_of_one_and_resume(tmp_path, words, alone):
     """FSDP2 by accelerate's own launcher."""
     (tmp_path / "fsdp.yaml").write_text(FSDP)
     launch = "accelerate.commands.launch", "--config_file", tmp_path / "fsdp.yaml", "-m", "trainer"
-    said = process(*launch, *words, "--output", tmp_path / "out")
+    shorter = [5 if word == 9 else word for word in words]
+    said = process(*launch, *shorter, "--output", tmp_path / "out")
     assert said.returncode == 0, said.stderr[-3000:]
+    said = process(*launch, *words, "--output", tmp_path / "out", "--resume")
+    assert said.returncode == 0 and "resuming after step 5" in said.stdout, said.stderr[-3000:]
     check_the_same(tmp_path / "out", alone)
 
 
