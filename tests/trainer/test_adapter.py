@@ -114,7 +114,7 @@ def test_the_run_gets_losses_and_picture_and_its_report_shows_them(tmp_path, exp
 
 def test_transformers_and_vllm_load_it_and_agree(tmp_path, run, expert, trainer_cli):
     """In float32, by a vLLM engine on the CPU; vLLM says log-probabilities, so those are compared."""
-    from trainer.evaluate import GreedyEngine
+    from trainer.answer_engine import AnswerEngine
     from trainer.settings import Precision
 
     vllm = pytest.importorskip("vllm")
@@ -125,7 +125,7 @@ def test_transformers_and_vllm_load_it_and_agree(tmp_path, run, expert, trainer_
     with torch.no_grad():
         plain = load(expert)(torch.tensor([ids])).logits[0].log_softmax(-1)
         exact = PeftModel.from_pretrained(load(expert), folder)(torch.tensor([ids])).logits[0].log_softmax(-1)
-    engine = GreedyEngine(expert, folder, Precision.FLOAT32, 64)
+    engine = AnswerEngine(expert, [folder], Precision.FLOAT32, 64)
     try:
         from vllm.lora.request import LoRARequest
 
