@@ -1,0 +1,106 @@
+"""The paper's tables, from RUNs to Markdown, on a tiny model: real trainings, one real engine."""
+
+import json
+
+import numpy as np
+import pytest
+from test_solutions import saying
+from tiny_pair import trajectory, write_run
+
+from client.run import Run
+from trainer.records import Record, Records
+from trainer.tables import cell
+
+ASKED = ("--max-tokens", 8, "--system-prompt", "The answer is")
+LIGHT = ("--", "--max-steps", 1, "--batch-size", 4, "--learning-rate", 0.05)
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    file = tmp_path_factory.mktemp("benchmark") / "digits.jsonl"
+    rows = [{"question": f"Ann has {a} + {b} apples How many ?", "answer": str(a)} for a in range(4) for b in range(3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_an_ablation_trains_and_evaluates_its_four_variants_and_does_nothing_twice(
+    tmp_path, expert, benchmark, trainer_cli
+):
+    run = write_run(tmp_path / "run", expert, trajectories=[trajectory(f"p{seed}", seed) for seed in range(6)])
+    out = tmp_path / "tables"
+    words = ("ablation", run, "--model", expert, "--output", out, "--benchmark", f"digits={benchmark}", *ASKED, *LIGHT)
+    code, shown, err = trainer_cli(*words)
+    assert code == 0, err
+    rows = json.loads((out / "ablation.json").read_text())
+    variants = ["full", "without step selection", "without contrast", "without either"]
+    assert [row["name"] for row in rows] == ["expert", *variants]
+    made = {}
+    for name in variants:
+        folder = out / "adapters" / f"{name.replace(' ', '-')}-0"
+        about = json.loads((folder / "lightreasoner.json").read_text())
+        identity = about["run_identity"]
+        made[name] = identity["select"], identity["labels"], about["kept_steps"]
+        weights = (folder / "adapter_model.safetensors").read_bytes()
+        made[name] += (weights,)
+    assert [of_one[:2] for of_one in made.values()] == [
+        ("kl", "contrast"), ("random", "contrast"), ("kl", "expert"), ("random", "expert"),
+    ]  # fmt: skip
+    assert len({of_one[2] for of_one in made.values()}) == 1  # as many steps each
+    assert len({of_one[3] for of_one in made.values()}) == 4  # and yet four adapters
+    for name, row in zip(variants, rows[1:], strict=True):
+        records = Records.read(out / "outputs.jsonl").of(
+            str(out / "adapters" / f"{name.replace(' ', '-')}-0"), "digits"
+        )
+        assert len(records) == 12 and row["kept steps"] == made[name][2]
+        assert row["benchmarks"]["digits"]["accuracy"] == pytest.approx(np.mean([one[0].correct for one in records]))
+    assert "| without either |" in (out / "ablation.md").read_text() and "without either" in shown
+
+    before = {file: file.stat().st_mtime_ns for file in (out / "adapters").rglob("*") if file.is_file()}
+    code, _, err = trainer_cli(*words)
+    assert code == 0, err
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert json.loads((out / "ablation.json").read_text()) == rows
+
+
+def test_efficiency_sets_the_contrast_beside_sft_over_seeds(tmp_path, expert, benchmark, trainer_cli):
+    run = write_run(tmp_path / "run", expert, trajectories=[trajectory(f"p{seed}", seed) for seed in range(6)])
+    solutions = write_run(tmp_path / "solutions", expert, trajectories=[saying("right", "7"), saying("wrong", "5")])
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(f'{{"id": "{name}", "question": "q", "answer": "7"}}\n' for name in ("right", "wrong")))
+    out = tmp_path / "tables"
+    words = ("efficiency", run, solutions, "--answers", answers, "--model", expert, "--output", out, "--seeds", "0,1")
+    words += ("--benchmark", f"digits={benchmark}", *ASKED, *LIGHT)
+    code, shown, err = trainer_cli(*words)
+    assert code == 0, err
+    base, sft, contrast = json.loads((out / "efficiency.json").read_text())
+    assert (base["name"], sft["name"], contrast["name"]) == ("expert", "SFT", "LightReasoner")
+    tokens = len(next(Run(str(solutions)).trajectories()).token_ids)
+    kept = sum(len(sample.contrast.steps) for sample in Run(str(run)).samples())
+    assert (sft["tuned tokens"], contrast["tuned tokens"]) == (tokens, kept)
+    assert 0 < sft["training, s"] < 60 and contrast["sampling, s"] >= 0
+    assert base["benchmarks"]["digits"]["deviation"] is None and sft["benchmarks"]["digits"]["deviation"] >= 0
+    assert "tuned tokens" in shown and "gain" in shown
+
+
+def test_what_cannot_be_done_is_said(tmp_path, expert, run, benchmark, trainer_cli):
+    words = ("ablation", run, "--model", expert, "--output", tmp_path / "out", "--benchmark", f"digits={benchmark}")
+    for more, code, message in (
+        (("--seeds", "0,x"), 1, "--seeds '0,x': give whole numbers"),
+        (("--seeds", "1,1"), 1, "each once"),
+        (("--", "--learning-rat", "1"), 1, "full, seed 0: "),
+        (("--epochs", "2"), 2, "--epochs"),
+    ):
+        found, _, err = trainer_cli(*words, *more)
+        assert found == code and message in err, (more, err)
+
+
+def test_a_cell_is_over_problems_and_its_deviation_over_seeds():
+    def record(number, right):
+        return Record("m", "b", number, "p", 0, "q", "o", "e", "g", bool(right))
+
+    right = np.random.default_rng(3).integers(0, 2, (3, 40))
+    found = cell([[[record(number, one)] for number, one in enumerate(seed)] for seed in right])
+    assert found.accuracy == pytest.approx(right.mean())
+    assert found.deviation == pytest.approx(right.mean(axis=1).std(ddof=1))
+    spread = 1.96 * right.mean(axis=0).std() / np.sqrt(40)
+    assert found.interval == pytest.approx((right.mean() - spread, right.mean() + spread), abs=0.02)
