@@ -70,6 +70,7 @@ def test_micro_batches_keep_to_the_budget_without_padding_and_are_as_many_for_ev
     held = sum(len(example.input_ids) for example in examples)
     idle = sum(not batch["label_weights"].any() for share in shares for batch in share)
     assert sum(sizes) - idle == held and max(sizes) <= budget
+    assert [len(share) for share in micro_batches(examples[:1], budget, ranks)] == [1] * ranks
     assert len(shares[0]) <= 1.5 * held / ranks / budget + 1
     per_rank = [sum(batch["input_ids"].shape[1] for batch in share) for share in shares]
     assert max(per_rank) - min(per_rank) <= max(len(example.input_ids) for example in examples)

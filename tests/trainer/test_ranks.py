@@ -1,12 +1,15 @@
 """Two ranks of one training, over gloo on the CPU, are one training."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from launch import metrics, process, torchrun
+from launch import metrics, torchrun
 from safetensors.torch import load_file
 from tiny_pair import trajectory, write_run
+
+SHARDED = Path(__file__).with_name("sharded.py")
 
 
 @pytest.fixture(scope="module")
@@ -57,30 +60,14 @@ def test_two_ranks_resume_from_their_checkpoint(tmp_path, words, alone):
     check_the_same(out, alone)
 
 
-FSDP = """
-compute_environment: LOCAL_MACHINE
-distributed_type: FSDP
-use_cpu: true
-num_processes: 2
-fsdp_config:
-  fsdp_version: 2
-  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
-  fsdp_state_dict_type: FULL_STATE_DICT
-  fsdp_reshard_after_forward: true
-  fsdp_cpu_ram_efficient_loading: false
-"""
-
-
 def test_two_ranks_with_sharded_weights_have_the_losses_of_one_and_resume(tmp_path, words, alone):
-    """FSDP2 by accelerate's own launcher."""
-    (tmp_path / "fsdp.yaml").write_text(FSDP)
-    launch = "accelerate.commands.launch", "--config_file", tmp_path / "fsdp.yaml", "-m", "trainer"
-    shorter = [5 if word == 9 else word for word in words]
-    said = process(*launch, *shorter, "--output", tmp_path / "out")
+    out, shorter = tmp_path / "out", [5 if word == 9 else word for word in words]
+    said = torchrun(2, SHARDED, *shorter, "--output", out)
     assert said.returncode == 0, said.stderr[-3000:]
-    said = process(*launch, *words, "--output", tmp_path / "out", "--resume")
+    assert list((out / "checkpoints" / "checkpoint-5").glob("*fsdp*"))  # which only sharded weights leave
+    said = torchrun(2, SHARDED, *words, "--output", out, "--resume")
     assert said.returncode == 0 and "resuming after step 5" in said.stdout, said.stderr[-3000:]
-    check_the_same(tmp_path / "out", alone)
+    check_the_same(out, alone)
 
 
 def test_what_is_wrong_ends_every_rank_with_the_reason(tmp_path, words, alone):

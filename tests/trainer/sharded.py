@@ -1,0 +1,34 @@
+"""`lightreasoner-trainer` under FSDP2, as a rank of torchrun, on a machine without a GPU.
+
+accelerate takes up FSDP only where it finds accelerators, so it is told that these ranks are some; the sharding itself
+is torch's own, over gloo. The settings are those that README gives, as `accelerate launch` hands them on.
+"""
+
+import os
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+
+from trainer.__main__ import main
+
+SETTINGS = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}  # fmt: skip
+
+
+def as_accelerators(start):
+    def begin(self, *words, **options):
+        start(self, *words, **options)
+        self.distributed_type = DistributedType.MULTI_GPU
+
+    return begin
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    os.environ |= SETTINGS
+    PartialState.__init__ = as_accelerators(PartialState.__init__)
+    main()
