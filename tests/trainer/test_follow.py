@@ -82,7 +82,7 @@ def test_a_second_epoch_is_of_the_whole_run(tmp_path, run, words, trainer_cli, m
 def test_a_writer_that_stalls_is_reported_the_wait_ends_and_resuming_takes_the_rest(
     tmp_path, run, words, trainer_cli, monkeypatch
 ):
-    """The writer dies, and comes back writing some of what it had written again."""
+    """The writer dies, and comes back writing some of what it had written again, and by a clock that is behind."""
     monkeypatch.setattr(trainer.follow, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(trainer.follow, "REPORT_SECONDS", 0.3)
     write(run, range(12), pause=0, seal=False)
@@ -92,6 +92,9 @@ def test_a_writer_that_stalls_is_reported_the_wait_ends_and_resuming_takes_the_r
     done = len(metrics(tmp_path / "out"))
     assert done == 2  # 12 trajectories are two batches of 5; the two that are left wait for company
     write(run, range(8, COUNT), pause=0)
+    for kind in ("trajectories", "samples"):
+        late = tmp_path / "run" / kind / f"{run.parts(kind)[-1]}.parquet"
+        late.rename(late.with_name("part-0000000000000-behind.parquet"))
     code, said, err = trainer_cli(*words, "--epochs", 1, "--resume")
     assert code == 0 and "resuming after step 2" in said, err
     lines = metrics(tmp_path / "out")
