@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from client.bucket import Bucket
 from client.errors import RunError
@@ -37,6 +37,7 @@ from client.samples import (
     Key,
     RunManifest,
     Sample,
+    check_no_nulls,
     sample_of,
     sample_table,
     samples_in,
@@ -46,6 +47,10 @@ from client.samples import (
 from client.tally import RunTotals, Tally
 
 Row = TypeVar("Row", Trajectory, Sample)
+Read = TypeVar("Read")
+TOTALS = TypeAdapter(RunTotals)
+REMOVE = "remove it, and complete.json where there is one, and sample again"
+"""What helps against a part that is damaged: what it held is lacking then, and is done again."""
 ENDINGS = {"trajectories": "parquet", "samples": "parquet", "failures": "jsonl"}
 
 
@@ -90,11 +95,12 @@ class Run:
         if data is None:
             return None
         try:
-            completion = orjson.loads(data)
-            RunTotals(**{name: completion[name] for name in RunTotals.__dataclass_fields__})
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self}/complete.json is damaged ({error!r}); remove it and sample again") from None
-        return completion
+            TOTALS.validate_json(data, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = ": ".join((*map(str, first["loc"]), first["msg"]))
+            raise RunError(f"{self}/complete.json is damaged ({reason}); remove it and sample again") from None
+        return orjson.loads(data)
 
     def seal(self, totals: RunTotals) -> bool:
         """Write complete.json; whether this call was the one that wrote it. The first writer's stands."""
@@ -117,7 +123,7 @@ class Run:
     def adopt(self, part: str, other: Run, manifest: RunManifest, write: bool) -> tuple[list[Trajectory], list[Sample]]:
         """A part of another RUN's trajectories with its samples made anew; written, byte for byte, where asked to."""
         data = other._part("trajectories", part)
-        trajectories = trajectories_in(other._read("trajectories", part, data, TRAJECTORY_SCHEMA))
+        trajectories = other._values(trajectories_in, "trajectories", part, data, TRAJECTORY_SCHEMA)
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
         if write:
             self.bucket.put(f"trajectories/{part}.parquet", data)
@@ -166,7 +172,7 @@ class Run:
 
     def samples_of(self, part: str) -> list[Sample]:
         """One part's samples; a key that another part holds may be among them."""
-        return samples_in(self._table("samples", part, SAMPLE_SCHEMA))
+        return self._values(samples_in, "samples", part, self._part("samples", part), SAMPLE_SCHEMA)
 
     def keys(self) -> set[Key]:
         """The keys of all trajectories; reads two columns of each part."""
@@ -219,15 +225,19 @@ class Run:
 
     def trajectories_of(self, part: str) -> list[Trajectory]:
         """A part's trajectories. Raises RunError naming the part where it cannot be read."""
-        return trajectories_in(self._table("trajectories", part, TRAJECTORY_SCHEMA))
+        data = self._part("trajectories", part)
+        return self._values(trajectories_in, "trajectories", part, data, TRAJECTORY_SCHEMA)
 
     def _failures_of(self, part: str) -> list[Failure]:
         name = f"failures/{part}.jsonl"
         try:
             lines = [parse_line(line) for line in (self.bucket.get(name) or b"").splitlines()]
+            found = [line for line in lines if isinstance(line, Failure)]
+            if strange := next((line for line in found if not _has_key(line)), None):
+                raise ValueError(f"{strange.problem_id!r}, {strange.sample_index!r} is no trajectory")
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self}/{name} is damaged ({error!r}); remove it and sample again") from error
-        return [line for line in lines if isinstance(line, Failure)]
+            raise RunError(f"{self}/{name} is damaged ({error}); {REMOVE}") from error
+        return found
 
     def _put_table(self, kind: str, part: str, table: pa.Table) -> None:
         floats = [f"{field.name}.list.element" for field in table.schema if field.type == pa.list_(pa.float32())]
@@ -236,18 +246,23 @@ class Run:
         self.bucket.put(f"{kind}/{part}.parquet", sink.getvalue().to_pybytes())
 
     def _table(self, kind: str, part: str, schema: pa.Schema) -> pa.Table:
-        return self._read(kind, part, self._part(kind, part), schema)
+        return self._values(lambda table: table, kind, part, self._part(kind, part), schema)
 
     def _part(self, kind: str, part: str) -> bytes:
         return self.bucket.get(f"{kind}/{part}.parquet") or b""
 
-    def _read(self, kind: str, part: str, data: bytes, schema: pa.Schema) -> pa.Table:
+    def _values(self, read: Callable[[pa.Table], Read], kind: str, part: str, data: bytes, schema: pa.Schema) -> Read:
+        """What `read` makes of a part. Raises RunError naming the part where that cannot be."""
         try:
-            table = pq.read_table(pa.BufferReader(data), columns=schema.names)
-            return table.select(schema.names).cast(schema)
-        except (pa.ArrowException, KeyError, OSError) as error:
-            name = f"{kind}/{part}.parquet"
-            raise RunError(f"{self}/{name} cannot be read ({error}); remove it and sample again") from error
+            table = pq.read_table(pa.BufferReader(data), columns=schema.names).select(schema.names).cast(schema)
+            check_no_nulls(table)
+            return read(table)
+        except (pa.ArrowException, KeyError, OSError, ValueError) as error:
+            raise RunError(f"{self}/{kind}/{part}.parquet cannot be read ({error}); {REMOVE}") from error
+
+
+def _has_key(failure: Failure) -> bool:
+    return isinstance(failure.problem_id, str) and type(failure.sample_index) is int
 
 
 def _first_of_each_key(rows: Iterator[Row]) -> Iterator[Row]:

@@ -176,10 +176,32 @@ def trajectory_table(trajectories: Sequence[Trajectory], questions: dict[str, st
     )
 
 
+def check_no_nulls(table: pa.Table) -> None:
+    """Raises ValueError naming the column that lacks a value; only a question may."""
+    for name in table.column_names:
+        values = table[name].combine_chunks()
+        nulls = 0 if name == "question" else values.null_count
+        while pa.types.is_list(values.type):
+            values = values.flatten()
+            nulls += values.null_count
+        if nulls:
+            raise ValueError(f"column {name!r} lacks {nulls} values")
+
+
 def trajectories_in(table: pa.Table) -> list[Trajectory]:
-    """The rows of a trajectories table, as values over its buffers."""
+    """The rows of a trajectories table without nulls, as values over its buffers.
+
+    Raises ValueError naming the row whose arrays do not fit together.
+    """
     arrays = {name: _from_lists(table[name]) for name in Trajectory.ARRAYS}
     scalars = table.select(["problem_id", "sample_index", "k", "finish_reason"]).to_pylist()
+    for index, row in enumerate(scalars):
+        tokens, values = len(arrays["token_ids"][index]), {len(arrays[name][index]) for name in Trajectory.ARRAYS[2:]}
+        if row["k"] < 1 or values != {tokens * row["k"]}:
+            raise ValueError(
+                f"row {index}, problem {row['problem_id']!r}: {tokens} tokens with k {row['k']}, but "
+                f"{' or '.join(map(str, sorted(values)))} values"
+            )
     return [
         Trajectory(
             problem_id=row["problem_id"],
@@ -225,7 +247,10 @@ def sample_table(samples: Sequence[Sample]) -> pa.Table:
 
 
 def samples_in(table: pa.Table) -> list[Sample]:
-    """The rows of a samples table, as values over its buffers."""
+    """The rows of a samples table without nulls, as values over its buffers.
+
+    Raises ValueError naming the row whose arrays do not fit together.
+    """
     plain = {
         name: _from_lists(table[name])
         for name in ("prompt_token_ids", "token_ids", "steps", "kl_lower_bound", "covered_mass", "mask_complete")
@@ -233,13 +258,19 @@ def samples_in(table: pa.Table) -> list[Sample]:
     ids, weights = table["label_ids"].combine_chunks(), table["label_weights"].combine_chunks()
     flat_ids, flat_weights = ids.values.values.to_numpy(), weights.values.values.to_numpy()
     outer, inner = ids.offsets.to_numpy(), ids.values.offsets.to_numpy()
+    if not (weights.offsets.equals(ids.offsets) and weights.values.offsets.equals(ids.values.offsets)):
+        raise ValueError("label_ids and label_weights do not fit together")
     scalars = table.select(["problem_id", "sample_index", "incomplete"]).to_pylist()
     samples = []
     for index, row in enumerate(scalars):
         offsets = inner[outer[index] : outer[index + 1] + 1].astype(np.int64)
         begin, end = offsets[0], offsets[-1]
+        steps = plain["steps"][index]
+        of_steps = {len(plain[name][index]) for name in ("kl_lower_bound", "covered_mass", "mask_complete")}
+        if of_steps | {len(offsets) - 1} != {len(steps)}:
+            raise ValueError(f"row {index}, problem {row['problem_id']!r}: its {len(steps)} steps do not fit the rest")
         kept = Contrast(
-            steps=plain["steps"][index],
+            steps=steps,
             kl_lower_bound=plain["kl_lower_bound"][index],
             covered_mass=plain["covered_mass"][index],
             mask_complete=plain["mask_complete"][index],

@@ -87,7 +87,8 @@ def test_problems_that_come_again_are_named_and_read_once(tmp_path):
 
 
 def test_a_question_field_may_be_named_and_then_no_other_is_looked_at(tmp_path):
-    path = written(tmp_path, {"question": "the wrong one", "prompt": "the right one"}, {"prompt": "another"})
+    wrong = {"question": "wrong", "Body": "wrong", "Question": "too"}
+    path = written(tmp_path, wrong | {"prompt": "the right one"}, {"prompt": "another"})
     assert [row.question for row in read_problems(path, question_field="prompt")] == ["the right one", "another"]
     with pytest.raises(ProblemSetError, match=r":2: no question; expected 'question'; it has prompt"):
         read_problems(path, question_field="question")

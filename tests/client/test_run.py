@@ -1,15 +1,20 @@
 """A RUN in a bucket: what is written is what is read, under the names of the contract."""
 
 import dataclasses
+import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_run import make_manifest, make_trajectory
+from made_run import make_manifest, make_trajectory, tokenizer_json
 
+from client.build import build
+from client.compare import compare
 from client.contrast import contrast
 from client.errors import RunError
-from client.protocol import Failure
+from client.protocol import ContrastSettings, Failure
+from client.report import report
 from client.run import Run
 from client.samples import sample_of
 
@@ -17,7 +22,7 @@ from client.samples import sample_of
 @pytest.fixture
 def run(tmp_path):
     run = Run(str(tmp_path / "run"))
-    run.claim(make_manifest(), b"{}")
+    run.claim(make_manifest(), tokenizer_json())
     return run
 
 
@@ -172,9 +177,101 @@ def test_what_lies_deeper_or_is_named_otherwise_is_no_part(tmp_path):
     assert list(copy.bucket.names("failures")) == [f"failures/{outer.parts('failures')[0]}.jsonl"]
 
 
-@pytest.mark.parametrize("line", [b"{", b"[]", b'{"problem_id": "a", "sample_index": 0, "error": {}}', b"\xff"])
+WHY = b'"error": {"type": "a", "detail": "b"}}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"[]",
+        b'{"problem_id": "a", "sample_index": 0, "error": {}}',
+        b"\xff",
+        b'{"problem_id": [1], "sample_index": 0, ' + WHY,
+        b'{"problem_id": "a", "sample_index": null, ' + WHY,
+    ],
+)
 def test_a_damaged_part_of_failures_is_named(tmp_path, line):
     run = Run(str(tmp_path / "run"))
     run.bucket.put("failures/part-1.jsonl", line)
-    with pytest.raises(RunError, match=r"failures/part-1.jsonl is damaged .*; remove it and sample again"):
+    with pytest.raises(RunError, match=r"failures/part-1.jsonl is damaged .*; remove it, and complete.json where"):
         run.failures()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("failed", "1", "failed: Input should be a valid integer"),
+        ("kept_share", None, "kept_share: Input should be a valid number"),
+        ("kl_quantiles", [], "kl_quantiles: Input should be an object"),
+        ("problems", ..., "problems: Field required"),
+    ],
+)
+def test_a_damaged_seal_is_named(run, tmp_path, field, value, said):
+    run.seal(run.totals(run.manifest()))
+    file = tmp_path / "run" / "complete.json"
+    sealed = json.loads(file.read_bytes())
+    sealed[field] = value
+    file.write_text(json.dumps({name: value for name, value in sealed.items() if value is not ...}))
+    with pytest.raises(RunError, match=rf"run/complete\.json is damaged \({said}.*\); remove it and sample again"):
+        run.completion()
+
+
+# Rows whose values do not fit together: of all that reads a RUN, none may end in a traceback, or in wrong numbers.
+
+DAMAGE = {
+    "k of 0": ("trajectories", "k", lambda row: 0),
+    "no k": ("trajectories", "k", lambda row: None),
+    "too large a k": ("trajectories", "k", lambda row: row["k"] * 2),
+    "no id": ("trajectories", "problem_id", lambda row: None),
+    "a null among the top ids": ("trajectories", "top_ids", lambda row: [None, *row["top_ids"][1:]]),
+    "a null among the log-probabilities": ("trajectories", "expert_logprobs", lambda row: [None] * len(row["top_ids"])),
+    "fewer tokens than rows": ("trajectories", "token_ids", lambda row: row["token_ids"][:-1]),
+    "fewer rows of one model": ("trajectories", "amateur_logprobs", lambda row: row["amateur_logprobs"][:-8]),
+    "no tokens": ("trajectories", "token_ids", lambda row: None),
+    "no steps": ("samples", "steps", lambda row: None),
+    "no sample index": ("samples", "sample_index", lambda row: None),
+    "fewer steps than labels": ("samples", "steps", lambda row: row["steps"][:-1]),
+    "fewer labels than steps": ("samples", "label_ids", lambda row: row["label_ids"][:-1]),
+    "labels of other sizes": ("samples", "label_weights", lambda row: [[1.0]] * (len(row["steps"]) - 1) + [[0.2] * 5]),
+    "a null among the weights": (
+        "samples",
+        "label_weights",
+        lambda row: [[None] * len(w) for w in row["label_weights"]],
+    ),
+}
+
+
+OF_TRAJECTORIES = [name for name, (kind, *_) in DAMAGE.items() if kind == "trajectories"]
+
+
+@pytest.fixture(params=list(DAMAGE))
+def damaged(request, run, trajectories, tmp_path):
+    """A RUN with one value of its last row spoilt; the part's name, and the RUN."""
+    kind, column, spoil = DAMAGE[request.param]
+    run.write(trajectories, {}, run.manifest())
+    file = tmp_path / "run" / kind / f"{run.parts(kind)[0]}.parquet"
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    rows[-1][column] = spoil(rows[-1])
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), file)
+    return f"{kind}/{file.name}", run
+
+
+def test_a_row_that_does_not_fit_is_named_by_its_file(damaged):
+    name, run = damaged
+    with pytest.raises(RunError, match=rf"run/{name} cannot be read \(.*; remove it, and complete\.json"):
+        list(run.trajectories() if name.startswith("trajectories") else run.samples())
+
+
+@pytest.mark.parametrize("damaged", OF_TRAJECTORIES, indirect=True)
+@pytest.mark.parametrize("command", ["build", "report", "compare"])
+def test_commands_name_the_damaged_part(damaged, command, tmp_path):
+    name, run = damaged
+    calls = {
+        "build": lambda: build(run, Run(str(tmp_path / "new")), ContrastSettings()),
+        "report": lambda: report(run),
+        "compare": lambda: compare([run, run]),
+    }
+    with pytest.raises(RunError, match=f"run/{name} cannot be read"):
+        calls[command]()

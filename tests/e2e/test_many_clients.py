@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import obstore
 import pytest
 from contract_server import ContractServer, line_of, refusal
 from job_calls import read_by_others, wait_until
@@ -169,6 +170,25 @@ def test_the_last_shard_makes_the_samples_that_another_left_out(server, problem_
     assert sample(problems, run, server, "--shard", "2/2").returncode == 0
     assert removed and part.read_bytes() == removed[0]
     assert "600 problems once" in read_by_others(run, PROBLEMS, tmp_path)
+
+
+def test_a_store_that_lost_a_part_is_not_sealed(server, problem_file, bucket, tmp_path):
+    """What the first client wrote goes when the second has counted it."""
+    problems, run = problem_file(PROBLEMS), Run(bucket)
+    assert sample(problems, bucket, server, "--shard", "1/2").returncode == 0
+    part = run.parts("trajectories")[0]
+
+    async def lose():
+        server.before_line = None
+        for kind in ("trajectories", "samples"):
+            obstore.delete(run.bucket._open(for_writing=True), [f"{kind}/{part}.parquet"])
+
+    server.before_line = lose
+    said = sample(problems, bucket, server)
+    assert said.returncode == 1 and "lacks 256 trajectories that were settled before" in said.stderr
+    assert run.completion() is None and "run the same command again" in said.stderr
+    assert sample(problems, bucket, server).returncode == 0
+    assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
