@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from client.bucket import BucketError
 from client.connection import Asking
 from client.errors import RunError, ServiceError, Stopped, TooManyFailures
 from client.manifest import check_sealed, check_top_k, manifest_of
@@ -169,13 +168,8 @@ async def sample(
         raise ServiceError(
             f"{counts.passing} trajectories failed in the server's engines; run the same command again to get them"
         )
-    if waiting := await asyncio.to_thread(_waiting, problems, run, n):
-        if shard.count > 1:
-            return Sampled(None, counts, waiting)
-        raise BucketError(
-            f"{run} lacks {waiting} trajectories that were settled before: parts of it are gone; run the same command "
-            "again to get them"
-        )
+    if shard.count > 1 and (waiting := await asyncio.to_thread(_waiting, problems, run, n)):
+        return Sampled(None, counts, waiting)
     await asyncio.to_thread(run.mend, manifest)  # what another client left half written
     totals = await asyncio.to_thread(_settled_totals, keys_of(problems, n), run, manifest)
     if not await asyncio.to_thread(run.seal, totals):  # another client has
