@@ -2,4 +2,71 @@
 
 It is the ground floor of the house: it owns the HTTP contract (`protocol`), the bucket contract
 (`samples`) and the mathematics of the contrast (`contrast`), and needs neither torch nor vLLM.
+
+    import asyncio
+    from client import Problem, SamplingClient, read_samples
+
+    async def ask():
+        async with SamplingClient(["http://gpu-1:8000", "http://gpu-2:8000"]) as client:
+            async for line in client.trajectories([Problem(id="1", question="What is 7 times 8?")]):
+                print(line)  # a Trajectory, or a Failure with its reason
+
+    asyncio.run(ask())
+    for sample in read_samples("s3://bucket/runs/first"):
+        print(sample.problem_id, sample.contrast.steps, sample.contrast.kl_lower_bound)
+
+The names below are the library; modules hold more, and may change. Each is imported when it is first asked for, so
+that `import client` costs nothing.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from client.connection import Asking
+    from client.contrast import Contrast
+    from client.errors import LightReasonerError
+    from client.problems import ProblemRow, read_problems
+    from client.protocol import Decoding, Failure, Problem, Trajectory
+    from client.run import Run, read_samples, read_trajectories
+    from client.samples import Sample
+    from client.service import SamplingClient
+
+__all__ = [
+    "Asking",
+    "Contrast",
+    "Decoding",
+    "Failure",
+    "LightReasonerError",
+    "Problem",
+    "ProblemRow",
+    "Run",
+    "Sample",
+    "SamplingClient",
+    "Trajectory",
+    "read_problems",
+    "read_samples",
+    "read_trajectories",
+]
+
+_HOMES = {
+    "client.connection": ["Asking"],
+    "client.contrast": ["Contrast"],
+    "client.errors": ["LightReasonerError"],
+    "client.problems": ["ProblemRow", "read_problems"],
+    "client.protocol": ["Decoding", "Failure", "Problem", "Trajectory"],
+    "client.run": ["Run", "read_samples", "read_trajectories"],
+    "client.samples": ["Sample"],
+    "client.service": ["SamplingClient"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'client' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -122,9 +122,8 @@ class Connection:
     async def answer(self, problems: list[Problem], asking: Asking) -> AsyncGenerator[Trajectory | Failure, None]:
         """Stream one request: every trajectory asked for comes once, or an error is raised after those that came."""
         missing = {(problem.id, index) for problem in problems for index in range(asking.decoding.n)}
-        headers = {"content-type": "application/json"}
+        headers, body = {"content-type": "application/json"}, asking.request(problems)
         try:
-            body = asking.request(problems)
             async with self._http.stream("POST", "/v1/trajectories", content=body, headers=headers) as response:
                 if response.status_code != 200:
                     await response.aread()

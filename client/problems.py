@@ -31,7 +31,7 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """One problem: its id, its question, the row it came from and where that is."""
+    """One problem: its id, its question, the row it came from and where that is; `.problem` is what a server takes."""
 
     id: str
     question: str

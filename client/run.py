@@ -261,6 +261,25 @@ class Run:
             raise RunError(f"{self}/{kind}/{part}.parquet cannot be read ({error}); {REMOVE}") from error
 
 
+def read_samples(url: str) -> Iterator[Sample]:
+    """Every trajectory's samples once, a part in memory at a time; `url` as commands take a RUN.
+
+    Raises RunError where there is no RUN at once, and where a part is damaged when it is reached.
+    """
+    return _there(url).samples()
+
+
+def read_trajectories(url: str) -> Iterator[Trajectory]:
+    """Every trajectory once, as `read_samples` reads samples."""
+    return _there(url).trajectories()
+
+
+def _there(url: str) -> Run:
+    run = Run(url)
+    run.manifest()
+    return run
+
+
 def _has_key(failure: Failure) -> bool:
     return isinstance(failure.problem_id, str) and type(failure.sample_index) is int
 

@@ -44,8 +44,13 @@ def test_what_is_not_installed_is_named_with_its_extra(package, words, extra):
     assert "Traceback" not in said.stderr
 
 
-def test_the_client_is_imported_without_torch_or_vllm():
-    late = {"torch", "vllm", "transformers", "tokenizers", "jinja2"}
-    code = f"import sys, client.sampler, client.__main__; print({late} & set(sys.modules))"
+HEAVY_IMPORTS = {"torch", "vllm", "transformers", "tokenizers", "jinja2", "datasets"}
+
+
+@pytest.mark.parametrize(
+    "imports", ["import client.sampler, client.__main__", "import client; [getattr(client, n) for n in client.__all__]"]
+)
+def test_the_client_is_imported_without_torch_or_vllm(imports):
+    code = f"import sys; {imports}; print({HEAVY_IMPORTS} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert said.stdout.strip() == "set()"
+    assert said.stdout.strip() == "set()", said.stderr
