@@ -101,12 +101,14 @@ class Bucket:
             raise BucketError(f"cannot remove {name} in {self.url}: {_first_line(error)}") from error
 
     def names(self, prefix: str) -> Iterator[str]:
-        """The names of all objects under `prefix/`, sorted, relative to the bucket."""
+        """The names of all objects under `prefix/`, of all where it is empty, sorted, relative to the bucket."""
         store = self._open(for_writing=False)
         if store is None:
             return
         try:
-            found = [entry["path"] for batch in obstore.list(store, f"{prefix}/") for entry in batch]
+            found = [
+                entry["path"] for batch in obstore.list(store, f"{prefix}/" if prefix else None) for entry in batch
+            ]
         except Exception as error:
             raise BucketError(f"cannot list {prefix}/ in {self.url}: {_first_line(error)}") from error
         yield from sorted(found)

@@ -38,6 +38,17 @@ def _positive(value: float | None) -> float | None:
     return value
 
 
+def names(listed: str) -> tuple[str, ...]:
+    """What an option lists by commas."""
+    return tuple(filter(None, map(str.strip, listed.split(","))))
+
+
+def _some(value: str) -> str:
+    if not names(value):
+        raise typer.BadParameter(f"{value!r} names nothing")
+    return value
+
+
 def _share(value: float) -> float:
     if not 0 < value <= 1:
         raise typer.BadParameter(f"{value} is not above 0 and at most 1")
@@ -90,7 +101,7 @@ def train_command(
     ] = Lora.alpha,
     dropout: Annotated[float, typer.Option(min=0, max=0.99, rich_help_panel=ADAPTER)] = Lora.dropout,
     targets: Annotated[
-        str, typer.Option(help=f"Layers, by commas, or {ALL_LINEAR}.", rich_help_panel=ADAPTER)
+        str, typer.Option(help=f"Layers, by commas, or {ALL_LINEAR}.", callback=_some, rich_help_panel=ADAPTER)
     ] = ",".join(Lora.targets),
     use_rslora: Annotated[
         bool, typer.Option("--use-rslora", help="Scale by alpha / √r (rsLoRA).", rich_help_panel=ADAPTER)
@@ -156,13 +167,14 @@ def train_command(
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if epochs is not None:
         changed.setdefault("max_steps", None)
-    lora = Lora(rank, alpha, dropout, tuple(filter(None, targets.split(","))), use_rslora, use_dora)
+    lora = Lora(rank, alpha, dropout, names(targets), use_rslora, use_dora)
     recipe = replace(
         PRESETS[preset], **changed, dtype=dtype, seed=seed, lora=lora, objective=objective, answers=answers
     )
+    loggers = tuple(name for name in names(report_to) if name != "none")
     running = Running(
-        token_budget, gradient_checkpointing, attention, save_steps, tuple(filter(None, report_to.split(","))),
-        resume, follow, follow_timeout, allow_mismatch,
+        token_budget, gradient_checkpointing, attention, save_steps, loggers, resume, follow, follow_timeout,
+        allow_mismatch,
     )  # fmt: skip
     quiet_transformers()
     from trainer.train import train

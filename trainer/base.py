@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from client.errors import ModelError
@@ -28,9 +29,13 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 def weights_dtype(precision: Precision | None, folder: Path) -> torch.dtype:
     """The type to load a model in; without a choice bfloat16 on a GPU and float32 on a CPU."""
-    if precision is None:
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    precision = precision or default_precision()
     return stored_dtype(folder) if precision == Precision.AUTO else getattr(torch, precision)
+
+
+def default_precision() -> Precision:
+    """What this machine is best at."""
+    return Precision.BFLOAT16 if torch.cuda.is_available() else Precision.FLOAT32
 
 
 def load(folder: Path, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
@@ -41,5 +46,6 @@ def load(folder: Path, dtype: torch.dtype, attention: str | None = None) -> PreT
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         return AutoModelForCausalLM.from_pretrained(folder, config=config_of(folder), dtype=dtype, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a causal language model: {error}") from error
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        using = f" with --attention {attention}" if attention else ""
+        raise ModelError(f"{folder} cannot be loaded as a causal language model{using}: {error}") from error

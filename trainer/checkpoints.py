@@ -51,10 +51,7 @@ class Output:
 
     def claim(self) -> None:
         """Make the folder. Raises ModelError where OUT holds anything, or cannot be made."""
-        if self.bucket is not None:
-            taken = self.bucket.get("adapter_config.json") is not None or bool(self._numbers())
-        else:
-            taken = _made(self.folder)
+        taken = any(self.bucket.names("")) if self.bucket is not None else _made(self.folder)
         if taken:
             begun = bool(self._numbers())
             remedy = "go on with --resume, name a new folder" if begun else "name a new folder"
@@ -80,7 +77,16 @@ class Output:
         else:
             file = self.folder / PROVENANCE
             data = file.read_bytes() if file.is_file() else None
-        return json.loads(data) if data else None
+        try:
+            return json.loads(data) if data is not None else None
+        except ValueError as error:
+            raise ModelError(f"{self}/{PROVENANCE} is damaged ({error}); remove it, and go on with --resume") from error
+
+    def withdraw(self) -> None:
+        """No longer say that the adapter here is finished: it is going to be another."""
+        (self.folder / PROVENANCE).unlink(missing_ok=True)
+        if self.bucket is not None and self.bucket.get(PROVENANCE) is not None:
+            self.bucket.remove(PROVENANCE)
 
     def seal(self, number: int, state: dict[str, Any]) -> None:
         """Complete a checkpoint: `state` beside it, and the list of its files; older ones in the bucket go."""
@@ -138,6 +144,13 @@ class Output:
             for name in sorted(names, key=lambda name: not name.endswith(WHOLE)):  # torn from the first on
                 self.bucket.remove(name)
         shutil.rmtree(self.checkpoints / f"checkpoint-{number}", ignore_errors=True)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text)
+    part.replace(file)
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:

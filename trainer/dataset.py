@@ -6,7 +6,6 @@ is empty, another model's, or too long for a micro-batch. Never runs a model, ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,26 +67,32 @@ class TrainingSet:
                 self.without_kept_steps += 1
         self.parts.append(part)
 
+    def all_parts(self) -> list[str]:
+        """What the RUN holds to learn from."""
+        return self.run.parts("samples")
+
+    def read(self, parts: list[str] | None = None) -> None:
+        """Read `parts`, or all that is there: then it is a RunError, with the reason, if there is nothing to learn."""
+        self.sealed = self.run.completion() is not None
+        for part in self.all_parts() if parts is None else parts:
+            self.add(part)
+        if parts is None:
+            self.check_not_empty()
+
     def check_not_empty(self) -> None:
         """Raises RunError, with the reason, where there is nothing to learn."""
         if not self.examples:
             raise RunError(_nothing_to_learn(self.run, self.without_kept_steps))
 
 
-def read_training_set(
-    run: Run, folder: Path, limits: Limits, parts: Sequence[str] | None = None, allow_mismatch: bool = False
-) -> TrainingSet:
-    """Read the examples of a RUN for the model in `folder`: all that is there, or `parts` in their order.
+def read_training_set(run: Run, folder: Path, limits: Limits) -> TrainingSet:
+    """Read the examples of a RUN for the model in `folder`, all that is there.
 
     Raises RunError where the RUN is missing, empty, of another expert, or holds what the model cannot have said.
     """
-    if not allow_mismatch:
-        check_expert(run, folder)
+    check_expert(run, folder)
     training_set = TrainingSet(run, limits)
-    training_set.sealed = run.completion() is not None
-    for part in run.parts("samples") if parts is None else parts:
-        training_set.add(part)
-    training_set.check_not_empty()
+    training_set.read()
     return training_set
 
 
@@ -111,7 +116,8 @@ def check_expert(run: Run, folder: Path) -> None:
     if differences := mismatches(run, folder):
         raise RunError(
             f"{run} was not sampled from the model at {folder}: {'; '.join(differences)}. "
-            f"Train the expert that sampled it ({run.manifest().expert.id}), or sample again with this one"
+            f"Train the expert that sampled it ({run.manifest().expert.id}), sample again with this one, or give "
+            "--allow-mismatch"
         )
 
 

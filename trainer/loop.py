@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,6 +23,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from client.errors import ModelError
 from trainer.checkpoints import KEPT
+from trainer.journal import TrainingError
 from trainer.settings import Recipe, Running
 from trainer.steps import Step, Steps
 
@@ -96,8 +98,23 @@ class ContrastTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # transformers' estimate is for padded batches
 
+    def check_finite(self) -> None:
+        """Raises TrainingError, on every rank, where the last update left a weight that is no number."""
+        assert self.model is not None
+        trained = (weight.detach() for weight in self.model.parameters() if weight.requires_grad)
+        local = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained)
+        odd = torch.zeros((), device=self.args.device)
+        for weight in local:
+            odd += (~torch.isfinite(weight)).sum()
+        if self.accelerator.reduce(odd, "sum"):
+            raise TrainingError(
+                f"step {self.state.global_step} left weights that are no numbers: lower --learning-rate, or use "
+                "--dtype float32"
+            )
+
     def save_adapter(self, folder: Path) -> None:
         """The adapter in PEFT format; where its weights are sharded, every rank brings its own."""
+        self.check_finite()
         weights = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
         if self.is_world_process_zero():
             adapted: Any = self.accelerator.unwrap_model(self.model)
@@ -108,7 +125,13 @@ class ContrastTrainer(Trainer):
         self._save_checkpoint(self.model, None)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        self.check_finite()
+        try:
+            super()._save_checkpoint(model, trial)
+        except RuntimeError as error:  # of torch.save, on a disk that is full
+            raise TrainingError(
+                f"a checkpoint cannot be written: {error}; make room, and go on with --resume"
+            ) from error
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             self._seal(self.state.global_step)

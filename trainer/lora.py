@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from client.errors import ModelError
 from trainer.loss import StepSums, contrast_sums
-from trainer.settings import Lora
+from trainer.settings import ALL_LINEAR, Lora
 
 
 class Head:
@@ -46,6 +46,7 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
 
     Raises ModelError where the model has no such layers.
     """
+    check_targets(model, name, lora)
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.use_rslora,
         use_dora=lora.use_dora, target_modules=lora.target_modules, task_type="CAUSAL_LM",
@@ -53,11 +54,22 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        wanted = ", ".join(lora.targets)
-        raise ModelError(f"{name} cannot take the adapter: {error}; its layers must include {wanted}") from error
+        raise ModelError(f"{name} cannot take the adapter on {', '.join(lora.targets)}: {error}") from error
     adapted.peft_config["default"].base_model_name_or_path = name
     compute_loss_in_forward(adapted)
     return adapted
+
+
+def check_targets(model: PreTrainedModel, name: str, lora: Lora) -> None:
+    """Raises ModelError where a name that is to be adapted is no layer's: peft would leave it out and say nothing."""
+    modules = dict(model.named_modules())
+    wanted = () if lora.targets == (ALL_LINEAR,) else lora.targets
+    if unknown := [target for target in wanted if not any(f".{module}".endswith(f".{target}") for module in modules)]:
+        linear = sorted({path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, nn.Linear)})
+        raise ModelError(
+            f"{name} has no layer {', '.join(unknown)}; its linear layers are {', '.join(linear)}, or give "
+            f"{ALL_LINEAR} alone"
+        )
 
 
 def compute_loss_in_forward(adapted: PeftModel) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import shutil
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from transformers import GenerationConfig
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
 
 from client.errors import ModelError
 from client.fingerprints import model_folder
@@ -70,6 +73,7 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     whole = load(base, torch.float32)
     try:
         adapted = PeftModel.from_pretrained(whole, made)
+        untie(whole)
         update = merge_layers(adapted, dtype)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # that the layers are merged already
             merged = adapted.merge_and_unload()
@@ -80,9 +84,21 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     merged.to(dtype).save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     for pattern in COPIED_FILES:
-        for file in base.glob(pattern):
+        for file in filter(Path.is_file, base.glob(pattern)):
             shutil.copy(file, out / file.name)
     return update
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Give a tied LM head its own weights where it, or the embedding, is adapted: what is added to one is its alone."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    adapted = [layer for layer in (head, embedding) if isinstance(layer, BaseTunerLayer)]
+    if not adapted or not model.config.get_text_config().tie_word_embeddings:
+        return
+    inner: Any = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+    inner.weight = nn.Parameter(inner.weight.detach().clone())
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def merge_layers(adapted: PeftModel, dtype: torch.dtype) -> Update:

@@ -60,7 +60,10 @@ class Lora:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is learned, and how: two runs of one recipe on one RUN end with the same adapter."""
+    """What is learned, and how: two trainings of one recipe on one RUN, on as many ranks, end with the same adapter.
+
+    `train` resolves a `dtype` of None before all else, so that what it records says which it was.
+    """
 
     unit: Unit = Unit.TRAJECTORY
     batch_size: int = 16  # units an optimizer step
@@ -86,7 +89,10 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Running:
-    """How a recipe is carried out: what costs time, memory or patience and leaves the result as it is."""
+    """How a recipe is carried out: time, memory and patience, which leave the result as it is, and what may be read.
+
+    `follow` takes the first epoch's trajectories as they arrive, and not in a drawn order.
+    """
 
     token_budget: int | None = None  # tokens a micro-batch; None: TOKEN_BUDGET, and more for a longer trajectory
     gradient_checkpointing: bool = False

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from client.build import trajectory_parts
 from client.errors import ProblemSetError, RunError
 from client.problems import read_problems
 from client.protocol import Trajectory
@@ -48,6 +49,10 @@ class SolutionSet(TrainingSet):
             else:
                 self.without_kept_steps += 1
         self.parts.append(part)
+
+    def all_parts(self) -> list[str]:
+        """Parts of trajectories; those of samples say nothing of whole solutions."""
+        return list(trajectory_parts(self.run, self.run.manifest()))
 
     def __str__(self) -> str:
         left_out = f"{self.without_kept_steps} wrong or unfinished are left out"

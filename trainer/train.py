@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,20 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from client.bucket import BucketError
-from client.build import trajectory_parts
 from client.errors import ModelError
 from client.fingerprints import model_fingerprint, model_folder
 from client.run import Run
 from trainer.adapter import PROVENANCE, versions
-from trainer.base import config_of, load, weights_dtype
+from trainer.base import config_of, default_precision, load, weights_dtype
 from trainer.card import card
-from trainer.checkpoints import Output, state_of
-from trainer.dataset import Limits, TrainingSet, check_expert, mismatches, read_training_set
+from trainer.checkpoints import Output, state_of, write_whole
+from trainer.dataset import Limits, TrainingSet, check_expert, mismatches
 from trainer.follow import Arrivals, WriterStalled
-from trainer.journal import CURVE, METRICS, Journal, draw_curve
+from trainer.journal import CURVE, METRICS, Journal, TrainingError, draw_curve
 from trainer.loop import ContrastTrainer, arguments
 from trainer.lora import with_lora
 from trainer.preflight import check_packing
@@ -67,20 +67,28 @@ def train(
     if recipe.objective == Objective.SFT and recipe.unit == Unit.STEP:
         raise ModelError("--preset paper is the contrast's recipe; --objective sft takes whole solutions: give one")
     run, base = Run(run_url), model_folder(model)
+    recipe = replace(recipe, dtype=recipe.dtype or default_precision())
     args = arguments(recipe, running)
     console.quiet = args.process_index != 0
     if not running.allow_mismatch:
         check_expert(run, base)
     # What can be wrong with the RUN is found before anything is written.
     training_set = None if running.resume or running.follow else read(run, base, recipe, running)
-    out, checkpoint, done = prepare(output, run, recipe, running.resume, args.process_index == 0)
+    identity = identity_of(run, base, recipe, running)
+    out, checkpoint, done = prepare(output, identity, running.resume, args.process_index == 0)
     with out:
         if done:
             return report_of(done, 0.0, already_done=True)
         if training_set is None:
             parts = state_of(checkpoint)["parts"] if checkpoint else ([] if running.follow else None)
             training_set = read(run, base, recipe, running, parts)
-        report = carry_out(Training(run, base, model, recipe, running, args, training_set, out, checkpoint), console)
+        training = Training(run, base, model, recipe, running, args, training_set, out, checkpoint, identity)
+        try:
+            report = carry_out(training, console)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{out} cannot be written ({error}); make room there, and go on with --resume"
+            ) from error
         ranks = PartialState()  # they leave together: one that is gone can bring down those that are not
         ranks.wait_for_everyone()
         ranks.destroy_process_group()
@@ -100,6 +108,7 @@ class Training:
     training_set: TrainingSet
     out: Output
     checkpoint: Path | None
+    identity: dict[str, Any]
 
     @property
     def leads(self) -> bool:
@@ -112,9 +121,8 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """What a training must agree with that goes on with this one, and where it stands."""
-        identity = self.run.manifest().identity()
-        made = {"recipe": asdict(self.recipe), "run": str(self.run), "run_identity": identity}
-        return {**made, "parts": self.training_set.parts}
+        ranks = self.args.world_size
+        return {**self.identity, "run": str(self.run), "ranks": ranks, "parts": self.training_set.parts}
 
 
 def carry_out(training: Training, console: Console) -> TrainReport | None:
@@ -138,8 +146,10 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
     )
     trainer.remove_callback(transformers.PrinterCallback)
     check_packing(adapted, training.name)
-    if steps.first:
-        console.print(f"resuming after step {steps.first}")
+    if training.checkpoint:
+        say_where(training, steps.first, most, console)
+    if training.leads:
+        training.out.withdraw()
     try:
         trainer.train(resume_from_checkpoint=str(training.checkpoint) if training.checkpoint else None)
     except WriterStalled:
@@ -156,6 +166,25 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
     provenance = provenance_of(training, trainer.state.global_step, journal.losses)
     finish(training, provenance, journal.losses, console)
     return report_of(provenance, time.monotonic() - began)
+
+
+def say_where(training: Training, first: int, most: int, console: Console) -> None:
+    """Say from where it goes on. Raises ModelError where that is past the end."""
+    if first > most:
+        raise ModelError(
+            f"{training.out} stands at optimizer step {first}, and {most} were asked for: "
+            "give more --epochs or --max-steps, or name a new folder"
+        )
+    console.print(f"resuming after step {first}")
+    assert training.checkpoint
+    before, now = state_of(training.checkpoint)["ranks"], training.args.world_size
+    if before != now:
+        console.print(
+            f"warning: {before} processes trained so far and {now} will: dropout falls otherwise than in a training "
+            "without a stop",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def steps_of(training: Training, console: Console) -> tuple[Steps, int]:
@@ -177,10 +206,8 @@ def provenance_of(training: Training, optimizer_steps: int, losses: list[float])
     allowed = mismatches(training.run, training.base) if training.running.allow_mismatch else []
     return {
         **training.state(),
-        "base_model_fingerprint": model_fingerprint(training.base),
         "mismatches": allowed,
         "running": asdict(training.running),
-        "ranks": training.args.world_size,
         "versions": versions(),
         "optimizer_steps": optimizer_steps,
         "trajectories": len(training.training_set.examples),
@@ -199,24 +226,30 @@ def read(run: Run, base: Path, recipe: Recipe, running: Running, parts: list[str
     if recipe.objective == Objective.SFT:
         assert recipe.answers is not None
         training_set: TrainingSet = SolutionSet(run, limits, read_answers(recipe.answers))
-    elif parts is None:
-        return read_training_set(run, base, limits, allow_mismatch=True)  # it was asked before
     else:
         training_set = TrainingSet(run, limits)
-    training_set.sealed = run.completion() is not None
-    for part in trajectory_parts(run, run.manifest()) if parts is None else parts:
-        training_set.add(part)
-    if parts is None:
-        training_set.check_not_empty()
+    training_set.read(parts)
     return training_set
 
 
+def identity_of(run: Run, base: Path, recipe: Recipe, running: Running) -> dict[str, Any]:
+    """What one training is, and another is not: as it comes back from JSON."""
+    return plain(
+        {
+            "recipe": asdict(recipe),
+            "follow": running.follow,
+            "run_identity": run.manifest().identity(),
+            "base_model_fingerprint": model_fingerprint(base),
+        }
+    )
+
+
 def prepare(
-    output: str, run: Run, recipe: Recipe, resume: bool, leads: bool
+    output: str, identity: dict[str, Any], resume: bool, leads: bool
 ) -> tuple[Output, Path | None, dict[str, Any] | None]:
     """OUT, the checkpoint to go on from, and the state of a training that is already done; agreed by all ranks.
 
-    Raises ModelError where OUT is taken, or was made by another recipe or from another RUN.
+    Raises ModelError where OUT is taken, or was made by another recipe, from another RUN or for another model.
     """
     out, checkpoint, done = None, None, None
     if leads:
@@ -228,8 +261,8 @@ def prepare(
             checkpoint = out.newest()
             made = done or (state_of(checkpoint) if checkpoint else None)
             if made:
-                check_same(out, made, run, recipe)
-            if done and done["recipe"] != plain(asdict(recipe)):
+                check_same(out, made, identity)
+            if done and done["recipe"] != identity["recipe"]:
                 done = None  # it is to go on
     found = (str(out.folder) if out else None, str(checkpoint) if checkpoint else None, done)
     folder, newest, done = from_the_first_rank(found)
@@ -238,12 +271,14 @@ def prepare(
     return out, Path(newest) if newest else None, done
 
 
-def check_same(out: Output, made: dict[str, Any], run: Run, recipe: Recipe) -> None:
+def check_same(out: Output, made: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raises ModelError naming every setting in which a training that is to go on differs; its length may."""
-    mine, theirs = plain(asdict(recipe)), made["recipe"]
+    mine, theirs = identity["recipe"], made["recipe"]
     pairs = {name: (theirs.get(name), mine[name]) for name in mine if name not in ("epochs", "max_steps")}
-    identity = plain(run.manifest().identity())
-    pairs |= {f"RUN, {name}": (made["run_identity"].get(name), identity[name]) for name in identity}
+    of_run = identity["run_identity"]
+    pairs |= {f"RUN, {name}": (made["run_identity"].get(name), of_run[name]) for name in of_run}
+    pairs |= {"--follow": (made["follow"], identity["follow"])}
+    pairs |= {"model, weights": (made["base_model_fingerprint"], identity["base_model_fingerprint"])}
     if different := [f"{name}: {was!r} against {now!r}" for name, (was, now) in pairs.items() if was != now]:
         listed = "\n  ".join(different)
         raise ModelError(f"{out} was trained with other settings; use the same or name a new folder:\n  {listed}")
@@ -266,7 +301,7 @@ def finish(training: Training, provenance: dict[str, Any], losses: list[float], 
     folder = training.out.folder
     draw_curve(losses, folder / CURVE)
     (folder / "README.md").write_text(card(provenance, training.name))
-    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+    write_whole(folder / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
     for name in (METRICS, CURVE):
         try:
             training.run.bucket.put(f"training/{name}", (folder / name).read_bytes())

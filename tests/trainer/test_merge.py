@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_pair import load, save_adapter, save_model
-from transformers import AutoTokenizer
+from tiny_pair import load, randomised, save_adapter, save_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from client.bucket import Bucket
 from client.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
@@ -169,3 +170,30 @@ def test_an_adapter_in_a_bucket_merges_as_one_in_a_folder(tmp_path, s3, expert, 
     assert all(torch.equal(here[name], there[name]) for name in here)
     code, _, err = trainer_cli("merge", expert, f"{s3}/nothing", tmp_path / "nowhere")
     assert code == 1 and f"no adapter at {s3}/nothing" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["q_proj", "embed_tokens", "lm_head"], ["q_proj"]])
+def test_what_is_added_to_a_tied_head_is_not_added_to_the_embedding(tmp_path, expert, trainer_cli, targets):
+    base = shutil.copytree(expert, tmp_path / "base")
+    config = load(expert).config
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    adapter = tmp_path / "adapter"
+    randomised(get_peft_model(load(base), LoraConfig(target_modules=targets)), 0.3).save_pretrained(adapter)
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        assert any(targets[-1] in name for name in file.keys())  # noqa: SIM118
+    code, _, err = trainer_cli("merge", base, adapter, tmp_path / "out", "--dtype", "float32")
+    assert code == 0, err
+    ids = torch.arange(6, 26)[None]
+    with torch.no_grad():
+        unmerged = PeftModel.from_pretrained(load(base), adapter)(ids).logits
+        merged = load(tmp_path / "out")(ids).logits
+    torch.testing.assert_close(merged, unmerged, rtol=0, atol=1e-4)
+    assert load(tmp_path / "out").config.tie_word_embeddings == (targets == ["q_proj"])
+
+
+def test_a_folder_among_the_tokenizers_files_is_passed_over(tmp_path, expert, adapter, trainer_cli):
+    base = shutil.copytree(expert, tmp_path / "base")
+    (base / "tokenizer_old").mkdir()
+    assert trainer_cli("merge", base, adapter, tmp_path / "out")[0] == 0

@@ -1,15 +1,20 @@
 """A training that is killed and resumed ends as one that was not; OUT may be a folder or in a bucket."""
 
+import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
-from launch import metrics, started
+from launch import ROOT, metrics, started
 from safetensors.torch import load_file
+from tiny_pair import save_model
 
 from client.bucket import Bucket
 
@@ -128,3 +133,75 @@ def test_parts_that_came_after_the_start_are_left_to_another_training(tmp_path, 
     run.write([trajectory("late", 99)], {}, run.manifest())
     code, said, err = trainer_cli(*words, "--max-steps", 4)
     assert code == 0 and "4 optimizer steps over 6 trajectories" in said, err
+
+
+@pytest.mark.parametrize("change", ["follow", "model"])
+def test_what_makes_another_training_is_refused_on_resuming(
+    tmp_path, run, expert, words, uninterrupted, trainer_cli, change
+):
+    out = shutil.copytree(uninterrupted, tmp_path / "out")
+    (out / "lightreasoner.json").unlink()
+    if change == "follow":
+        code, _, err = trainer_cli(*words, "--output", out, "--resume", "--follow")
+        assert code == 1 and "--follow: False against True" in err
+    else:
+        words = [save_model(tmp_path / "other", seed=9) if word == expert else word for word in words]
+        code, _, err = trainer_cli(*words, "--output", out, "--resume", "--allow-mismatch")
+        assert code == 1 and "model, weights: " in err
+
+
+def test_what_stands_past_the_end_that_was_asked_for_is_refused_and_left(tmp_path, words, uninterrupted, trainer_cli):
+    out = shutil.copytree(uninterrupted, tmp_path / "out")
+    shorter = [EVERY if word == STEPS else word for word in words]
+    code, _, err = trainer_cli(*shorter, "--output", out, "--resume")
+    assert code == 1 and f"stands at optimizer step {STEPS}, and {EVERY} were asked for" in err
+    assert json.loads((out / "lightreasoner.json").read_text())["optimizer_steps"] == STEPS
+
+
+def test_an_adapter_that_is_made_longer_is_not_called_finished_until_it_is(tmp_path, words, uninterrupted):
+    out = shutil.copytree(uninterrupted, tmp_path / "out")
+    longer = [1000 if word == STEPS else word for word in words]
+    process = started(*longer, "--output", out, "--resume")
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / f"checkpoint-{STEPS + EVERY}" / "whole.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (out / "lightreasoner.json").exists()
+
+
+def test_a_lightreasoner_json_that_is_damaged_is_named(tmp_path, words, uninterrupted, trainer_cli):
+    out = shutil.copytree(uninterrupted, tmp_path / "out")
+    (out / "lightreasoner.json").write_text('{"recipe"')
+    code, _, err = trainer_cli(*words, "--output", out, "--resume")
+    assert code == 1 and "lightreasoner.json is damaged" in err and "Traceback" not in err
+
+
+def test_other_numbers_of_processes_are_told_of(tmp_path, words, uninterrupted, trainer_cli):
+    out = shutil.copytree(uninterrupted, tmp_path / "out")
+    (out / "lightreasoner.json").unlink()
+    state = out / "checkpoints" / f"checkpoint-{STEPS}" / "lightreasoner.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"ranks": 3}))
+    whole = state.with_name("whole.json")
+    listed = json.loads(whole.read_text()) | {state.name: hashlib.sha256(state.read_bytes()).hexdigest()}
+    whole.write_text(json.dumps(listed))
+    code, said, err = trainer_cli(*words, "--output", out, "--resume")
+    assert code == 0 and "3 processes trained so far and 1 will" in said, err
+
+
+def test_a_bucket_that_holds_anything_is_taken(words, bucket, trainer_cli):
+    Bucket(bucket).put("notes/README.md", b"mine")
+    code, _, err = trainer_cli(*words, "--output", bucket)
+    assert code == 1 and "is not empty" in err and Bucket(bucket).get("notes/README.md") == b"mine"
+
+
+@pytest.mark.parametrize("blocks", [1, 16])  # not even metrics.jsonl; not a checkpoint
+def test_a_disk_that_is_full_ends_training_in_a_line_with_the_remedy(tmp_path, words, blocks):
+    """A limit on the size of files, in blocks of 512 bytes, stands for the disk."""
+    line = f"ulimit -f {blocks}; exec {sys.executable} -m trainer {shlex.join(map(str, words))}"
+    said = subprocess.run(
+        ["bash", "-c", f"{line} --output {tmp_path / 'out'}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert said.returncode == 1 and "Traceback" not in said.stderr, said.stderr
+    assert "make room" in said.stderr and "--resume" in said.stderr

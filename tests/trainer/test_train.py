@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -211,7 +212,7 @@ def test_a_model_without_the_layers_that_are_trained_is_refused(expert):
     for layer in model.model.layers:
         layer.self_attn.wq = layer.self_attn.__dict__["_modules"].pop("q_proj")
         layer.self_attn.wv = layer.self_attn.__dict__["_modules"].pop("v_proj")
-    with pytest.raises(ModelError, match=r"some/model cannot take the adapter.*q_proj, v_proj"):
+    with pytest.raises(ModelError, match=r"some/model has no layer q_proj, v_proj; its .* are down_proj"):
         with_lora(model, "some/model", Lora())
 
 
@@ -261,3 +262,44 @@ def test_attention_that_cannot_be_trained_here_is_refused_before_the_first_step(
     )
     assert code == 1 and "FlexAttention does not support backward on CPU" in err
     assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+
+
+def test_an_update_that_leaves_no_numbers_ends_training_without_an_adapter(tmp_path, run, expert, trainer_cli):
+    """The last one, too, after which no loss is computed."""
+    words = "--learning-rate", 1e39, "--max-steps", 1, "--output", tmp_path / "out"
+    code, _, err = trainer_cli("train", run, "--model", expert, *words)
+    assert code == 1 and "step 1 left weights that are no numbers" in err and "lower --learning-rate" in err
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    assert not list((tmp_path / "out" / "checkpoints").glob("*/whole.json"))
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ("q_proj,foo", "has no layer foo; its linear layers are down_proj, gate_proj"),
+        ("all-linear,q_proj", "has no layer all-linear; .* or give all-linear alone"),
+        (" , ", "names nothing"),
+    ],
+)
+def test_targets_that_are_no_layers_are_refused(tmp_path, run, expert, trainer_cli, targets, said):
+    code, _, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out", "--targets", targets)
+    assert code and re.search(said, " ".join(err.replace("│", "").split()))
+
+
+def test_lists_may_have_spaces_and_no_logger_is_called_none(tmp_path, run, expert, trainer_cli):
+    words = "--targets", "q_proj, v_proj", "--report-to", "none", "--max-steps", 1, "--output", tmp_path / "out"
+    assert trainer_cli("train", run, "--model", expert, *words)[0] == 0
+    assert json.loads((tmp_path / "out" / "lightreasoner.json").read_text())["recipe"]["dtype"] == "float32"
+
+
+def test_attention_that_is_unknown_is_blamed_on_the_option(tmp_path, run, expert, trainer_cli):
+    code, _, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out", "--attention", "nope")
+    assert code == 1 and "with --attention nope" in err
+
+
+def test_weights_that_are_damaged_are_named(tmp_path, run, expert, trainer_cli):
+    broken = shutil.copytree(expert, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-100])
+    words = "--output", tmp_path / "out", "--allow-mismatch"
+    code, _, err = trainer_cli("train", run, "--model", broken, *words)
+    assert code == 1 and str(broken) in err and "Traceback" not in err
