@@ -1,21 +1,30 @@
-"""A TCP proxy before a server, which cuts connections, holds them up, or refuses them."""
+"""A TCP proxy before a server, which cuts connections, refuses them, or tells what passes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+
+Hear = Callable[[bool, bytes], None]
+"""Whether it is asked or answered, and what."""
 
 
 class Proxy:
-    """`cut_after`: bytes that the server may send on a connection before it is reset, even in the middle of a line."""
+    """`cut_after`: bytes that the server may send on a connection before it is reset, even in the middle of a line.
+
+    `listener` is called for each connection; what it returns hears what is asked and what is answered, before it is
+    passed on.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port
         self.url = ""
         self.cut_after: int | None = None
         self.refusing = False
+        self.listener: Callable[[], Hear] | None = None
         self.connections = self.cuts = 0
         self._open: set[asyncio.StreamWriter] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -62,18 +71,26 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
-        sending = asyncio.create_task(self._pass(reader, back, None))
+        hear = self.listener() if self.listener else lambda asked, data: None
+        sending = asyncio.create_task(self._pass(reader, back, None, partial(hear, True)))
         try:
-            await self._pass(to, writer, self.cut_after)
+            await self._pass(to, writer, self.cut_after, partial(hear, False))
         finally:
             sending.cancel()
             for end in (writer, back):
                 end.transport.abort()
             self._open.discard(writer)
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None) -> None:
+    async def _pass(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        most: int | None,
+        hear: Callable[[bytes], None],
+    ) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(4096 if most is None else min(4096, most)):
+                hear(data)
                 writer.write(data)
                 await writer.drain()
                 if most is not None and (most := most - len(data)) <= 0:

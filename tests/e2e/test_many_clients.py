@@ -6,7 +6,10 @@ separate script read_bucket.py.
 
 import asyncio
 import json
+import os
 import random
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ import pytest
 from contract_server import ContractServer, line_of, refusal
 from job_calls import read_by_others, wait_until
 from made_run import TOP_K
+from proxy import Proxy
 from real_server import ROOT, command
 
 from client.protocol import Failure
@@ -261,7 +265,48 @@ def test_a_client_killed_thirty_times(server, problem_file, bucket, tmp_path):
     killed_and_resumed(30, server, problem_file, bucket, tmp_path)
 
 
+def test_killed_between_a_part_of_trajectories_and_its_samples_it_makes_the_samples(
+    server, problem_file, s3, monkeypatch, tmp_path
+):
+    """Before the real store stands one that kills the client when it has put a part of trajectories."""
+    bucket, problems, clients, killed = f"{s3}/{tmp_path.name}", problem_file(PROBLEMS), [], []
+
+    def listener():
+        puts = []
+
+        def hear(asked, data):
+            if asked and data.startswith(b"PUT ") and b"/trajectories/part-" in data.split(b"\r\n")[0]:
+                puts.append(data)
+            elif not asked and puts and data.startswith(b"HTTP/1.1 200"):
+                clients[0].kill()
+                killed.append(puts.pop())
+
+        return hear
+
+    with Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])).running() as proxy:
+        proxy.listener = listener
+        with monkeypatch.context() as changed:
+            changed.setenv("AWS_ENDPOINT_URL", proxy.url)
+            clients.append(start(problems, bucket, server))
+            clients[0].communicate(timeout=60)
+    assert len(killed) == 1 and clients[0].returncode == -signal.SIGKILL
+    assert len(Run(bucket).parts("trajectories")) == 1 and not Run(bucket).parts("samples")
+    assert sample(problems, bucket, server).returncode == 0
+    assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
+
+
 # What stands in the way.
+
+
+def test_a_full_disk_is_named_and_once_there_is_room_the_same_command_completes(server, problem_file, tmp_path):
+    """A limit on the size of files, in KiB, stands for the disk: run.json fits and a part does not."""
+    problems, run = problem_file(PROBLEMS), tmp_path / "run"
+    line = shlex.join([sys.executable, "-m", *map(str, words(problems, run, server))])
+    said = subprocess.run(["bash", "-c", f"ulimit -f 8; exec {line}"], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 1 and "Traceback" not in said.stderr, said.stderr
+    assert f"in {run}: " in said.stderr and not Run(str(run)).parts("trajectories")
+    assert sample(problems, run, server).returncode == 0
+    assert "600 problems once" in read_by_others(run, PROBLEMS, tmp_path)
 
 
 def test_a_wrong_key_ends_in_the_servers_own_words(server, problem_file, tmp_path):

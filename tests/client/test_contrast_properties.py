@@ -1,0 +1,135 @@
+"""The mathematics of the contrast, on distributions that hypothesis looks for, against the whole vocabulary.
+
+The client sees the k best ids of the expert, rounded to float32, and of some of them nothing of the amateur's. What it
+proves from them must hold of the distributions as they are.
+"""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client.contrast import SMALLEST_REMAINDER, contrast, covered_mass, kl_lower_bound, mask_complete
+
+ROUNDING = 5e-5
+"""Nats: what float32 log-probabilities may add to a bound."""
+
+
+def log_softmax(logits):
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+@st.composite
+def pairs(draw, most_unknown=10):
+    """Both models' full log-probabilities [T, V], which ids the amateur knows [V], and the expert's order of ids.
+
+    Among them: ties, one-hot predictions, ids that the expert rules out (-inf), equal models.
+    """
+    size, steps = draw(st.integers(2, 10)), draw(st.integers(1, 3))
+    value = st.one_of(st.floats(-12, 12, width=32), st.sampled_from([0.0, 1.0, 2.0, 60.0]))
+    ruled_out = st.one_of(value, value, value, st.just(-np.inf))
+    logits = np.array(draw(st.lists(ruled_out, min_size=size * steps, max_size=size * steps))).reshape(steps, size)
+    logits[:, 0] = np.where(np.isfinite(logits).any(axis=1), logits[:, 0], 0.0)
+    expert = log_softmax(logits)
+    amateur = log_softmax(
+        np.array(draw(st.lists(value, min_size=expert.size, max_size=expert.size))).reshape(logits.shape)
+    )
+    if draw(st.integers(0, 5)) == 0 and np.isfinite(expert).all():
+        amateur = expert
+    known = np.ones(size, bool)
+    known[draw(st.lists(st.integers(0, size - 1), max_size=most_unknown))] = False
+    return expert, amateur, known, np.argsort(-expert, axis=1, kind="stable")
+
+
+def seen(pair, k):
+    """What the service returns: ids, the expert's and the amateur's log-probabilities, [T, k], float32."""
+    expert, amateur, known, order = pair
+    ids = order[:, :k]
+    told = np.where(known, amateur, -np.inf)
+    values = (np.take_along_axis(array, ids, 1).astype(np.float32) for array in (expert, told))
+    return ids.astype(np.int32), *values
+
+
+def true_kl(pair):
+    expert, amateur = pair[:2]
+    p = np.exp(expert)
+    return np.where(p > 0, p * (np.where(p > 0, expert, 0.0) - amateur), 0.0).sum(axis=1)
+
+
+ks = st.integers(1, 10)
+alphas = st.one_of(st.sampled_from([1.0, 0.2]), st.floats(1e-3, 1.0))
+many = settings(max_examples=400, deadline=None)
+
+
+@many
+@given(pairs(), ks)
+def test_the_bound_is_at_most_the_full_divergence_whatever_the_amateur_gives_to_what_it_hides(pair, k):
+    assert (kl_lower_bound(*seen(pair, k)[1:]) <= true_kl(pair) + ROUNDING).all()
+
+
+@many
+@given(pairs(most_unknown=0))
+def test_the_bound_is_the_divergence_where_k_is_the_whole_vocabulary(pair):
+    bound = kl_lower_bound(*seen(pair, pair[0].shape[1])[1:])
+    np.testing.assert_allclose(bound, true_kl(pair), atol=ROUNDING, rtol=1e-5)
+
+
+@many
+@given(pairs())
+def test_the_bound_grows_with_k_as_long_as_the_amateurs_remainder_is_not_raised(pair):
+    bounds, rests = [], []
+    for k in range(1, pair[0].shape[1] + 1):
+        _, expert, amateur = seen(pair, k)
+        bounds.append(kl_lower_bound(expert, amateur))
+        rests.append(1 - np.exp(amateur.astype(np.float64)).sum(axis=1))
+    grows = np.diff(bounds, axis=0) >= -ROUNDING
+    raised = np.minimum(rests[:-1], rests[1:]) < SMALLEST_REMAINDER
+    assert (grows | raised).all()
+
+
+@many
+@given(pairs(), ks, alphas)
+def test_the_certificate_is_given_exactly_where_the_plausible_set_is_whole_as_far_as_k_can_tell(pair, k, alpha):
+    expert, _, known, _ = pair
+    rounded = expert.astype(np.float32).astype(np.float64)
+    every = rounded >= rounded.max(axis=1, keepdims=True) + np.log(alpha)  # the plausible set over the vocabulary
+    ids, log_p, log_q = seen(pair, k)
+    complete = mask_complete(log_p, log_q, alpha, vocab_size=expert.shape[1])
+    for step, certified in enumerate(complete):
+        plausible = set(np.flatnonzero(every[step]))
+        whole = plausible <= set(ids[step]) and known[list(plausible)].all()
+        beyond_doubt = k >= expert.shape[1] or ids[step][-1] not in plausible
+        assert certified == (whole and beyond_doubt)
+
+
+@many
+@given(pairs(), ks, alphas, st.floats(0, 3), st.booleans())
+def test_labels_are_the_contrast_over_the_plausible_set_of_the_whole_vocabulary(pair, k, alpha, beta, keep_incomplete):
+    expert, amateur, known, _ = pair
+    ids, log_p, log_q = seen(pair, k)
+    made = contrast(
+        ids, log_p, log_q, alpha=alpha, beta=beta, first_step=0, vocab_size=expert.shape[1],
+        keep_incomplete=keep_incomplete,
+    )  # fmt: skip
+    assert (made.kl_lower_bound > beta).all() and (made.mask_complete | keep_incomplete).all()
+    rounded = expert.astype(np.float32).astype(np.float64)
+    for place, step in enumerate(made.steps):
+        inside = slice(*made.label_offsets[place : place + 2])
+        label, weights = made.label_ids[inside], made.label_weights[inside]
+        assert abs(weights.astype(np.float64).sum() - 1) < 1e-6 and (weights >= 0).all() and known[label].all()
+        assert len(set(label)) == len(label) > 0
+        plausible = rounded[step] >= rounded[step].max() + np.log(alpha)
+        assert plausible[label].all()
+        if made.mask_complete[place]:
+            assert set(label) == set(np.flatnonzero(plausible))
+        ratio = expert[step][label] - amateur[step][label]
+        exact = np.exp(ratio - ratio.max())
+        np.testing.assert_allclose(weights, exact / exact.sum(), atol=1e-4)
+
+
+@many
+@given(pairs(), ks)
+def test_the_covered_mass_is_what_the_expert_gives_to_ids_that_both_know(pair, k):
+    expert, _, known, order = pair
+    mass = [np.exp(expert[step][[i for i in order[step, :k] if known[i]]]).sum() for step in range(len(expert))]
+    np.testing.assert_allclose(covered_mass(*seen(pair, k)[1:]), mass, atol=1e-5)
