@@ -18,7 +18,7 @@ demo: setup ## problems in, a fine-tuned expert out: server, client and trainer 
 test: setup ## the whole test suite, on real engines
 	$(BIN)/python -m pytest
 
-test-long: setup ## what takes too long for every change: a server killed 20 times under its jobs
+test-long: setup ## what takes too long for every change: a server killed 20 times under its jobs, a client 30 times
 	$(BIN)/python -m pytest -m long
 
 check: setup ## lint, format and types, of deploy/ too

@@ -26,7 +26,7 @@ def pairs(draw, most_unknown=10):
     Among them: ties, one-hot predictions, ids that the expert rules out (-inf), equal models.
     """
     size, steps = draw(st.integers(2, 10)), draw(st.integers(1, 3))
-    value = st.one_of(st.floats(-12, 12, width=32), st.sampled_from([0.0, 1.0, 2.0, 60.0]))
+    value = st.one_of(st.floats(-12, 12, width=32), st.sampled_from([0.0, 1.0, 18.0, 60.0]))
     ruled_out = st.one_of(value, value, value, st.just(-np.inf))
     logits = np.array(draw(st.lists(ruled_out, min_size=size * steps, max_size=size * steps))).reshape(steps, size)
     logits[:, 0] = np.where(np.isfinite(logits).any(axis=1), logits[:, 0], 0.0)

@@ -196,9 +196,9 @@ def test_a_bucket_that_holds_anything_is_taken(words, bucket, trainer_cli):
     assert code == 1 and "is not empty" in err and Bucket(bucket).get("notes/README.md") == b"mine"
 
 
-@pytest.mark.parametrize("blocks", [1, 16])  # not even metrics.jsonl; not a checkpoint
+@pytest.mark.parametrize("blocks", [1, 16, 24])  # too small for a log, for the adapter, for the optimizer's state
 def test_a_disk_that_is_full_ends_training_in_a_line_with_the_remedy(tmp_path, words, blocks):
-    """A limit on the size of files, in blocks of 512 bytes, stands for the disk."""
+    """A limit on the size of files, in KiB, stands for the disk."""
     line = f"ulimit -f {blocks}; exec {sys.executable} -m trainer {shlex.join(map(str, words))}"
     said = subprocess.run(
         ["bash", "-c", f"{line} --output {tmp_path / 'out'}"], cwd=ROOT, capture_output=True, text=True
