@@ -99,7 +99,7 @@ def sample(
     Interrupted, it resumes: the same command does only what is missing. A server that is lost or has no room is asked
     again, ever less often, for as long as --patience.
     """
-    from client.problems import read_problems
+    from client.problems import read_problem_set
     from client.sampler import sample as run_sampling
     from client.service import Asking, SamplingClient
     from client.shards import Shard
@@ -111,8 +111,7 @@ def sample(
     settings = checked(ContrastSettings, alpha=alpha, beta=beta, first_step=first_step, keep_incomplete=keep_incomplete)
     asking = Asking(decoding, top_k, system_prompt or None)
     check_text("--system-prompt", system_prompt)
-    rows = read_problems(problems, limit, question_field=question_field, shuffle=shuffle, whole_rows=False, tell=warn)
-    asked = [row.problem for row in rows]
+    asked = read_problem_set(problems, limit, question_field=question_field, shuffle=shuffle, tell=warn)
 
     async def sampling() -> Sampled:
         with Terminal() as progress:

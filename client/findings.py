@@ -21,9 +21,10 @@ import orjson
 from client.analysis import StepAnalysis
 from client.build import trajectory_parts
 from client.contrast import kl_lower_bound
+from client.keys import Key
 from client.protocol import Trajectory
 from client.run import Run, RunTotals
-from client.samples import Key, RunManifest, Sample, sample_of
+from client.samples import RunManifest, Sample, sample_of
 from client.tally import Tally
 
 DRAWN, MOST_DIVERGENT, TOKENS = 5, 3, 25

@@ -30,8 +30,8 @@ from client.chat import ChatTemplate
 from client.contrast import Contrast
 from client.errors import ModelError, RunError
 from client.fingerprints import chat_template_digest, model_config, model_fingerprint, token_map, tokenizer_fingerprint
-from client.problems import identity
-from client.protocol import SYSTEM_PROMPT, ContrastSettings, Decoding, ModelCard, Problem
+from client.problem_set import ProblemSet
+from client.protocol import SYSTEM_PROMPT, ContrastSettings, Decoding, ModelCard
 from client.run import Run
 from client.samples import ProblemSetIdentity, RunManifest, Sample
 from client.tally import RunTotals
@@ -309,8 +309,7 @@ def _identity(file: Path) -> ProblemSetIdentity:
             questions.add(orjson.loads(line)["prompt_id"])
         except (ValueError, KeyError, TypeError):
             continue
-    texts = (text for text in questions if text and isinstance(text, str))
-    return identity([Problem(id=_problem_id(text), question=text) for text in texts])
+    return ProblemSet({_problem_id(text): text for text in questions if text and isinstance(text, str)}).identity()
 
 
 def _totals(counts: Counter[str], first_step: int) -> RunTotals:

@@ -71,24 +71,24 @@ def submit(
     system_prompt: SystemPrompt = SYSTEM_PROMPT,
 ) -> None:
     """Hand PROBLEMS to a server, which samples them into RUN by itself. Prints the job's id and returns at once."""
-    from client.problems import read_problems
+    from client.problems import read_problem_set
     from client.rows import HUB
 
     check_text("--system-prompt", system_prompt)
     drawn = limit is not None or shuffle is not None or question_field is not None
     by_server = not drawn and urlsplit(problems).scheme not in ("", HUB)
     most = MAX_JOB_PROBLEMS + 1 if limit is None else limit
-    rows = [] if by_server else read_problems(
-        problems, most, question_field=question_field, shuffle=shuffle, whole_rows=False, tell=warn
+    asked = None if by_server else read_problem_set(
+        problems, most, question_field=question_field, shuffle=shuffle, tell=warn
     )  # fmt: skip
-    if len(rows) > MAX_JOB_PROBLEMS:
+    if asked and len(asked) > MAX_JOB_PROBLEMS:
         raise LightReasonerError(
             f"{problems} has more than {MAX_JOB_PROBLEMS:,} problems, the most that a request carries: put it into the"
             " server's bucket and name it by its URL"
         )
     request = checked(
         JobRequest,
-        problems=None if by_server else [row.problem for row in rows],
+        problems=None if asked is None else list(asked),
         problems_url=problems if by_server else None,
         run=run, n=n, temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens, top_k=top_k, alpha=alpha,
         beta=beta, first_step=first_step, keep_incomplete=keep_incomplete, system_prompt=system_prompt or None,

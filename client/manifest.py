@@ -10,14 +10,14 @@ from importlib.metadata import version
 
 from client.connection import Asking, Pair
 from client.errors import RunError, ServiceError
-from client.problems import identity
-from client.protocol import ContrastSettings, Problem
+from client.problem_set import ProblemSet
+from client.protocol import ContrastSettings
 from client.run import Run
 from client.samples import RunManifest
 
 
 def manifest_of(
-    problems: list[Problem], pair: Pair, versions: dict[str, str], asking: Asking, settings: ContrastSettings
+    problems: ProblemSet, pair: Pair, versions: dict[str, str], asking: Asking, settings: ContrastSettings
 ) -> RunManifest:
     """run.json of a new RUN; `versions` are the source's."""
     expert, amateur = pair
@@ -31,12 +31,12 @@ def manifest_of(
         decoding=asking.decoding,
         top_k=asking.top_k,
         **settings.model_dump(),
-        problems=identity(problems),
+        problems=problems.identity(),
         versions={"client": version("lightreasoner"), **versions},
     )
 
 
-def check_sealed(run: Run, problems: list[Problem], asking: Asking, settings: ContrastSettings) -> None:
+def check_sealed(run: Run, problems: ProblemSet, asking: Asking, settings: ContrastSettings) -> None:
     """A sealed RUN is done only for those who ask for what it holds."""
     made = run.manifest()
     asked = made.model_copy(
@@ -46,7 +46,7 @@ def check_sealed(run: Run, problems: list[Problem], asking: Asking, settings: Co
             "decoding": asking.decoding,
             "top_k": asking.top_k,
             **settings.model_dump(),
-            "problems": identity(problems),
+            "problems": problems.identity(),
         }
     )
     if different := made.differences(asked):

@@ -1,23 +1,22 @@
 """Problem sets as problems: which field is the question, what the id is, which rows cannot be asked.
 
-In: a path, an s3:// or an hf:// URL. Out: `ProblemRow` values, every id once, in the set's order or shuffled by a seed.
-A row that cannot be a problem is named by file and line before anything else happens. Answers are carried along in
-`row` for those who want them; sampling never sees them.
+In: a path, an s3:// or an hf:// URL. Out: a `ProblemSet` for sampling, or `ProblemRow` values for those who want what
+else the rows carry, as answers; every id once, in the set's order or shuffled by a seed. A row that cannot be a problem
+is named by file and line before anything else happens.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from client.errors import ProblemSetError
+from client.problem_set import ProblemSet
 from client.protocol import MAX_CHARACTERS, Problem
 from client.rows import rows
-from client.samples import ProblemSetIdentity
 
 QUESTION_FIELDS = ("question", "problem", "input")
 SPLIT_QUESTION_FIELDS = (("Body", "Question"), ("body", "question"), ("Body", "question"), ("body", "Question"))
@@ -50,62 +49,89 @@ def read_problems(
     *,
     question_field: str | None = None,
     shuffle: int | None = None,
-    whole_rows: bool = True,
     stopped: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[ProblemRow]:
-    """Read a problem set, the first `limit` problems of it if given.
+    """Read a problem set, the first `limit` problems of it if given, with the rows that they came from.
 
     A row has a question (`question_field`; else `question`, `problem`, `input`, or Body/body + Question/question) and
     optionally an `id`; without one, the id is a digest of the question. A problem that comes again, with the same id
     and question, is read once; `tell` hears which rows those are.
 
     `shuffle`: a seed; the order then depends on it and on the ids alone, and `limit` draws from the whole set.
-    `whole_rows`: without, each `row` is empty and Parquet columns that name no problem are not read at all.
     `stopped` is asked again and again, and ends it.
 
     Raises ProblemSetError naming the file, and the rows at fault; Stopped.
     """
-    problems: dict[str, ProblemRow] = {}
+    read = _distinct(path, None if shuffle is not None else limit, question_field, None, stopped, tell)
+    found = {problem.id: problem for problem in read}
+    return [found[problem_id] for problem_id in _in_order(found, shuffle, limit)]
+
+
+def read_problem_set(
+    path: str,
+    limit: int | None = None,
+    *,
+    question_field: str | None = None,
+    shuffle: int | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> ProblemSet:
+    """The problems that `read_problems` finds, and nothing of their rows: columns that name no problem are not read."""
+    fields = _fields(question_field)
+    read = _distinct(path, None if shuffle is not None else limit, question_field, fields, stopped, tell)
+    found = {problem.id: problem.question for problem in read}
+    return ProblemSet({problem_id: found[problem_id] for problem_id in _in_order(found, shuffle, limit)})
+
+
+def _distinct(
+    path: str,
+    limit: int | None,
+    question_field: str | None,
+    fields: list[str] | None,
+    stopped: Callable[[], bool],
+    tell: Callable[[str], None],
+) -> Iterator[ProblemRow]:
+    """The first `limit` problems, each once; rows with `fields` alone, if given."""
+    questions: dict[str, str] = {}
+    numbers = array("Q")  # of their rows
     again, empty, characters = _Rows(), _Rows(), 0
-    for where, row in rows(path, None if whole_rows else _fields(question_field), stopped):
+
+    def place(problem_id: str) -> str:
+        return f"{path}:{numbers[list(questions).index(problem_id)]}"
+
+    for number, row in rows(path, fields, stopped):
+        where = f"{path}:{number}"
         question = _question(row, where, question_field)
         if not question.strip():
             empty.add(where)
             continue
-        problem = ProblemRow(_id(row, question, where), question, row if whole_rows else {}, where)
-        earlier = problems.setdefault(problem.id, problem)
-        if earlier.question != question:
-            raise ProblemSetError(
-                f"{where}: id {problem.id!r} is already used with another question at {earlier.where}; ids must differ"
-            )
-        if earlier is not problem:
-            again.add(f"{where} as {earlier.where}")
+        problem_id = _id(row, question, where)
+        if problem_id in questions:
+            if questions[problem_id] != question:
+                raise ProblemSetError(
+                    f"{where}: id {problem_id!r} is already used with another question at {place(problem_id)}; "
+                    "ids must differ"
+                )
+            again.add(f"{where} as {place(problem_id)}" if again.count < NAMED else where)
             continue
+        questions[problem_id] = question
+        numbers.append(number)
         if (characters := characters + len(question)) > MOST_CHARACTERS:
             raise ProblemSetError(f"{where}: more than {MOST_CHARACTERS:,} characters of questions; split the set")
-        if shuffle is None and len(problems) == limit:
+        yield ProblemRow(problem_id, question, row, where)
+        if len(questions) == limit:
             break
     if empty.count:
         raise ProblemSetError(f"{path}: {empty} without a question; remove what cannot be asked")
-    if not problems:
+    if not questions:
         raise ProblemSetError(f"{path} holds no problem; give a file with one JSON object a line")
     if again.count:
         tell(f"{path}: {again} that repeat an earlier problem; it is asked once")
-    found = list(problems.values())
-    return found if shuffle is None else sorted(found, key=lambda problem: _lot(shuffle, problem.id))[:limit]
 
 
-def identity(problems: list[Problem]) -> ProblemSetIdentity:
-    """What run.json keeps of a problem set: its size and a digest that does not depend on its order.
-
-    SHA-256 over the (id, question) pairs sorted by id; the token ids that a problem brings stand beside its pair.
-    """
-    entries = []
-    for problem in sorted(problems, key=lambda problem: problem.id):
-        ids = (problem.prompt_token_ids, problem.token_ids)
-        entries.append((problem.id, problem.question, *(ids if any(ids) else ())))
-    return ProblemSetIdentity(count=len(entries), digest=hashlib.sha256(orjson.dumps(entries)).hexdigest())
+def _in_order(ids: Iterable[str], shuffle: int | None, limit: int | None) -> list[str]:
+    return list(ids) if shuffle is None else sorted(ids, key=lambda problem_id: _lot(shuffle, problem_id))[:limit]
 
 
 @dataclass

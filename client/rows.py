@@ -1,8 +1,8 @@
 """Rows of problem sets, one after the other: JSONL, gzipped JSONL, Parquet, and data sets through `datasets`.
 
-In: a path, an s3:// or an hf:// URL, and which columns matter. Out: (where, row), in the set's own order. However large
-a file is, and however much it grows when it is unpacked, a few rows of it are in memory at a time; hf:// is read as
-`datasets` reads it. Never judges what a row says.
+In: a path, an s3:// or an hf:// URL, and which columns matter. Out: (number, row), in the set's own order. However
+large a file is, and however much it grows when it is unpacked, a few rows of it are in memory at a time; hf:// is read
+as `datasets` reads it. Never judges what a row says.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ BATCH_ROWS = 16
 PAGE_BUFFER_BYTES = 2**20
 
 
-def rows(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[str, Row]]:
-    """Every row with where it stands, file:line or file:row, from 1.
+def rows(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, Row]]:
+    """Every row with the number of its line or row, from 1.
 
     `fields`: columns but these need not be read; None: all, but for Parquet columns that JSON has no values for.
     `stopped` is asked before each row.
@@ -44,8 +44,7 @@ def rows(path: str, fields: Collection[str] | None, stopped: Callable[[], bool])
     """
     read = _of_hub if urlsplit(path).scheme == HUB else _of_parquet if path.endswith(".parquet") else _of_lines
     try:
-        for number, row in read(path, fields, stopped):
-            yield f"{path}:{number}", row
+        yield from read(path, fields, stopped)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException) as error:
         raise ProblemSetError(f"{path} cannot be read: {error}") from error
 

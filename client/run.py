@@ -30,11 +30,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from client.bucket import Bucket
 from client.errors import RunError
+from client.keys import Key, Keys
 from client.protocol import Failure, Trajectory, parse_line
 from client.samples import (
     SAMPLE_SCHEMA,
     TRAJECTORY_SCHEMA,
-    Key,
     RunManifest,
     Sample,
     check_no_nulls,
@@ -174,11 +174,11 @@ class Run:
         """One part's samples; a key that another part holds may be among them."""
         return self._values(samples_in, "samples", part, self._part("samples", part), SAMPLE_SCHEMA)
 
-    def keys(self) -> set[Key]:
+    def keys(self) -> Keys:
         """The keys of all trajectories; reads two columns of each part."""
         schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in ("problem_id", "sample_index")])
         tables = (self._table("trajectories", part, schema) for part in self.parts("trajectories"))
-        return {key for table in tables for key in zip(*table.to_pydict().values(), strict=True)}
+        return Keys(key for table in tables for key in zip(*table.to_pydict().values(), strict=True))
 
     def questions(self, keys: set[Key]) -> dict[Key, str]:
         """The questions of some trajectories; those sampled from token ids have none. Reads three columns."""
@@ -201,13 +201,14 @@ class Run:
     def tally(self, manifest: RunManifest) -> Tally:
         """Count the whole RUN in one pass over its trajectories."""
         tally = Tally(manifest)
-        for trajectory in self.trajectories():
-            tally.add(trajectory)
+        for part in self.parts("trajectories"):
+            for trajectory in self.trajectories_of(part):
+                tally.add(trajectory)
         return tally
 
     def totals(self, manifest: RunManifest) -> RunTotals:
         """What complete.json would say now."""
-        return self.tally(manifest).totals(set(self.failures()))
+        return self.tally(manifest).totals(self.failures())
 
     def _new_part(self) -> str:
         """A name that sorts by time and never collides.
@@ -285,9 +286,7 @@ def _has_key(failure: Failure) -> bool:
 
 
 def _first_of_each_key(rows: Iterator[Row]) -> Iterator[Row]:
-    seen: set[Key] = set()
+    seen = Keys()
     for row in rows:
-        key = (row.problem_id, row.sample_index)
-        if key not in seen:
-            seen.add(key)
+        if seen.add((row.problem_id, row.sample_index)):
             yield row

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Set
+from collections.abc import AsyncIterator, Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from client.connection import Asking
 from client.errors import RunError, ServiceError, Stopped, TooManyFailures
+from client.keys import Key, Keys
 from client.manifest import check_sealed, check_top_k, manifest_of
+from client.problem_set import ProblemSet
 from client.protocol import PASSING_ERRORS, ContrastSettings, Failure, ModelCard, Problem, Trajectory
 from client.run import Run, RunTotals
-from client.samples import Key, RunManifest, Sample
+from client.samples import RunManifest, Sample
 from client.shards import WHOLE, Settled, Shard, keys_of, settled
 
 PART_TRAJECTORIES = 256
@@ -102,7 +104,7 @@ class Sampled:
 
 
 async def sample(
-    problems: list[Problem],
+    problems: ProblemSet,
     run: Run,
     source: Source,
     asking: Asking,
@@ -142,7 +144,7 @@ async def sample(
     if len(missing) < len(mine):
         progress.say(f"resuming {run}: {len(mine) - len(missing):,} of {len(mine):,} problems are there")
     progress.update(counts)
-    writer = Writer(run, manifest, {problem.id: problem.question for problem in problems}, had)
+    writer = Writer(run, manifest, problems.question, had)
     aging = asyncio.create_task(writer.write_what_is_old(counts))
     try:
         if not _too_many(counts, max_failures):
@@ -171,7 +173,7 @@ async def sample(
     if shard.count > 1 and (waiting := await asyncio.to_thread(_waiting, problems, run, n)):
         return Sampled(None, counts, waiting)
     await asyncio.to_thread(run.mend, manifest)  # what another client left half written
-    totals = await asyncio.to_thread(_settled_totals, keys_of(problems, n), run, manifest)
+    totals = await asyncio.to_thread(_settled_totals, problems, n, run, manifest)
     if not await asyncio.to_thread(run.seal, totals):  # another client has
         completion = await asyncio.to_thread(run.completion)
         totals = _totals_in(completion) if completion else totals
@@ -185,9 +187,13 @@ class Writer:
     """
 
     def __init__(
-        self, run: Run, manifest: RunManifest, questions: dict[str, str | None], settled: Set[Key] = frozenset()
+        self,
+        run: Run,
+        manifest: RunManifest,
+        question: Callable[[str], str | None],
+        settled: Container[Key] = frozenset(),
     ) -> None:
-        self._run, self._manifest, self._questions, self._settled = run, manifest, questions, settled
+        self._run, self._manifest, self._question, self._settled = run, manifest, question, settled
         self._trajectories: list[Trajectory] = []
         self._failures: list[Failure] = []
         self._oldest = time.monotonic()
@@ -261,48 +267,48 @@ class Writer:
     def _write(self, trajectories: list[Trajectory], failures: list[Failure]) -> tuple[list[Sample], int]:
         if failures:
             self._run.write_failures(failures)
-        samples = self._run.write(trajectories, self._questions, self._manifest) if trajectories else []
-        return samples, len(failures)
+        if not trajectories:
+            return [], len(failures)
+        questions = {line.problem_id: self._question(line.problem_id) for line in trajectories}
+        return self._run.write(trajectories, questions, self._manifest), len(failures)
 
 
-def _missing(problems: list[Problem], run: Run, n: int, retry_failed: bool) -> tuple[list[Problem], Set[Key], Counts]:
-    """The problems of which a trajectory is to be asked for, the keys that are not, the counts to begin with.
+def _missing(problems: ProblemSet, run: Run, n: int, retry_failed: bool) -> tuple[ProblemSet, Settled, Counts]:
+    """The problems of which a trajectory is to be asked for, what is not, the counts to begin with.
 
     A request cannot name samples, so a problem that lacks one of its n is asked for whole.
     """
-    keys = keys_of(problems, n)
-    found = settled(run, keys)
+    found = settled(run, problems, n)
     if retry_failed:
-        found = Settled(found.there, frozenset())
-    missing = [problem for problem in problems if not keys_of([problem], n) <= found.keys]
-    counts = Counts(total=len(keys - found.keys), there=len(found.there), given_up=len(found.failed))
-    return missing, found.keys, counts
+        found = Settled(found.there, Keys())
+    missing = problems.only(lambda problem_id: not all((problem_id, index) in found for index in range(n)))
+    counts = Counts(total=len(problems) * n - len(found), there=len(found.there), given_up=len(found.failed))
+    return missing, found, counts
 
 
-def _waiting(problems: list[Problem], run: Run, n: int) -> int:
+def _waiting(problems: ProblemSet, run: Run, n: int) -> int:
     """How many trajectories of the whole problem set are neither there nor failed."""
-    keys = keys_of(problems, n)
-    return len(keys - settled(run, keys).keys)
+    return len(problems) * n - len(settled(run, problems, n))
 
 
-def _settled_totals(keys: Set[Key], run: Run, manifest: RunManifest) -> RunTotals:
+def _settled_totals(problems: ProblemSet, n: int, run: Run, manifest: RunManifest) -> RunTotals:
     """The totals of a RUN that may be sealed: every key is there or has failed, as the store tells of it now.
 
     Raises RunError where it may not.
     """
     tally, failures = run.tally(manifest), run.failures()
-    if lost := keys - tally.keys - failures.keys():
+    if lost := Keys(key for key in keys_of(problems, n) if key not in tally.keys and key not in failures):
         raise RunError(
             f"{run} lacks {len(lost)} trajectories that were settled before (one is {min(lost)}): the bucket lost "
             "them, or somebody removed them; run the same command again to get them"
         )
     if not tally.keys:
-        reason = next(failure.detail for key, failure in failures.items() if key in keys)
+        reason = next(failures[key].detail for key in keys_of(problems, n) if key in failures)
         raise RunError(
             f"every problem failed, so {run} holds nothing: {reason}; mend the cause, then sample with --retry-failed "
             "or into a new RUN"
         )
-    return tally.totals(set(failures))
+    return tally.totals(failures)
 
 
 def _too_many(counts: Counts, max_failures: int | None) -> bool:

@@ -21,9 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from client.contrast import Contrast, contrast
 from client.protocol import ContrastSettings, Decoding, ModelCard, Trajectory
 
-Key = tuple[str, int]
-"""(problem_id, sample_index)."""
-
 INTS, FLOATS, BOOLS = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.bool_())
 TRAJECTORY_SCHEMA = pa.schema(
     [

@@ -5,13 +5,13 @@ In: problems, a RUN. Out: problems, keys. Never writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from client.errors import LightReasonerError
-from client.protocol import Problem
+from client.keys import Key, Keys
+from client.problem_set import ProblemSet
 from client.run import Run
-from client.samples import Key
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,10 @@ class Shard:
             return cls(int(index), int(count))
         raise LightReasonerError(f"--shard: {text!r} is no shard; give i/n with i from 1 to n, as 2/3")
 
-    def of(self, problems: list[Problem]) -> list[Problem]:
+    def of(self, problems: ProblemSet) -> ProblemSet:
         if self.count == 1:
             return problems
-        mine = set(sorted(problem.id for problem in problems)[self.index - 1 :: self.count])
-        return [problem for problem in problems if problem.id in mine]
+        return problems.only(set(sorted(problems.ids)[self.index - 1 :: self.count]).__contains__)
 
 
 WHOLE = Shard()
@@ -49,20 +48,23 @@ WHOLE = Shard()
 class Settled:
     """The keys that a RUN needs no more of: those it holds, and those that failed for good."""
 
-    there: frozenset[Key]
-    failed: frozenset[Key]
+    there: Keys
+    failed: Keys
 
-    @property
-    def keys(self) -> frozenset[Key]:
-        return self.there | self.failed
+    def __contains__(self, key: object) -> bool:
+        return key in self.there or key in self.failed
+
+    def __len__(self) -> int:
+        return len(self.there) + len(self.failed)
 
 
-def keys_of(problems: Iterable[Problem], n: int) -> set[Key]:
+def keys_of(problems: ProblemSet, n: int) -> Iterator[Key]:
     """The keys of all n trajectories of each problem."""
-    return {(problem.id, index) for problem in problems for index in range(n)}
+    return ((problem_id, index) for problem_id in problems.ids for index in range(n))
 
 
-def settled(run: Run, keys: set[Key]) -> Settled:
-    """What of some keys is settled in a RUN; a key that failed and was had after all is there."""
-    there = run.keys() & keys
-    return Settled(frozenset(there), frozenset(run.failures().keys() & keys - there))
+def settled(run: Run, problems: ProblemSet, n: int) -> Settled:
+    """Which of the problems' keys are settled in a RUN; one that failed and was had after all is there."""
+    had, failures = run.keys(), run.failures()
+    there = Keys(key for key in keys_of(problems, n) if key in had)
+    return Settled(there, Keys(key for key in keys_of(problems, n) if key in failures and key not in there))

@@ -6,6 +6,7 @@ and a fixed table of counters, however many steps there are. Never reads or writ
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from client.contrast import Contrast, covered_mass, kl_lower_bound, mask_complete, top1
+from client.keys import Key, Keys
 from client.protocol import Trajectory
-from client.samples import Key, RunManifest, sample_of
+from client.samples import RunManifest, sample_of
 
 KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
@@ -80,7 +82,7 @@ class Tally:
 
     def __init__(self, manifest: RunManifest) -> None:
         self.manifest = manifest
-        self.keys: set[Key] = set()
+        self.keys = Keys()
         self.bounds = Divergences()  # every step
         self.complete_bounds = Divergences()  # those with a complete plausible set
         self.tokens = self.kept = self.incomplete = self.labelled = self.agreeing = self.differing = 0
@@ -88,10 +90,8 @@ class Tally:
 
     def add(self, trajectory: Trajectory, kept: Contrast | None = None) -> None:
         """Count a trajectory; `kept` are its samples under the manifest, made here where they are not at hand."""
-        key = (trajectory.problem_id, trajectory.sample_index)
-        if key in self.keys:
+        if not self.keys.add((trajectory.problem_id, trajectory.sample_index)):
             return
-        self.keys.add(key)
         manifest, first = self.manifest, self.manifest.first_step
         kept = kept or sample_of(trajectory, manifest).contrast
         logprobs = trajectory.expert_logprobs[first:], trajectory.amateur_logprobs[first:]
@@ -122,12 +122,12 @@ class Tally:
         """Over the kept steps, in nats: 0 for a label on one token."""
         return self._entropy / self.kept if self.kept else 0.0
 
-    def totals(self, failed: set[Key]) -> RunTotals:
+    def totals(self, failed: Iterable[Key]) -> RunTotals:
         """The totals; of the keys in `failed` those count that were not had after all."""
         return RunTotals(
-            problems=len({problem_id for problem_id, _ in self.keys}),
+            problems=self.keys.problems,
             trajectories=len(self.keys),
-            failed=len(failed - self.keys),
+            failed=sum(key not in self.keys for key in failed),
             tokens=self.tokens,
             steps=self.steps,
             kept=self.kept,

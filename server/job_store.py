@@ -29,7 +29,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from client.bucket import Bucket
 from client.errors import ProblemSetError
-from client.problems import read_problems
+from client.problem_set import ProblemSet
+from client.problems import read_problem_set
 from client.protocol import ENDED, Job, JobError, JobRequest, JobStatus, JobTerms, Problem, RequestCounts
 from server import metrics
 from server.logs import log
@@ -188,15 +189,14 @@ class JobStore:
 
     def problems(
         self, job_id: str, record: JobRecord, most: int, stopped: Callable[[], bool] = lambda: False
-    ) -> list[Problem]:
+    ) -> ProblemSet:
         """A job's problems, one more than `most` at most. Raises ProblemSetError, OutsideBucket, or Stopped."""
         if record.problems_url:
             url = self.places.url(record.problems_url)
-            return [row.problem for row in read_problems(url, most + 1, whole_rows=False, stopped=stopped)]
+            return read_problem_set(url, most + 1, stopped=stopped)
         if (data := self._get(job_id, "problems.jsonl")) is None:
             raise ProblemSetError(f"{job_id}: its problems.jsonl is gone from the bucket; submit the job again")
-        lines = data.splitlines()
-        return [Problem.model_validate_json(line) for line in lines]
+        return ProblemSet.of(map(Problem.model_validate_json, data.splitlines()))
 
     def state(self, job_id: str, record: JobRecord, folder: JobFolder, last: Beat | None = None) -> Job:
         """An unfinished job, from what lies in its folder and the last beat, unless that is given."""

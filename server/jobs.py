@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from client.bucket import BucketError
 from client.errors import ProblemSetError, RunError, ServiceError, Stopped
+from client.problem_set import ProblemSet
 from client.protocol import (
     ContrastSettings,
     Decoding,
@@ -351,7 +352,7 @@ class JobRunner:
         total = len(problems) * record.n
         return RequestCounts(total=total, completed=totals.trajectories, failed=total - totals.trajectories)
 
-    def _problems(self, job_id: str, record: JobRecord, source: PairSource) -> list[Problem]:
+    def _problems(self, job_id: str, record: JobRecord, source: PairSource) -> ProblemSet:
         most = self.settings.limits.job_trajectories // record.n
         problems = self.store.problems(job_id, record, most, lambda: source.stopping)
         if len(problems) > most:

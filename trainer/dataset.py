@@ -13,9 +13,10 @@ import numpy as np
 
 from client.errors import RunError
 from client.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
+from client.keys import Keys
 from client.protocol import Trajectory
 from client.run import Run
-from client.samples import Key, Sample
+from client.samples import Sample
 from trainer.example import Example
 
 DIGITS = 12
@@ -41,7 +42,7 @@ class TrainingSet:
         self.parts: list[str] = []  # those that were read, in that order
         self.without_kept_steps = 0  # trajectories left out: they would contribute nothing
         self.sealed = False
-        self._keys: set[Key] = set()
+        self._keys = Keys()
 
     @property
     def kept_steps(self) -> int:
@@ -54,10 +55,8 @@ class TrainingSet:
     def add(self, part: str) -> None:
         """Read a part. Raises RunError naming the part that is damaged, or the trajectory that cannot be trained on."""
         for sample in self.run.samples_of(part):
-            key = sample.problem_id, sample.sample_index
-            if key in self._keys:
+            if not self._keys.add((sample.problem_id, sample.sample_index)):
                 continue
-            self._keys.add(key)
             if len(sample.contrast.steps):
                 check_ranges(self.run, sample, self.limits.vocab_size)
                 example = example_of(sample)

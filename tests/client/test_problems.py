@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from client.errors import ProblemSetError
-from client.problems import identity, read_problems
+from client.problem_set import ProblemSet
+from client.problems import read_problem_set, read_problems
 from client.protocol import Problem
 
 SHUFFLED = ["11", "44", "37", "3", "20"]
 
 
 def identity_of(path):
-    return identity([row.problem for row in read_problems(path)])
+    return read_problem_set(path).identity()
 
 
 def written(tmp_path, *rows, name="problems.jsonl"):
@@ -133,13 +134,13 @@ def test_identity_depends_on_content_and_not_on_order(tmp_path):
 def test_identity_of_plain_questions_stays_what_it_was_and_token_ids_enter_it():
     """RUNs that exist must still be joined; and two problems that differ in their ids alone are two problems."""
     asked = Problem(id="1", question="a")
-    assert identity([asked]).digest == hashlib.sha256(b'[["1","a"]]').hexdigest()
+    assert ProblemSet.of([asked]).identity().digest == hashlib.sha256(b'[["1","a"]]').hexdigest()
     others = [
         Problem(id="1", question="a", token_ids=[5]),
         Problem(id="1", prompt_token_ids=[5]),
         Problem(id="1", prompt_token_ids=[5], token_ids=[6]),
     ]
-    assert len({identity([problem]).digest for problem in (asked, *others)}) == 4
+    assert len({ProblemSet.of([problem]).identity().digest for problem in (asked, *others)}) == 4
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])

@@ -17,7 +17,7 @@ import client.problems
 import client.rows
 from client.bucket import Bucket, BucketError
 from client.errors import ProblemSetError, Stopped
-from client.problems import read_problems
+from client.problems import read_problem_set, read_problems
 
 ROWS = [{"id": str(index), "question": f"What is {index}?", "answer": str(index)} for index in range(100)]
 
@@ -35,7 +35,7 @@ def peak_megabytes(code):
     """The most memory that a process of its own held while it ran `code`, beyond what it held before."""
     script = f"""
 import resource
-from client.problems import read_problems
+from client.problems import read_problem_set, read_problems
 from client.errors import ProblemSetError
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
@@ -105,14 +105,14 @@ def test_columns_that_name_no_problem_are_not_read_and_stand_in_nobodys_way(tmp_
     rows = read_problems(str(tmp_path / "p.parquet"))
     assert [row.question for row in rows] == ["a", "b"]
     assert rows[0].row == {"id": 1, "question": "a", "answer": "x", "choices": ["p"], "nested": {"a": 1}}
-    assert [row.row for row in read_problems(str(tmp_path / "p.parquet"), whole_rows=False)] == [{}, {}]
+    assert list(read_problem_set(str(tmp_path / "p.parquet"))) == [row.problem for row in rows]
 
 
 def test_of_a_large_column_that_is_not_asked_for_nothing_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(client.rows, "MOST_COLUMN_BYTES", 1000)
     parquet(tmp_path / "p.parquet", [{"question": "q", "answer": "x" * 2000}])
     path = str(tmp_path / "p.parquet")
-    assert len(read_problems(path, whole_rows=False)) == 1
+    assert len(read_problem_set(path)) == 1
     with pytest.raises(ProblemSetError, match="column 'answer'"):
         read_problems(path)
 
@@ -215,7 +215,7 @@ def test_a_hugging_face_data_set_is_read_by_its_name_and_split(folder):
     rows = read_problems(f"hf://{folder}", 5)
     assert [row.question for row in rows] == [row["question"] for row in ROWS[:5]]
     assert rows[0].row == ROWS[0] | {"at": datetime(2026, 1, 1)} and rows[4].where == f"hf://{folder}:5"
-    assert len(read_problems(f"hf://{folder}?split=test", whole_rows=False)) == 7
+    assert len(read_problem_set(f"hf://{folder}?split=test")) == 7
     assert len(read_problems(f"hf://{folder}?config=default&split=train", shuffle=1)) == 100
 
 

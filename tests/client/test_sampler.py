@@ -33,7 +33,7 @@ def test_a_full_part_is_written_while_lines_go_on_and_the_rest_at_the_end(run, m
     monkeypatch.setattr(client.sampler, "PART_TRAJECTORIES", 4)
 
     async def go():
-        writer, counts = Writer(run, make_manifest(), {}), Counts(total=11)
+        writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=11)
         await take(writer, counts, lines(11))
         await writer.close(counts)
         return counts
@@ -48,7 +48,7 @@ def test_an_old_part_is_written_though_no_line_comes(run, monkeypatch):
     monkeypatch.setattr(client.sampler, "PART_SECONDS", 0.1)
 
     async def go():
-        writer, counts = Writer(run, make_manifest(), {}), Counts(total=9)
+        writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=9)
         aging = asyncio.create_task(writer.write_what_is_old(counts))
         await take(writer, counts, lines(2))
         for _ in range(100):
@@ -70,7 +70,7 @@ def test_what_is_being_written_when_cancelled_is_still_counted_and_its_errors_ar
     monkeypatch.setattr(run, "write", fail)
 
     async def go():
-        writer, counts = Writer(run, make_manifest(), {}), Counts(total=1)
+        writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=1)
         await take(writer, counts, lines(1))
         closing = asyncio.create_task(writer.close(counts))
         await asyncio.sleep(0)
@@ -85,7 +85,7 @@ def test_what_is_being_written_when_cancelled_is_still_counted_and_its_errors_ar
 
 def test_a_failure_that_may_pass_is_counted_and_not_kept(run):
     async def go():
-        writer, counts = Writer(run, make_manifest(), {}), Counts(total=2)
+        writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=2)
         await writer.add(Failure("a", 0, "engine_error", "died"), counts)
         await writer.add(Failure("b", 0, "context_length_exceeded", "long"), counts)
         await writer.close(counts)
@@ -107,7 +107,7 @@ def test_a_part_that_could_not_be_written_once_is_written_in_the_end(run, monkey
     monkeypatch.setattr(run.bucket, "put", refusing_once)
 
     async def go():
-        writer, counts = Writer(run, make_manifest(), {}), Counts(total=11)
+        writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=11)
         with pytest.raises(BucketError):
             await take(writer, counts, lines(11))
         await writer.close(counts)

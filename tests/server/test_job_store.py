@@ -54,7 +54,7 @@ def test_a_job_is_told_as_it_was_posted_and_its_problems_are_kept(store):
     assert job.request_counts == RequestCounts(total=2)
     record = store.record(job_id)
     assert record.alpha == 0.3 and record.run == "runs/r"
-    assert store.problems(job_id, record, MANY) == problems
+    assert list(store.problems(job_id, record, MANY)) == problems
     assert store.job("job-0000000000000-00000000") is None and store.job("../x") is None
 
 
