@@ -9,10 +9,13 @@ Key = tuple[str, int]
 
 
 class Keys(Set[Key]):
-    """A set that only grows; of each problem it holds the id and, as the bits of a number, its sample indices."""
+    """A set that only grows; of each problem it holds the id and, as the bits of a number, its sample indices.
 
-    def __init__(self, keys: Iterable[Key] = ()) -> None:
-        self._samples: dict[str, int] = {}
+    `expected`: ids that keys will have; their strings are shared and not held a second time.
+    """
+
+    def __init__(self, keys: Iterable[Key] = (), expected: Iterable[str] = ()) -> None:
+        self._samples = dict.fromkeys(expected, 0)
         self._count = 0
         for key in keys:
             self.add(key)
@@ -30,7 +33,7 @@ class Keys(Set[Key]):
     @property
     def problems(self) -> int:
         """How many problems have a key here."""
-        return len(self._samples)
+        return sum(samples > 0 for samples in self._samples.values())
 
     def __contains__(self, key: object) -> bool:
         match key:

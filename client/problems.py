@@ -65,7 +65,7 @@ def read_problems(
     """
     read = _distinct(path, None if shuffle is not None else limit, question_field, None, stopped, tell)
     found = {problem.id: problem for problem in read}
-    return [found[problem_id] for problem_id in _in_order(found, shuffle, limit)]
+    return [found[problem_id] for problem_id in (found if shuffle is None else _in_order(found, shuffle, limit))]
 
 
 def read_problem_set(
@@ -80,8 +80,10 @@ def read_problem_set(
     """The problems that `read_problems` finds, and nothing of their rows: columns that name no problem are not read."""
     fields = _fields(question_field)
     read = _distinct(path, None if shuffle is not None else limit, question_field, fields, stopped, tell)
-    found = {problem.id: problem.question for problem in read}
-    return ProblemSet({problem_id: found[problem_id] for problem_id in _in_order(found, shuffle, limit)})
+    found: dict[str, str | Problem] = {problem.id: problem.question for problem in read}
+    if shuffle is not None:
+        found = {problem_id: found[problem_id] for problem_id in _in_order(found, shuffle, limit)}
+    return ProblemSet(found)
 
 
 def _distinct(
@@ -130,8 +132,8 @@ def _distinct(
         tell(f"{path}: {again} that repeat an earlier problem; it is asked once")
 
 
-def _in_order(ids: Iterable[str], shuffle: int | None, limit: int | None) -> list[str]:
-    return list(ids) if shuffle is None else sorted(ids, key=lambda problem_id: _lot(shuffle, problem_id))[:limit]
+def _in_order(ids: Iterable[str], shuffle: int, limit: int | None) -> list[str]:
+    return sorted(ids, key=lambda problem_id: _lot(shuffle, problem_id))[:limit]
 
 
 @dataclass

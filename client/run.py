@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any, TypeVar
@@ -198,9 +198,9 @@ class Run:
         found = chain.from_iterable(map(self._failures_of, self.parts("failures")))
         return {(failure.problem_id, failure.sample_index): failure for failure in found}
 
-    def tally(self, manifest: RunManifest) -> Tally:
-        """Count the whole RUN in one pass over its trajectories."""
-        tally = Tally(manifest)
+    def tally(self, manifest: RunManifest, expected: Iterable[str] = ()) -> Tally:
+        """Count the whole RUN in one pass over its trajectories; `expected` as `Tally` takes it."""
+        tally = Tally(manifest, expected)
         for part in self.parts("trajectories"):
             for trajectory in self.trajectories_of(part):
                 tally.add(trajectory)

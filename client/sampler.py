@@ -281,7 +281,9 @@ def _missing(problems: ProblemSet, run: Run, n: int, retry_failed: bool) -> tupl
     found = settled(run, problems, n)
     if retry_failed:
         found = Settled(found.there, Keys())
-    missing = problems.only(lambda problem_id: not all((problem_id, index) in found for index in range(n)))
+    missing = problems
+    if len(found):
+        missing = problems.only(lambda problem_id: not all((problem_id, index) in found for index in range(n)))
     counts = Counts(total=len(problems) * n - len(found), there=len(found.there), given_up=len(found.failed))
     return missing, found, counts
 
@@ -296,7 +298,7 @@ def _settled_totals(problems: ProblemSet, n: int, run: Run, manifest: RunManifes
 
     Raises RunError where it may not.
     """
-    tally, failures = run.tally(manifest), run.failures()
+    tally, failures = run.tally(manifest, problems.ids), run.failures()
     if lost := Keys(key for key in keys_of(problems, n) if key not in tally.keys and key not in failures):
         raise RunError(
             f"{run} lacks {len(lost)} trajectories that were settled before (one is {min(lost)}): the bucket lost "

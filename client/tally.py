@@ -78,11 +78,14 @@ class Divergences:
 
 
 class Tally:
-    """What is counted of a RUN. A key that comes twice is counted once, the first time."""
+    """What is counted of a RUN. A key that comes twice is counted once, the first time.
 
-    def __init__(self, manifest: RunManifest) -> None:
+    `expected`: ids of its problems, as `Keys` takes them.
+    """
+
+    def __init__(self, manifest: RunManifest, expected: Iterable[str] = ()) -> None:
         self.manifest = manifest
-        self.keys = Keys()
+        self.keys = Keys(expected=expected)
         self.bounds = Divergences()  # every step
         self.complete_bounds = Divergences()  # those with a complete plausible set
         self.tokens = self.kept = self.incomplete = self.labelled = self.agreeing = self.differing = 0
