@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,6 +62,7 @@ class Benchmark:
     n: int
     accuracy: tuple[float, float, float]  # itself, low, high
     before: tuple[float, float, float] | None
+    p: float | None  # McNemar's, of the two on the same problems
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,8 @@ def _losses(run: Run) -> list[tuple[float, float]]:
     for line in (run.bucket.get("training/metrics.jsonl") or b"").splitlines():
         try:
             row = orjson.loads(line)
-            losses.append((float(row["step"]), float(row["loss"])))
+            if math.isfinite(loss := float(row["loss"])):
+                losses.append((float(row["step"]), loss))
         except (ValueError, KeyError, TypeError):
             continue
     return losses
@@ -241,14 +244,23 @@ def _benchmarks(run: Run) -> list[Benchmark]:
     found = []
     for file in run.bucket.names("evaluation"):
         try:
-            for name, figures in orjson.loads(run.bucket.get(file) or b"")["benchmarks"].items():
-                before = _accuracy(figures["before"]) if figures.get("before") else None
-                found.append(Benchmark(file, str(name), int(figures["n"]), _accuracy(figures), before))
+            found += [
+                _benchmark(file, name, figures)
+                for name, figures in orjson.loads(run.bucket.get(file) or b"")["benchmarks"].items()
+            ]
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return found
 
 
+def _benchmark(file: str, name: str, figures: Any) -> Benchmark:
+    before = _accuracy(figures["before"]) if figures.get("before") else None
+    p = float(figures["paired"]["p"]) if figures.get("paired") else None
+    return Benchmark(file, str(name), int(figures["n"]), _accuracy(figures), before, p)
+
+
 def _accuracy(figures: Any) -> tuple[float, float, float]:
     low, high = figures["interval"]
+    if not 0 <= low <= figures["accuracy"] <= high <= 1:
+        raise ValueError(f"{figures} is no accuracy in its interval")
     return float(figures["accuracy"]), float(low), float(high)

@@ -212,7 +212,7 @@ def _loss_chart(losses: Sequence[tuple[float, float]]) -> Markup | None:
     steps, values = zip(*losses, strict=True)
     return chart(
         Axis("optimizer step", 0.0, max(steps), even(max(steps))),
-        Axis("contrast loss, nats", 0.0, max(values), even(max(values))),
+        Axis("loss, nats", 0.0, max(values), even(max(values))),
         [Line(_thinned(steps), _thinned(values))],
         f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {len(values)} optimizer steps.",
     )

@@ -261,6 +261,11 @@ def evaluate_command(
         raise LightReasonerError(
             f"--output {output} cannot be written: name a file that ends in .json, in a folder that is there"
         )
+    kept = output and output.with_suffix(".jsonl")
+    if output and kept and not kept.exists():
+        for file in (output, output.with_suffix(".md")):
+            if file.exists():
+                raise LightReasonerError(f"{file} is there, and no {kept} that it came from; move it, or name another")
     if n > 1 and temperature == 0:
         raise LightReasonerError(
             "--n above 1 needs --temperature above 0: greedy outputs of a problem are all the same"
@@ -275,7 +280,7 @@ def evaluate_command(
     files = dict(value.split("=", 1) for value in benchmark)
     settings = Examination(max_tokens, system_prompt, limit, n, temperature, top_p, seed, dtype)
     console, adapters = wide_console(), adapter or []
-    found = evaluate(model, adapters, files, settings, console, output and output.with_suffix(".jsonl"))
+    found = evaluate(model, adapters, files, settings, console, kept)
     console.print(table(found))
     about = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
     text = json.dumps(figures(found) | about, indent=2) + "\n"

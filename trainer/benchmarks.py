@@ -37,8 +37,8 @@ class Benchmark:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the questions and gold answers."""
-        rows = [[question.text, asdict(question.gold)] for question in self.questions]
+        """SHA-256 over the questions, as text and as the chat template puts them, and the gold answers."""
+        rows = [[question.text, question.prompt, asdict(question.gold)] for question in self.questions]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

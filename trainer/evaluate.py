@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,9 +20,9 @@ from transformers import AutoTokenizer
 
 from client.errors import LightReasonerError
 from client.fingerprints import model_fingerprint, model_folder
-from trainer.adapter import WEIGHTS, adapter_folder, check_base, read_config
+from trainer.adapter import CONFIG, WEIGHTS, adapter_folder, check_base, read_config
 from trainer.answer_engine import AnswerEngine
-from trainer.base import config_of
+from trainer.base import config_of, weights_dtype
 from trainer.benchmarks import Benchmark, read_benchmark
 from trainer.grader import grade
 from trainer.records import Record, Records
@@ -53,21 +54,40 @@ def evaluate(
     for adapter in tuned.values():
         read_config(adapter)
         check_base(adapter, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    read = [read_benchmark(name, path, tokenizer, examination) for name, path in benchmarks.items()]
-    about = {
-        "base": model_fingerprint(folder),
-        "adapters": {name: hashlib.sha256((at / WEIGHTS).read_bytes()).hexdigest() for name, at in tuned.items()},
-        "benchmarks": {benchmark.name: benchmark.digest for benchmark in read},
-        **{name: value for name, value in asdict(examination).items() if name != "limit"},
-    }
-    records = Records(file, about)
+    read, about = _benchmarks(folder, benchmarks, examination)
+    records = Records(file, about | {"adapters": {name: _digest(at) for name, at in tuned.items()}})
     try:
         _ask_all(folder, tuned, read, examination, records, console)
     finally:
         records.close()
     names = [BASE, *tuned]
     return [compare(benchmark.name, [(name, records.of(name, benchmark.name)) for name in names]) for benchmark in read]
+
+
+def check(model: str, benchmarks: Mapping[str, str], examination: Examination, file: Path) -> None:
+    """Raise what `evaluate` would, of what is known before there are adapters: benchmarks, and the file of records."""
+    _, about = _benchmarks(model_folder(model), benchmarks, examination)
+    Records.check(file, about | {"adapters": {}})
+
+
+def _benchmarks(
+    folder: Path, benchmarks: Mapping[str, str], examination: Examination
+) -> tuple[list[Benchmark], dict[str, Any]]:
+    """The benchmarks, read, and what the evaluation of a model on them is of."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    read = [read_benchmark(name, path, tokenizer, examination) for name, path in benchmarks.items()]
+    about = {
+        "base": model_fingerprint(folder),
+        "benchmarks": {benchmark.name: benchmark.digest for benchmark in read},
+        **{name: value for name, value in asdict(examination).items() if name != "limit"},
+        "dtype": str(weights_dtype(examination.dtype, folder)).removeprefix("torch."),
+    }
+    return read, about
+
+
+def _digest(adapter: Path) -> str:
+    """SHA-256 over an adapter's settings and weights."""
+    return hashlib.sha256((adapter / CONFIG).read_bytes() + (adapter / WEIGHTS).read_bytes()).hexdigest()
 
 
 def _ask_all(

@@ -1,21 +1,25 @@
 """What each model answered to each problem, a JSON line each: kept as it comes, so that an evaluation resumes.
 
 In: outputs with their grades. Out: a file whose first line says what was evaluated, and the records in it. A line
-that a crash cut is dropped; a file of another evaluation is refused.
+that a crash cut is dropped; a file of another evaluation, or of one that still goes on, is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from client.errors import LightReasonerError
 
 Key = tuple[str, str, int, int]
 """Model, benchmark, the problem's place in it, sample."""
+HEADER = b'{"evaluation": '
+"""How every file of records begins."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +53,35 @@ class Records:
         """
         self._found: dict[Key, Record] = {}
         self._about: dict[str, Any] = {}
-        self._stream: TextIO | None = None
+        self._stream: BinaryIO | None = None
         if file is None:
             return
-        whole = b""
-        if file.is_file():
-            data = file.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            self._read(file, whole)
-            self._check(file, json.loads(json.dumps(about)))
-        self._stream = file.open("r+" if file.is_file() else "w", encoding="utf-8")
-        self._stream.truncate(len(whole))
-        self._stream.seek(len(whole))
+        self._stream = _locked(file)
+        try:
+            whole = self._read(file, self._stream.read())
+            self._check(file, about)
+        except LightReasonerError:
+            self._stream.close()
+            raise
+        self._stream.truncate(whole)
+        self._stream.seek(whole)
         if set(about["adapters"]) - set(self._about.get("adapters", {})) or not whole:
             self._write({"evaluation": about})
+
+    @classmethod
+    def check(cls, file: Path, about: dict[str, Any]) -> None:
+        """Whether the constructor would take these, without writing. Raises LightReasonerError."""
+        if file.exists():
+            cls.read(file)._check(file, about)
 
     @classmethod
     def read(cls, file: Path) -> Records:
         """What a file holds, not to be added to."""
         found = cls(None, {})
-        found._read(file, file.read_bytes())
+        try:
+            found._read(file, file.read_bytes())
+        except OSError as error:
+            raise LightReasonerError(f"{file} cannot be read: {error.strerror}") from error
         return found
 
     def __len__(self) -> int:
@@ -78,12 +91,10 @@ class Records:
         return key in self._found
 
     def add(self, records: Iterable[Record]) -> None:
-        """Keep records; when this returns, they are in the file."""
+        """Keep records; when this returns, they are in the file. Raises LightReasonerError where it cannot grow."""
         for record in records:
             self._found[record.key] = record
             self._write(asdict(record))
-        if self._stream:
-            self._stream.flush()
 
     def of(self, model: str, benchmark: str) -> list[list[Record]]:
         """The samples of each problem, in the benchmark's order."""
@@ -95,10 +106,16 @@ class Records:
 
     def close(self) -> None:
         if self._stream:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # of what `add` could not write either
+                self._stream.close()
 
-    def _read(self, file: Path, whole: bytes) -> None:
+    def _read(self, file: Path, data: bytes) -> int:
+        """Take up a file's whole lines; the bytes that they are."""
+        data = data.rstrip(b"\0")  # which a crash of the machine may leave at the end
+        whole = data[: data.rfind(b"\n") + 1]
         try:
+            if data[: len(HEADER)] != HEADER[: len(data)]:
+                raise ValueError("it begins otherwise")
             for line in map(json.loads, whole.splitlines()):
                 if made := line.get("evaluation"):
                     self._about = {**made, "adapters": self._about.get("adapters", {}) | made["adapters"]}
@@ -107,20 +124,68 @@ class Records:
                     self._found[record.key] = record
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LightReasonerError(f"{file} holds no evaluation ({error!r}); move it away, or name another") from None
+        return len(whole)
 
     def _check(self, file: Path, about: dict[str, Any]) -> None:
         """Raises LightReasonerError naming what differs between what the file is of and `about`."""
         if not self._about:
             return
-        made = {name: value for name, value in self._about.items() if name != "adapters"}
-        pairs = {name: (made.get(name), about.get(name)) for name in {**made, **about} if name != "adapters"}
-        for path in self._about["adapters"].keys() & about["adapters"].keys():
-            pairs[f"adapter {path}"] = (self._about["adapters"][path], about["adapters"][path])
-        if different := [f"{name} {was!r} there, {now!r} now" for name, (was, now) in pairs.items() if was != now]:
-            raise LightReasonerError(
-                f"{file} is of another evaluation: {'; '.join(different)}. Move it away, or name another"
-            )
+        there, now = _flat(self._about), _flat(json.loads(json.dumps(about)))
+        for adapter in _adapters(there) ^ _adapters(now):  # they may come and go
+            there.pop(adapter, None)
+            now.pop(adapter, None)
+        names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
+        if not names:
+            return
+        different = [
+            f"{name} is not what it was (its problems, their prompts or answers, or --limit)"
+            if name.startswith("benchmark ")
+            else f"{name} {there.get(name)!r} there, {now.get(name)!r} now"
+            for name in names
+        ]
+        raise LightReasonerError(
+            f"{file} is of another evaluation: {'; '.join(different)}. Move it away, or name another"
+        )
 
     def _write(self, value: dict[str, Any]) -> None:
-        if self._stream:
-            self._stream.write(json.dumps(value) + "\n")
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(json.dumps(value).encode() + b"\n")
+            self._stream.flush()
+        except OSError as error:
+            raise LightReasonerError(
+                f"{self._stream.name} cannot be written: {error.strerror}. What it holds stays; mend that, and the same"
+                " command goes on"
+            ) from error
+
+
+def _locked(file: Path) -> BinaryIO:
+    """The file, made where it is not there, for this process alone where the file system can promise that."""
+    try:
+        file.touch()
+        stream = file.open("r+b")
+    except OSError as error:
+        raise LightReasonerError(f"{file} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise LightReasonerError(
+            f"{file} is being written by another evaluation; wait for its end, or name another"
+        ) from None
+    except OSError:
+        pass  # no locks here
+    return stream
+
+
+def _flat(about: dict[str, Any]) -> dict[str, Any]:
+    """What an evaluation is of, a name each: benchmarks and adapters one by one."""
+    found = {name: value for name, value in about.items() if name not in ("adapters", "benchmarks")}
+    for kind in ("adapter", "benchmark"):
+        found |= {f"{kind} {name}": value for name, value in about.get(f"{kind}s", {}).items()}
+    return found
+
+
+def _adapters(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name.startswith("adapter ")}

@@ -11,11 +11,13 @@ from math import comb
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+import numpy.typing as npt
+from scipy.stats import binomtest, norm
 
 from trainer.records import Record
 
-RESAMPLES = 2000
+NORMAL = float(norm.ppf(0.975))
+"""Standard deviations on each side of a 95% interval."""
 EXAMPLES = 3
 """Of each kind, that a comparison shows."""
 
@@ -47,7 +49,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same problems, greedily: what the second fixed, what it broke, McNemar's exact two-sided p."""
+    """Two models on the same problems, an output each: what the second fixed and broke, McNemar's exact two-sided p."""
 
     fixed: int
     broken: int
@@ -84,22 +86,30 @@ class Comparison:
 def score(verdicts: Sequence[Sequence[bool]]) -> Score:
     """Count `verdicts[problem][sample]`; every problem has as many samples.
 
-    The interval of single samples is Wilson's (1927), which holds near 0 and 1 where the normal one does not; that of
-    several is a percentile bootstrap over problems. pass@k is the unbiased estimate of Chen et al., arXiv 2107.03374.
+    pass@k is the unbiased estimate of Chen et al., arXiv 2107.03374.
     """
     n, samples = len(verdicts), len(verdicts[0])
     right = [sum(problem) for problem in verdicts]
-    if samples == 1:
-        interval = binomtest(sum(right), n).proportion_ci(confidence_level=0.95, method="wilson")
-    else:
-        rates = np.array(right) / samples
-        resampled = bootstrap(
-            (rates,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0), batch=100
-        )
-        interval = resampled.confidence_interval
     ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, 128, samples) if k <= samples}) if samples > 1 else []
     pass_at = {k: float(np.mean([pass_at_k(samples, count, k) for count in right])) for k in ks}
-    return Score(n, samples, sum(right), (float(interval.low), float(interval.high)), pass_at)
+    return Score(n, samples, sum(right), _interval(np.array(right) / samples, samples), pass_at)
+
+
+def _interval(rates: npt.NDArray[np.float64], samples: int) -> tuple[float, float]:
+    """Wilson's 95% interval (1927) of the mean of `rates`, one a problem; it holds near 0 and 1 too.
+
+    Samples of one problem are alike: they count as so many independent ones as give the mean the variance that it has
+    between problems, from one a problem, where that cannot be seen, to all of them (Korn and Graubard, Survey
+    Methodology 24 (1998) 193).
+    """
+    n, mean = len(rates), float(rates.mean())
+    spread, most = mean * (1 - mean), n * samples
+    variance = float(rates.var(ddof=1)) / n if n > 1 else 0.0
+    count = n if spread == 0 or n == 1 else min(max(spread / variance, n), most) if variance else most
+    room = NORMAL**2 / count
+    middle = (mean + room / 2) / (1 + room)
+    half = (room * spread + room**2 / 4) ** 0.5 / (1 + room)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

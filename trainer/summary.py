@@ -5,6 +5,7 @@ In: comparisons. Out: text. Model output is quoted, never run: in Markdown it st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     """The same table, and examples of what each model fixed and broke."""
     header, rows = _cells(comparisons)
     lines = ["# Evaluation", "", "Accuracy is pass@1, with its 95% interval.", ""]
-    lines += [_row(header), _row(["---"] * len(header)), *map(_row, rows), ""]
+    lines += [*markdown_table(header, rows), ""]
     for comparison in comparisons:
         for result in comparison.results:
             for kind, pairs in (("fixed", result.fixed), ("broken", result.broken)):
@@ -71,13 +72,21 @@ def _paired(result: ModelResult) -> list[str]:
     return [str(pair.fixed), str(pair.broken), f"{pair.p:.2g}"] if pair else ["", "", ""]
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, whatever stands in its cells."""
+    shown = [[_plain(cell) for cell in row] for row in (header, *rows)]
+    shown.insert(1, ["---"] * len(header))
+    return [f"| {' | '.join(row)} |" for row in shown]
+
+
+def _plain(text: str) -> str:
+    """One line that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))
 
 
 def _example(benchmark: str, model: str, kind: str, before: Record, after: Record) -> list[str]:
     return [
-        f"## {kind} by {model}: {benchmark}, problem {before.problem_id}",
+        f"## {kind} by {_plain(model)}: {_plain(benchmark)}, problem {_plain(before.problem_id)}",
         "",
         *_quoted(before.prompt[:QUOTED_CHARACTERS]),
         f"Gold answer `{_inline(before.gold)}`. Before, `{_inline(before.extracted)}`:",

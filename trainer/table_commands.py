@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from trainer.tables import Row
 
 table_commands = typer.Typer()
+OWN = ("--model", "--output", "--seed", "--resume", "--objective", "--answers", "--follow")
+"""Options of `train` that differ from row to row."""
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": False}
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A RUN of the expert and an amateur, complete.")]
@@ -52,7 +54,7 @@ def ablation_command(
     from trainer.tables import Plan, ablation
 
     examination = Examination(max_tokens, system_prompt, limit)
-    plan = Plan(model, output, files_of(benchmark), seeds_of(seeds), examination, context.args)
+    plan = Plan(model, output, files_of(benchmark), seeds_of(seeds), examination, train_options(context.args))
     _show(ablation(run, plan, console := wide_console()), "ablation", output, console)
 
 
@@ -80,7 +82,7 @@ def efficiency_command(
     from trainer.tables import Plan, efficiency
 
     examination = Examination(max_tokens, system_prompt, limit)
-    plan = Plan(model, output, files_of(benchmark), seeds_of(seeds), examination, context.args)
+    plan = Plan(model, output, files_of(benchmark), seeds_of(seeds), examination, train_options(context.args))
     _show(efficiency(run, solutions, answers, plan, console := wide_console()), "efficiency", output, console)
 
 
@@ -98,6 +100,14 @@ def seeds_of(text: str) -> list[int]:
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise LightReasonerError(f"--seeds {text!r}: each once, from 0 on")
     return seeds
+
+
+def train_options(words: list[str]) -> list[str]:
+    """What stands after --, for `train`. Raises LightReasonerError for what the table sets itself."""
+    for word in words:
+        if word.partition("=")[0] in OWN:
+            raise LightReasonerError(f"{word} cannot stand after --: the table sets {', '.join(OWN)} itself")
+    return words
 
 
 def _show(rows: list[Row], title: str, out: Path, console: Console) -> None:

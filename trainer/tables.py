@@ -25,10 +25,11 @@ from client.contrast import Labels, Selection
 from client.errors import LightReasonerError
 from client.protocol import ContrastSettings
 from client.run import Run
-from trainer.evaluate import BASE, evaluate
+from trainer.evaluate import BASE, check, evaluate
 from trainer.records import Record, Records
 from trainer.scores import score
 from trainer.settings import Examination
+from trainer.summary import markdown_table
 
 VARIANTS: tuple[tuple[str, Selection, Labels], ...] = (
     ("full", "kl", "contrast"),
@@ -49,6 +50,11 @@ class Plan:
     seeds: Sequence[int]
     examination: Examination
     train_options: Sequence[str]  # of `train`, as a user would write them
+
+    @property
+    def records(self) -> Path:
+        """Every output."""
+        return self.out / "outputs.jsonl"
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Row:
 
 def ablation(run_url: str, plan: Plan, console: Console) -> list[Row]:
     """Rows for the base and the four variants, built from one RUN's trajectories."""
+    check(plan.model, plan.benchmarks, plan.examination, plan.records)
     source = Run(run_url)
     manifest = source.manifest()
     names, facts = {}, {}
@@ -93,6 +100,7 @@ def ablation(run_url: str, plan: Plan, console: Console) -> list[Row]:
 
 def efficiency(run_url: str, solutions_url: str, answers: str, plan: Plan, console: Console) -> list[Row]:
     """Rows for the base, SFT on a RUN's right solutions, and the contrast on another RUN, with what each cost."""
+    check(plan.model, plan.benchmarks, plan.examination, plan.records)
     names, facts = {}, {}
     for name, url, options in (
         ("SFT", solutions_url, ["--objective", "sft", "--answers", answers]),
@@ -119,8 +127,8 @@ def train(url: str, name: str, seed: int, plan: Plan, console: Console, options:
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise LightReasonerError(f"{name}, seed {seed}: {said[-1] if said else f'exit status {done.returncode}'}")
+        said = done.stderr.strip().rpartition("error: ")[2] or f"exit status {done.returncode}"
+        raise LightReasonerError(f"{name}, seed {seed}: {said}")
     return adapter
 
 
@@ -136,7 +144,12 @@ def training_seconds(adapter: Path) -> float:
 
 
 def sampling_seconds(run: Run) -> float | None:
-    """From run.json to complete.json, pauses included; None where the RUN is not sealed."""
+    """From run.json to complete.json, pauses included; None where the RUN is not sealed.
+
+    Of a RUN that was built from another, the other's. Raises RunError where that is gone.
+    """
+    if source := run.manifest().built_from:
+        return sampling_seconds(Run(source))
     completion = run.completion()
     return completion["sealed_at"] - run.manifest().created_at if completion else None
 
@@ -144,9 +157,8 @@ def sampling_seconds(run: Run) -> float | None:
 def _rows(names: dict[str, list[str]], facts: dict[str, dict[str, Any]], plan: Plan, console: Console) -> list[Row]:
     plan.out.mkdir(parents=True, exist_ok=True)
     adapters = [adapter for of_one in names.values() for adapter in of_one]
-    file = plan.out / "outputs.jsonl"
-    evaluate(plan.model, adapters, plan.benchmarks, plan.examination, console, file)
-    records = Records.read(file)
+    evaluate(plan.model, adapters, plan.benchmarks, plan.examination, console, plan.records)
+    records = Records.read(plan.records)
     columns = next(iter(facts.values())).keys()
     rows = [Row("expert", dict.fromkeys(columns), _cells([BASE], records, plan))]
     return rows + [Row(name, facts[name], _cells(mine, records, plan)) for name, mine in names.items()]
@@ -183,9 +195,8 @@ def table(rows: Sequence[Row], title: str) -> Table:
 def markdown(rows: Sequence[Row], title: str) -> str:
     """The same as Markdown."""
     header, *lines = _lines(rows)
-    listed = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines)]
     note = "Accuracy, its 95% interval over problems, ± its standard deviation between seeds where there are several."
-    return "\n".join([f"# {title}", "", *listed, "", note, ""])
+    return "\n".join([f"# {title}", "", *markdown_table(header, lines), "", note, ""])
 
 
 def _lines(rows: Sequence[Row]) -> list[list[str]]:

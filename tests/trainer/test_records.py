@@ -1,6 +1,7 @@
 """Records of an evaluation: kept, taken up again, and refused where they are of another."""
 
 import json
+import resource
 
 import pytest
 
@@ -68,7 +69,67 @@ def test_adapters_may_be_added_and_left_out(tmp_path):
     assert file.read_text().count("evaluation") == 2
 
 
-@pytest.mark.parametrize("text", ["what is this?\n", '{"a": 1}\n', "[]\n", '{"evaluation": 3}\n'])
+def test_benchmarks_that_differ_are_named_and_not_shown_as_digests(tmp_path):
+    Records(tmp_path / "r.jsonl", {**ABOUT, "benchmarks": {"math": "1f", "svamp": "2f"}}).close()
+    with pytest.raises(LightReasonerError, match=r"benchmark svamp is not what it was .*--limit") as refused:
+        Records.check(tmp_path / "r.jsonl", {**ABOUT, "benchmarks": {"math": "1f", "svamp": "3f"}})
+    assert "math" not in str(refused.value) and "3f" not in str(refused.value)
+    Records.check(tmp_path / "none.jsonl", ABOUT)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_what_a_crash_of_the_machine_left_at_the_end_is_dropped(tmp_path):
+    file = tmp_path / "r.jsonl"
+    records = Records(file, ABOUT)
+    records.add([record()])
+    records.close()
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"model": "ba' + bytes(100))
+    Records(file, ABOUT).close()
+    assert file.read_bytes() == whole
+
+
+def test_only_one_process_writes_a_file(tmp_path):
+    first = Records(tmp_path / "r.jsonl", ABOUT)
+    with pytest.raises(LightReasonerError, match="being written by another"):
+        Records(tmp_path / "r.jsonl", ABOUT)
+    first.add([record()])
+    first.close()
+    second = Records(tmp_path / "r.jsonl", ABOUT)
+    assert len(second) == 1
+    second.close()
+
+
+def test_a_disk_that_is_full_costs_what_does_not_fit_and_nothing_else(tmp_path):
+    file = tmp_path / "r.jsonl"
+    records = Records(file, ABOUT)
+    records.add([record()])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 40, before[1]))
+    try:
+        with pytest.raises(LightReasonerError, match=r"cannot be written: File too large.*goes on"):
+            records.add([record(number=1)])
+        records.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    again = Records(file, ABOUT)
+    assert len(again) == 1
+    again.add([record(number=1)])
+    again.close()
+    assert len(Records.read(file)) == 2
+
+
+def test_a_folder_is_no_file_of_records(tmp_path):
+    for use in (Records, Records.check):
+        with pytest.raises(LightReasonerError, match=r"cannot be .*Is a directory"):
+            use(tmp_path, ABOUT)
+
+
+FOREIGN = ["what is this?\n", '{"a": 1}\n', "[]\n", '{"evaluation": 3}\n', '{"question": "on one line"}', "x",
+           json.dumps(vars(record())) + "\n"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FOREIGN)
 def test_a_file_that_holds_something_else_is_left_as_it_is(tmp_path, text):
     (tmp_path / "r.jsonl").write_text(text)
     with pytest.raises(LightReasonerError, match="holds no evaluation"):

@@ -71,7 +71,7 @@ def test_pass_at_k_is_the_chance_of_a_draw_that_holds_a_right_one():
         assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
 
 
-def test_several_samples_are_averaged_with_a_bootstrap_interval():
+def test_several_samples_are_averaged_with_an_interval_over_problems():
     rng = np.random.default_rng(1)
     rates = rng.uniform(size=300)
     verdicts = [list(rng.uniform(size=8) < rate) for rate in rates]
@@ -79,7 +79,40 @@ def test_several_samples_are_averaged_with_a_bootstrap_interval():
     mean, spread = np.mean(verdicts), np.std(np.mean(verdicts, axis=1)) / np.sqrt(300)
     assert (found.n, found.samples, found.accuracy) == (300, 8, pytest.approx(mean))
     assert found.interval == pytest.approx((mean - 1.96 * spread, mean + 1.96 * spread), abs=0.006)
+    assert score([[True] * 70]).pass_at.keys() == {1, 2, 4, 8, 16, 32, 64, 70}
     assert list(found.pass_at) == [1, 2, 4, 8] and found.pass_at[1] == pytest.approx(mean)
     assert found.pass_at[8] == pytest.approx(np.mean(np.any(verdicts, axis=1)))
     compared = compare("demo", [("base", records("base", verdicts)), ("tuned", records("tuned", verdicts))])
     assert compared.results[1].paired is None and "pass@8" in shown([compared])
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "like"),
+    [
+        ([[False] * 8] * 100, [[False]] * 100),  # samples that all agree count once
+        ([[True] * 8] * 50 + [[False] * 8] * 50, [[True]] * 50 + [[False]] * 50),
+        (
+            [[True, False] * 4] * 100,
+            [[True, False][index % 2 :][:1] for index in range(800)],
+        ),  # as if independent
+        ([[True, False, False, False]], [[True, False][:1]]),
+    ],
+)
+def test_the_interval_of_several_samples_lies_between_those_of_one_and_of_as_many_problems(verdicts, like):
+    low, high = score(verdicts).interval
+    if len(verdicts) > 1:
+        assert (low, high) == pytest.approx(score(like).interval, abs=0.002)
+    assert 0 <= low < high <= 1 and high - low > 0.03
+
+
+def test_what_people_and_models_write_stays_text_in_markdown():
+    evil = "x\n\n# INJECTED\n<script>alert(1)</script> [a](b) | c"
+    one = Record(evil, evil, 0, evil, 0, evil, evil, evil, evil, False)
+    other = Record(evil, evil, 0, evil, 0, evil, evil, evil, evil, True)
+    text = markdown([compare(evil, [("base", [[one]]), (evil, [[other]])])])
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    columns = {line.replace("\\|", "").count("|") for line in table}
+    assert len(table) == 4 and len(columns) == 1
+    outside = [line for line in text.splitlines() if not line.startswith("    ")]
+    assert "INJECTED" in text and not any(line.startswith("# INJ") for line in outside)
+    assert not any("<script>" in line.replace("\\<", "") for line in outside if "`" not in line)

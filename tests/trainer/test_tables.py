@@ -7,9 +7,11 @@ import pytest
 from test_solutions import saying
 from tiny_pair import trajectory, write_run
 
+from client.build import build
+from client.protocol import ContrastSettings
 from client.run import Run
 from trainer.records import Record, Records
-from trainer.tables import cell
+from trainer.tables import cell, sampling_seconds
 
 ASKED = ("--max-tokens", 8, "--system-prompt", "The answer is")
 LIGHT = ("--", "--max-steps", 1, "--batch-size", 4, "--learning-rate", 0.05)
@@ -88,6 +90,9 @@ def test_what_cannot_be_done_is_said(tmp_path, expert, run, benchmark, trainer_c
         (("--seeds", "0,x"), 1, "--seeds '0,x': give whole numbers"),
         (("--seeds", "1,1"), 1, "each once"),
         (("--", "--learning-rat", "1"), 1, "full, seed 0: "),
+        (("--", "--seed", "4"), 1, "--seed cannot stand after --"),
+        (("--", "--output=x"), 1, "--output=x cannot stand after --"),
+        (("--benchmark", "more=none.jsonl"), 1, "error: no problem set at none.jsonl"),
         (("--epochs", "2"), 2, "--epochs"),
     ):
         found, _, err = trainer_cli(*words, *more)
@@ -104,3 +109,35 @@ def test_a_cell_is_over_problems_and_its_deviation_over_seeds():
     assert found.deviation == pytest.approx(right.mean(axis=1).std(ddof=1))
     spread = 1.96 * right.mean(axis=0).std() / np.sqrt(40)
     assert found.interval == pytest.approx((right.mean() - spread, right.mean() + spread), abs=0.02)
+
+
+def test_a_refused_training_says_why_with_every_line_of_it(tmp_path, expert, run, benchmark, trainer_cli):
+    out = tmp_path / "out"
+    words = ("ablation", run, "--model", expert, "--output", out, "--benchmark", f"digits={benchmark}", *ASKED)
+    assert (
+        trainer_cli("train", run, "--model", expert, "--output", out / "adapters" / "full-0", "--max-steps", 1)[0] == 0
+    )
+    code, _, err = trainer_cli(*words, "--", "--max-steps", 1, "--learning-rate", 0.25)
+    assert code == 1 and "full, seed 0: " in err and "learning_rate: 5e-05 against 0.25" in err
+    assert str(adapter) in err.partition("learning_rate")[0]
+
+
+def test_outputs_of_other_benchmarks_are_refused_before_anything_is_trained(
+    tmp_path, expert, run, benchmark, trainer_cli
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    Records(out / "outputs.jsonl", {"base": "of another model", "adapters": {}}).close()
+    words = ("ablation", run, "--model", expert, "--output", out, "--benchmark", f"digits={benchmark}", *ASKED)
+    code, _, err = trainer_cli(*words)
+    assert code == 1 and "is of another evaluation" in err and not (out / "adapters").exists()
+
+
+def test_a_run_that_was_built_took_the_seconds_of_the_one_that_was_sampled(tmp_path, expert):
+    sampled = write_run(tmp_path / "run", expert)
+    built = Run(str(tmp_path / "built"))
+    build(Run(str(sampled)), built, ContrastSettings(beta=0.1))
+    manifest = Run(str(sampled)).manifest()
+    body = manifest.model_copy(update={"created_at": manifest.created_at - 500}).model_dump_json()
+    (tmp_path / "run" / "run.json").write_text(body)
+    assert sampling_seconds(built) == sampling_seconds(Run(str(sampled))) >= 500
