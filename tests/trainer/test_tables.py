@@ -114,9 +114,8 @@ def test_a_cell_is_over_problems_and_its_deviation_over_seeds():
 def test_a_refused_training_says_why_with_every_line_of_it(tmp_path, expert, run, benchmark, trainer_cli):
     out = tmp_path / "out"
     words = ("ablation", run, "--model", expert, "--output", out, "--benchmark", f"digits={benchmark}", *ASKED)
-    assert (
-        trainer_cli("train", run, "--model", expert, "--output", out / "adapters" / "full-0", "--max-steps", 1)[0] == 0
-    )
+    adapter = out / "adapters" / "full-0"
+    assert trainer_cli("train", run, "--model", expert, "--output", adapter, "--max-steps", 1)[0] == 0
     code, _, err = trainer_cli(*words, "--", "--max-steps", 1, "--learning-rate", 0.25)
     assert code == 1 and "full, seed 0: " in err and "learning_rate: 5e-05 against 0.25" in err
     assert str(adapter) in err.partition("learning_rate")[0]
