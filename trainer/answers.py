@@ -24,6 +24,7 @@ CLOCK = re.compile(r"(\d{1,2}:\d\d)\s*(?:([ap])\.?\s*m\.?)?", re.IGNORECASE)
 ROUNDED = re.compile(r"-?\d*\.\d+|-?\d+(\.\d+)?\s*(e|\\times\s*10\^)\s*\{?[-+]?\d+\}?")
 BRACKETS = re.compile(r"\\(?:left|right|big|Big|bigl|bigr)(?=[\[\](){}.|])|\\[,;! ]|\$")
 """What LaTeX puts around brackets, and between what they hold."""
+BRACE = re.compile(r"\\f?boxed\s*\{|[{}]")
 RELATIVE_TOLERANCE = 0.01
 """Of Minerva Math's rounded numbers. Its problems take measured constants, and ask for no number of digits."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -84,20 +85,23 @@ def question_of(problem: ProblemRow) -> str:
 
 def last_box(text: str) -> tuple[str, str] | None:
     """What the last \\boxed{…} that is closed and not empty holds, and what follows it; None where there is none."""
-    for box in reversed([match.end() for match in re.finditer(r"\\f?boxed\s*\{", text)]):
-        depth = 1
-        for index in range(box, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[index], 0)
-            if depth == 0:
-                if text[box:index].strip():
-                    return text[box:index].strip(), text[index + 1 :]
-                break
-    return None
+    opened: list[tuple[int, bool]] = []  # where what a brace encloses begins, and whether it is a box
+    last: tuple[int, int] | None = None
+    for brace in BRACE.finditer(text):
+        if brace[0] != "}":
+            opened.append((brace.end(), len(brace[0]) > 1))
+        elif opened:
+            begin, boxed = opened.pop()
+            if boxed and (last is None or begin > last[0]) and text[begin : brace.start()].strip():
+                last = begin, brace.start()
+    return (text[last[0] : last[1]].strip(), text[last[1] + 1 :]) if last else None
 
 
 def unit_behind(text: str) -> str:
     """The unit behind a box, if one stands there: up to the end of the formula or of the sentence."""
-    return re.split(r"\\[\])]|\\end\b|\n|[.,;:)]\s|[.,;]?\s*$|\$\s+\w+\s+\w+", text.lstrip("$ "), maxsplit=1)[0][:60]
+    return re.split(r"\\[\])]|\\end\b|\n|[.,;:)]\s|[.,;]?\s*$|\$\s+\w+\s+\w+", text[:200].lstrip("$ "), maxsplit=1)[0][
+        :60
+    ]
 
 
 def _plain(text: str) -> Gold:
@@ -149,7 +153,8 @@ def _kind(text: str) -> Kind:
     plain = BRACKETS.sub("", text).strip()
     if re.fullmatch(r"\([^()]*,[^()]*\)(\s*,\s*\([^()]*,[^()]*\))*", plain):
         return Kind.TUPLE
-    return Kind.INTERVAL if re.fullmatch(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]", plain) else Kind.MATH
+    interval = r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]"
+    return Kind.INTERVAL if re.fullmatch(rf"{interval}(\s*\\cup\s*{interval})*", plain) else Kind.MATH
 
 
 def _text(value: Any) -> str:

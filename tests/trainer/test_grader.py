@@ -12,9 +12,12 @@ from real_server import SHARED_DATA
 
 from client.problems import ProblemRow, read_problems
 from trainer.answers import Gold, gold_answer
-from trainer.grader import SECONDS, grade
+from trainer.grader import SECONDS, TOTAL_SECONDS, grade
 
-NEAR_MISSES = [json.loads(line) for line in (Path(__file__).parent / "near_misses.jsonl").read_text().splitlines()]
+NEAR_MISSES, EQUAL = (
+    [json.loads(line) for line in (Path(__file__).parent / f"{name}.jsonl").read_text().splitlines()]
+    for name in ("near_misses", "equal_answers")
+)
 BENCHMARKS = ("gsm8k", "math", "svamp", "asdiv", "minerva_math", "olympiadbench", "mmlu_stem")
 SUBTLE = ("unit", "sign", "order", "rounding")
 
@@ -114,6 +117,11 @@ def test_equal_answers_are_right_however_they_are_written_and_the_last_one_count
     assert grade(gold_of(fields), output).correct
 
 
+@pytest.mark.parametrize("equal", EQUAL, ids=lambda equal: equal["output"][:40])
+def test_so_are_these(equal):
+    assert grade(gold_of(equal["row"]), equal["output"]).correct
+
+
 @pytest.mark.parametrize(
     ("gold", "output"),
     [
@@ -158,6 +166,27 @@ def test_an_answer_that_cannot_be_computed_in_time_is_wrong(fields, power):
     began = time.monotonic()
     assert not grade(gold_of(fields), rf"\boxed{{{power}}}").correct
     assert time.monotonic() - began < 4 * SECONDS
+
+
+@pytest.mark.parametrize(
+    ("fields", "output"),
+    [
+        ({"answer": "Yes"}, "The answer" + "\n" * 20_000),
+        ({"answer": "5"}, "The answer" + " " * 20_000 + "is"),
+        ({"answer": "5"}, r"\boxed{" * 20_000),
+        ({"answer": "5"}, "{" * 30_000 + "}" * 30_000),
+        ({"answer": "5 (feet)"}, r"\boxed{5" + " " * 20_000 + "}"),
+        ({"answer": "5 (feet)"}, r"\boxed{5}" + " " * 20_000),
+        ({"answer": "5 (feet)"}, r"\boxed{" + "5 " * 900 + "}"),
+        (olympiad("$(2,4)$", "Tuple"), r"\boxed{" + "(9^{9^{9^9}},4)," * 20 + "(2,4)}"),
+        (olympiad("$(2,4), (3,5)$", "Tuple"), r"\boxed{" + r"(\int_0^1 e^{-x^3}\sin(x^x) dx, 4)," * 20 + "(2,4)}"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_no_output_takes_longer_than_the_limit_for_all_of_it(fields, output):
+    began = time.monotonic()
+    assert not grade(gold_of(fields), output).correct
+    assert time.monotonic() - began < TOTAL_SECONDS + 3 * SECONDS
 
 
 GOLDS = (
