@@ -234,23 +234,29 @@ def test_what_is_kept_of_a_part_does_not_hold_the_part_in_memory():
 
 
 SCORE = {"n": 200, "correct": 150, "accuracy": 0.75, "interval": [0.68, 0.81]}
+TWO = SCORE | {"before": SCORE, "paired": {"fixed": 9, "broken": 2, "p": 0.0123}}
 
 
 def test_training_and_evaluation_are_shown_where_the_trainer_left_them(tmp_path):
     run = make_run(tmp_path / "run", trajectories_of(3))
     assert "Training and evaluation" not in report(run)
     lines = [{"step": step, "loss": 1 / step} for step in range(1, 30)]
+    lines.append({"step": 30, "loss": "inf"})
     run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(line).encode() for line in lines) + b'\n{"step": 3')
-    run.bucket.put("evaluation/first.json", json.dumps({"benchmarks": {"gsm8k": SCORE | {"before": SCORE}}}).encode())
+    run.bucket.put("evaluation/first.json", json.dumps({"benchmarks": {"gsm8k": TWO}}).encode())
     run.bucket.put("evaluation/torn.json", b"{")
     run.bucket.put("evaluation/other.json", b'["something else"]')
+    for name, figures in {"half": {"n": 5}, "much": SCORE | {"accuracy": 2.0}}.items():
+        body = {"benchmarks": {"taken": SCORE, name: figures}}  # a file that is wrong in part is left out
+        run.bucket.put(f"evaluation/{name}.json", json.dumps(body).encode())
     found = gather(run)
     assert found.losses == [(step, 1 / step) for step in range(1, 30)]
-    assert [(b.name, b.n, b.accuracy, b.before) for b in found.benchmarks] == [
-        ("gsm8k", 200, (0.75, 0.68, 0.81), (0.75, 0.68, 0.81))
+    assert [(b.name, b.n, b.accuracy, b.before, b.p) for b in found.benchmarks] == [
+        ("gsm8k", 200, (0.75, 0.68, 0.81), (0.75, 0.68, 0.81), 0.0123)
     ]
     written = report(run)
     assert "Training loss from 1.000 to 0.034 over 29 optimizer steps" in written and "gsm8k" in written
+    assert "McNemar" in written and "0.012" in written
 
 
 def test_runs_with_little_in_them_have_a_report_too(tmp_path):

@@ -264,7 +264,9 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(tmp_path, 
     mute = save_model(tmp_path / "mute")
     save_tokenizer(mute, template="", words=WORDS)
     (mute / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / "mine.md").write_text("my own notes")
     for words, code, message in (
+        ((expert, *good, "-o", tmp_path / "mine.json"), 1, "mine.md is there, and no"),
         ((expert, "--benchmark", f"bad={tmp_path / 'bad.jsonl'}"), 1, "bad.jsonl:2: no answer"),
         ((expert, "--benchmark", "bad=none.jsonl"), 1, "no problem set at none.jsonl"),
         ((expert, *good, "--adapter", tmp_path), 1, "no adapter at"),
@@ -280,3 +282,24 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(tmp_path, 
     ):
         found, _, err = trainer_cli("evaluate", *words)
         assert found == code and message in " ".join(err.split()) and "Traceback" not in err, (words, err)
+    assert (tmp_path / "mine.md").read_text() == "my own notes"
+
+
+def test_outputs_that_another_template_or_adapter_gave_are_not_taken_up(tmp_path, expert, adapter, trainer_cli):
+    model, tuned = (
+        shutil.copytree(folder, tmp_path / name) for folder, name in ((expert, "model"), (adapter, "tuned"))
+    )
+    (tmp_path / "b.jsonl").write_text('{"question": "Ann has 2", "answer": "2"}\n')
+    words = ("evaluate", model, "--adapter", tuned, "--benchmark", f"b={tmp_path / 'b.jsonl'}", "--max-tokens", 4)
+    words += ("-o", tmp_path / "r.json", "--system-prompt", "")
+    assert trainer_cli(*words)[0] == 0
+    for file, old, new, named in (
+        (model / "chat_template.jinja", "", "{{ 'How many' }}", "benchmark b is not what it was"),
+        (tuned / "adapter_config.json", '"lora_alpha": ', '"lora_alpha": 1', f"adapter {tuned}"),
+    ):
+        before = file.read_text()
+        file.write_text(new + before if not old else before.replace(old, new))
+        code, _, err = trainer_cli(*words)
+        assert code == 1 and named in " ".join(err.split()), (file, err)
+        file.write_text(before)
+    assert trainer_cli(*words)[0] == 0

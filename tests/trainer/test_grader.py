@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from real_server import SHARED_DATA
 
+import trainer.grader
 from client.problems import ProblemRow, read_problems
 from trainer.answers import Gold, gold_answer
 from trainer.grader import SECONDS, TOTAL_SECONDS, grade
@@ -175,7 +176,7 @@ def test_an_answer_that_cannot_be_computed_in_time_is_wrong(fields, power):
         ({"answer": "5"}, "The answer" + " " * 20_000 + "is"),
         ({"answer": "5"}, r"\boxed{" * 20_000),
         ({"answer": "5"}, "{" * 30_000 + "}" * 30_000),
-        ({"answer": "5 (feet)"}, r"\boxed{5" + " " * 20_000 + "}"),
+        ({"answer": "5 (feet)"}, r"\boxed{5" + " " * 19_900 + "yards}"),
         ({"answer": "5 (feet)"}, r"\boxed{5}" + " " * 20_000),
         ({"answer": "5 (feet)"}, r"\boxed{" + "5 " * 900 + "}"),
         (olympiad("$(2,4)$", "Tuple"), r"\boxed{" + "(9^{9^{9^9}},4)," * 20 + "(2,4)}"),
@@ -187,6 +188,12 @@ def test_no_output_takes_longer_than_the_limit_for_all_of_it(fields, output):
     began = time.monotonic()
     assert not grade(gold_of(fields), output).correct
     assert time.monotonic() - began < TOTAL_SECONDS + 3 * SECONDS
+
+
+def test_when_the_time_for_all_of_it_is_over_an_answer_is_wrong(monkeypatch):
+    assert grade(Gold("5"), r"\boxed{5.0}").correct
+    monkeypatch.setattr(trainer.grader, "TOTAL_SECONDS", -1)
+    assert not grade(Gold("5"), r"\boxed{5.0}").correct
 
 
 GOLDS = (
