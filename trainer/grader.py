@@ -67,7 +67,7 @@ SAID = [
     re.compile(rf"\b(?:{word})\b[^.\n]{{0,80}}?(?:\bis\b|\bwas\b|:|=)[ \t:*]*", re.IGNORECASE)
     for word in ("answer", "option|choice")
 ]
-DENIED = re.compile(r"\b(?:not|never|between|than|or|nor)\b|n't", re.IGNORECASE)
+DENIED = re.compile(r"\b(?:not|never|between|or|nor)\b|n't|\bthan\W{1,3}\d", re.IGNORECASE)
 SENTENCE = re.compile(r"\.(?=\s|$)")
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)

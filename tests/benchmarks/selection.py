@@ -91,7 +91,7 @@ def main() -> None:
                 hits = (chosen & right).sum()
                 figures += [hits / max(chosen.sum(), 1), hits / right.sum()]
             print(
-                f"{k:4}{figures[0]:9.3f}{figures[1]:8.3f}{figures[2]:9.3f}{figures[3]:8.3f}"
+                f"{k:4}{figures[0]:9.4f}{figures[1]:8.3f}{figures[2]:9.4f}{figures[3]:8.3f}"
                 f"{wire / len(lines):14,.0f}{stored / len(lines):11,.0f}{seconds:12.2f}"
             )
         print(f"{len(right)} steps, {right.sum()} of them above {arguments.beta:g} nats")
