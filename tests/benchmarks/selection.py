@@ -1,10 +1,11 @@
-"""What the top k costs and what it finds: selected steps against the full-vocabulary divergence, SmolLM2 pair, float32.
+"""What the top k costs and what it finds: selected steps against the full-vocabulary divergence, SmolLM2 pair.
 
 For each k: precision and recall of the certified selection (bound > beta, set complete) against KL > beta computed by
-transformers over the whole vocabulary; the same of an estimate that adds to the bound what the tail would hide if it
-were as uneven as the top k are; bytes a trajectory on the wire and in a RUN; seconds a problem through the service.
+transformers over the whole vocabulary; how many steps an estimate would add, that counts to the bound what the tail
+would hide if it were as uneven as the top k are, how many of them wrongly, and its recall; bytes a trajectory on the
+wire and in a RUN; seconds a problem through the service.
 
-    .venv/bin/python tests/benchmarks/selection.py PROBLEMS.jsonl [--problems 48] [--beta 0.4]
+    .venv/bin/python tests/benchmarks/selection.py PROBLEMS.jsonl [--problems 48] [--beta 0.4] [--dtype bfloat16]
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("problem_set", metavar="PROBLEMS.jsonl")
     parser.add_argument("--problems", type=int, default=48)
     parser.add_argument("--beta", type=float, default=0.4)
+    parser.add_argument("--dtype", default="float32", help="of the service; the whole vocabulary is always float32")
     arguments = parser.parse_args()
     from made_run import make_manifest
     from oracle import Oracle
@@ -62,11 +64,11 @@ def main() -> None:
     pair = make_pair(ROOT / ".cache" / "smollm2")
     models, exact = list(map(Oracle, pair)), {}
     with tempfile.TemporaryDirectory() as folder:
-        with running_server(*pair, Path(folder), max_model_len=CONTEXT, cache_bytes=2**31) as server:
+        with running_server(*pair, Path(folder), arguments.dtype, CONTEXT, cache_bytes=2**31) as server:
             asyncio.run(asked(server.url, arguments.problem_set, 4, 20))  # warm
             found = {k: asyncio.run(asked(server.url, arguments.problem_set, arguments.problems, k)) for k in KS}
-        print("        kl > beta        with the estimate   bytes a trajectory   seconds")
-        print("   k    prec.  recall    prec.  recall          sent   in a RUN   a problem")
+        print("         bound > beta      the estimate adds        bytes a trajectory     seconds")
+        print("   k  precision  recall    steps  wrong  recall       sent    in a RUN   a problem")
         for k, (lines, seconds) in found.items():
             truth, kept, estimated, wire = [], [], [], 0
             for line in lines:
@@ -86,13 +88,12 @@ def main() -> None:
             run.write(lines, {}, make_manifest(top_k=k))
             stored = sum(file.stat().st_size for file in Path(f"{folder}/run-{k}/trajectories").iterdir())
             right = np.concatenate(truth)
-            figures = []
-            for chosen in (np.concatenate(kept), np.concatenate(estimated)):
-                hits = (chosen & right).sum()
-                figures += [hits / max(chosen.sum(), 1), hits / right.sum()]
+            bound, guess = np.concatenate(kept), np.concatenate(estimated)
+            added = guess & ~bound
             print(
-                f"{k:4}{figures[0]:9.4f}{figures[1]:8.3f}{figures[2]:9.4f}{figures[3]:8.3f}"
-                f"{wire / len(lines):14,.0f}{stored / len(lines):11,.0f}{seconds:12.2f}"
+                f"{k:4}{(bound & right).sum() / max(bound.sum(), 1):11.4f}{(bound & right).sum() / right.sum():8.3f}"
+                f"{added.sum():9}{(added & ~right).sum():7}{(guess & right).sum() / right.sum():8.3f}"
+                f"{wire / len(lines):11,.0f}{stored / len(lines):12,.0f}{seconds:12.2f}"
             )
         print(f"{len(right)} steps, {right.sum()} of them above {arguments.beta:g} nats")
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from real_server import SHARED_DATA
 
-import trainer.grader
+import trainer.mathematics
 from client.problems import ProblemRow, read_problems
 from trainer.answers import Gold, gold_answer
-from trainer.grader import SECONDS, TOTAL_SECONDS, grade
+from trainer.grader import grade
+from trainer.mathematics import SECONDS, TOTAL_SECONDS
 
 NEAR_MISSES, EQUAL = (
     [json.loads(line) for line in (Path(__file__).parent / f"{name}.jsonl").read_text().splitlines()]
@@ -192,7 +193,7 @@ def test_no_output_takes_longer_than_the_limit_for_all_of_it(fields, output):
 
 def test_when_the_time_for_all_of_it_is_over_an_answer_is_wrong(monkeypatch):
     assert grade(Gold("5"), r"\boxed{5.0}").correct
-    monkeypatch.setattr(trainer.grader, "TOTAL_SECONDS", -1)
+    monkeypatch.setattr(trainer.mathematics, "TOTAL_SECONDS", -1)
     assert not grade(Gold("5"), r"\boxed{5.0}").correct
 
 

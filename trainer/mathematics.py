@@ -1,0 +1,111 @@
+"""What LaTeX texts mean, and whether two mean the same: math-verify and sympy within a time limit.
+
+In: texts. Out: sympy's values, numbers, verdicts. Runs in a main thread only: the limit is a signal.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import sympy
+from math_verify import LatexExtractionConfig, parse, verify
+from math_verify.errors import TimeoutException
+from math_verify.utils import timeout
+
+from trainer.writing import squeezed
+
+SECONDS = 3
+"""For one comparison by math-verify, and as much for reading each side."""
+TOTAL_SECONDS = 10
+"""For all of an answer: no comparison begins later."""
+ROUNDING = 1e-12
+"""Of floating point, in parts of a number."""
+WHOLE = [LatexExtractionConfig(boxed_match_priority=0)]
+"""math-verify's other readings take a number out of what they do not understand."""
+
+
+class Mathematics:
+    """math-verify and sympy, each call within a time limit, and all of them within one. Raise TimeoutException."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + TOTAL_SECONDS
+
+    def value(self, text: str) -> Any:
+        """What a whole LaTeX text is, as sympy has it; None where it is nothing that can be read."""
+        self._check()
+        found = parse(
+            rf"\boxed{{{text}}}", extraction_config=WHOLE, fallback_mode="no_fallback", parsing_timeout=SECONDS
+        )
+        return found[0] if found else None
+
+    def number(self, text: str) -> Any:
+        """The real number that a text is: exact where it is rational, else a float; None where it is none."""
+        return self._number(self.value(text)) if text.strip() else None
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two texts are the same, or the same in mathematics."""
+        if squeezed(one) == squeezed(other):
+            return True
+        mine, theirs = self.value(one), self.value(other)
+        if mine is None or theirs is None:
+            return False
+        numbers = self._number(mine), self._number(theirs)
+        if None not in numbers:
+            return close(*numbers, ROUNDING)
+        if isinstance(mine, sympy.Eq) and isinstance(theirs, sympy.Eq):
+            return self._same_equation(mine, theirs)
+        self._check()
+        return verify([mine], [theirs], timeout_seconds=SECONDS)
+
+    def points(self, text: str) -> Any:
+        """The set of real numbers that a text describes, as brackets or as relations; None where it is none."""
+        return self._limited(lambda: _points(self.value(text)))
+
+    def _number(self, value: Any) -> Any:
+        def computed() -> Any:
+            exact = value.doit()
+            if not (exact.is_number and exact.is_real):
+                return None
+            return exact if exact.is_Rational and not exact.is_Float else float(exact)
+
+        return self._limited(computed)
+
+    def _same_equation(self, one: sympy.Eq, other: sympy.Eq) -> bool:
+        def computed() -> bool:
+            mine, theirs = (_frozen(side.lhs) - _frozen(side.rhs) for side in (one, other))
+            share = sympy.simplify(mine / theirs)
+            return bool(share.is_number and share.is_finite and share != 0)
+
+        return bool(self._limited(computed))
+
+    def _limited(self, work: Any) -> Any:
+        self._check()
+        try:
+            return timeout(SECONDS)(work)()
+        except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError, RecursionError):
+            return None
+
+    def _check(self) -> None:
+        if time.monotonic() > self._until:
+            raise TimeoutException("an answer that takes too long")
+
+
+def _frozen(value: Any) -> Any:
+    """Derivatives as symbols, for sympy takes the functions in them for constants."""
+    return value.subs({found: sympy.Symbol(str(found)) for found in value.atoms(sympy.Derivative)})
+
+
+def close(one: Any, other: Any, part: float) -> bool:
+    """Whether numbers are the same: rational ones exactly, others within `part` of either."""
+    exact = isinstance(one, sympy.Rational) and isinstance(other, sympy.Rational)
+    return bool(one == other) if exact else math.isclose(float(one), float(other), rel_tol=part)
+
+
+def _points(value: Any) -> Any:
+    if isinstance(value, sympy.Set):
+        return value
+    if isinstance(value, tuple | sympy.Tuple) and len(value) == 2:  # an open interval is written as a pair is
+        return sympy.Interval.open(*value)
+    return value.as_set()
