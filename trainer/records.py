@@ -111,7 +111,6 @@ class Records:
 
     def _read(self, file: Path, data: bytes) -> int:
         """Take up a file's whole lines; the bytes that they are."""
-        data = data.rstrip(b"\0")  # which a crash of the machine may leave at the end
         whole = data[: data.rfind(b"\n") + 1]
         try:
             if data[: len(HEADER)] != HEADER[: len(data)]:

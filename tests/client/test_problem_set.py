@@ -33,6 +33,8 @@ def test_keys_are_a_set_of_problems_and_sample_indices():
     assert keys == {("a", 0), ("a", 3), ("b", 255)} and len(keys) == 3 and keys.problems == 2
     assert not keys.add(("a", 3)) and keys.add(("a", 1)) and len(keys) == 4
     assert ("a", 1) in keys and ("a", 2) not in keys and ("c", 0) not in keys and "a" not in keys
+    expected = Keys([("b", 1)], expected=["a", "b"])
+    assert expected == {("b", 1)} and expected.problems == len(expected) == 1 and ("a", 0) not in expected
     assert keys - {("a", 0), ("a", 1)} == {("a", 3), ("b", 255)}
 
 
