@@ -1,33 +1,40 @@
-"""Access to the shared bucket: a local folder or any S3-compatible store, behind one small class.
+"""Access to the shared bucket: a local folder, any S3-compatible store, GCS or Azure, behind one small class.
 
 Every put is whole or absent: readers never see a torn object. Exclusive create (`create`) is the only
-coordination that is asked of a store. Credentials for s3:// come the usual AWS ways, from the environment.
+coordination that is asked of a store. Credentials come each cloud's usual ways (`client.aws` for s3://).
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from client.aws import NoCredentials, s3_options
 from client.errors import LightReasonerError
 
 RANGE_BYTES = 4 * 2**20
 """Of an object that is read in ranges, at a time."""
+PLACES = "a path, file://…, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
 
 
 class BucketError(LightReasonerError):
-    """A store that cannot be opened, read or written."""
+    """A store that cannot be opened, read or written. `may_pass`: the same may succeed later, after an outage."""
+
+    def __init__(self, message: str, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class Bucket:
-    """A prefix of an object store, opened from a local path, `file://…` or `s3://bucket/prefix`."""
+    """A prefix of an object store, opened from a local path or a URL (`PLACES`)."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -41,14 +48,13 @@ class Bucket:
                 self._store: ObjectStore | None = None
             else:
                 self._folder = None
-                self._store = from_url(url)
+                self._store = from_url(url, **(s3_options() if scheme in ("s3", "s3a") else {}))
         except BucketError:
             raise
+        except NoCredentials as error:
+            raise BucketError(f"cannot open bucket {url!r}: {error}") from error
         except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise BucketError(
-                f"cannot open bucket {url!r}: {reason}; name a path, file://… or s3://bucket/prefix"
-            ) from error
+            raise BucketError(f"cannot open bucket {url!r}: {_said(error)}; name {PLACES}") from error
 
     def __str__(self) -> str:
         return self.url
@@ -63,7 +69,7 @@ class Bucket:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise BucketError(f"cannot read {name} in {self.url}: {_first_line(error)}") from error
+            raise self._trouble("read", name, error) from error
 
     def open(self, name: str) -> BinaryIO | None:
         """The object as a file that is read in ranges, as far as it is asked for; None where there is none."""
@@ -75,7 +81,7 @@ class Bucket:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise BucketError(f"cannot read {name} in {self.url}: {_first_line(error)}") from error
+            raise self._trouble("read", name, error) from error
         return io.BufferedReader(_Ranges(file, f"{name} in {self.url}"), RANGE_BYTES)
 
     def put(self, name: str, data: bytes) -> None:
@@ -98,7 +104,7 @@ class Bucket:
         except FileNotFoundError:
             return
         except Exception as error:
-            raise BucketError(f"cannot remove {name} in {self.url}: {_first_line(error)}") from error
+            raise self._trouble("remove", name, error) from error
 
     def names(self, prefix: str) -> Iterator[str]:
         """The names of all objects under `prefix/`, of all where it is empty, sorted, relative to the bucket."""
@@ -110,7 +116,7 @@ class Bucket:
                 entry["path"] for batch in obstore.list(store, f"{prefix}/" if prefix else None) for entry in batch
             ]
         except Exception as error:
-            raise BucketError(f"cannot list {prefix}/ in {self.url}: {_first_line(error)}") from error
+            raise self._trouble("list", f"{prefix}/", error) from error
         yield from sorted(found)
 
     def folders(self, prefix: str) -> list[str]:
@@ -121,7 +127,7 @@ class Bucket:
         try:
             found = obstore.list_with_delimiter(store, f"{prefix}/")["common_prefixes"]
         except Exception as error:
-            raise BucketError(f"cannot list {prefix}/ in {self.url}: {_first_line(error)}") from error
+            raise self._trouble("list", f"{prefix}/", error) from error
         return sorted(PurePosixPath(path).name for path in found)
 
     def _put(self, name: str, data: bytes, mode: str) -> None:
@@ -131,7 +137,17 @@ class Bucket:
         except AlreadyExistsError:
             raise
         except Exception as error:
-            raise BucketError(f"cannot write {name} in {self.url}: {_first_line(error)}") from error
+            raise self._trouble("write", name, error) from error
+
+    def _trouble(self, verb: str, name: str, error: Exception) -> BucketError:
+        """An error of the store as one of ours, with what helps where that is known."""
+        said = f"cannot {verb} {name} in {self.url}: {_said(error)}"
+        remote = self._folder is None
+        if remote and isinstance(error, PermissionDeniedError | UnauthenticatedError):
+            said += "; check the credentials, and what they may do there"
+        elif remote and isinstance(error, FileNotFoundError):
+            said += "; a bucket has to be there before it is used"
+        return BucketError(said, may_pass=remote and isinstance(error, GenericError))
 
     def _open(self, for_writing: bool) -> ObjectStore | None:
         if self._store is None:
@@ -161,7 +177,7 @@ class _Ranges(io.RawIOBase):
         try:
             data = memoryview(self._file.read(len(buffer)))
         except Exception as error:
-            raise BucketError(f"cannot read {self._name}: {_first_line(error)}") from error
+            raise BucketError(f"cannot read {self._name}: {_said(error)}") from error
         buffer[: len(data)] = data
         return len(data)
 
@@ -182,6 +198,9 @@ def local_folder(url: str) -> Path:
     return Path(unquote(path))
 
 
-def _first_line(error: Exception) -> str:
-    """What a store says, without the dump of its insides that follows."""
-    return (str(error).splitlines() or [repr(error)])[0]
+def _said(error: Exception) -> str:
+    """What a store says, in a line: its own code and words where it sends S3's XML, the first line otherwise."""
+    text = str(error) or repr(error)
+    first = text.splitlines()[0].partition("<?xml")[0].rstrip(" :")
+    told = [found[1] for tag in ("Code", "Message") if (found := re.search(f"<{tag}>([^<]*)</{tag}>", text))]
+    return f"{first} ({': '.join(told)})" if told else first

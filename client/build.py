@@ -47,6 +47,10 @@ def build(source: Run, target: Run, settings: ContrastSettings, shown: Shown = i
     if strangers := set(target.parts("trajectories")) - set(parts):
         raise RunError(f"{target} holds trajectories that {source} does not ({min(strangers)}); name a new RUN")
     if (completion := target.completion()) is not None:
+        if more := set(parts) - set(target.parts("trajectories")):
+            raise RunError(
+                f"{target} is complete, and {source} has been given {len(more)} more parts since; name a new RUN"
+            )
         return Built(RunTotals(**{name: completion[name] for name in RunTotals.__dataclass_fields__}), sealed=True)
     done = set(target.parts("samples"))
     tally = Tally(made)  # of every part, for what an earlier attempt wrote counts too

@@ -8,9 +8,9 @@
     RUN/complete.json                 written last; its presence means sealed
     RUN/training, RUN/evaluation      what the trainer may have left; only reports read it
 
-Promises: a part appears whole or not at all, names never collide, nothing is rewritten. Where two parts hold a
-key, readers take the first part by name. samples/part-X is a pure function of trajectories/part-X, so a crash
-between the two costs nothing: `mend` makes what is missing.
+Promises: a part appears whole or not at all, names never collide, nothing is rewritten (but the seal, which is taken
+off while what failed is asked again). Where two parts hold a key, readers take the first part by name. samples/part-X
+is a pure function of trajectories/part-X, so a crash between the two costs nothing: `mend` makes what is missing.
 """
 
 from __future__ import annotations
@@ -106,6 +106,10 @@ class Run:
         """Write complete.json; whether this call was the one that wrote it. The first writer's stands."""
         body = {"sealed_at": int(time.time()), **asdict(totals)}
         return self.bucket.create("complete.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
+
+    def reopen(self) -> None:
+        """Take the seal off, for trajectories that failed are to be asked for again."""
+        self.bucket.remove("complete.json")
 
     def parts(self, kind: str) -> list[str]:
         """Names, sorted, of the parts under trajectories, samples or failures, without folder and ending."""

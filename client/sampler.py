@@ -1,8 +1,9 @@
 """The sampling stage: a problem set goes in, a sealed RUN comes out, resuming where an earlier attempt stopped.
 
 What the source has answered is written before this ends, be it by an error or by the source's `stop`; a kill -9
-loses at most a part. Trajectories are written in parts, in the background, while sampling goes on. The source is a
-server over HTTP for the client and the pair itself for a server's jobs; the bucket is only waited for in threads.
+loses what had not become a part. Parts are written in the background, several at a time, while sampling goes on, and
+an outage of the store is waited out. The source is a server over HTTP for the client and the pair itself for a
+server's jobs; the bucket is only waited for in threads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from client.bucket import BucketError
 from client.connection import Asking
 from client.errors import RunError, ServiceError, Stopped, TooManyFailures
 from client.keys import Key, Keys
@@ -26,6 +28,11 @@ from client.shards import WHOLE, Settled, Shard, keys_of, settled
 PART_TRAJECTORIES = 256
 PART_SECONDS = 30.0
 """A part is written when it is this large or this old."""
+PARTS_AT_A_TIME = 4
+"""On their way to the bucket; sampling waits only beyond these, so that a slow store cannot fill the memory."""
+STORE_PAUSE_SECONDS, STORE_PATIENCE_SECONDS = 2.0, 300.0
+"""Between two attempts at a part while a store is out, doubled each time; and how long that may go on."""
+STOPPING_POLL_SECONDS = 0.1
 
 
 class Source(Protocol):
@@ -116,8 +123,8 @@ async def sample(
 ) -> Sampled:
     """Sample what `run` still lacks of this shard of `problems`, write it, and seal the RUN when all shards are done.
 
-    `retry_failed`: what failed in an earlier attempt is lacking too. `max_failures`: more than this many failures, of
-    all attempts, end this one.
+    `retry_failed`: what failed in an earlier attempt is lacking too, and opens a RUN that was sealed with it.
+    `max_failures`: more than this many failures, of all attempts, end this one.
 
     Raises RunError when the RUN was made with other settings, ServiceError when the source fails, TooManyFailures;
     what was answered by then is in the RUN, and the same call goes on from there.
@@ -126,25 +133,23 @@ async def sample(
         raise RunError(f"no problem was given, so there is nothing to sample into {run}")
     if (completion := await asyncio.to_thread(run.completion)) is not None:
         await asyncio.to_thread(check_sealed, run, problems, asking, settings)
-        if retry_failed and completion["failed"]:
-            raise RunError(
-                f"{run} is complete, with {completion['failed']} failed, and a complete RUN is never changed: sample "
-                "the problems that failed into a new RUN"
-            )
-        return Sampled(_totals_in(completion), None)
+        if not (retry_failed and completion["failed"]):
+            return Sampled(_totals_in(completion), None)
     await source.wait_until_ready(tell=lambda reason: progress.say(f"waiting for {source}: {reason}"))
     pair, versions = await source.models(), await source.versions()
     manifest = await asyncio.to_thread(manifest_of, problems, pair, versions, asking, settings)
     check_top_k(manifest)
     await asyncio.to_thread(run.claim, manifest, await source.tokenizer())
     manifest = await asyncio.to_thread(run.manifest)
+    if completion is not None:
+        await asyncio.to_thread(run.reopen)
     await asyncio.to_thread(run.mend, manifest)
     mine, n = shard.of(problems), asking.decoding.n
     missing, had, counts = await asyncio.to_thread(_missing, mine, run, n, retry_failed)
     if len(missing) < len(mine):
         progress.say(f"resuming {run}: {len(mine) - len(missing):,} of {len(mine):,} problems are there")
     progress.update(counts)
-    writer = Writer(run, manifest, problems.question, had)
+    writer = Writer(run, manifest, problems.question, had, progress.say, lambda: source.stopping)
     aging = asyncio.create_task(writer.write_what_is_old(counts))
     try:
         if not _too_many(counts, max_failures):
@@ -181,9 +186,10 @@ async def sample(
 
 
 class Writer:
-    """Gathers lines into parts and writes them in the background, one part at a time.
+    """Gathers lines into parts and writes them in the background, `PARTS_AT_A_TIME`.
 
-    `settled`: the keys that the RUN holds already; what comes for them again is not written again.
+    `settled`: the keys that the RUN holds already; what comes for them again is not written again. `tell` hears of a
+    store that is out; it is waited for unless everything is to end (`stopping`).
     """
 
     def __init__(
@@ -192,17 +198,21 @@ class Writer:
         manifest: RunManifest,
         question: Callable[[str], str | None],
         settled: Container[Key] = frozenset(),
+        tell: Callable[[str], None] = lambda _: None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._run, self._manifest, self._question, self._settled = run, manifest, question, settled
+        self._tell, self._stopping = tell, stopping
         self._trajectories: list[Trajectory] = []
         self._failures: list[Failure] = []
         self._oldest = time.monotonic()
-        self._writing: asyncio.Task[tuple[list[Sample], int]] | None = None
-        self._in_hand: tuple[list[Trajectory], list[Failure]] = ([], [])
-        self._turn = asyncio.Lock()
+        self._room = asyncio.Semaphore(PARTS_AT_A_TIME)
+        self._writing: set[asyncio.Task[None]] = set()
+        self._error: Exception | None = None  # why a part could not be written
+        self._store_is_out = False
 
     async def add(self, line: Trajectory | Failure, counts: Counts) -> None:
-        """Take a line; start writing when the part is full."""
+        """Take a line; start writing when the part is full. Raises what keeps an earlier part from being written."""
         if (line.problem_id, line.sample_index) in self._settled:
             return
         if not self._trajectories and not self._failures:
@@ -218,6 +228,8 @@ class Writer:
             else:
                 self._failures.append(line)
                 counts.failed += 1
+        if self._error:
+            raise self._error
         if len(self._trajectories) + len(self._failures) >= PART_TRAJECTORIES:
             await self._start_writing(counts)
 
@@ -229,48 +241,81 @@ class Writer:
                 await self._start_writing(counts)
 
     async def close(self, counts: Counts) -> None:
-        """Write what is left and wait until it is there; what could not be written before is tried once more."""
-        try:
-            await self._start_writing(counts)
-        except Exception:
-            await self._start_writing(counts)
-        async with self._turn:
-            await self._settle(counts)
+        """Write what is left and wait until it is there; what could not be written before is tried once more.
+
+        Raises what keeps it from being written. Cancelled, it leaves that to the next call.
+        """
+        await self._write_all(counts)
+        if self._error:
+            await self._write_all(counts)
+        if self._error:
+            raise self._error
+
+    async def _write_all(self, counts: Counts) -> None:
+        self._error = None
+        await self._start_writing(counts)
+        while self._writing:
+            await asyncio.wait(self._writing)
 
     async def _start_writing(self, counts: Counts) -> None:
-        async with self._turn:
-            await self._settle(counts)
-            trajectories, self._trajectories = self._trajectories, []
-            failures, self._failures = self._failures, []
-            self._oldest = time.monotonic()
-            if trajectories or failures:
-                self._in_hand = trajectories, failures
-                self._writing = asyncio.create_task(asyncio.to_thread(self._write, trajectories, failures))
+        """Send what has been gathered on its way, as soon as there is room for another part."""
+        await self._room.acquire()
+        trajectories, self._trajectories = self._trajectories, []
+        failures, self._failures = self._failures, []
+        self._oldest = time.monotonic()
+        if not trajectories and not failures:
+            self._room.release()
+            return
+        task = asyncio.create_task(self._put(trajectories, failures, counts))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
 
-    async def _settle(self, counts: Counts) -> None:
-        """Wait for the part being written, and count its kept steps. Cancelled, it leaves that to the next call."""
-        if self._writing is not None:
+    async def _put(self, trajectories: list[Trajectory], failures: list[Failure], counts: Counts) -> None:
+        """Write one part and count its kept steps; what cannot be written is gathered again."""
+        try:
+            samples = await self._patiently(trajectories, failures)
+        except Exception as error:
+            self._trajectories[:0], self._failures[:0] = trajectories, failures
+            self._error = error
+            return
+        finally:
+            self._room.release()
+        counts.written += len(samples)
+        counts.written_failures += len(failures)
+        for sample in samples:
+            counts.steps += max(0, len(sample.token_ids) - self._manifest.first_step)
+            counts.kept += len(sample.contrast.steps)
+
+    async def _patiently(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
+        """Write one part, again and again while the store is out."""
+        pause, until = STORE_PAUSE_SECONDS, time.monotonic() + STORE_PATIENCE_SECONDS
+        while True:
             try:
-                samples, failures = await asyncio.shield(self._writing)
-            except Exception:
-                self._writing = None
-                self._trajectories[:0], self._failures[:0] = self._in_hand  # they may be written yet
-                raise
-            self._writing = None
-            counts.written += len(samples)
-            counts.written_failures += failures
-            first = self._manifest.first_step
-            for sample in samples:
-                counts.steps += max(0, len(sample.token_ids) - first)
-                counts.kept += len(sample.contrast.steps)
+                samples = await asyncio.to_thread(self._write, trajectories, failures)
+            except BucketError as error:
+                if not error.may_pass or self._stopping() or time.monotonic() > until:
+                    raise
+                if not self._store_is_out:
+                    self._tell(f"{error}; trying again")
+                self._store_is_out = True
+            else:
+                if self._store_is_out:
+                    self._tell(f"{self._run} can be written again")
+                self._store_is_out = False
+                return samples
+            for _ in range(round(pause / STOPPING_POLL_SECONDS)):
+                if self._stopping():
+                    break
+                await asyncio.sleep(STOPPING_POLL_SECONDS)
+            pause *= 2
 
-    def _write(self, trajectories: list[Trajectory], failures: list[Failure]) -> tuple[list[Sample], int]:
+    def _write(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
         if failures:
             self._run.write_failures(failures)
         if not trajectories:
-            return [], len(failures)
+            return []
         questions = {line.problem_id: self._question(line.problem_id) for line in trajectories}
-        return self._run.write(trajectories, questions, self._manifest), len(failures)
+        return self._run.write(trajectories, questions, self._manifest)
 
 
 def _missing(problems: ProblemSet, run: Run, n: int, retry_failed: bool) -> tuple[ProblemSet, Settled, Counts]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -28,7 +29,7 @@ PLAIN_SECONDS = 10.0
 
 def warn(text: str) -> None:
     """Say something beside what a command prints."""
-    Console(stderr=True).print(text, highlight=False, markup=False)
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Terminal:
@@ -49,7 +50,7 @@ class Terminal:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def server_lines(self) -> list[str]:
         """The servers' states; of a single one there is nothing to say."""
@@ -57,7 +58,8 @@ class Terminal:
         return states if len(states) > 1 else []
 
     def update(self, counts: Counts) -> None:
-        detail = f"{counts.tokens / max(counts.seconds, 1e-9):,.0f} tokens/s"
+        seconds = max(counts.seconds, 1e-9)
+        detail = f"{counts.settled / seconds:,.1f} trajectories/s, {counts.tokens / seconds:,.0f} tokens/s"
         if counts.steps:
             detail += f", kept {counts.kept / counts.steps:.1%}"
         if counts.failed + counts.passing:
@@ -65,9 +67,17 @@ class Terminal:
         self._bar.update(self._task, completed=counts.settled, total=counts.total, detail=detail, visible=True)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._printed > PLAIN_SECONDS:
-            self.say("\n  ".join((f"{counts.settled:,} of {counts.total:,}, {detail}", *self.server_lines())))
+            done = f"{counts.settled:,} of {counts.total:,}, {_time_left(counts)}{detail}"
+            self.say("\n  ".join((done, *self.server_lines())))
             self._printed = now
         self._printed = min(self._printed, now)
+
+
+def _time_left(counts: Counts) -> str:
+    """At the rate so far; nothing before there is one."""
+    if not counts.settled:
+        return ""
+    return f"{timedelta(seconds=round(counts.seconds / counts.settled * (counts.total - counts.settled)))} left, "
 
 
 class Bar(Progress):

@@ -26,7 +26,7 @@ def running_s3(folder: Path) -> Iterator[dict[str, str]]:
     ports = {part: free_port() for part in PARTS}
     command = [Path(sys.executable).with_name("weed"), "-logtostderr", "mini", f"-dir={folder}", f"-bucket={BUCKET}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false", "-admin.ui=false"]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
     for part, port in ports.items():
         command += [f"-{part}.port={port}", f"-{part}.port.grpc={free_port()}"]
     url = f"http://127.0.0.1:{ports['s3']}"
@@ -35,7 +35,7 @@ def running_s3(folder: Path) -> Iterator[dict[str, str]]:
         process = subprocess.Popen(
             list(map(str, command)), stdout=output, stderr=output, cwd=folder, env={**os.environ, **KEYS}
         )
-    environment = {**KEYS, "AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1"}
+    environment = {**KEYS, "AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1"}
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _has_bucket(environment):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 
 import pytest
 from made_run import make_manifest, make_trajectory
@@ -22,6 +23,14 @@ def run(tmp_path):
 
 def lines(count):
     return [make_trajectory(f"p{index}", seed=index, tokens=4) for index in range(count)]
+
+
+async def until(true):
+    for _ in range(6000):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("waited in vain")
 
 
 async def take(writer, counts, some):
@@ -59,6 +68,85 @@ def test_an_old_part_is_written_though_no_line_comes(run, monkeypatch):
 
     asyncio.run(go())
     assert run.keys() == {("p0", 0), ("p1", 0)}
+
+
+def test_sampling_goes_on_while_parts_are_written_until_too_many_wait(run, monkeypatch):
+    monkeypatch.setattr(client.sampler, "PART_TRAJECTORIES", 4)
+    slow, write, begun = threading.Event(), run.write, []
+
+    def write_slowly(trajectories, *others):
+        begun.append(len(trajectories))
+        slow.wait(60)
+        return write(trajectories, *others)
+
+    monkeypatch.setattr(run, "write", write_slowly)
+    most = 4 * client.sampler.PARTS_AT_A_TIME
+
+    async def go():
+        writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=most + 4)
+        some = lines(most + 4)
+        await take(writer, counts, some[:-1])  # three of them belong to the part that has to wait
+        await until(lambda: len(begun) == client.sampler.PARTS_AT_A_TIME)
+        one_more = asyncio.create_task(take(writer, counts, some[-1:]))
+        _, waiting = await asyncio.wait([one_more], timeout=0.2)
+        assert waiting and not run.parts("trajectories")
+        slow.set()
+        await one_more
+        await writer.close(counts)
+
+    asyncio.run(go())
+    assert len(run.keys()) == most + 4 and begun == [4] * (client.sampler.PARTS_AT_A_TIME + 1)
+
+
+def test_a_store_that_is_out_is_waited_for_and_told_of_once(run, monkeypatch):
+    monkeypatch.setattr(client.sampler, "PART_TRAJECTORIES", 4)
+    monkeypatch.setattr(client.sampler, "STORE_PAUSE_SECONDS", 0.1)
+    put, told, outages = run.bucket.put, [], ["out"] * 3
+
+    def put_when_it_is_back(name, data):
+        if outages:
+            raise BucketError(outages.pop(), may_pass=True)
+        put(name, data)
+
+    monkeypatch.setattr(run.bucket, "put", put_when_it_is_back)
+
+    async def go():
+        writer, counts = Writer(run, make_manifest(), {}.get, tell=told.append), Counts(total=4)
+        await take(writer, counts, lines(4))
+        await until(lambda: counts.written)
+        await writer.close(counts)
+
+    asyncio.run(go())
+    assert len(run.keys()) == 4 and told == ["out; trying again", f"{run} can be written again"]
+
+
+@pytest.mark.parametrize("ended_by", ["patience", "stopping", "an error that stays"])
+def test_a_store_that_stays_out_is_named_in_the_end(run, monkeypatch, ended_by):
+    monkeypatch.setattr(client.sampler, "PART_TRAJECTORIES", 4)
+    monkeypatch.setattr(client.sampler, "STORE_PAUSE_SECONDS", 0.1 if ended_by == "patience" else 1000)
+    monkeypatch.setattr(client.sampler, "STORE_PATIENCE_SECONDS", 0.2 if ended_by == "patience" else 1000)
+    stopping = []
+
+    def never(*_):
+        raise BucketError("out", may_pass=ended_by != "an error that stays")
+
+    monkeypatch.setattr(run.bucket, "put", never)
+
+    async def go():
+        writer = Writer(run, make_manifest(), {}.get, stopping=lambda: bool(stopping))
+        counts = Counts(total=5)
+        await take(writer, counts, lines(4))
+        if ended_by == "stopping":
+            await asyncio.sleep(0.3)  # into the pause
+            assert not writer._error
+            stopping.append(True)
+        await until(lambda: writer._error)
+        with pytest.raises(BucketError, match="out"):
+            await take(writer, counts, lines(5)[4:])
+        with pytest.raises(BucketError, match="out"):
+            await asyncio.wait_for(writer.close(counts), 30)
+
+    asyncio.run(go())
 
 
 def test_what_is_being_written_when_cancelled_is_still_counted_and_its_errors_are_raised(run, monkeypatch):
@@ -108,10 +196,12 @@ def test_a_part_that_could_not_be_written_once_is_written_in_the_end(run, monkey
 
     async def go():
         writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=11)
+        await take(writer, counts, lines(8))
+        await until(lambda: writer._error)
         with pytest.raises(BucketError):
-            await take(writer, counts, lines(11))
+            await take(writer, counts, lines(11)[8:])
         await writer.close(counts)
         return counts
 
     counts = asyncio.run(go())
-    assert len(run.keys()) == counts.done == counts.written >= 8
+    assert len(run.keys()) == counts.done == counts.written == 9  # the ninth met the error, and is there too

@@ -17,7 +17,7 @@ import time
 import obstore
 import pytest
 from contract_server import ContractServer, line_of, refusal
-from job_calls import read_by_others, wait_until
+from job_calls import read_by_others
 from made_run import TOP_K
 from proxy import Proxy
 from real_server import ROOT, command
@@ -118,16 +118,27 @@ def test_without_being_told_to_nothing_that_failed_is_asked_again(server, proble
     assert "a" not in {problem for batch in server.asked for problem in batch}
 
 
-def test_a_complete_run_is_not_reopened(server, problem_file, tmp_path):
-    problems, run = problem_file([*PROBLEMS[:5], *unanswerable("a")]), tmp_path / "run"
-    assert sample(problems, run, server).returncode == 0
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    said = sample(problems, run, server, "--retry-failed")
-    assert said.returncode == 1 and "is complete, with 1 failed, and a complete RUN is never changed" in said.stderr
-    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    whole = problem_file(PROBLEMS[:5])
-    assert sample(whole, tmp_path / "whole", server).returncode == 0
-    assert "nothing to do" in sample(whole, tmp_path / "whole", server, "--retry-failed").stdout
+def test_a_complete_run_is_opened_again_for_what_failed_and_for_nothing_else(server, problem_file, bucket, tmp_path):
+    problems, run = problem_file([*PROBLEMS[:30], *unanswerable("a", "b")]), Run(bucket)
+    assert sample(problems, bucket, server).returncode == 0
+    assert (run.completion()["trajectories"], run.completion()["failed"]) == (30, 2)
+    assert "nothing to do" in sample(problems, bucket, server).stdout
+    server.asked.clear()
+    server.refuse = lambda request: refusal(422, "no") if request.method == "POST" else None
+    assert sample(problems, bucket, server, "--retry-failed").returncode == 1
+    assert run.completion() is None and len(run.keys()) == 30
+    server.refuse = lambda request: None
+    server.line = lambda problem, index: line_of(problem | ({"question": "?"} if problem["id"] == "a" else {}), index)
+    said = sample(problems, bucket, server, "--retry-failed")
+    assert said.returncode == 0, said.stderr
+    assert sorted(problem for batch in server.asked for problem in batch) == ["a", "b"]
+    totals = run.completion()
+    assert (totals["trajectories"], totals["failed"]) == (31, 1) == (len(run.keys()), 1)
+    server.line = lambda problem, index: line_of(problem | {"question": "?"}, index)
+    assert sample(problems, bucket, server, "--retry-failed").returncode == 0
+    assert run.completion()["failed"] == 0
+    server.asked.clear()
+    assert "nothing to do" in sample(problems, bucket, server, "--retry-failed").stdout and not server.asked
 
 
 # Shards and several clients.
@@ -233,27 +244,35 @@ def test_two_clients_by_mistake_leave_every_key_once_to_a_reader(server, problem
 
 
 def killed_and_resumed(times, server, problem_file, bucket, tmp_path):
-    """Kill a client at random moments, each time with some progress possible; then let it finish."""
+    """A new RUN each time: kill the client at some moment of a whole run, then let it finish."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
-    rng, problems = random.Random(seed), problem_file(PROBLEMS)
+    rng, rows = random.Random(seed), [{"id": f"p{index}", "question": f"What is {index}?"} for index in range(1500)]
+    problems = problem_file(rows)
 
     async def slowly():
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.015)
 
     server.before_line = slowly
-    for _ in range(times):
-        before = len(server.asked)
-        process = start(problems, bucket, server)
-        wait_until(
-            lambda before=before, process=process: len(server.asked) > before or process.poll() is not None, "it"
-        )
-        time.sleep(rng.uniform(0, 1.0))  # the moment is what is drawn
+    began = time.monotonic()
+    assert sample(problems, f"{bucket}/whole", server).returncode == 0
+    whole = time.monotonic() - began
+    for attempt in range(times):
+        process, delay = start(problems, f"{bucket}/{attempt}", server), rng.uniform(0, whole)
+        time.sleep(delay)  # the moment is what is drawn
         process.kill()
         process.communicate()
-    said = sample(problems, bucket, server)
-    assert said.returncode == 0, said.stderr
-    assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
+        run = Run(f"{bucket}/{attempt}")
+        keys = run.keys()
+        held = {problem for problem, _ in keys}
+        assert {sample.problem_id for sample in run.samples()} <= held
+        print(f"killed after {delay:.2f} s of {whole:.2f} with {len(held)} of {len(rows)} written")
+        server.asked.clear()
+        said = sample(problems, run, server)
+        assert said.returncode == 0, said.stderr
+        asked = sorted(problem for batch in server.asked for problem in batch)
+        assert asked == sorted({row["id"] for row in rows} - held)
+        assert "1500 problems once" in read_by_others(run, rows, tmp_path)
 
 
 def test_a_client_killed_at_random_moments_loses_nothing_that_was_written(server, problem_file, bucket, tmp_path):
@@ -295,6 +314,29 @@ def test_killed_between_a_part_of_trajectories_and_its_samples_it_makes_the_samp
     assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
 
 
+def test_a_store_that_is_out_for_a_while_costs_nothing(server, problem_file, s3, monkeypatch, tmp_path):
+    """From the first part on it refuses, longer than its client library bears."""
+    bucket, problems = f"{s3}/{tmp_path.name}", problem_file(PROBLEMS)
+    with Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])).running() as proxy:
+
+        def hear(asked, data):
+            if asked and b"/trajectories/part-" in data.split(b"\r\n")[0]:
+                proxy.listener, proxy.refusing = None, True
+                proxy.cut()
+
+        proxy.listener = lambda: hear
+        with monkeypatch.context() as changed:
+            changed.setenv("AWS_ENDPOINT_URL", proxy.url)
+            process = start(problems, bucket, server)
+        told = next(line for line in process.stderr if "trying again" in line)
+        assert f"in {bucket}: " in told and proxy.refusing
+        proxy.refusing = False
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0 and f"{bucket} can be written again" in told
+    assert sorted(problem for batch in server.asked for problem in batch) == sorted(row["id"] for row in PROBLEMS)
+    assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
+
+
 # What stands in the way.
 
 
@@ -327,6 +369,9 @@ def test_a_store_that_refuses_or_is_not_there_is_named_before_any_work(server, p
             changed.setenv(name, value)
             said = sample(problems, bucket, server)
         assert said.returncode == 1 and f"in {bucket}: " in said.stderr and "Traceback" not in said.stderr
+    said = sample(problems, "s3://nosuch/run", server)
+    assert said.returncode == 1 and "in s3://nosuch/run: " in said.stderr and "NoSuchBucket" in said.stderr
+    assert "a bucket has to be there before it is used" in said.stderr and "Traceback" not in said.stderr
     assert not server.asked
 
 

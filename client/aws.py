@@ -1,0 +1,47 @@
+"""How an s3:// store is reached: endpoint, region and credentials, found where AWS's own tools find them.
+
+In: the environment and the profiles in ~/.aws. Out: the options that obstore needs beside what it reads itself, which
+are a key, an endpoint and a region in the environment. Never opens a store.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+READ_BY_OBSTORE = ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE")
+"""With one of these in the environment, nobody has to look further for credentials."""
+
+
+class NoCredentials(Exception):
+    """Where AWS's tools would find no credentials either; says where they look."""
+
+
+def s3_options() -> dict[str, Any]:
+    """Keyword arguments for obstore's S3 store. Raises NoCredentials."""
+    options = {} if any(os.environ.get(name) for name in READ_BY_OBSTORE) else _from_profile()
+    if endpoint := next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), options.get("endpoint")):
+        options |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http://")}}
+    return options
+
+
+def _from_profile() -> dict[str, Any]:
+    """What a profile, a role, a single sign-on or the machine itself gives, renewed as it runs out."""
+    from botocore.exceptions import BotoCoreError  # slow to import, and of use here alone
+    from botocore.session import Session
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    try:
+        session = Session()
+        if session.get_credentials() is None:
+            raise NoCredentials(
+                "no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a "
+                "profile of ~/.aws (AWS_SKIP_SIGNATURE=true for a public bucket)"
+            )
+        options: dict[str, Any] = {"credential_provider": Boto3CredentialProvider(session)}
+        profile = session.get_scoped_config()
+        region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
+        return options | {k: v for k, v in (("region", region), ("endpoint", profile.get("endpoint_url"))) if v}
+    except BotoCoreError as error:  # a profile that is not there, a file that cannot be read
+        raise NoCredentials(str(error)) from error
