@@ -37,9 +37,10 @@ class Terminal:
 
     def __init__(self) -> None:
         self.servers: Callable[[], list[str]] = list
+        self.detail = ""  # rates, shares and failures in words
         self._console = Console(stderr=True)
         self._bar = Bar(self)
-        self._task = self._bar.add_task("sampling", total=None, detail="", visible=False)
+        self._task = self._bar.add_task("sampling", total=None, visible=False)
         self._printed = math.inf  # the first update starts the clock: waiting for the server is not progress
 
     def __enter__(self) -> Terminal:
@@ -59,15 +60,15 @@ class Terminal:
 
     def update(self, counts: Counts) -> None:
         seconds = max(counts.seconds, 1e-9)
-        detail = f"{counts.settled / seconds:,.1f} trajectories/s, {counts.tokens / seconds:,.0f} tokens/s"
+        self.detail = f"{counts.settled / seconds:,.1f} trajectories/s, {counts.tokens / seconds:,.0f} tokens/s"
         if counts.steps:
-            detail += f", kept {counts.kept / counts.steps:.1%}"
+            self.detail += f", kept {counts.kept / counts.steps:.1%}"
         if counts.failed + counts.passing:
-            detail += f", {counts.failed + counts.passing} failed"
-        self._bar.update(self._task, completed=counts.settled, total=counts.total, detail=detail, visible=True)
+            self.detail += f", {counts.failed + counts.passing:,} failed"
+        self._bar.update(self._task, completed=counts.settled, total=counts.total, visible=True)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._printed > PLAIN_SECONDS:
-            done = f"{counts.settled:,} of {counts.total:,}, {_time_left(counts)}{detail}"
+            done = f"{counts.settled:,} of {counts.total:,}, {_time_left(counts)}{self.detail}"
             self.say("\n  ".join((done, *self.server_lines())))
             self._printed = now
         self._printed = min(self._printed, now)
@@ -81,17 +82,16 @@ def _time_left(counts: Counts) -> str:
 
 
 class Bar(Progress):
-    """The bar, and a line for each server below it."""
+    """The bar, and below it what there is to say of the run, and a line for each server."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         console = terminal._console
         super().__init__(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[detail]}"), console=console,
-            disable=not console.is_terminal,
+            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
         )  # fmt: skip
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
-        yield from map(Text, self._terminal.server_lines())
+        yield from map(Text, filter(None, (self._terminal.detail, *self._terminal.server_lines())))
