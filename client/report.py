@@ -41,8 +41,8 @@ HEADROOM = 1.12
 """So that the words at a threshold stand above the highest bar."""
 LONGEST = 1024
 """Tokens of a trajectory that the page shows: eight long ones would make it too large to open."""
-ROWS = 8
-"""Ids that a token's detail lists, best first."""
+ROWS = 20
+"""Ids that a token's detail lists, best first: all of the default top k."""
 
 
 @dataclass(frozen=True)

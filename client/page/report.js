@@ -49,6 +49,7 @@ for (const article of document.querySelectorAll(".trajectory")) {
     current = index;
     tokens[index].setAttribute("aria-selected", "true");
     detail.replaceChildren(detailOf(steps[index]));
+    detail.scrollTop = 0;
   };
   const focus = (index) => {
     for (const token of tokens) token.tabIndex = -1;
