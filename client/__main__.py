@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -117,21 +118,33 @@ def sample(
         with Terminal() as progress:
             async with SamplingClient(server, api_key, patience, progress.say) as connection:
                 progress.servers = connection.status
-                asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop_once, connection)
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    asyncio.get_running_loop().add_signal_handler(number, stop, number, connection, progress)
                 return await run_sampling(
-                    asked, Run(run), connection, asking, settings, progress, part, retry_failed, max_failures
+                    asked, Run(run), connection, asking, settings, progress, part, retry_failed, max_failures, patience
                 )
 
-    def stop_once(connection: SamplingClient) -> None:
-        connection.stop()  # what is on its way is still written; a second Ctrl-C does not wait for it
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+    def stop(number: signal.Signals, connection: SamplingClient, progress: Terminal) -> None:
+        """What is on its way is still written; before there is any, and at a second signal, nothing is waited for."""
+        if progress.began and not connection.stopping:
+            stopped_by.append(number)
+            return connection.stop()
+        progress.__exit__()
+        print(
+            f"\nstopped at once; {run} holds what was written. Run the same command again to go on."
+            if progress.began
+            else "\nstopped; nothing was asked of a server yet",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(128 + number)  # a thread may wait for the bucket for minutes
 
+    stopped_by: list[signal.Signals] = []
     try:
         sampled = asyncio.run(sampling())
     except Stopped as stopped:
-        sys.exit(f"\n{stopped}")
-    except KeyboardInterrupt:
-        sys.exit(f"\nstopped at once; {run} holds what was written. Run the same command again to go on.")
+        print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(128 + (stopped_by or [signal.SIGINT])[0])
     if sampled.totals is None:
         print(
             f"shard {part} is done; {sampled.waiting:,} trajectories of the others are not. "

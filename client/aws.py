@@ -14,14 +14,16 @@ READ_BY_OBSTORE = ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE")
 """With one of these in the environment, nobody has to look further for credentials."""
 
 
-class NoCredentials(Exception):
-    """Where AWS's tools would find no credentials either; says where they look."""
+class AwsError(Exception):
+    """Settings with which AWS's tools would reach no store either; says where they look."""
 
 
 def s3_options() -> dict[str, Any]:
-    """Keyword arguments for obstore's S3 store. Raises NoCredentials."""
+    """Keyword arguments for obstore's S3 store. Raises AwsError."""
     options = {} if any(os.environ.get(name) for name in READ_BY_OBSTORE) else _from_profile()
     if endpoint := next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), options.get("endpoint")):
+        if not endpoint.startswith(("http://", "https://")):
+            raise AwsError(f"its endpoint, AWS_ENDPOINT_URL, is {endpoint!r}; it must begin with http:// or https://")
         options |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http://")}}
     return options
 
@@ -35,7 +37,7 @@ def _from_profile() -> dict[str, Any]:
     try:
         session = Session()
         if session.get_credentials() is None:
-            raise NoCredentials(
+            raise AwsError(
                 "no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a "
                 "profile of ~/.aws (AWS_SKIP_SIGNATURE=true for a public bucket)"
             )
@@ -44,4 +46,4 @@ def _from_profile() -> dict[str, Any]:
         region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
         return options | {k: v for k, v in (("region", region), ("endpoint", profile.get("endpoint_url"))) if v}
     except BotoCoreError as error:  # a profile that is not there, a file that cannot be read
-        raise NoCredentials(str(error)) from error
+        raise AwsError(str(error)) from error

@@ -6,6 +6,7 @@ coordination that is asked of a store. Credentials come each cloud's usual ways 
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from client.aws import NoCredentials, s3_options
+from client.aws import AwsError, s3_options
 from client.errors import LightReasonerError
 
 RANGE_BYTES = 4 * 2**20
@@ -26,7 +27,10 @@ PLACES = "a path, file://…, s3://bucket/prefix, gs://bucket/prefix or az://con
 
 
 class BucketError(LightReasonerError):
-    """A store that cannot be opened, read or written. `may_pass`: the same may succeed later, after an outage."""
+    """A store that cannot be opened, read or written.
+
+    `may_pass`: the same may succeed later, after an outage or when a full disk has been given room.
+    """
 
     def __init__(self, message: str, may_pass: bool = False) -> None:
         super().__init__(message)
@@ -37,6 +41,8 @@ class Bucket:
     """A prefix of an object store, opened from a local path or a URL (`PLACES`)."""
 
     def __init__(self, url: str) -> None:
+        if not url.strip():
+            raise BucketError(f"no place was named; name {PLACES}")
         self.url = url
         scheme = urlsplit(url).scheme
         try:
@@ -51,7 +57,7 @@ class Bucket:
                 self._store = from_url(url, **(s3_options() if scheme in ("s3", "s3a") else {}))
         except BucketError:
             raise
-        except NoCredentials as error:
+        except AwsError as error:
             raise BucketError(f"cannot open bucket {url!r}: {error}") from error
         except Exception as error:
             raise BucketError(f"cannot open bucket {url!r}: {_said(error)}; name {PLACES}") from error
@@ -71,18 +77,18 @@ class Bucket:
         except Exception as error:
             raise self._trouble("read", name, error) from error
 
-    def open(self, name: str) -> BinaryIO | None:
+    def open(self, name: str, range_bytes: int = RANGE_BYTES) -> BinaryIO | None:
         """The object as a file that is read in ranges, as far as it is asked for; None where there is none."""
         store = self._open(for_writing=False)
         if store is None:
             return None
         try:
-            file = obstore.open_reader(store, name, buffer_size=RANGE_BYTES)
+            file = obstore.open_reader(store, name, buffer_size=range_bytes)
         except FileNotFoundError:
             return None
         except Exception as error:
             raise self._trouble("read", name, error) from error
-        return io.BufferedReader(_Ranges(file, f"{name} in {self.url}"), RANGE_BYTES)
+        return io.BufferedReader(_Ranges(file, f"{name} in {self.url}"), range_bytes)
 
     def put(self, name: str, data: bytes) -> None:
         """Write an object whole, replacing what was there."""
@@ -147,7 +153,10 @@ class Bucket:
             said += "; check the credentials, and what they may do there"
         elif remote and isinstance(error, FileNotFoundError):
             said += "; a bucket has to be there before it is used"
-        return BucketError(said, may_pass=remote and isinstance(error, GenericError))
+        elif "amazonaws.com" in said:
+            said += "; for a store other than Amazon's set AWS_ENDPOINT_URL"
+        passing = remote or any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+        return BucketError(said, may_pass=passing and isinstance(error, GenericError))
 
     def _open(self, for_writing: bool) -> ObjectStore | None:
         if self._store is None:

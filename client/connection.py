@@ -7,6 +7,7 @@ In: requests of the contract. Out: its answers as values. Every error is a Servi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import time
 import uuid
@@ -17,9 +18,9 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 import orjson
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from client.errors import Busy, ServiceError, Unreachable
+from client.errors import Busy, LightReasonerError, ServiceError, Unreachable
 from client.protocol import (
     DEFAULT_TOP_K,
     SYSTEM_PROMPT,
@@ -32,9 +33,11 @@ from client.protocol import (
     Problem,
     Trajectory,
     TrajectoryRequest,
+    key_of_line,
     parse_line,
 )
 
+VERSIONS = TypeAdapter(dict[str, str])
 Pair = tuple[ModelCard, ModelCard]
 """The expert's card and the amateur's."""
 MOST_REQUESTS = 16
@@ -43,6 +46,12 @@ SUBMIT_ATTEMPTS, SUBMIT_PAUSE_SECONDS = 5, 1.0
 READ_TIMEOUT_SECONDS = 60.0
 """Without a line or a heartbeat for this long, the server is taken for dead; heartbeats come every 10 s."""
 CONNECT_TIMEOUT_SECONDS = 10.0
+MOST_LINE_BYTES = 2**28
+"""A trajectory of 100,000 tokens with a top k of 128 takes less."""
+BEFORE_A_SERVER = (408, 429, 502, 504)
+"""What a proxy says of /ready while there is nothing behind it, or too much."""
+BAD_LINE = "bad_line"
+"""The type of failure that stands for a line which is not of the contract."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +64,30 @@ class Asking:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def request(self, problems: list[Problem]) -> bytes:
-        """The body of POST /v1/trajectories for some problems."""
-        request = TrajectoryRequest(
-            **self.decoding.model_dump(),
-            problems=problems,
-            top_k=self.top_k,
-            system_prompt=self.system_prompt,
-            chat_template_kwargs=self.chat_template_kwargs,
-            encoding="base64",
-        )
+        """The body of POST /v1/trajectories for some problems. Raises LightReasonerError where there can be none."""
+        try:
+            request = TrajectoryRequest(
+                **self.decoding.model_dump(),
+                problems=problems,
+                top_k=self.top_k,
+                system_prompt=self.system_prompt,
+                chat_template_kwargs=self.chat_template_kwargs,
+                encoding="base64",
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            said = first["msg"].removeprefix("Value error, ")
+            raise LightReasonerError(f"this cannot be asked: {where + ': ' if where else ''}{said}") from None
         return request.model_dump_json().encode()
+
+    def check(self) -> None:
+        """Raises LightReasonerError where every request would be refused for it."""
+        self.request([Problem(id="any", question="Any?")])
+
+
+class LineTooLong(Exception):
+    """A line that would fill the memory."""
 
 
 class Connection:
@@ -74,10 +97,11 @@ class Connection:
         self.server = server.rstrip("/")
         try:
             address = urlsplit(self.server)
+            self._name = self.server.replace(f"{address.netloc.rpartition('@')[0]}@", "", 1)  # a password is not told
             if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:
                 raise ValueError("expected http://host:port")
             limits = httpx.Limits(max_connections=MOST_REQUESTS + 4)
-            timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
+            timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS, pool=None)
             self._http = httpx.AsyncClient(
                 base_url=self.server, headers=_authorization(api_key), timeout=timeout, limits=limits
             )
@@ -85,7 +109,7 @@ class Connection:
             raise ServiceError(f"--server {server!r} is no URL: {error}") from None
 
     def __str__(self) -> str:
-        return self.server
+        return self._name
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -98,7 +122,8 @@ class Connection:
         response = await self._get("/ready")
         if response.status_code == 200:
             return None
-        if response.status_code != 503 or "retry-after" not in response.headers:
+        starting = response.status_code == 503 and "retry-after" in response.headers
+        if not starting and response.status_code not in BEFORE_A_SERVER:
             raise ServiceError(f"{self} cannot serve: {_detail(response)}")
         return _detail(response)
 
@@ -113,14 +138,27 @@ class Connection:
 
     async def tokenizer(self) -> bytes:
         """The expert's tokenizer.json."""
-        return (await self._ok("/v1/tokenizer")).content
+        content = (await self._ok("/v1/tokenizer")).content
+        with contextlib.suppress(ValueError):
+            if isinstance(found := orjson.loads(content), dict) and "model" in found:
+                return content
+        raise ServiceError(f"{self} is no lightreasoner-server: its /v1/tokenizer is no tokenizer.json")
 
     async def versions(self) -> dict[str, str]:
         """Versions of the server and of what its numbers rest on."""
-        return (await self._ok("/version")).json()
+        try:
+            return VERSIONS.validate_json((await self._ok("/version")).content)
+        except ValidationError:
+            raise ServiceError(f"{self} is no lightreasoner-server: its /version lists no versions") from None
 
-    async def answer(self, problems: list[Problem], asking: Asking) -> AsyncGenerator[Trajectory | Failure, None]:
-        """Stream one request: every trajectory asked for comes once, or an error is raised after those that came."""
+    async def answer(
+        self, problems: list[Problem], asking: Asking, vocab_size: int
+    ) -> AsyncGenerator[Trajectory | Failure, None]:
+        """Stream one request: every trajectory asked for comes once, or an error is raised after those that came.
+
+        A line that is not of the contract fails its trajectory alone, where it says which that is. `vocab_size`:
+        columns of the expert's head.
+        """
         missing = {(problem.id, index) for problem in problems for index in range(asking.decoding.n)}
         headers, body = {"content-type": "application/json"}, asking.request(problems)
         try:
@@ -129,13 +167,16 @@ class Connection:
                     await response.aread()
                     raise self._refusal(response, f"{self} refused the request")
                 async for text in _lines(response):
-                    if line := parse_line(text):
-                        missing.remove((line.problem_id, line.sample_index))
+                    if line := self._read(text, asking.top_k, vocab_size):
+                        key = line.problem_id, line.sample_index
+                        if key not in missing:
+                            raise ServiceError(f"{self} answered {key!r:.200}, which it was not asked, or twice")
+                        missing.remove(key)
                         yield line
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ServiceError(f"{self} sent a line that is not of this protocol: {error!r}") from error
+        except LineTooLong as error:
+            raise ServiceError(f"{self} sent {error}") from None
         if missing:
             raise Unreachable(f"{self} ended its answer with {len(missing)} trajectories missing")
 
@@ -159,9 +200,27 @@ class Connection:
         """Cancel a job."""
         return self._job(await self._post(f"/v1/jobs/{quote(job_id, safe='')}/cancel", {}, ""), 200)
 
+    def _read(self, text: bytes, top_k: int, vocab_size: int) -> Trajectory | Failure | None:
+        """The value of a line, or the failure that it is. Raises ServiceError where it does not say of what."""
+        try:
+            line = parse_line(text)
+            if isinstance(line, Trajectory):
+                if (k := line.top_ids.shape[1]) != top_k:
+                    raise ValueError(f"its top k is {k}, and {top_k} was asked")
+                if (largest := max(line.token_ids.max(), line.top_ids.max())) >= vocab_size:
+                    raise ValueError(f"token {largest} is beyond the expert's {vocab_size:,} columns")
+            return line
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            fault = f"{self} sent a line that is not of this protocol: {error!r:.300}"
+            if (key := key_of_line(text)) is None:
+                raise ServiceError(fault) from error
+            return Failure(*key, BAD_LINE, fault)
+
     def _refusal(self, response: httpx.Response, what: str) -> ServiceError:
         """An answer that is none, as an error of the right kind."""
         said = f"{what}: {_detail(response)}"
+        if response.status_code == 401:
+            said += " (--api-key or LIGHTREASONER_API_KEY gives one)"
         if response.status_code == 429:
             return Busy(said, _retry_after(response))
         if response.status_code == 408 or response.status_code >= 500:
@@ -216,12 +275,19 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
 
     What follows the last newline is a line too, unless the stream was cut in the middle of it.
     """
-    rest = b""
+    pieces: list[bytes] = []  # of a line that is not whole yet; it may be large, and is joined once
+    size = 0
     async for chunk in response.aiter_bytes():
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line
-    if rest and _is_json(rest):
+        first, *others = chunk.split(b"\n")
+        pieces.append(first)
+        if (size := size + len(first)) > MOST_LINE_BYTES:
+            raise LineTooLong(f"a line of more than {MOST_LINE_BYTES:,} bytes")
+        if others:
+            yield b"".join(pieces)
+            for line in others[:-1]:
+                yield line
+            pieces, size = [others[-1]], len(others[-1])
+    if (rest := b"".join(pieces)) and _is_json(rest):
         yield rest
 
 
@@ -236,7 +302,7 @@ def _is_json(text: bytes) -> bool:
 def _retry_after(response: httpx.Response) -> float:
     """Seconds, from either form of Retry-After; 0 where there is none that can be read."""
     value = response.headers.get("retry-after", "")
-    if value.isdecimal():
+    if value.isascii() and value.isdigit():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())

@@ -1,12 +1,14 @@
 """Shares problems among servers until each of their trajectories has been had or has failed for good.
 
 In: problems, servers. Out: their lines, each key once, as they come. What a server had and did not answer is asked
-again, of whichever server has room; an error that asking again cannot mend ends the call.
+again, of whichever server has room, and so is what it does not get done while another has nothing to do. A server whose
+error asking again cannot mend is left out; without any other it ends the call.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
@@ -20,13 +22,21 @@ from client.servers import Server, roomiest
 
 TRAJECTORIES_A_REQUEST = 16
 """Small, so that no request waits long for its slowest problem; large enough that HTTP costs nothing."""
-LINES_WAITING = 256
-"""Answered and not yet taken by the reader; beyond this, servers wait for it."""
+LINES_WAITING, BYTES_WAITING = 256, 2**26
+"""Answered and not yet taken by the reader; beyond either, servers wait for it."""
+BYTES_AN_ID = 12
+"""Of a top-k entry: the id and two log-probabilities."""
 ATTEMPTS = 4
 """At a trajectory whose error line says that asking again may help."""
 STOPPING = "server_stopping"
 STOP_SECONDS = 2.0
 """How long `stop` waits for lines that are on their way."""
+OVERDUE_SECONDS, OVERDUE_FACTOR = 5.0, 3.0
+"""A request that takes longer than both this and so many times the usual is put to a server with nothing else to do."""
+LOOK_SECONDS = 1.0
+"""How often overdue requests are looked for while no line comes."""
+END_SECONDS = 1.0
+"""How long requests whose lines have all come may take to end."""
 
 
 @dataclass
@@ -36,6 +46,21 @@ class Pending:
     problem: Problem
     missing: set[int]
     failed: int = 0  # answers in which an error that may pass came for it
+    asked: int = 0  # requests on their way that ask for it
+
+
+@dataclass(eq=False)
+class Request:
+    """Problems that one server has been asked for together."""
+
+    server: Server
+    batch: list[Pending]
+    since: float
+    again: bool = False  # put to another server too
+
+    @property
+    def missing(self) -> bool:
+        return any(pending.missing for pending in self.batch)
 
 
 class Backlog:
@@ -57,7 +82,7 @@ class Backlog:
         return batch + [self._pending(problem) for problem in islice(self._fresh, size - len(batch))]
 
     def give_back(self, batch: Iterable[Pending]) -> None:
-        self._again.extend(pending for pending in batch if pending.missing)
+        self._again.extend(pending for pending in batch if pending.missing and not pending.asked)
 
     def _pending(self, problem: Problem) -> Pending:
         return Pending(problem, set(range(self._n)))
@@ -78,7 +103,10 @@ class Dispatch:
         self._patience, self._tell = patience, tell
         self._backlog = Backlog(problems, asking.decoding.n)
         self._lines: asyncio.Queue[Trajectory | Failure | None] = asyncio.Queue()  # None: look what has changed
-        self._room = asyncio.Semaphore(LINES_WAITING)
+        size = BYTES_AN_ID * asking.decoding.max_tokens * asking.top_k
+        self._room = asyncio.Semaphore(min(LINES_WAITING, max(1, BYTES_WAITING // size)))
+        self._open: set[Request] = set()
+        self._usual = 0.0  # seconds a request takes, of late
         self._requests: set[asyncio.Task[None]] = set()
         self._recoveries: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
@@ -93,14 +121,20 @@ class Dispatch:
 
     async def lines(self) -> AsyncGenerator[Trajectory | Failure, None]:
         """Every line as it comes. Raises ServiceError, after all that was answered, when there is no going on."""
+        heard = time.monotonic()
         try:
             while self._ask_more():
                 try:
-                    line = await asyncio.wait_for(self._next_line(), self._patience)
+                    line = await asyncio.wait_for(self._next_line(), min(LOOK_SECONDS, self._patience))
                 except TimeoutError:
-                    raise self._out_of_patience() from None
+                    if time.monotonic() - heard >= self._patience:
+                        raise self._out_of_patience() from None
+                    continue
                 if line is not None:
                     yield line
+                    heard = time.monotonic()
+            if self._requests and not self._stopping:
+                await asyncio.wait(self._requests, timeout=END_SECONDS)
         finally:
             tasks = [*self._requests, *self._recoveries]
             for task in tasks:
@@ -113,10 +147,24 @@ class Dispatch:
         """Fill the servers' rooms; whether anything is still to come."""
         if self._error or self._stopping:
             return bool(self._requests) or not self._lines.empty()
-        while self._backlog and (server := roomiest(self.servers)):
+        while (server := roomiest(self.servers)) and (batch := self._backlog.take() or self._overdue(server)):
+            request = Request(server, batch, time.monotonic())
             server.in_flight += 1
-            self._start(self._requests, self._ask(server, server.epoch, self._backlog.take()))
-        return bool(self._requests) or bool(self._backlog) or not self._lines.empty()
+            self._open.add(request)
+            for pending in batch:
+                pending.asked += 1
+            self._start(self._requests, self._ask(request, server.epoch))
+        return any(request.missing for request in self._open) or bool(self._backlog) or not self._lines.empty()
+
+    def _overdue(self, server: Server) -> list[Pending]:
+        """What another server has had for too long, to be asked of this one as well; the longest first."""
+        now = time.monotonic()
+        limit = max(OVERDUE_SECONDS, OVERDUE_FACTOR * self._usual)
+        for request in sorted(self._open, key=lambda request: request.since):
+            if request.server is not server and not request.again and now - request.since > limit and request.missing:
+                request.again = True
+                return [pending for pending in request.batch if pending.missing]
+        return []
 
     def _start(self, tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
         def ended(task: asyncio.Task[None]) -> None:
@@ -137,22 +185,26 @@ class Dispatch:
         self._room.release()
         return line
 
-    async def _ask(self, server: Server, epoch: int, batch: list[Pending]) -> None:
-        """Put one request to a server; what it leaves unanswered goes back."""
-        pending = {one.problem.id: one for one in batch}
+    async def _ask(self, request: Request, epoch: int) -> None:
+        """Put one request to its server; what it leaves unanswered goes back."""
+        server, pending = request.server, {one.problem.id: one for one in request.batch}
         trouble: Failure | None = None
         failed: set[str] = set()
+        problems = [one.problem for one in request.batch]
         try:
-            async with aclosing(server.connection.answer([one.problem for one in batch], self._asking)) as answer:
+            async with aclosing(server.connection.answer(problems, self._asking, server.vocab_size)) as answer:
                 async for line in answer:
                     one = pending[line.problem_id]
                     if line.sample_index not in one.missing:
-                        continue  # had from an earlier request, for a request cannot name samples
+                        continue  # had already, for a request cannot name samples, and two may ask for the same
                     if isinstance(line, Failure) and _may_pass(line, one):
                         trouble = line
                         failed |= {line.problem_id} if line.type != STOPPING else set()
                         continue
                     await self._room.acquire()
+                    if line.sample_index not in one.missing:
+                        self._room.release()
+                        continue
                     one.missing.discard(line.sample_index)
                     server.line_came()
                     self._lines.put_nowait(line)
@@ -161,16 +213,32 @@ class Dispatch:
             if trouble:
                 raise Unreachable(f"{server.connection} answered {trouble.type}: {trouble.detail}")
             server.request_ended_well()
+            took = time.monotonic() - request.since
+            self._usual = 0.8 * self._usual + 0.2 * took if self._usual else took
         except Unreachable as error:
             if server.request_failed(error, epoch):
                 if not isinstance(error, Busy):
                     self._tell(f"{error}; trying again")
                 self._start(self._recoveries, self._recover(server))
+        except ServiceError as error:
+            self._leave_out(server, error)
         finally:
             server.in_flight -= 1
+            self._open.discard(request)
             for problem_id in failed:
                 pending[problem_id].failed += 1
-            self._backlog.give_back(batch)
+            for one in request.batch:
+                one.asked -= 1
+            self._backlog.give_back(request.batch)
+
+    def _leave_out(self, server: Server, error: ServiceError) -> None:
+        """Ask nothing more of a server that cannot be helped, as long as there is another. Raises the error else."""
+        if server not in self.servers:
+            return
+        if len(self.servers) == 1:
+            raise error
+        self.servers.remove(server)
+        self._tell(f"{error}; it is left out")
 
     async def _recover(self, server: Server) -> None:
         """Wait until a server may be asked again; one that never may is left out, if others are there."""
@@ -178,10 +246,7 @@ class Dispatch:
         try:
             await server.recover()
         except ServiceError as error:
-            if len(self.servers) == 1:
-                raise
-            self.servers.remove(server)
-            self._tell(f"{error}; it is left out")
+            self._leave_out(server, error)
         else:
             if not isinstance(failed, Busy):
                 self._tell(f"{server.connection} is back")

@@ -43,7 +43,8 @@ KeepIncomplete = Annotated[
     bool, typer.Option("--keep-incomplete", help="Also keep steps whose plausible set is not proved whole.")
 ]
 Patience = Annotated[
-    float, typer.Option(min=0.0, help="Give up after this many seconds without an answer, at the start or later.")
+    float,
+    typer.Option(min=0.0, help="Give up when servers, or the bucket, have answered nothing for this many seconds."),
 ]
 SystemPrompt = Annotated[str, typer.Option(help="Empty: none.")]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,8 @@ from client.contrast import Labels, Selection
 
 SYSTEM_PROMPT = "Please reason step by step."
 """The published sampling prompt."""
-DEFAULT_TOP_K = 32
+DEFAULT_TOP_K = 20
+"""By measurement: README, "Why --top-k is 20"."""
 MAX_PROBLEMS = 1024
 """Problems that one request may carry; the server expands each into n trajectories."""
 MAX_JOB_PROBLEMS = 50_000
@@ -351,31 +352,76 @@ class Failure:
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
+ROUNDING = 1e-3
+"""Nats by which a model's log-probability may exceed 0, and the order of two."""
+
+
 def parse_line(line: bytes | str) -> Trajectory | Failure | None:
     """The value of one line of the answer, in either encoding; None for a heartbeat (a blank line).
 
-    Raises ValueError, KeyError or TypeError where the line is not one of the contract's.
+    Raises ValueError, KeyError, TypeError, AttributeError or OverflowError where the line is not one of the contract's.
     """
     if not line.strip():
         return None
     fields = orjson.loads(line)
+    key = _key_in(fields)
     if "error" in fields:
-        error = fields["error"]
-        return Failure(fields["problem_id"], fields["sample_index"], error["type"], error["detail"])
-    ids = {name: _to_array(fields[name], np.int32) for name in Trajectory.ARRAYS[:3]}
-    logprobs = {name: _to_array(fields[name], np.float32) for name in Trajectory.ARRAYS[3:]}
+        kind, detail = fields["error"]["type"], fields["error"]["detail"]
+        if not isinstance(kind, str) or not isinstance(detail, str):
+            raise ValueError("an error's type and detail are texts")
+        return Failure(*key, kind, detail)
     trajectory = Trajectory(
-        problem_id=fields["problem_id"],
-        sample_index=fields["sample_index"],
+        *key,
+        prompt_token_ids=_ids(fields["prompt_token_ids"]),
+        token_ids=_ids(fields["token_ids"]),
+        top_ids=_ids(fields["top_ids"]),
+        expert_logprobs=_logprobs(fields["expert_logprobs"]),
+        amateur_logprobs=_logprobs(fields["amateur_logprobs"], unknown=-np.inf),
         finish_reason=fields["finish_reason"],
-        **ids,
-        **logprobs,
     )
-    shape = trajectory.top_ids.shape
-    aligned = len(shape) == 2 and len(trajectory.token_ids) == shape[0]
-    if not (aligned and trajectory.expert_logprobs.shape == trajectory.amateur_logprobs.shape == shape):
-        raise ValueError(f"problem {trajectory.problem_id!r}: arrays of a trajectory line are not aligned")
+    if fault := _fault(trajectory):
+        raise ValueError(fault)
     return trajectory
+
+
+def key_of_line(line: bytes) -> tuple[str, int] | None:
+    """Which trajectory a line speaks of, whatever else is wrong with it; None where that cannot be read."""
+    try:
+        return _key_in(orjson.loads(line))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _key_in(fields: dict[str, Any]) -> tuple[str, int]:
+    problem_id, index = fields["problem_id"], fields["sample_index"]
+    if not isinstance(problem_id, str) or type(index) is not int or not 0 <= index < 2**31:
+        raise ValueError(f"{problem_id!r:.100}, {index!r:.100} is no trajectory")
+    return problem_id, index
+
+
+def _fault(line: Trajectory) -> str | None:
+    """Why a line cannot be a trajectory, if it cannot."""
+    shape = line.top_ids.shape
+    if line.prompt_token_ids.ndim != 1 or line.token_ids.ndim != 1 or len(shape) != 2:
+        return "its arrays have other dimensions than [P], [T] and [T, k]"
+    if not line.prompt_token_ids.size or not line.top_ids.size:
+        return "it has no prompt, no token or no top k"
+    if not (len(line.token_ids) == shape[0] and line.expert_logprobs.shape == line.amateur_logprobs.shape == shape):
+        return "its arrays are not aligned"
+    if min(array.min() for array in (line.prompt_token_ids, line.token_ids, line.top_ids)) < 0:
+        return "a token id is negative"
+    ids = np.sort(line.top_ids, axis=1)
+    if (ids[:, 1:] == ids[:, :-1]).any():
+        return "an id is twice among a step's top k"
+    if not (line.expert_logprobs <= ROUNDING).all() or not (line.amateur_logprobs <= ROUNDING).all():  # nor nan
+        return "a log-probability is none"
+    if not np.isfinite(line.expert_logprobs[:, 0]).all():
+        return "the expert's best token is impossible"
+    if (line.expert_logprobs[:, 1:] > line.expert_logprobs[:, :-1] + ROUNDING).any():
+        return "its top k are not the best first"
+    if line.finish_reason not in get_args(FinishReason):
+        return f"its finish_reason is {line.finish_reason!r:.100}"
+    return None
 
 
 def _to_base64(array: npt.NDArray[Any]) -> dict[str, Any]:
@@ -384,13 +430,25 @@ def _to_base64(array: npt.NDArray[Any]) -> dict[str, Any]:
     return {"dtype": dtype, "shape": list(array.shape), "data": data.decode()}
 
 
-def _to_array(value: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
+def _ids(value: Any) -> npt.NDArray[np.int32]:
+    array = _unpacked(value, "<i4") if isinstance(value, dict) else np.array(value)
+    if array.dtype.kind not in "iu" and array.size:
+        raise ValueError("token ids are whole numbers")
+    if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+        raise ValueError("a token id is out of range")
+    return array.astype(np.int32, copy=False)
+
+
+def _logprobs(value: Any, unknown: float = np.nan) -> npt.NDArray[np.float32]:
+    """`unknown`: what JSON's null stands for."""
     if isinstance(value, dict):
-        if value["dtype"] not in ("<i4", "<f4"):
-            raise ValueError(f"unknown array dtype {value['dtype']!r}; this client reads '<i4' and '<f4'")
-        flat = np.frombuffer(base64.b64decode(value["data"]), dtype=value["dtype"])
-        return flat.astype(dtype, copy=False).reshape(value["shape"])
-    array = np.array(value, dtype=dtype)
-    if array.dtype.kind == "f":  # JSON's null arrives as nan
-        array[np.isnan(array)] = -np.inf
+        return _unpacked(value, "<f4")
+    array = np.array(value, dtype=np.float32)
+    array[np.isnan(array)] = unknown
     return array
+
+
+def _unpacked(value: dict[str, Any], dtype: str) -> npt.NDArray[Any]:
+    if value["dtype"] != dtype:
+        raise ValueError(f"an array is of dtype {value['dtype']!r:.100}, where {dtype!r} was expected")
+    return np.frombuffer(base64.b64decode(value["data"]), dtype=dtype).reshape(value["shape"])

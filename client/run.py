@@ -15,13 +15,14 @@ is a pure function of trajectories/part-X, so a crash between the two costs noth
 
 from __future__ import annotations
 
+import io
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import orjson
 import pyarrow as pa
@@ -49,6 +50,8 @@ from client.tally import RunTotals, Tally
 Row = TypeVar("Row", Trajectory, Sample)
 Read = TypeVar("Read")
 TOTALS = TypeAdapter(RunTotals)
+COLUMN_RANGE_BYTES = 2**16
+"""Of a part of which a few columns are wanted, at a time."""
 REMOVE = "remove it, and complete.json where there is one, and sample again"
 """What helps against a part that is damaged: what it held is lacking then, and is done again."""
 ENDINGS = {"trajectories": "parquet", "samples": "parquet", "failures": "jsonl"}
@@ -180,17 +183,13 @@ class Run:
 
     def keys(self) -> Keys:
         """The keys of all trajectories; reads two columns of each part."""
-        schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in ("problem_id", "sample_index")])
-        tables = (self._table("trajectories", part, schema) for part in self.parts("trajectories"))
-        return Keys(key for table in tables for key in zip(*table.to_pydict().values(), strict=True))
+        names = "problem_id", "sample_index"
+        return Keys(key for part in self.parts("trajectories") for key in self._columns(part, names))
 
     def questions(self, keys: set[Key]) -> dict[Key, str]:
         """The questions of some trajectories; those sampled from token ids have none. Reads three columns."""
-        schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in ("problem_id", "sample_index", "question")])
-        rows = chain.from_iterable(
-            zip(*self._table("trajectories", part, schema).to_pydict().values(), strict=True)
-            for part in self.parts("trajectories")
-        )
+        names = "problem_id", "sample_index", "question"
+        rows = (row for part in self.parts("trajectories") for row in self._columns(part, names))
         found: dict[Key, str] = {}
         for problem_id, sample_index, question in rows:
             if (problem_id, sample_index) in keys and question is not None:
@@ -237,12 +236,9 @@ class Run:
         name = f"failures/{part}.jsonl"
         try:
             lines = [parse_line(line) for line in (self.bucket.get(name) or b"").splitlines()]
-            found = [line for line in lines if isinstance(line, Failure)]
-            if strange := next((line for line in found if not _has_key(line)), None):
-                raise ValueError(f"{strange.problem_id!r}, {strange.sample_index!r} is no trajectory")
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self}/{name} is damaged ({error}); {REMOVE}") from error
-        return found
+        return [line for line in lines if isinstance(line, Failure)]
 
     def _put_table(self, kind: str, part: str, table: pa.Table) -> None:
         floats = [f"{field.name}.list.element" for field in table.schema if field.type == pa.list_(pa.float32())]
@@ -250,16 +246,27 @@ class Run:
         pq.write_table(table, sink, compression="zstd", use_dictionary=False, use_byte_stream_split=floats)  # type: ignore[arg-type]
         self.bucket.put(f"{kind}/{part}.parquet", sink.getvalue().to_pybytes())
 
-    def _table(self, kind: str, part: str, schema: pa.Schema) -> pa.Table:
-        return self._values(lambda table: table, kind, part, self._part(kind, part), schema)
+    def _columns(self, part: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Some columns of a part of trajectories, row by row; of the rest nothing is read."""
+        schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in names])
+        file = self.bucket.open(f"trajectories/{part}.parquet", COLUMN_RANGE_BYTES) or io.BytesIO()
+
+        def rows(table: pa.Table) -> list[tuple[Any, ...]]:
+            return list(zip(*table.to_pydict().values(), strict=True))
+
+        with file:
+            return self._values(rows, "trajectories", part, file, schema)
 
     def _part(self, kind: str, part: str) -> bytes:
         return self.bucket.get(f"{kind}/{part}.parquet") or b""
 
-    def _values(self, read: Callable[[pa.Table], Read], kind: str, part: str, data: bytes, schema: pa.Schema) -> Read:
+    def _values(
+        self, read: Callable[[pa.Table], Read], kind: str, part: str, data: bytes | BinaryIO, schema: pa.Schema
+    ) -> Read:
         """What `read` makes of a part. Raises RunError naming the part where that cannot be."""
         try:
-            table = pq.read_table(pa.BufferReader(data), columns=schema.names).select(schema.names).cast(schema)
+            source = pa.BufferReader(data) if isinstance(data, bytes) else data
+            table = pq.read_table(source, columns=schema.names, pre_buffer=False).select(schema.names).cast(schema)
             check_no_nulls(table)
             return read(table)
         except (pa.ArrowException, KeyError, OSError, ValueError) as error:
@@ -283,10 +290,6 @@ def _there(url: str) -> Run:
     run = Run(url)
     run.manifest()
     return run
-
-
-def _has_key(failure: Failure) -> bool:
-    return isinstance(failure.problem_id, str) and type(failure.sample_index) is int
 
 
 def _first_of_each_key(rows: Iterator[Row]) -> Iterator[Row]:

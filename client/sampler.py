@@ -25,13 +25,14 @@ from client.run import Run, RunTotals
 from client.samples import RunManifest, Sample
 from client.shards import WHOLE, Settled, Shard, keys_of, settled
 
-PART_TRAJECTORIES = 256
-PART_SECONDS = 30.0
-"""A part is written when it is this large or this old."""
+PART_TRAJECTORIES, PART_BYTES = 256, 2**25
+PART_SECONDS = 10.0
+"""A part is written when it is this large, in memory, or this old: what a kill -9 may cost."""
 PARTS_AT_A_TIME = 4
 """On their way to the bucket; sampling waits only beyond these, so that a slow store cannot fill the memory."""
-STORE_PAUSE_SECONDS, STORE_PATIENCE_SECONDS = 2.0, 300.0
-"""Between two attempts at a part while a store is out, doubled each time; and how long that may go on."""
+STORE_PAUSE_SECONDS, LONGEST_STORE_PAUSE_SECONDS = 2.0, 60.0
+"""Between two attempts at a part while a store is out; doubled each time."""
+STORE_PATIENCE_SECONDS = 300.0
 STOPPING_POLL_SECONDS = 0.1
 
 
@@ -39,6 +40,7 @@ class Source(Protocol):
     """What answers problems. Its text (`str`) names it to the user."""
 
     stopping: bool
+    asks_again: bool  # what fails in passing is asked again here; what fails still, has failed
 
     async def wait_until_ready(self, tell: Callable[[str], None]) -> None:
         """Return when it can answer; `tell` hears what it waits for."""
@@ -120,15 +122,19 @@ async def sample(
     shard: Shard = WHOLE,
     retry_failed: bool = False,
     max_failures: int | None = None,
+    patience: float = STORE_PATIENCE_SECONDS,
 ) -> Sampled:
     """Sample what `run` still lacks of this shard of `problems`, write it, and seal the RUN when all shards are done.
 
     `retry_failed`: what failed in an earlier attempt is lacking too, and opens a RUN that was sealed with it.
-    `max_failures`: more than this many failures, of all attempts, end this one.
+    `max_failures`: more than this many failures, of all attempts, end this one. `patience`: seconds that the store may
+    be out.
 
-    Raises RunError when the RUN was made with other settings, ServiceError when the source fails, TooManyFailures;
-    what was answered by then is in the RUN, and the same call goes on from there.
+    Raises RunError when the RUN was made with other settings, ServiceError when the source fails, TooManyFailures,
+    BucketError when the store does. What was answered by then is in the RUN, but for what BucketError says could not
+    be written, and the same call goes on from there.
     """
+    asking.check()  # before it becomes a RUN's
     if not problems:
         raise RunError(f"no problem was given, so there is nothing to sample into {run}")
     if (completion := await asyncio.to_thread(run.completion)) is not None:
@@ -149,8 +155,10 @@ async def sample(
     if len(missing) < len(mine):
         progress.say(f"resuming {run}: {len(mine) - len(missing):,} of {len(mine):,} problems are there")
     progress.update(counts)
-    writer = Writer(run, manifest, problems.question, had, progress.say, lambda: source.stopping)
-    aging = asyncio.create_task(writer.write_what_is_old(counts))
+    writer = Writer(
+        run, manifest, problems.question, had, progress.say, lambda: source.stopping, patience, source.asks_again
+    )
+    ticking = asyncio.create_task(_every_second(writer, counts, progress))
     try:
         if not _too_many(counts, max_failures):
             async for line in source.trajectories(missing, asking):
@@ -159,7 +167,7 @@ async def sample(
                 if _too_many(counts, max_failures) and not source.stopping:
                     source.stop()
     finally:
-        aging.cancel()
+        ticking.cancel()
         await writer.close(counts)
         progress.update(counts)
     if _too_many(counts, max_failures):
@@ -189,7 +197,8 @@ class Writer:
     """Gathers lines into parts and writes them in the background, `PARTS_AT_A_TIME`.
 
     `settled`: the keys that the RUN holds already; what comes for them again is not written again. `tell` hears of a
-    store that is out; it is waited for unless everything is to end (`stopping`).
+    store that is out; it is waited for, `patience` seconds at most, unless everything is to end (`stopping`).
+    `asks_again`: as the source's; without it a failure that may pass is counted and not written.
     """
 
     def __init__(
@@ -200,11 +209,14 @@ class Writer:
         settled: Container[Key] = frozenset(),
         tell: Callable[[str], None] = lambda _: None,
         stopping: Callable[[], bool] = lambda: False,
+        patience: float = STORE_PATIENCE_SECONDS,
+        asks_again: bool = False,
     ) -> None:
         self._run, self._manifest, self._question, self._settled = run, manifest, question, settled
-        self._tell, self._stopping = tell, stopping
+        self._tell, self._stopping, self._patience, self._asks_again = tell, stopping, patience, asks_again
         self._trajectories: list[Trajectory] = []
         self._failures: list[Failure] = []
+        self._bytes = 0
         self._oldest = time.monotonic()
         self._room = asyncio.Semaphore(PARTS_AT_A_TIME)
         self._writing: set[asyncio.Task[None]] = set()
@@ -219,35 +231,40 @@ class Writer:
             self._oldest = time.monotonic()
         if isinstance(line, Trajectory):
             self._trajectories.append(line)
+            self._bytes += sum(getattr(line, name).nbytes for name in Trajectory.ARRAYS)
             counts.done += 1
             counts.tokens += len(line.token_ids)
         else:
             counts.last_failure = line
-            if line.type in PASSING_ERRORS:
+            if line.type in PASSING_ERRORS and not self._asks_again:
                 counts.passing += 1
             else:
                 self._failures.append(line)
                 counts.failed += 1
         if self._error:
             raise self._error
-        if len(self._trajectories) + len(self._failures) >= PART_TRAJECTORIES:
+        if len(self._trajectories) + len(self._failures) >= PART_TRAJECTORIES or self._bytes >= PART_BYTES:
             await self._start_writing(counts)
 
     async def write_what_is_old(self, counts: Counts) -> None:
-        """Write parts that have grown old, though no line comes; runs until it is cancelled."""
-        while True:
-            await asyncio.sleep(1.0)
-            if time.monotonic() - self._oldest > PART_SECONDS:
-                await self._start_writing(counts)
+        """Write the part that is being gathered if it has grown old; for when no line comes."""
+        if time.monotonic() - self._oldest > PART_SECONDS:
+            await self._start_writing(counts)
 
     async def close(self, counts: Counts) -> None:
         """Write what is left and wait until it is there; what could not be written before is tried once more.
 
-        Raises what keeps it from being written. Cancelled, it leaves that to the next call.
+        Raises what keeps it from being written, which a BucketError does with how much that is. Cancelled, it leaves
+        all that to the next call.
         """
         await self._write_all(counts)
         if self._error:
             await self._write_all(counts)
+        if isinstance(self._error, BucketError) and (lost := len(self._trajectories)):
+            raise BucketError(
+                f"{self._error}. {lost} trajectories could not be written and are lost; what {self._run} holds is "
+                "kept, and the same command goes on from there"
+            ) from self._error
         if self._error:
             raise self._error
 
@@ -260,7 +277,7 @@ class Writer:
     async def _start_writing(self, counts: Counts) -> None:
         """Send what has been gathered on its way, as soon as there is room for another part."""
         await self._room.acquire()
-        trajectories, self._trajectories = self._trajectories, []
+        trajectories, self._trajectories, self._bytes = self._trajectories, [], 0
         failures, self._failures = self._failures, []
         self._oldest = time.monotonic()
         if not trajectories and not failures:
@@ -288,7 +305,7 @@ class Writer:
 
     async def _patiently(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
         """Write one part, again and again while the store is out."""
-        pause, until = STORE_PAUSE_SECONDS, time.monotonic() + STORE_PATIENCE_SECONDS
+        pause, until = STORE_PAUSE_SECONDS, time.monotonic() + self._patience
         while True:
             try:
                 samples = await asyncio.to_thread(self._write, trajectories, failures)
@@ -307,7 +324,7 @@ class Writer:
                 if self._stopping():
                     break
                 await asyncio.sleep(STOPPING_POLL_SECONDS)
-            pause *= 2
+            pause = min(2 * pause, LONGEST_STORE_PAUSE_SECONDS)
 
     def _write(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
         if failures:
@@ -316,6 +333,14 @@ class Writer:
             return []
         questions = {line.problem_id: self._question(line.problem_id) for line in trajectories}
         return self._run.write(trajectories, questions, self._manifest)
+
+
+async def _every_second(writer: Writer, counts: Counts, progress: Progress) -> None:
+    """What has to be done though no line comes."""
+    while True:
+        await asyncio.sleep(1.0)
+        progress.update(counts)
+        await writer.write_what_is_old(counts)
 
 
 def _missing(problems: ProblemSet, run: Run, n: int, retry_failed: bool) -> tuple[ProblemSet, Settled, Counts]:

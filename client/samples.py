@@ -199,6 +199,8 @@ def trajectories_in(table: pa.Table) -> list[Trajectory]:
                 f"row {index}, problem {row['problem_id']!r}: {tokens} tokens with k {row['k']}, but "
                 f"{' or '.join(map(str, sorted(values)))} values"
             )
+        if any(np.isnan(arrays[name][index]).any() for name in ("expert_logprobs", "amateur_logprobs")):
+            raise ValueError(f"row {index}, problem {row['problem_id']!r}: a log-probability is no number")
     return [
         Trajectory(
             problem_id=row["problem_id"],

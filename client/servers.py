@@ -38,6 +38,11 @@ class Server:
         return f"{self.connection} {state}, {self.answered:,} answered"
 
     @property
+    def vocab_size(self) -> int:
+        """Columns of the expert's head."""
+        return self._pair[0].vocab_size
+
+    @property
     def room(self) -> int:
         return 0 if self.trouble else int(self.window) - self.in_flight
 

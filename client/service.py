@@ -8,19 +8,21 @@ server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import Self
+from typing import Self, TypeVar
 
 from client.connection import Asking, Connection, Pair
 from client.dispatch import Dispatch
-from client.errors import ServiceError, Stopped
+from client.errors import ServiceError, Stopped, Unreachable
 from client.protocol import Failure, Problem, Trajectory
 from client.servers import Server, pair_differences
 
 __all__ = ["PATIENCE_SECONDS", "Asking", "SamplingClient"]
 
+Answer = TypeVar("Answer")
 PATIENCE_SECONDS = 1800.0
 """How long servers may take to start, as those with large models do, and how long they may answer nothing."""
 READY_POLL_SECONDS = 1.0
@@ -44,10 +46,11 @@ class SamplingClient:
         patience: float = PATIENCE_SECONDS,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        urls = dict.fromkeys([servers] if isinstance(servers, str) else servers)
+        urls = dict.fromkeys(url.rstrip("/") for url in ([servers] if isinstance(servers, str) else servers))
         if not urls:
             raise ServiceError("no server was named; give at least one URL")
         self.stopping = False
+        self.asks_again = True
         self._connections = [Connection(url, api_key) for url in urls]
         self._patience, self._tell = patience, tell
         self._pair: Pair | None = None
@@ -80,8 +83,13 @@ class SamplingClient:
         `patience`.
         """
         for connection in self._connections:
-            await self._until_ready(connection, tell)
-        pairs = [await connection.models() for connection in self._connections]
+            try:
+                await self._until_ready(connection, tell)
+            except Unreachable as error:
+                if len(self._connections) == 1:
+                    raise
+                raise ServiceError(f"{error} Without it the others can go on: leave its --server out") from error
+        pairs = [await self._patiently(connection.models) for connection in self._connections]
         for connection, pair in zip(self._connections, pairs, strict=True):
             if different := pair_differences(pairs[0], pair):
                 listed = "\n  ".join(("all must serve the same pair. The first's against the other's:", *different))
@@ -97,23 +105,26 @@ class SamplingClient:
 
     async def tokenizer(self) -> bytes:
         """The expert's tokenizer.json."""
-        return await self._connections[0].tokenizer()
+        return await self._patiently(self._connections[0].tokenizer)
 
     async def versions(self) -> dict[str, str]:
         """Versions of the (first) server and of what its numbers rest on."""
-        return await self._connections[0].versions()
+        return await self._patiently(self._connections[0].versions)
 
     async def trajectories(
         self, problems: Iterable[Problem], asking: Asking | None = None
     ) -> AsyncGenerator[Trajectory | Failure, None]:
         """Every trajectory of `problems` once, as it completes; a `Failure` where one cannot be had.
 
-        Ends early after `stop`. Raises ServiceError, after everything that was answered, when a server refuses or
-        nothing is answered for as long as `patience`. `asking` defaults to the published way.
+        Ends early after `stop`. Raises ServiceError, after everything that was answered, when every server refuses or
+        nothing is answered for as long as `patience`, LightReasonerError when the problems or `asking` cannot be put
+        to any. `asking` defaults to the published way.
         """
+        asking = asking or Asking()
+        asking.check()
         pair = await self.models()
         servers = [Server(connection, pair) for connection in self._connections]
-        call = Dispatch(servers, problems, asking or Asking(), self._patience, self._tell)
+        call = Dispatch(servers, problems, asking, self._patience, self._tell)
         self._calls.append(call)
         if self.stopping:
             call.stop()
@@ -126,7 +137,13 @@ class SamplingClient:
 
     async def _until_ready(self, connection: Connection, tell: Callable[[str], None]) -> None:
         deadline, told = time.monotonic() + self._patience, ""
-        while reason := await connection.why_not_ready():
+
+        async def why_not() -> str | None:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(connection.why_not_ready(), max(deadline - time.monotonic(), 0.1))
+            return "it does not answer"
+
+        while reason := await why_not():
             if self.stopping:
                 raise Stopped(f"stopped waiting for {connection}; nothing was asked of it yet")
             if time.monotonic() > deadline:
@@ -135,6 +152,18 @@ class SamplingClient:
                 told = reason
                 tell(reason if len(self._connections) == 1 else f"{connection}: {reason}")
             await asyncio.sleep(READY_POLL_SECONDS)
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """What a server that is ready answers, asked again while it fails in passing."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return await ask()
+            except Unreachable as error:
+                pause = max(error.retry_after, READY_POLL_SECONDS)
+                if self.stopping or time.monotonic() + pause > deadline:
+                    raise
+            await asyncio.sleep(pause)
 
 
 def _least(pairs: Sequence[Pair]) -> Pair:

@@ -43,6 +43,11 @@ class Terminal:
         self._task = self._bar.add_task("sampling", total=None, visible=False)
         self._printed = math.inf  # the first update starts the clock: waiting for the server is not progress
 
+    @property
+    def began(self) -> bool:
+        """Whether the run has begun, and no longer waits for what it needs."""
+        return self._printed < math.inf
+
     def __enter__(self) -> Terminal:
         self._bar.start()
         return self

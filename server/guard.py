@@ -147,8 +147,10 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """The answer to a request that no route shall see."""
         path = scope["path"]
-        if self._keys and path not in OPEN_PATHS and not self._keys.allow(headers.get("authorization", "")):
-            said = "an API key is needed, as 'Authorization: Bearer KEY'"
+        given = headers.get("authorization", "")
+        if self._keys and path not in OPEN_PATHS and not self._keys.allow(given):
+            needed = "an API key is needed, as 'Authorization: Bearer KEY'"
+            said = f"{needed}, and this one opens nothing here" if given else needed
             return problem_response(401, said, {"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._body_bytes:

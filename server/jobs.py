@@ -62,6 +62,8 @@ ERROR_TYPES: dict[type[Exception], str] = {
 class PairSource:
     """The pair as the sampler's source of answers."""
 
+    asks_again = False  # the job does, in its next attempt
+
     def __init__(self, pair: Pair, versions: dict[str, str]) -> None:
         self.pair, self.stopping = pair, False
         self._versions = versions

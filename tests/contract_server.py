@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from client.protocol import Failure, ModelList
+from client.protocol import DEFAULT_TOP_K, Failure, ModelList
 
 TOKENS = 4
 
@@ -35,7 +35,8 @@ def line_of(problem: dict[str, Any], index: int) -> bytes:
     if "unanswerable" in (problem["question"] or ""):
         return Failure(problem["id"], index, "context_length_exceeded", "the problem is too long").to_line()
     seed = zlib.crc32(f"{problem['id']}/{index}".encode())
-    return dataclasses.replace(make_trajectory(problem["id"], seed, TOKENS), sample_index=index).to_line("base64")
+    made = make_trajectory(problem["id"], seed, TOKENS, problem.get("top_k", DEFAULT_TOP_K))
+    return dataclasses.replace(made, sample_index=index).to_line("base64")
 
 
 def refusal(status: int, detail: str, **headers: str) -> Response:
@@ -67,6 +68,7 @@ class ContractServer:
 
         async def lines() -> AsyncIterator[bytes]:
             for problem in body["problems"]:
+                problem["top_k"] = body["top_k"]  # what a line needs to know of the request
                 for index in range(body["n"]):
                     if self.before_line:
                         await self.before_line()

@@ -13,8 +13,8 @@ from client.samples import ProblemSetIdentity, RunManifest
 VOCABULARY, TOP_K = 50, 8
 
 
-def make_trajectory(problem_id: str, seed: int, tokens: int) -> Trajectory:
-    """A trajectory over a vocabulary of 50, with the top 8 of a peaked distribution."""
+def make_trajectory(problem_id: str, seed: int, tokens: int, top_k: int = TOP_K) -> Trajectory:
+    """A trajectory over a vocabulary of 50, with the top k of a peaked distribution."""
     rng = np.random.default_rng(seed)
 
     def log_softmax(logits):
@@ -22,7 +22,7 @@ def make_trajectory(problem_id: str, seed: int, tokens: int) -> Trajectory:
 
     expert = log_softmax(rng.normal(0, 3, (tokens, VOCABULARY)))
     amateur = log_softmax(expert + rng.normal(0, 2, expert.shape))
-    ids = np.argsort(-expert, axis=1)[:, :TOP_K].astype(np.int32)
+    ids = np.argsort(-expert, axis=1)[:, :top_k].astype(np.int32)
     return Trajectory(
         problem_id=problem_id,
         sample_index=0,

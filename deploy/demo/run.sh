@@ -28,7 +28,8 @@ until (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; do
     kill -0 "$server" 2>/dev/null || { tail -n 20 "$OUT/server.log" >&2; exit 1; }
     sleep 0.5
 done
-run lightreasoner-client sample "$OUT/sample.jsonl" "$OUT/run" --server "http://127.0.0.1:$PORT" --max-tokens 64
+run lightreasoner-client sample "$OUT/sample.jsonl" "$OUT/run" --server "http://127.0.0.1:$PORT" \
+    --max-tokens 64 --top-k 32
 kill "$server" # its work is done; it winds down by itself
 
 run lightreasoner-trainer train "$OUT/run" --model deploy/demo/expert --output "$OUT/adapter" --epochs 6

@@ -74,3 +74,11 @@ def test_a_profile_that_is_not_there_is_named(s3, home, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "nosuch")
     with pytest.raises(BucketError, match=r"config profile \(nosuch\) could not be found"):
         Bucket(f"{s3}/aws")
+
+
+def test_an_endpoint_without_a_scheme_is_named(s3, home, monkeypatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:8333")
+    with pytest.raises(BucketError, match=r"AWS_ENDPOINT_URL, is '127.0.0.1:8333'; it must begin with http://"):
+        Bucket(f"{s3}/aws")

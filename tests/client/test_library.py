@@ -8,6 +8,7 @@ from contract_server import ContractServer
 from made_run import make_manifest, make_trajectory
 
 import client
+import client.connection
 from client import (
     Asking,
     Decoding,
@@ -50,6 +51,47 @@ def test_trajectories_come_from_servers_as_they_complete(tmp_path):
     assert sorted(line.problem_id for line in lines) == ["a", "b", "c"]
     kinds = {line.problem_id: type(line) for line in lines}
     assert kinds == {"a": Trajectory, "b": Failure, "c": Trajectory}
+
+
+@pytest.mark.parametrize(
+    ("problems", "asking", "said"),
+    [
+        ([Problem(id="a", question="?")] * 2, Asking(), "problem"),
+        ([Problem(id="a", question="?")], Asking(top_k=0), "top_k"),
+        ([Problem(id="a", question="?")], Asking(system_prompt="x" * 100_001), "system_prompt"),
+        ([Problem(id="a", question="?", token_ids=[1])], Asking(Decoding(n=2, temperature=1.0)), "token_ids"),
+        ([Problem(id="a", question="?")], Asking(chat_template_kwargs={"a": object()}), "chat_template_kwargs"),
+    ],
+)
+def test_what_cannot_be_asked_is_an_error_of_the_librarys_own_family(problems, asking, said):
+    async def ask(url):
+        async with SamplingClient(url) as asked:
+            return [line async for line in asked.trajectories(problems, asking)]
+
+    with ContractServer().running() as server, pytest.raises(LightReasonerError, match=f"cannot be asked: .*{said}"):
+        asyncio.run(ask(server.url))
+
+
+def test_two_calls_of_one_client_at_a_time_wait_for_each_others_connections(monkeypatch):
+    monkeypatch.setattr(client.connection, "READ_TIMEOUT_SECONDS", 1.0)
+
+    async def slowly():
+        await asyncio.sleep(0.1)
+
+    async def ask(url):
+        told = []
+        async with SamplingClient(url, tell=told.append) as asked:
+
+            async def one(name):
+                problems = [Problem(id=f"{name}{index}", question="?") for index in range(500)]
+                return [line async for line in asked.trajectories(problems)]
+
+            return await asyncio.gather(one("a"), one("b")), told
+
+    with ContractServer().running() as server:
+        server.before_line = slowly
+        lines, told = asyncio.run(ask(server.url))
+    assert [len(some) for some in lines] == [500, 500] and told == []
 
 
 def test_what_a_run_holds_is_read_back(bucket):

@@ -1,7 +1,9 @@
 """What the client bears of a server, and what it does not: a real HTTP server from memory, at times behind a proxy."""
 
 import asyncio
+import base64
 import dataclasses
+import socket
 import subprocess
 import sys
 import threading
@@ -11,16 +13,22 @@ from itertools import chain
 from pathlib import Path
 
 import httpx
+import numpy as np
+import orjson
 import pytest
 from contract_server import ContractServer, line_of, refusal
+from made_run import make_trajectory
 from proxy import Proxy
 from real_server import free_port
 from sampled import PROBLEMS, keys, more, once, sampled
+from starlette.responses import Response
 
 import client.connection
 import client.servers
+import client.service
 from client.errors import ServiceError
-from client.protocol import Decoding, Failure, Problem, Trajectory
+from client.protocol import Decoding, Failure, Problem, Trajectory, parse_line
+from client.service import SamplingClient
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -101,6 +109,154 @@ def test_a_torn_last_line_of_a_stream_that_ended_regularly_is_no_line(server):
     server.line = line
     assert keys(sampled(server.url, PROBLEMS[3:4])) == once(PROBLEMS[3:4]) and torn
     assert server.asked == [["p3"], ["p3"]]
+
+
+def changed(**fields):
+    """A line with some of its fields changed."""
+
+    def change(line):
+        whole = orjson.loads(line)
+        return orjson.dumps({name: value for name, value in (whole | fields).items() if value != "gone"}) + b"\n"
+
+    return change
+
+
+def array(change, **fields):
+    """A line with one of its arrays changed, sent as JSON."""
+
+    def changed_array(line):
+        whole = parse_line(line)
+        values = {name: getattr(whole, name).tolist() for name in Trajectory.ARRAYS}
+        ((name, value),) = fields.items()
+        change(values[name], value)
+        return orjson.dumps(orjson.loads(line) | values) + b"\n"
+
+    return changed_array
+
+
+def first(values, value):
+    if isinstance(values[0], list):
+        values[0][0] = value
+    else:
+        values[0] = value
+
+
+def cut(values, value):
+    del values[value:]
+
+
+def packed(name, number):
+    """A line whose first value of an array is a number that JSON has no word for."""
+
+    def change(line):
+        whole = orjson.loads(line)
+        values = np.frombuffer(base64.b64decode(whole[name]["data"]), "<f4").copy()
+        values[0] = number
+        whole[name]["data"] = base64.b64encode(values.tobytes()).decode()
+        return orjson.dumps(whole) + b"\n"
+
+    return change
+
+
+BAD_LINES = [
+    changed(top_ids="gone"), changed(finish_reason=None), changed(finish_reason=["stop"]), changed(token_ids=None),
+    changed(token_ids={"dtype": "<f8", "shape": [4], "data": ""}), changed(error={"type": ["a"], "detail": ""}),
+    changed(error=None), array(cut, token_ids=3), array(cut, token_ids=0), array(cut, prompt_token_ids=0),
+    array(first, token_ids=2**40), array(first, token_ids=-1), array(first, token_ids=50), array(first, top_ids=1.7),
+    array(first, top_ids=70_000), array(first, expert_logprobs=0.5), array(first, expert_logprobs=None),
+    array(first, expert_logprobs=-99.0), array(lambda rows, k: [cut(row, k) for row in rows], amateur_logprobs=7),
+    array(lambda rows, _: rows[0].__setitem__(1, rows[0][0]), top_ids=0),
+    packed("expert_logprobs", np.nan), packed("expert_logprobs", np.inf), packed("expert_logprobs", -np.inf),
+    packed("amateur_logprobs", np.nan), packed("amateur_logprobs", np.inf),
+    lambda line: line_of({"id": "p3", "question": "", "top_k": 3}, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_LINES)
+def test_a_line_that_is_not_of_the_contract_fails_its_trajectory_and_no_other(server, bad):
+    server.line = lambda problem, index: (
+        bad(line_of(problem, index)) if problem["id"] == "p3" else line_of(problem, index)
+    )
+    lines = {line.problem_id: line for line in sampled(server.url, PROBLEMS[:6])}
+    assert sorted(lines) == [f"p{index}" for index in range(6)] and len(server.asked) == 1
+    assert [name for name, line in lines.items() if isinstance(line, Failure)] == ["p3"]
+    assert lines["p3"].type == "bad_line" and server.url in lines["p3"].detail
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"<html>\n", "sent a line that is not of this protocol"),
+        (b"[1]\n", "sent a line that is not of this protocol"),
+        (line_of({"id": "stranger", "question": ""}, 0), "answered .'stranger', 0., which it was not asked"),
+        (line_of({"id": "p1", "question": ""}, 7), "answered .'p1', 7., which it was not asked"),
+        (line_of({"id": "p3", "question": ""}, 0) * 2, "answered .'p3', 0., which it was not asked, or twice"),
+    ],
+)
+def test_a_line_that_belongs_to_no_trajectory_ends_the_run_with_what_it_is(server, line, said):
+    server.line = lambda problem, index: line if problem["id"] == "p3" else line_of(problem, index)
+    with pytest.raises(ServiceError, match=f"{server.url} {said}"):
+        sampled(server.url, PROBLEMS[:6])
+
+
+def test_a_line_may_come_in_many_pieces_and_many_lines_in_one(server, monkeypatch):
+    problem = {"id": "p0", "question": PROBLEMS[0].question}
+    whole = dataclasses.replace(make_trajectory("p0", 1, 3000, 20)).to_line("base64")
+    assert len(whole) > 10 * 65536
+    server.line = lambda problem, index: whole if problem["id"] == "p0" else b"\n\n" + line_of(problem, index)
+    lines = {line.problem_id: line for line in sampled(server.url, PROBLEMS[:3])}
+    assert lines["p0"].to_line("base64") == whole and len(lines) == 3 and problem["id"] in lines
+    monkeypatch.setattr(client.connection, "MOST_LINE_BYTES", 300_000)
+    with pytest.raises(ServiceError, match="a line of more than 300,000 bytes"):
+        sampled(server.url, PROBLEMS[:3])
+
+
+def test_an_answer_that_ends_too_soon_is_asked_again_and_told_of(server):
+    told, short = [], ["p1", "p2"]
+    server.line = lambda problem, index: (
+        b"" if problem["id"] in short and not short.remove(problem["id"]) else line_of(problem, index)
+    )
+    assert keys(sampled(server.url, PROBLEMS[:3], tell=told.append)) == once(PROBLEMS[:3])
+    assert told[0] == f"{server.url} ended its answer with 2 trajectories missing; trying again"
+
+
+@pytest.mark.parametrize("path", ["/ready", "/v1/models"])
+@pytest.mark.parametrize("status", [429, 502])
+def test_what_passes_is_borne_before_the_work_too(server, monkeypatch, path, status):
+    monkeypatch.setattr(client.service, "READY_POLL_SECONDS", 0.02)
+    refusals = [refusal(status, "not yet", retry_after="0")] * 3
+    server.refuse = lambda request: refusals.pop() if request.url.path == path and refusals else None
+    assert keys(sampled(server.url)) == once(PROBLEMS) and not refusals
+
+
+def test_a_server_that_does_not_say_whether_it_is_ready_is_waited_for_no_longer_than_is_borne():
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(ServiceError, match=f"{url} is still not ready after 1 s: it does not answer"):
+            sampled(url, patience=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [("/version", b"<html>"), ("/version", b"[1]"), ("/v1/tokenizer", b"{}"), ("/v1/models", b"{}")],
+)
+def test_what_is_no_lightreasoner_server_is_named(server, path, content):
+    server.refuse = lambda request: Response(content) if request.url.path == path else None
+
+    async def ask():
+        async with SamplingClient(server.url) as connection:
+            await connection.models()
+            await connection.tokenizer()
+            await connection.versions()
+
+    with pytest.raises(ServiceError, match=f"{server.url} is no lightreasoner-server: its {path} "):
+        asyncio.run(ask())
+
+
+def test_a_password_in_a_servers_url_is_not_told():
+    with pytest.raises(ServiceError) as error:
+        sampled("http://user:secret@127.0.0.1:9")
+    assert "secret" not in str(error.value) and "http://127.0.0.1:9" in str(error.value)
 
 
 def test_a_server_that_is_killed_and_started_again_costs_only_a_retry():

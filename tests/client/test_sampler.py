@@ -7,9 +7,10 @@ import threading
 import pytest
 from made_run import make_manifest, make_trajectory
 
+import client.run
 import client.sampler
 from client.bucket import BucketError
-from client.protocol import Failure
+from client.protocol import Failure, Trajectory
 from client.run import Run
 from client.sampler import Counts, Writer
 
@@ -53,21 +54,43 @@ def test_a_full_part_is_written_while_lines_go_on_and_the_rest_at_the_end(run, m
     assert counts.kept == sum(len(sample.contrast.steps) for sample in run.samples()) > 0
 
 
-def test_an_old_part_is_written_though_no_line_comes(run, monkeypatch):
-    monkeypatch.setattr(client.sampler, "PART_SECONDS", 0.1)
+def test_an_old_part_is_written_and_progress_is_told_though_no_line_comes(run, monkeypatch):
+    monkeypatch.setattr(client.sampler, "PART_SECONDS", 1.5)
+    told = []
+
+    class Progress:
+        def update(self, counts):
+            told.append((counts.done, bool(run.parts("samples"))))
 
     async def go():
         writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=9)
-        aging = asyncio.create_task(writer.write_what_is_old(counts))
         await take(writer, counts, lines(2))
-        for _ in range(100):
-            await asyncio.sleep(0.05)
-            if run.parts("samples"):
-                break
-        aging.cancel()
+        ticking = asyncio.create_task(client.sampler._every_second(writer, counts, Progress()))
+        await until(lambda: run.parts("samples"))
+        ticking.cancel()
 
     asyncio.run(go())
-    assert run.keys() == {("p0", 0), ("p1", 0)}
+    assert run.keys() == {("p0", 0), ("p1", 0)} and told[0] == (2, False)
+
+
+def test_a_part_is_written_when_it_is_large_in_memory(run, monkeypatch):
+    size = sum(getattr(lines(1)[0], name).nbytes for name in Trajectory.ARRAYS)
+    monkeypatch.setattr(client.sampler, "PART_BYTES", 3 * size)
+
+    async def go():
+        writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=7)
+        await take(writer, counts, lines(7))
+        await writer.close(counts)
+
+    asyncio.run(go())
+    assert sorted(len(run.trajectories_of(part)) for part in run.parts("trajectories")) == [1, 3, 3]
+
+
+def test_parts_are_named_by_the_time_of_their_writing(run, monkeypatch):
+    for now in (3_000_000_000, 20_000_000_000):
+        monkeypatch.setattr(client.run.time, "time_ns", lambda now=now: now)
+        run.write(lines(1), {}, make_manifest())
+    assert [part.split("-")[1] for part in run.parts("trajectories")] == ["0000000003000", "0000000020000"]
 
 
 def test_sampling_goes_on_while_parts_are_written_until_too_many_wait(run, monkeypatch):
@@ -124,8 +147,7 @@ def test_a_store_that_is_out_is_waited_for_and_told_of_once(run, monkeypatch):
 def test_a_store_that_stays_out_is_named_in_the_end(run, monkeypatch, ended_by):
     monkeypatch.setattr(client.sampler, "PART_TRAJECTORIES", 4)
     monkeypatch.setattr(client.sampler, "STORE_PAUSE_SECONDS", 0.1 if ended_by == "patience" else 1000)
-    monkeypatch.setattr(client.sampler, "STORE_PATIENCE_SECONDS", 0.2 if ended_by == "patience" else 1000)
-    stopping = []
+    stopping, patience = [], 0.2 if ended_by == "patience" else 1000
 
     def never(*_):
         raise BucketError("out", may_pass=ended_by != "an error that stays")
@@ -133,7 +155,7 @@ def test_a_store_that_stays_out_is_named_in_the_end(run, monkeypatch, ended_by):
     monkeypatch.setattr(run.bucket, "put", never)
 
     async def go():
-        writer = Writer(run, make_manifest(), {}.get, stopping=lambda: bool(stopping))
+        writer = Writer(run, make_manifest(), {}.get, stopping=lambda: bool(stopping), patience=patience)
         counts = Counts(total=5)
         await take(writer, counts, lines(4))
         if ended_by == "stopping":
@@ -143,7 +165,7 @@ def test_a_store_that_stays_out_is_named_in_the_end(run, monkeypatch, ended_by):
         await until(lambda: writer._error)
         with pytest.raises(BucketError, match="out"):
             await take(writer, counts, lines(5)[4:])
-        with pytest.raises(BucketError, match="out"):
+        with pytest.raises(BucketError, match=r"out. 5 trajectories could not be written .* the same command goes on"):
             await asyncio.wait_for(writer.close(counts), 30)
 
     asyncio.run(go())
@@ -171,16 +193,18 @@ def test_what_is_being_written_when_cancelled_is_still_counted_and_its_errors_ar
         asyncio.run(go())
 
 
-def test_a_failure_that_may_pass_is_counted_and_not_kept(run):
+@pytest.mark.parametrize("asks_again", [False, True])
+def test_a_failure_that_may_pass_is_kept_only_where_it_has_been_asked_again(run, asks_again):
     async def go():
-        writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=2)
+        writer, counts = Writer(run, make_manifest(), {}.get, asks_again=asks_again), Counts(total=2)
         await writer.add(Failure("a", 0, "engine_error", "died"), counts)
         await writer.add(Failure("b", 0, "context_length_exceeded", "long"), counts)
         await writer.close(counts)
         return counts
 
     counts = asyncio.run(go())
-    assert (counts.passing, counts.failed) == (1, 1) and run.failures().keys() == {("b", 0)}
+    assert (counts.passing, counts.failed) == ((0, 2) if asks_again else (1, 1))
+    assert run.failures().keys() == {("b", 0)} | ({("a", 0)} if asks_again else set())
 
 
 def test_a_part_that_could_not_be_written_once_is_written_in_the_end(run, monkeypatch):

