@@ -9,7 +9,12 @@ class LightReasonerError(Exception):
 
 def missing_extra(error: ModuleNotFoundError, extra: str) -> str:
     """What to say when a command's own packages are not installed."""
-    return f"{error.name} is not installed: pip install 'lightreasoner[{extra}]'"
+    return f"{error.name} is not installed: {how_to_install(extra)}"
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra, from an index or from a checkout."""
+    return f"pip install 'lightreasoner[{extra}]' (in a checkout: pip install '.[{extra}]')"
 
 
 class ProblemSetError(LightReasonerError):

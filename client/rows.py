@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from client.bucket import Bucket, local_folder
-from client.errors import ProblemSetError, Stopped
+from client.errors import ProblemSetError, Stopped, how_to_install
 
 Row = dict[str, Any]
 HUB = "hf"
@@ -108,7 +108,7 @@ def _of_hub(path: str, fields: Collection[str] | None, stopped: Callable[[], boo
     try:
         from datasets import load_dataset
     except ModuleNotFoundError as error:
-        raise ProblemSetError(f"{path} needs {error.name}: pip install 'lightreasoner[hub]'") from None
+        raise ProblemSetError(f"{path} needs {error.name}: {how_to_install('hub')}") from None
     address = urlsplit(path)
     name, options = f"{address.netloc}{address.path}", dict(parse_qsl(address.query))
     if not name or (unknown := options.keys() - set(HUB_OPTIONS)):

@@ -235,5 +235,6 @@ def test_a_data_set_that_cannot_be_had_is_named(folder, name, said):
 
 def test_without_datasets_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ProblemSetError, match=r"hf://any/set needs datasets: pip install 'lightreasoner\[hub\]'"):
+    remedy = r"pip install 'lightreasoner\[hub\]' \(in a checkout: pip install '\.\[hub\]'\)"
+    with pytest.raises(ProblemSetError, match=f"hf://any/set needs datasets: {remedy}"):
         read_problems("hf://any/set")
