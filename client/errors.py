@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+MOST_SHOWN = 100
+"""Characters of a value in a message; it may be a megabyte."""
+
 
 class LightReasonerError(Exception):
     """Base of every error whose message names the thing, what was expected and what to do."""
@@ -15,6 +18,11 @@ def missing_extra(error: ModuleNotFoundError, extra: str) -> str:
 def how_to_install(extra: str) -> str:
     """The command that installs an extra, from an index or from a checkout."""
     return f"pip install 'lightreasoner[{extra}]' (in a checkout: pip install '.[{extra}]')"
+
+
+def cut(text: str, most: int = MOST_SHOWN) -> str:
+    """The beginning of a text, as much as a message has room for."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class ProblemSetError(LightReasonerError):

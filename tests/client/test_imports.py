@@ -190,7 +190,7 @@ def test_the_same_import_again_leaves_the_same_and_another_file_is_refused(rows,
     before = run.bucket.get("samples/part-000000.parquet")
     import_samples(tmp_path / "samples.jsonl.gz", run, EXPERT, SETTINGS)
     assert run.parts("samples") == ["part-000000"] and run.bucket.get("samples/part-000000.parquet") == before
-    with pytest.raises(RunError, match=r"problems\.count: 2 against 1"):
+    with pytest.raises(RunError, match=r"problems: 2 problems, digest \w{12}… against 1 problem, digest \w{12}…"):
         import_samples(write(tmp_path / "fewer.jsonl", rows[:4]), run, EXPERT, SETTINGS)
 
 
