@@ -96,6 +96,7 @@ class RunManifest(ContrastSettings, Frozen):
     versions: dict[str, str]
     built_from: str | None = None  # the RUN whose trajectories these are
     imported_from: str | None = None  # the file whose samples these are; such a RUN has no trajectories
+    imported_digest: str | None = None  # SHA-256 of that file's lines; RUNs imported by early versions lack it
 
     def identity(self) -> dict[str, Any]:
         """What must agree between two writers: dotted name -> value. Models count by fingerprint, not by path."""
@@ -104,6 +105,7 @@ class RunManifest(ContrastSettings, Frozen):
             "chat_template_kwargs": self.chat_template_kwargs,
             "top_k": self.top_k,
             "expert.chat_template_digest": self.expert.chat_template_digest,
+            "imported_digest": self.imported_digest,
         }
         for role, card in (("expert", self.expert), ("amateur", self.amateur)):
             for field in ("model_fingerprint", "tokenizer_fingerprint", "dtype"):
