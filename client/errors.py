@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+
 MOST_SHOWN = 100
 """Characters of a value in a message; it may be a megabyte."""
 
@@ -23,6 +25,11 @@ def how_to_install(extra: str) -> str:
 def cut(text: str, most: int = MOST_SHOWN) -> str:
     """The beginning of a text, as much as a message has room for."""
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def shown(value: object) -> str:
+    """A value of any size and depth as a message shows it; small ones whole."""
+    return cut(reprlib.repr(value))
 
 
 class ProblemSetError(LightReasonerError):

@@ -117,6 +117,24 @@ def test_of_a_large_column_that_is_not_asked_for_nothing_is_read(tmp_path, monke
         read_problems(path)
 
 
+@pytest.mark.parametrize("read", [read_problems, read_problem_set])
+def test_where_no_column_is_the_question_those_that_are_there_are_named(tmp_path, read):
+    table = pa.table({"prompt": ["q"], "answer": ["a"], "id": [1], "input": [b"q"]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(ProblemSetError, match=r":1: no question; .* it has answer, id, input \(binary\), prompt\. --q"):
+        read(str(tmp_path / "p.parquet"))
+    pq.write_table(table.select(["prompt", "answer"]), tmp_path / "p.parquet")
+    with pytest.raises(ProblemSetError, match=r":1: no question; expected one of .* it has answer, prompt\. --q"):
+        read(str(tmp_path / "p.parquet"))
+
+
+def test_columns_are_named_without_being_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(client.rows, "MOST_COLUMN_BYTES", 1000)
+    parquet(tmp_path / "p.parquet", [{"prompt": "q", "answer": "x" * 2000}])
+    with pytest.raises(ProblemSetError, match="it has answer, prompt"):
+        read_problem_set(str(tmp_path / "p.parquet"))
+
+
 # Being stopped.
 
 
@@ -217,6 +235,12 @@ def test_a_hugging_face_data_set_is_read_by_its_name_and_split(folder):
     assert rows[0].row == ROWS[0] | {"at": datetime(2026, 1, 1)} and rows[4].where == f"hf://{folder}:5"
     assert len(read_problem_set(f"hf://{folder}?split=test")) == 7
     assert len(read_problems(f"hf://{folder}?config=default&split=train", shuffle=1)) == 100
+
+
+@pytest.mark.parametrize("read", [read_problems, read_problem_set])
+def test_a_data_set_without_a_question_is_told_its_columns(folder, read):
+    with pytest.raises(ProblemSetError, match=r":1: no question; expected 'prompt'; it has answer, at, id, question\."):
+        read(f"hf://{folder}", question_field="prompt")
 
 
 @pytest.mark.parametrize(
