@@ -15,7 +15,7 @@ from client.run import Run
 from client.samples import RunManifest
 from client.tally import Tally
 
-SHARED = ("problems.", "expert.", "decoding.", "system_prompt", "chat_template_kwargs")
+SHARED = ("problems", "expert.", "decoding.", "system_prompt", "chat_template_kwargs")
 """What RUNs must agree in, by the beginnings of `RunManifest.identity`'s names; the rest is what is compared."""
 
 

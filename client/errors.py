@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import reprlib
+
+MOST_SHOWN = 100
+"""Characters of a value in a message; it may be a megabyte."""
+
 
 class LightReasonerError(Exception):
     """Base of every error whose message names the thing, what was expected and what to do."""
@@ -9,7 +14,22 @@ class LightReasonerError(Exception):
 
 def missing_extra(error: ModuleNotFoundError, extra: str) -> str:
     """What to say when a command's own packages are not installed."""
-    return f"{error.name} is not installed: pip install 'lightreasoner[{extra}]'"
+    return f"{error.name} is not installed: {how_to_install(extra)}"
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra, from an index or from a checkout."""
+    return f"pip install 'lightreasoner[{extra}]' (in a checkout: pip install '.[{extra}]')"
+
+
+def cut(text: str, most: int = MOST_SHOWN) -> str:
+    """The beginning of a text, as much as a message has room for."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def shown(value: object) -> str:
+    """A value of any size and depth as a message shows it; small ones whole."""
+    return cut(reprlib.repr(value))
 
 
 class ProblemSetError(LightReasonerError):

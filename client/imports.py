@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import math
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -98,21 +99,24 @@ class Imported:
 def import_samples(file: Path, run: Run, folder: Path, settings: ContrastSettings) -> Imported:
     """Import `file`, which was made with `settings`, by the expert whose model or tokenizer is in `folder`.
 
-    The same call again writes the same RUN. Raises RunError where nothing can be imported or `run` is another's,
-    ModelError where `folder` lacks a tokenizer or a chat template.
+    The same call again finishes the RUN, and leaves one that is complete as it is. Raises RunError where nothing can
+    be imported, or `run` was made from another file or with other settings; ModelError where `folder` lacks a
+    tokenizer or a chat template.
     """
     template, left_out = ChatTemplate(folder), LeftOut()
     expert = _expert(folder)
     data = _bytes(folder / "tokenizer.json")
     tokenizer = tokenizer_of(data, f"{folder}/tokenizer.json")
     manifest = _manifest(file, expert, settings)
+    sealed = run.completion() is not None
     samples: list[Sample] = []
     counts: Counter[str] = Counter()
 
     def write() -> None:
         if not counts["parts"]:
             run.claim(manifest, data)
-        run.write_samples(f"part-{counts['parts']:06d}", samples)
+        if not sealed:
+            run.write_samples(f"part-{counts['parts']:06d}", samples)
         counts["parts"] += 1
         samples.clear()
 
@@ -285,6 +289,7 @@ def _manifest(file: Path, expert: ModelCard, settings: ContrastSettings) -> RunM
             "model_fingerprint": "", "tokenizer_fingerprint": "", "chat_template_digest": None,
         }
     )  # fmt: skip
+    problems, digest = _identity(file)
     return RunManifest(
         format=1,
         created_at=int(time.time()),
@@ -295,21 +300,25 @@ def _manifest(file: Path, expert: ModelCard, settings: ContrastSettings) -> RunM
         decoding=Decoding(),
         top_k=0,
         **settings.model_dump(),
-        problems=_identity(file),
+        problems=problems,
         versions={"client": version("lightreasoner")},
         imported_from=str(file),
+        imported_digest=digest,
     )
 
 
-def _identity(file: Path) -> ProblemSetIdentity:
-    """Of every question in the file; a pass of its own, for run.json comes first."""
+def _identity(file: Path) -> tuple[ProblemSetIdentity, str]:
+    """Of every question in the file, and a digest of its lines; a pass of its own, for run.json comes first."""
     questions: set[str] = set()
+    digest = hashlib.sha256()  # of what is in the file: packed or not, it is the same one
     for _, line in _lines(file):
+        digest.update(line)
         try:
             questions.add(orjson.loads(line)["prompt_id"])
         except (ValueError, KeyError, TypeError):
             continue
-    return ProblemSet({_problem_id(text): text for text in questions if text and isinstance(text, str)}).identity()
+    problems = ProblemSet({_problem_id(text): text for text in questions if text and isinstance(text, str)})
+    return problems.identity(), digest.hexdigest()
 
 
 def _totals(counts: Counter[str], first_step: int) -> RunTotals:
@@ -337,7 +346,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(stream, 1):
                 if line.strip():
                     yield number, line
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise RunError(f"{file} cannot be read: {error}; give the JSONL that the published sampling wrote") from None
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.errors import ProblemSetError
+from client.errors import ProblemSetError, cut, shown
 from client.problem_set import ProblemSet
 from client.protocol import MAX_CHARACTERS, Problem
-from client.rows import rows
+from client.rows import column_names, rows
 
 QUESTION_FIELDS = ("question", "problem", "input")
 SPLIT_QUESTION_FIELDS = (("Body", "Question"), ("body", "question"), ("Body", "question"), ("body", "Question"))
@@ -26,6 +26,8 @@ MOST_CHARACTERS = 500_000_000
 """Of all questions together: they are held in memory."""
 NAMED = 5
 """Rows that a message names, of those it is about."""
+MOST_NAME_CHARACTERS = 300
+"""Of a row's fields together, as a message names them."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ def _distinct(
     for number, row in rows(path, fields, stopped):
         where = f"{path}:{number}"
         question = _question(row, where, question_field)
+        if question is None:
+            raise _no_question(path, where, row, question_field)
         if not question.strip():
             empty.add(where)
             continue
@@ -160,33 +164,39 @@ def _fields(question_field: str | None) -> list[str]:
     return list(dict.fromkeys(("id", *QUESTION_FIELDS, *(name for pair in SPLIT_QUESTION_FIELDS for name in pair))))
 
 
-def _question(row: dict[str, Any], where: str, given: str | None) -> str:
-    """The question; blank where the row has a field for it and nothing in it."""
+def _question(row: dict[str, Any], where: str, given: str | None) -> str | None:
+    """The question; blank where the row has a field for it and nothing in it, None where it has no field for it."""
     for body, question in () if given else SPLIT_QUESTION_FIELDS:
         if row.get(body) is not None and row.get(question) is not None:
             parts = [_text(row, name, where).strip() for name in (body, question)]
-            return " ".join(parts) if all(parts) else ""
+            return _bounded(" ".join(parts), f"{body!r} and {question!r} together have", where) if all(parts) else ""
     fields = (given,) if given else QUESTION_FIELDS
     for name in fields:
         if row.get(name) is not None:
-            return _text(row, name, where)
-    if any(name in row for name in fields):
-        return ""
+            return _bounded(_text(row, name, where), f"{name!r} has", where)
+    return "" if any(name in row for name in fields) else None
+
+
+def _no_question(path: str, where: str, row: dict[str, Any], given: str | None) -> ProblemSetError:
     expected = repr(given) if given else f"one of {', '.join(QUESTION_FIELDS)}, or Body and Question"
-    names = ", ".join(sorted(row)) or "no field that could be it"
-    raise ProblemSetError(f"{where}: no question; expected {expected}; it has {names}. --question-field names another")
+    names = cut(", ".join(sorted(column_names(path) or row)), MOST_NAME_CHARACTERS) or "no field"
+    return ProblemSetError(f"{where}: no question; expected {expected}; it has {names}. --question-field names another")
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
     value = row[name]
     if not isinstance(value, str):
-        raise ProblemSetError(f"{where}: {name!r} is {value!r}; it must be a text")
-    if len(value) > MAX_CHARACTERS:
+        raise ProblemSetError(f"{where}: {name!r} is {shown(value)}; it must be a text")
+    return value
+
+
+def _bounded(question: str, what_has: str, where: str) -> str:
+    if len(question) > MAX_CHARACTERS:
         raise ProblemSetError(
-            f"{where}: {name!r} has {len(value):,} characters, more than the {MAX_CHARACTERS:,} that a question may "
+            f"{where}: {what_has} {len(question):,} characters, more than the {MAX_CHARACTERS:,} that a question may "
             "have; shorten it or remove the row"
         )
-    return value
+    return question
 
 
 def _id(row: dict[str, Any], question: str, where: str) -> str:
@@ -194,7 +204,7 @@ def _id(row: dict[str, Any], question: str, where: str) -> str:
     if value is None:
         return hashlib.sha256(question.encode()).hexdigest()[:16]
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ProblemSetError(f"{where}: 'id' is {value!r}; it must be a text or a whole number")
+        raise ProblemSetError(f"{where}: 'id' is {shown(value)}; it must be a text or a whole number")
     if len(str(value)) > MOST_ID_CHARACTERS:
         raise ProblemSetError(
             f"{where}: 'id' has {len(str(value))} characters; at most {MOST_ID_CHARACTERS} are allowed"

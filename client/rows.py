@@ -11,7 +11,8 @@ import codecs
 import gzip
 import zlib
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, BinaryIO
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qsl, urlsplit
 
 import orjson
@@ -19,7 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from client.bucket import Bucket, local_folder
-from client.errors import ProblemSetError, Stopped
+from client.errors import LightReasonerError, ProblemSetError, Stopped, how_to_install
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 Row = dict[str, Any]
 HUB = "hf"
@@ -42,9 +46,39 @@ def rows(path: str, fields: Collection[str] | None, stopped: Callable[[], bool])
 
     Raises ProblemSetError naming the file, and the line at fault; Stopped.
     """
-    read = _of_hub if urlsplit(path).scheme == HUB else _of_parquet if path.endswith(".parquet") else _of_lines
-    try:
+    read = _of_hub if _is_hub(path) else _of_parquet if _is_parquet(path) else _of_lines
+    with _naming(path):
         yield from read(path, fields, stopped)
+
+
+def column_names(path: str) -> list[str]:
+    """The columns of a set whose rows all have the same, read or not, with the type of those that are never read.
+
+    Empty for lines: each has names of its own. Raises ProblemSetError naming the file.
+    """
+    if _is_hub(path):
+        with _naming_data_set(path):
+            return list(_data_set(path).column_names or ())
+    if not _is_parquet(path):
+        return []
+    with _naming(path), _opened(path) as file, pq.ParquetFile(file) as parquet:
+        return [
+            field.name if _has_json(field.type) else f"{field.name} ({field.type})" for field in parquet.schema_arrow
+        ]
+
+
+def _is_hub(path: str) -> bool:
+    return urlsplit(path).scheme == HUB
+
+
+def _is_parquet(path: str) -> bool:
+    return path.endswith(".parquet")
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException) as error:
         raise ProblemSetError(f"{path} cannot be read: {error}") from error
 
@@ -104,24 +138,34 @@ def _has_json(kind: pa.DataType) -> bool:
 
 
 def _of_hub(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, Row]]:
-    """hf://NAME?config=…&split=…, as it comes; NAME is the Hub's, or a local folder's path."""
-    try:
-        from datasets import load_dataset
-    except ModuleNotFoundError as error:
-        raise ProblemSetError(f"{path} needs {error.name}: pip install 'lightreasoner[hub]'") from None
-    address = urlsplit(path)
-    name, options = f"{address.netloc}{address.path}", dict(parse_qsl(address.query))
-    if not name or (unknown := options.keys() - set(HUB_OPTIONS)):
-        said = f"it has {', '.join(sorted(unknown))}" if name else "it names no data set"
-        raise ProblemSetError(f"{path}: expected hf://NAME?config=…&split=…, the latter two optional; {said}")
-    try:
-        found = load_dataset(name, options.get("config"), split=options.get("split", "train"), streaming=True)
+    with _naming_data_set(path):
+        found = _data_set(path)
         if fields is not None and (columns := found.column_names):
             found = found.select_columns([column for column in columns if column in fields])
         for number, row in enumerate(found, 1):
             _check(stopped, path)
             yield number, dict(row)
-    except (Stopped, GeneratorExit):
+
+
+def _data_set(path: str) -> IterableDataset:
+    """hf://NAME?config=…&split=…, as it comes; NAME is the Hub's, or a local folder's path."""
+    try:
+        from datasets import load_dataset
+    except ModuleNotFoundError as error:
+        raise ProblemSetError(f"{path} needs {error.name}: {how_to_install('hub')}") from None
+    address = urlsplit(path)
+    name, options = f"{address.netloc}{address.path}", dict(parse_qsl(address.query))
+    if not name or (unknown := options.keys() - set(HUB_OPTIONS)):
+        said = f"it has {', '.join(sorted(unknown))}" if name else "it names no data set"
+        raise ProblemSetError(f"{path}: expected hf://NAME?config=…&split=…, the latter two optional; {said}")
+    return load_dataset(name, options.get("config"), split=options.get("split", "train"), streaming=True)
+
+
+@contextmanager
+def _naming_data_set(path: str) -> Iterator[None]:
+    try:
+        yield
+    except LightReasonerError:
         raise
     except Exception as error:  # datasets has errors of every family
         reason = (str(error).splitlines() or [repr(error)])[0]
@@ -144,12 +188,27 @@ def _object(line: bytes, where: str) -> Row:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise ProblemSetError(f"{where}: not a JSON object ({error}); a problem set has one object a line") from None
+        if not _is_utf8(line):
+            raise ProblemSetError(f"{where}: not in UTF-8; the file must be in UTF-8, convert it") from None
+        if b"\0" in line:
+            raise ProblemSetError(
+                f"{where}: holds NUL bytes, as UTF-16 and damaged files do; the file must be in UTF-8"
+            ) from None
+        reason = f"{error.msg}, column {error.pos + 1}"  # its own message calls every line line 1
+        raise ProblemSetError(f"{where}: not a JSON object ({reason}); a problem set has one object a line") from None
     if not isinstance(row, dict):
         raise ProblemSetError(
             f"{where}: a JSON {type(row).__name__}, not an object; a problem set has one object a line"
         )
     return row
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _check(stopped: Callable[[], bool], path: str) -> None:

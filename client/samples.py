@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from client.contrast import Contrast, contrast
+from client.errors import cut
 from client.protocol import ContrastSettings, Decoding, ModelCard, Trajectory
 
 INTS, FLOATS, BOOLS = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.bool_())
@@ -53,6 +54,14 @@ SAMPLE_SCHEMA = pa.schema(
 )
 
 
+DIGEST_SHOWN = 12
+"""Characters of a digest in a message: enough to find it in a run.json."""
+TEXT_SHOWN = 80
+"""Characters of another value, of a system prompt for one."""
+ALIKE_SHOWN = 20
+"""Of what two long values have in common, before the place where they part."""
+
+
 class Frozen(BaseModel):
     """Base of what run.json is made of."""
 
@@ -64,6 +73,9 @@ class ProblemSetIdentity(Frozen):
 
     count: int
     digest: str
+
+    def __str__(self) -> str:
+        return f"{self.count:,} problem{'' if self.count == 1 else 's'}, digest {cut(self.digest, DIGEST_SHOWN)}"
 
 
 class RunManifest(ContrastSettings, Frozen):
@@ -84,6 +96,7 @@ class RunManifest(ContrastSettings, Frozen):
     versions: dict[str, str]
     built_from: str | None = None  # the RUN whose trajectories these are
     imported_from: str | None = None  # the file whose samples these are; such a RUN has no trajectories
+    imported_digest: str | None = None  # SHA-256 of that file's lines; RUNs imported by early versions lack it
 
     def identity(self) -> dict[str, Any]:
         """What must agree between two writers: dotted name -> value. Models count by fingerprint, not by path."""
@@ -92,6 +105,7 @@ class RunManifest(ContrastSettings, Frozen):
             "chat_template_kwargs": self.chat_template_kwargs,
             "top_k": self.top_k,
             "expert.chat_template_digest": self.expert.chat_template_digest,
+            "imported_digest": self.imported_digest,
         }
         for role, card in (("expert", self.expert), ("amateur", self.amateur)):
             for field in ("model_fingerprint", "tokenizer_fingerprint", "dtype"):
@@ -103,9 +117,23 @@ class RunManifest(ContrastSettings, Frozen):
         return named
 
     def differences(self, other: RunManifest) -> list[str]:
-        """Where `other` differs, each as 'name: this against that'."""
+        """Where `other` differs, each as 'name: this against that'; a problem set is one thing, long values are cut."""
         mine, theirs = self.identity(), other.identity()
-        return [f"{name}: {mine[name]!r} against {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+        different = [name for name in mine if mine[name] != theirs[name] and not name.startswith("problems.")]
+        lines = [f"{name}: {_against(name, mine[name], theirs[name])}" for name in different]
+        if self.problems != other.problems:
+            lines.append(f"problems: {self.problems} against {other.problems}")
+        return lines
+
+
+def _against(name: str, mine: Any, theirs: Any) -> str:
+    """Two values that differ; long ones from shortly before the place where they part."""
+    if name.endswith(("digest", "fingerprint")):
+        return " against ".join(cut(value, DIGEST_SHOWN) if value else repr(value) for value in (mine, theirs))
+    texts = repr(mine), repr(theirs)
+    alike = next((index for index, (a, b) in enumerate(zip_longest(*texts)) if a != b), 0)
+    begin = max(alike - ALIKE_SHOWN, 0) if max(map(len, texts)) > TEXT_SHOWN else 0
+    return " against ".join(("…" if begin else "") + cut(text[begin:], TEXT_SHOWN) for text in texts)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Places:
                 path = str(local_folder(path)) if path.startswith("file:") else path
             except BucketError as error:
                 raise ValueError(str(error)) from None
-        elif ":" not in given:
+        elif ":" not in given and not given.startswith("/"):
             return path
         for root in {self._root, str(self._folder.resolve())} if self._folder else {self._root}:
             if path.startswith(f"{root}/"):

@@ -87,7 +87,7 @@ def test_runs_of_other_problems_experts_or_decoding_are_refused_with_each_differ
     with pytest.raises(RunError) as caught:
         compare([run, other])
     named = [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]]
-    assert sorted(named) == ["decoding.max_tokens", "expert.model_fingerprint", "problems.digest", "system_prompt"]
+    assert sorted(named) == ["decoding.max_tokens", "expert.model_fingerprint", "problems", "system_prompt"]
     assert f"{other} cannot be compared with {run}" in str(caught.value)
 
 

@@ -60,6 +60,10 @@ def write(file, rows):
     return file
 
 
+def contents(folder):
+    return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()}
+
+
 def test_what_is_imported_is_what_the_file_says(rows, tokenizer, tmp_path):
     run = Run(str(tmp_path / "run"))
     imported = import_samples(write(tmp_path / "samples.jsonl", rows), run, EXPERT, SETTINGS)
@@ -190,8 +194,60 @@ def test_the_same_import_again_leaves_the_same_and_another_file_is_refused(rows,
     before = run.bucket.get("samples/part-000000.parquet")
     import_samples(tmp_path / "samples.jsonl.gz", run, EXPERT, SETTINGS)
     assert run.parts("samples") == ["part-000000"] and run.bucket.get("samples/part-000000.parquet") == before
-    with pytest.raises(RunError, match=r"problems\.count: 2 against 1"):
+    with pytest.raises(RunError, match=r"problems: 2 problems, digest \w{12}… against 1 problem, digest \w{12}…"):
         import_samples(write(tmp_path / "fewer.jsonl", rows[:4]), run, EXPERT, SETTINGS)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_another_file_of_the_same_questions_is_refused_and_nothing_is_written(rows, tmp_path, sealed):
+    file, run = write(tmp_path / "samples.jsonl", rows[:-1]), Run(str(tmp_path / "run"))
+    import_samples(file, run, EXPERT, SETTINGS)
+    if not sealed:
+        run.reopen()
+    before = contents(tmp_path / "run")
+    with pytest.raises(RunError, match=r"other settings; [^\n]*\n  imported_digest: \w{12}… against \w{12}…$"):
+        import_samples(write(file, rows), run, EXPERT, SETTINGS)
+    with pytest.raises(RunError, match=r"\n  alpha: 0\.2 against 0\.3$"):
+        import_samples(write(file, rows[:-1]), run, EXPERT, ContrastSettings(alpha=0.3))
+    assert contents(tmp_path / "run") == before
+
+
+def test_the_same_file_again_writes_nothing_into_a_sealed_run_and_says_the_same(rows, tmp_path):
+    file, run = write(tmp_path / "samples.jsonl", [*rows, "{"]), Run(str(tmp_path / "run"))
+    first = import_samples(file, run, EXPERT, SETTINGS)
+    (tmp_path / "run" / "samples" / "part-000000.parquet").write_bytes(b"as another version wrote it")
+    before = contents(tmp_path / "run")
+    again = import_samples(file, run, EXPERT, SETTINGS)
+    assert again == first and again.left_out.lines() and contents(tmp_path / "run") == before
+
+
+def test_an_import_that_was_cut_off_is_finished_by_the_same_call(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("client.imports.PART_SAMPLES", 1)
+    file, run = write(tmp_path / "samples.jsonl", rows), Run(str(tmp_path / "run"))
+    import_samples(file, run, EXPERT, SETTINGS)
+    run.reopen()
+    (tmp_path / "run" / "samples" / "part-000001.parquet").unlink()
+    import_samples(file, run, EXPERT, SETTINGS)
+    assert len(list(run.samples())) == 2 and run.completion()["kept"] == 8
+
+
+def test_a_run_that_was_imported_before_files_had_digests_is_read_and_not_joined(rows, tmp_path):
+    file, run = write(tmp_path / "samples.jsonl", rows), Run(str(tmp_path / "run"))
+    import_samples(file, run, EXPERT, SETTINGS)
+    old = run.manifest().model_dump(exclude={"imported_digest"})
+    (tmp_path / "run" / "run.json").write_text(json.dumps(old))
+    assert run.manifest().imported_digest is None and len(list(run.samples())) == 2
+    with pytest.raises(RunError, match=r"imported_digest: None against \w{12}…"):
+        import_samples(file, run, EXPERT, SETTINGS)
+
+
+def test_a_packed_file_that_is_damaged_is_named(rows, tmp_path):
+    packed = bytearray(gzip.compress("".join(f"{json.dumps(row)}\n" for row in rows).encode()))
+    packed[10:30] = b"\xff" * 20  # no block of deflate begins so
+    (tmp_path / "samples.jsonl.gz").write_bytes(packed)
+    with pytest.raises(RunError, match=r"samples\.jsonl\.gz cannot be read: .*give the JSONL"):
+        import_samples(tmp_path / "samples.jsonl.gz", Run(str(tmp_path / "run")), EXPERT, SETTINGS)
+    assert not (tmp_path / "run").exists()
 
 
 def test_many_problems_become_several_parts(rows, tmp_path, monkeypatch):

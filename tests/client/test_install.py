@@ -41,6 +41,7 @@ def test_help_needs_only_the_base(package):
 def test_what_is_not_installed_is_named_with_its_extra(package, words, extra):
     said = without(HEAVY, package, *words)
     assert said.returncode == 1 and f"is not installed: pip install 'lightreasoner[{extra}]'" in said.stderr
+    assert f"(in a checkout: pip install '.[{extra}]')" in said.stderr
     assert "Traceback" not in said.stderr
 
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,12 +66,58 @@ def test_ids_are_kept_or_made_from_the_question(tmp_path):
         ({"id": "x" * 513, "question": "q"}, r"problems\.jsonl:2: 'id' has 513 characters"),
         ({"question": 5}, r"problems\.jsonl:2: 'question' is 5"),
         ({"id": [1], "question": "q"}, r"problems\.jsonl:2: 'id' is \[1\]"),
+        (
+            {"Body": "x" * 2_000_000, "Question": "y" * 2_000_000},
+            r"problems\.jsonl:2: 'Body' and 'Question' together have 4,000,001 characters.* shorten",
+        ),
         ({"id": "first", "question": "q"}, r":2: id 'first' is already used .* at .*problems\.jsonl:1"),
     ],
 )
 def test_a_row_that_is_no_problem_is_named_by_file_and_line(tmp_path, row, said):
     with pytest.raises(ProblemSetError, match=said):
         read_problems(written(tmp_path, {"id": "first", "question": "p"}, row))
+
+
+@pytest.mark.parametrize(
+    "value", [["long"] * 100_000, {"long" * 100_000: 1}, [["x" * 50_000] * 9] * 9], ids=["list", "name", "nested"]
+)
+@pytest.mark.parametrize("field", ["question", "id"])
+def test_a_value_that_is_no_text_is_named_and_not_told_whole(tmp_path, field, value):
+    said = f"problems.jsonl:1: '{field}' is .*(…|\\.\\.\\.).*; it must be a text"
+    with pytest.raises(ProblemSetError, match=said) as caught:
+        read_problems(written(tmp_path, {"question": "q", field: value}))
+    assert len(str(caught.value)) < len(str(tmp_path)) + 200
+
+
+def test_a_value_that_is_nested_deeper_than_python_bears_is_named(tmp_path):
+    row = f'{{"question": {"[" * 1000}{"]" * 1000}}}'
+    with pytest.raises(ProblemSetError, match=r"problems\.jsonl:1: 'question' is \[\[.*it must be a text"):
+        read_problems(written(tmp_path, row))
+
+
+def test_names_of_fields_are_not_told_without_end(tmp_path):
+    with pytest.raises(ProblemSetError, match=r"it has a, b, x+…\. --question-field") as caught:
+        read_problems(written(tmp_path, {"a": 1, "b": 2, "x" * 100_000: 3}))
+    assert len(str(caught.value)) < len(str(tmp_path)) + 500
+
+
+def test_a_line_that_is_no_json_is_named_by_one_line_number_and_the_column(tmp_path):
+    for line, column in (('{"question": "ab" x}', 19), ('{"question": "é日" x}', 19), ('{"question": "q"', 18)):
+        with pytest.raises(ProblemSetError) as caught:
+            read_problems(written(tmp_path, {"question": "q"}, line))
+        said = str(caught.value).removeprefix(str(tmp_path))
+        assert re.match(rf"/problems\.jsonl:2: not a JSON object \(unexpected [^0-9]*, column {column}\); ", said)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "question"),
+    [("latin-1", "Combien coûte un café?"), ("utf-16-le", "Combien coûte un café?")]
+    + [(encoding, "How many?") for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")],
+)
+def test_a_file_that_is_not_utf_8_is_told_so(tmp_path, encoding, question):
+    (tmp_path / "p.jsonl").write_bytes(f'{{"question": "{question}"}}\n'.encode(encoding))
+    with pytest.raises(ProblemSetError, match=r"p\.jsonl:1: (not in UTF-8|holds NUL bytes).*; the file must be"):
+        read_problems(str(tmp_path / "p.jsonl"))
 
 
 def test_every_empty_row_is_counted_and_the_first_are_named(tmp_path):

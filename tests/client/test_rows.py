@@ -117,6 +117,24 @@ def test_of_a_large_column_that_is_not_asked_for_nothing_is_read(tmp_path, monke
         read_problems(path)
 
 
+@pytest.mark.parametrize("read", [read_problems, read_problem_set])
+def test_where_no_column_is_the_question_those_that_are_there_are_named(tmp_path, read):
+    table = pa.table({"prompt": ["q"], "answer": ["a"], "id": [1], "input": [b"q"]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(ProblemSetError, match=r":1: no question; .* it has answer, id, input \(binary\), prompt\. --q"):
+        read(str(tmp_path / "p.parquet"))
+    pq.write_table(table.select(["prompt", "answer"]), tmp_path / "p.parquet")
+    with pytest.raises(ProblemSetError, match=r":1: no question; expected one of .* it has answer, prompt\. --q"):
+        read(str(tmp_path / "p.parquet"))
+
+
+def test_columns_are_named_without_being_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(client.rows, "MOST_COLUMN_BYTES", 1000)
+    parquet(tmp_path / "p.parquet", [{"prompt": "q", "answer": "x" * 2000}])
+    with pytest.raises(ProblemSetError, match="it has answer, prompt"):
+        read_problem_set(str(tmp_path / "p.parquet"))
+
+
 # Being stopped.
 
 
@@ -219,6 +237,12 @@ def test_a_hugging_face_data_set_is_read_by_its_name_and_split(folder):
     assert len(read_problems(f"hf://{folder}?config=default&split=train", shuffle=1)) == 100
 
 
+@pytest.mark.parametrize("read", [read_problems, read_problem_set])
+def test_a_data_set_without_a_question_is_told_its_columns(folder, read):
+    with pytest.raises(ProblemSetError, match=r":1: no question; expected 'prompt'; it has answer, at, id, question\."):
+        read(f"hf://{folder}", question_field="prompt")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -235,5 +259,6 @@ def test_a_data_set_that_cannot_be_had_is_named(folder, name, said):
 
 def test_without_datasets_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ProblemSetError, match=r"hf://any/set needs datasets: pip install 'lightreasoner\[hub\]'"):
+    remedy = r"pip install 'lightreasoner\[hub\]' \(in a checkout: pip install '\.\[hub\]'\)"
+    with pytest.raises(ProblemSetError, match=f"hf://any/set needs datasets: {remedy}"):
         read_problems("hf://any/set")

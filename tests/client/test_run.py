@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from client.errors import RunError
 from client.protocol import ContrastSettings, Failure
 from client.report import report
 from client.run import Run
-from client.samples import sample_of
+from client.samples import ProblemSetIdentity, sample_of
 
 
 @pytest.fixture
@@ -117,6 +118,27 @@ def test_a_second_writer_with_other_settings_is_refused_with_every_difference_na
         run.claim(other, b"{}")
     assert "alpha: 0.2 against 0.3" in str(caught.value) and "top_k: 8 against 9" in str(caught.value)
     run.claim(make_manifest(created_at=5, versions={"client": "9"}), b"{}")  # times and versions may differ
+
+
+def test_differences_are_told_in_a_line_each_however_long_their_values_are():
+    made = make_manifest(problems=ProblemSetIdentity(count=60, digest="a" * 64))
+    more = make_manifest(problems=ProblemSetIdentity(count=1250, digest="b" * 64))
+    assert made.differences(more) == [
+        f"problems: 60 problems, digest {'a' * 12}… against 1,250 problems, digest {'b' * 12}…"
+    ]
+    expert = made.expert.model_copy(update={"model_fingerprint": "c" * 64, "chat_template_digest": None})
+    assert made.differences(made.model_copy(update={"expert": expert})) == [
+        "expert.chat_template_digest: c against None",
+        f"expert.model_fingerprint: e against {'c' * 12}…",
+    ]
+    (line,) = made.differences(made.model_copy(update={"system_prompt": "x" * 100_000}))
+    assert line == f"system_prompt: 'Please reason step by step.' against '{'x' * 79}…"
+
+
+def test_long_texts_are_told_from_where_they_part():
+    one, other = (make_manifest(system_prompt=f"{'x' * 50_000} {word} {'y' * 50_000}") for word in ("this", "that"))
+    (line,) = one.differences(other)
+    assert len(line) < 250 and re.search(r"system_prompt: …x+ this y+… against …x+ that y+…", line)
 
 
 def test_another_model_is_another_run_but_another_path_is_not(run):

@@ -29,6 +29,12 @@ def test_what_is_not_plainly_inside_is_refused(kind, given, tmp_path):
         places.name(given)
 
 
+@pytest.mark.parametrize("given", ["/tmp/elsewhere", "/", "file:///tmp/elsewhere", "s3://other/x"])
+def test_a_place_outside_a_bucket_on_s3_is_told_so(given):
+    with pytest.raises(ValueError, match=r"^points outside the server's bucket; name a place inside it, or one relat"):
+        Places("s3://samples/team").name(given)
+
+
 def test_the_neighbours_of_a_local_bucket_are_outside(tmp_path):
     bucket = tmp_path / "bucket"
     bucket.mkdir()
