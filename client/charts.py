@@ -16,6 +16,8 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 480, 290
 LEFT, MARGIN, TOP, BOTTOM = 58, 20, 26, 48
 """Room for tick labels and titles around the plot, in the units of the view box."""
+SMALLEST = 1e-300
+"""Scales that end below this have no steps: their tenths are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def decades(low: float, high: float) -> list[tuple[float, str]]:
 
 def even(high: float, unit: str = "") -> list[tuple[float, str]]:
     """About five round ticks from 0 to `high`."""
-    if not high > 0:
+    if not high > SMALLEST:
         return [(0.0, f"0{unit}")]
     step = 10.0 ** math.floor(math.log10(high / 4))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if high / (step * factor) <= 5)

@@ -36,6 +36,8 @@ SHADES = (0.05, 0.2, 0.4, 0.8, 1.6)
 """Nats at which a token's shade deepens. Fixed, so that two reports can be compared by eye."""
 SMALLEST_KL = 1e-4
 """Nats where the axes of divergence begin; what lies below is drawn in the first bar."""
+LARGEST_BETA, SMALLEST_ALPHA = 100.0, 1e-6
+"""Where the axes end that a setting would stretch; one beyond is marked on the edge."""
 BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 HEADROOM = 1.12
 """So that the words at a threshold stand above the highest bar."""
@@ -120,9 +122,10 @@ def page(findings: Findings, texts: Texts) -> str:
 
 def _divergence_chart(findings: Findings) -> Markup:
     """How many steps have which divergence, on a logarithmic axis with an edge at beta."""
-    bounds, beta = findings.tally.bounds, max(findings.manifest.beta, SMALLEST_KL)
-    low, high = _kl_range(bounds, beta)
-    edges = np.concatenate([_between(low, beta), _between(beta, high)[1:]]) if beta > low else _between(low, high)
+    bounds = findings.tally.bounds
+    low, high = _kl_range(bounds, findings.manifest.beta)
+    beta = min(max(findings.manifest.beta, low), high)
+    edges = np.unique(np.concatenate([_between(low, beta), _between(beta, high)]))
     above = bounds.above(edges)
     heights = above[:-1] - above[1:]
     heights[0] += bounds.count - above[0]
@@ -141,7 +144,7 @@ def _beta_chart(findings: Findings) -> Markup:
     tally, manifest = findings.tally, findings.manifest
     if not tally.steps:
         return Markup("")
-    low, high = max(_kl_range(tally.bounds, manifest.beta)[0], 1e-3), max(4.0, 2 * manifest.beta)
+    low, high = 1e-3, max(4.0, min(2 * manifest.beta, LARGEST_BETA))
     betas = np.geomspace(low, high, 120)
     complete, every = (counts.above(betas) / tally.steps for counts in (tally.complete_bounds, tally.bounds))
     kept = every if manifest.keep_incomplete else complete
@@ -165,7 +168,7 @@ def _beta_rows(findings: Findings) -> list[tuple[float, int, float, float, bool]
     tally, manifest = findings.tally, findings.manifest
     betas = sorted({*BETAS, manifest.beta})
     counts = tally.bounds if manifest.keep_incomplete else tally.complete_bounds
-    kept = dict(zip(betas, counts.above(np.array(betas)).tolist(), strict=True))
+    kept = {beta: _above(counts, beta) for beta in betas}
     kept[manifest.beta] = _beta_here(findings)
     steps, trajectories = max(tally.steps, 1), max(len(tally.keys), 1)
     return [(beta, kept[beta], kept[beta] / steps, kept[beta] / trajectories, beta == manifest.beta) for beta in betas]
@@ -177,7 +180,12 @@ def _beta_here(findings: Findings) -> int:
     if manifest.select != "all":  # random keeps as many as kl
         return tally.kept
     counts = tally.bounds if manifest.keep_incomplete else tally.complete_bounds
-    return int(counts.above(np.array([manifest.beta]))[0])
+    return _above(counts, manifest.beta)
+
+
+def _above(counts: Divergences, beta: float) -> int:
+    """How many steps a beta leaves; one that is no float32 leaves as many as the largest that is."""
+    return int(counts.above(np.array([min(beta, float(np.finfo(np.float32).max))]))[0])
 
 
 def _alpha_charts(findings: Findings) -> list[Markup]:
@@ -185,7 +193,8 @@ def _alpha_charts(findings: Findings) -> list[Markup]:
     sets, manifest = findings.plausible_sets, findings.manifest
     if sets is None:
         return []
-    x = Axis("α (logarithmic)", float(sets.alphas[0]), 1.0, _alpha_ticks(float(sets.alphas[0])), log=True)
+    low = max(float(sets.alphas[0]), SMALLEST_ALPHA)
+    x = Axis("α (logarithmic)", low, 1.0, _alpha_ticks(low), log=True)
     size, whole = (float(np.interp(manifest.alpha, sets.alphas, values)) for values in (sets.mean_size, sets.whole))
     top = float(sets.mean_size.max())
     return [
@@ -362,7 +371,7 @@ def _digest(text: str) -> str:
 def _kl_range(bounds: Divergences, beta: float) -> tuple[float, float]:
     """Both ends of an axis of divergence: whole powers of ten below, what is there above."""
     largest = bounds.quantile(1.0) if bounds.count else 1.0
-    return SMALLEST_KL, max(largest, 1.0, 2 * beta)
+    return SMALLEST_KL, max(largest, 1.0, min(2 * beta, LARGEST_BETA))
 
 
 def _between(low: float, high: float) -> np.ndarray:

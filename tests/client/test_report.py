@@ -17,6 +17,7 @@ from client.findings import Largest, gather
 from client.protocol import Failure
 from client.report import report
 from client.run import Run
+from client.samples import trajectory_table
 from client.texts import Texts, tokenizer_of, visible
 
 HOSTILE = [
@@ -281,6 +282,70 @@ def test_what_cannot_be_reported_is_named(tmp_path):
         report(make_run(tmp_path / "run", trajectories_of(1), b"{}"))
 
 
+@pytest.mark.parametrize(
+    "losses",
+    [[0.5, 0.5], [0.0, 0.0], [-1.0, -2.0], [5e-324, 5e-324], [5e-324, 1e308], [3e-323, 0.0]],
+)
+def test_a_loss_curve_is_drawn_of_any_numbers(tmp_path, losses):
+    run = make_run(tmp_path / "run", trajectories_of(2))
+    rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses)]
+    strange = [{"step": step, "loss": 0.5} for step in ("inf", "-inf", "nan", None, [], "later")]
+    run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(row).encode() for row in rows + strange))
+    assert gather(run).losses == list(enumerate(losses))
+    written = report(run)
+    assert "Training loss from" in written and "nan" not in places_in_charts(written)
+
+
+def places_in_charts(page):
+    """Where everything in the charts is drawn."""
+    drawn = ("rect", "line", "polyline", "circle", "text")
+    return " ".join(value for tag, attributes in Page(page).elements if tag in drawn for value in attributes.values())
+
+
+@pytest.mark.parametrize("change", [{"p": "inf"}, {"p": "nan"}, {"p": -0.1}, {"p": 1.5}, {"n": -1}, {"n": 1e400}])
+def test_an_evaluation_with_impossible_figures_is_left_out(tmp_path, change):
+    run = make_run(tmp_path / "run", trajectories_of(2))
+    figures = TWO | change | {"paired": TWO["paired"] | change}
+    run.bucket.put("evaluation/odd.json", json.dumps({"benchmarks": {"gsm8k": figures}}).encode())
+    assert gather(run).benchmarks == [] and "gsm8k" not in report(run)
+
+
+def test_failures_of_a_strange_kind_are_counted_too(tmp_path):
+    run = make_run(tmp_path / "run", trajectories_of(2))
+    run.write_failures([Failure("a", 0, ["odd"], "why"), Failure("b", 0, None, "why"), Failure("p0", -1, "x", "why")])
+    assert dict(gather(run).failures) == {"['odd']": 1, "None": 1, "x": 1}
+    assert "3 trajectories failed" in report(run)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "settings", [{"beta": 1e300}, {"beta": 1.7e308}, {"beta": 5e-324}, {"alpha": 1e-300}, {"alpha": 5e-324}]
+)
+def test_settings_at_their_ends_have_a_report_without_a_warning(tmp_path, settings):
+    written = report(make_run(tmp_path / "run", trajectories_of(2), **settings))
+    assert "nan" not in places_in_charts(written)
+    ((name, value),) = settings.items()
+    assert f"{ {'alpha': 'α', 'beta': 'β'}[name] } = {value:g}" in written
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("expert_logprobs", np.nan, "log-probabilities"), ("amateur_logprobs", np.nan, "log-probabilities"),
+        ("expert_logprobs", np.inf, "log-probabilities"), ("expert_logprobs", -np.inf, "log-probabilities"),
+        ("amateur_logprobs", np.inf, "log-probabilities"), ("amateur_logprobs", 3.0, "log-probabilities"),
+        ("token_ids", 50, "ids"), ("token_ids", -1, "ids"), ("top_ids", 50, "ids"), ("prompt_token_ids", -1, "ids"),
+    ],
+)  # fmt: skip
+def test_a_trajectory_that_no_model_can_have_given_is_named_with_its_part(tmp_path, name, value, told):
+    sound, damaged = trajectories_of(2)
+    run = make_run(tmp_path / "run", [sound])
+    getattr(damaged, name)[3] = value
+    run._put_table("trajectories", "part-damaged", trajectory_table([damaged], {}))
+    with pytest.raises(RunError, match=rf"trajectories/part-damaged\.parquet is damaged: .*'p1', sample 0.* {told}"):
+        report(run)
+
+
 @pytest.fixture(scope="module")
 def bytes_tokenizer():
     """Every byte a token, as in GPT-2's alphabet: most characters beyond ASCII take several."""
@@ -302,6 +367,44 @@ def test_tokens_read_as_the_whole_does_though_characters_span_several(bytes_toke
         and texts.alone(bytes_tokenizer.encode("\n").ids[0]) == "⏎"
     )
     assert texts.alone(bytes_tokenizer.encode("×").ids[0]) == "Ã" and texts.alone(10_000) == "#10000"
+
+
+@pytest.fixture(scope="module", params=["kept", "stripped"])
+def fallback_tokenizer(request):
+    """Bytes as tokens beside words, as in Llama 2, Gemma and Mistral: a run of bytes is a text or it is none."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁so", "b", "é", "▁▁", "."]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(parts + [decoders.Strip(" ", 1, 0)] * (request.param == "stripped"))
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return tokenizer
+
+
+def test_bytes_that_make_no_character_are_read_too(fallback_tokenizer, bytes_tokenizer):
+    texts = Texts(fallback_tokenizer)
+    ids, accented = (
+        [fallback_tokenizer.token_to_id(token) for token in tokens]
+        for tokens in (("b", "<0x0A>", "<0xF0>", "<0x9F>", "b"), ("<0xC3>", "<0xA9>", "b"))
+    )
+    assert "".join(texts.pieces(ids)) == texts.whole(ids) == "b\ufffd\ufffd\ufffdb"
+    assert texts.pieces(ids[:1] + ids[2:4]) == ["b", "\ufffd", "\ufffd"]  # an answer cut within a character
+    assert texts.pieces(accented) == ["", "é", "b"]
+    cut = bytes_tokenizer.encode("2 ×").ids[:-1]
+    assert Texts(bytes_tokenizer).pieces(cut) == ["2", " ", "\ufffd"]
+
+
+def test_whatever_the_tokens_their_pieces_joined_are_the_whole(fallback_tokenizer, bytes_tokenizer):
+    random = np.random.default_rng(7)
+    for tokenizer in (fallback_tokenizer, bytes_tokenizer):
+        texts, size = Texts(tokenizer), tokenizer.get_vocab_size()
+        said = tokenizer.encode("b b naïve 數 🙂\n×").ids
+        for _ in range(400):
+            begin, end, count = random.integers(0, [len(said), len(said) + 1, 9])
+            strange = random.integers(0, size + 2, count)  # two ids are no token's
+            ids = random.permutation([*said[begin:end], *strange]) if begin % 2 else [*said[begin:end], *strange]
+            pieces = texts.pieces(ids)
+            assert len(pieces) == len(ids) and "".join(pieces) == texts.whole(ids), ids
 
 
 @pytest.fixture(scope="module")
