@@ -66,7 +66,15 @@ class Threshold:
     y: float | None = None
 
 
-Mark = Bars | Line | Threshold
+@dataclass(frozen=True)
+class Note:
+    """Words right of an upright line that is not drawn, a line below those of a threshold."""
+
+    x: float
+    words: str
+
+
+Mark = Bars | Line | Threshold | Note
 
 
 def decades(low: float, high: float) -> list[tuple[float, str]]:
@@ -117,6 +125,8 @@ def chart(x: Axis, y: Axis, marks: Sequence[Mark], told: str, right: Axis | None
         elif isinstance(mark, Line):
             points = " ".join(f"{at(a)},{up(b)}" for a, b in zip(mark.xs, mark.ys, strict=True))
             parts.append(Markup('<polyline class="line {}" points="{}"/>').format(mark.style, points))
+        elif isinstance(mark, Note):
+            parts.append(_text(at(mark.x) + 5, TOP + 31, mark.words, "start", "words"))
         else:
             where, anchor = at(mark.x), "start" if x.share(mark.x) < 0.6 else "end"
             parts.append(

@@ -22,7 +22,7 @@ import orjson
 from markupsafe import Markup
 
 from client.analysis import TENTHS, by_kind
-from client.charts import Axis, Bars, Line, Mark, Threshold, chart, decades, even
+from client.charts import Axis, Bars, Line, Mark, Note, Threshold, chart, decades, even
 from client.contrast import covered_mass, kl_lower_bound, mask_complete, plausible
 from client.findings import Findings, TokenDivergence, gather
 from client.protocol import ModelCard, Trajectory
@@ -41,6 +41,9 @@ LARGEST_BETA, SMALLEST_ALPHA = 100.0, 1e-6
 BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 HEADROOM = 1.12
 """So that the words at a threshold stand above the highest bar."""
+CUT = 1.5
+"""How many times as high as any other the first bar of divergences may be; a higher one runs off the scale, else
+nothing could be seen of the others."""
 LONGEST = 1024
 """Tokens of a trajectory that the page shows: eight long ones would make it too large to open."""
 ROWS = 20
@@ -85,6 +88,7 @@ def page(findings: Findings, texts: Texts) -> str:
     )  # fmt: skip
     environment.filters |= {"count": lambda value: f"{value:,}", "percent": _percent, "nats": _nats}
     tally = findings.tally
+    divergence_chart, first_bar_cut = _divergence_chart(findings)
     return environment.get_template("report.html").render(
         found=findings,
         totals=findings.totals,
@@ -97,7 +101,8 @@ def page(findings: Findings, texts: Texts) -> str:
         ),
         style=Markup(style),
         script=Markup(script),
-        divergence_chart=_divergence_chart(findings),
+        divergence_chart=divergence_chart,
+        first_bar_cut=first_bar_cut,
         beta_chart=_beta_chart(findings),
         betas=_beta_rows(findings),
         alpha_charts=_alpha_charts(findings),
@@ -120,23 +125,33 @@ def page(findings: Findings, texts: Texts) -> str:
     )  # fmt: skip
 
 
-def _divergence_chart(findings: Findings) -> Markup:
-    """How many steps have which divergence, on a logarithmic axis with an edge at beta."""
+def _divergence_chart(findings: Findings) -> tuple[Markup, bool]:
+    """How many steps have which divergence, on a logarithmic axis with an edge at beta.
+
+    And whether the first bar runs off the scale, which is the others' then.
+    """
     bounds = findings.tally.bounds
     low, high = _kl_range(bounds, findings.manifest.beta)
     beta = min(max(findings.manifest.beta, low), high)
     edges = np.unique(np.concatenate([_between(low, beta), _between(beta, high)]))
     above = bounds.above(edges)
     heights = above[:-1] - above[1:]
-    heights[0] += bounds.count - above[0]
-    heights[-1] += above[-1]
-    top = float(heights.max(initial=1))
-    return chart(
+    heights[0] += bounds.count - above[0]  # above the last there is none: the axis reaches the largest
+    first, others = int(heights[0]), int(heights[1:].max(initial=0))
+    cut = first > CUT * others > 0
+    top = float(others if cut else max(first, others, 1))
+    marks: list[Mark] = [Bars(edges.tolist(), heights.tolist(), beta)]
+    if cut:
+        marks.append(Note(float(edges[1]), f"{first:,} steps"))
+    marks.append(Threshold(beta, f"β = {findings.manifest.beta:g}"))
+    drawn = chart(
         Axis("certified KL bound, nats (logarithmic)", low, high, decades(low, high), log=True),
         Axis("steps", 0.0, HEADROOM * top, even(HEADROOM * top)),
-        [Bars(edges.tolist(), heights.tolist(), beta), Threshold(beta, f"β = {findings.manifest.beta:g}")],
-        f"Histogram of the divergence of {bounds.count} steps; the highest bar stands for {top:.0f} of them.",
+        marks,
+        f"Histogram of the divergence of {bounds.count} steps; the highest bar stands for {max(first, others)} of them"
+        + (f", the next for {others}." if cut else "."),
     )
+    return drawn, cut
 
 
 def _beta_chart(findings: Findings) -> Markup:

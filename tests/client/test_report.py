@@ -176,6 +176,47 @@ def test_tokens_are_ranked_by_the_divergence_of_the_steps_that_took_them(tmp_pat
         assert token.mean_log_ratio == pytest.approx(np.mean(ratios[token.token_id]), rel=1e-5)
 
 
+def bars_of(page, section):
+    """The heights of a section's first bars, in the units of their chart, and where they begin from above."""
+    body = page[page.index(f'<section id="{section}">') :]
+    bars = [a for tag, a in Page(body[: body.index("</svg>") + 6]).elements if a.get("class", "").startswith("bar")]
+    return np.array([float(bar["height"]) for bar in bars]), np.array([float(bar["y"]) for bar in bars])
+
+
+def with_equal_steps(trajectories, count):
+    """The same, but at the first `count` counted steps of each the amateur is as good as the expert."""
+    for trajectory in trajectories:
+        trajectory.amateur_logprobs[1 : count + 1] = trajectory.expert_logprobs[1 : count + 1]
+    return trajectories
+
+
+def test_the_first_bar_holds_what_is_smaller_and_the_last_the_largest(tmp_path):
+    trajectories = with_equal_steps(trajectories_of(12), 1)
+    bounds, _ = plain_bounds(trajectories)
+    heights, _ = bars_of(report(make_run(tmp_path / "run", trajectories)), "divergence")
+    smallest, largest = (bounds < 1e-4).sum(), (bounds > bounds.max() * 10 ** (-1 / 8)).sum()
+    assert smallest == 12 and heights[0] / heights.sum() == pytest.approx(smallest / len(bounds), abs=0.002)
+    assert largest and heights[-1] / heights.sum() == pytest.approx(largest / len(bounds), abs=0.002)
+
+
+def test_a_first_bar_that_would_flatten_the_others_runs_off_the_scale_and_says_its_number(tmp_path):
+    trajectories = with_equal_steps(trajectories_of(12), 6)
+    bounds, _ = plain_bounds(trajectories)
+    written = report(make_run(tmp_path / "run", trajectories))
+    heights, tops = bars_of(written, "divergence")
+    smallest, largest = (bounds < 1e-4).sum(), (bounds > bounds.max() * 10 ** (-1 / 8)).sum()
+    assert tops[0] == 26 < 30 < tops[1:].min() and heights[1:].max() > 0.8 * heights[0]
+    assert heights[-1] / heights[1:].sum() == pytest.approx(largest / (len(bounds) - smallest), abs=0.005)
+    assert smallest == 72 and "72 steps" in Page(written).text["text"] and "runs off the scale" in written
+    assert f"Histogram of the divergence of {len(bounds)} steps; the highest bar stands for 72 of them" in written
+
+
+def test_a_first_bar_that_leaves_room_for_the_others_is_drawn_to_scale(tmp_path):
+    written = report(make_run(tmp_path / "run", trajectories_of(12)))
+    _, tops = bars_of(written, "divergence")
+    assert tops.min() > 26 and "runs off the scale" not in written
+
+
 def test_a_shown_trajectory_says_of_every_token_what_the_run_says(tmp_path):
     (trajectory,) = trajectories_of(1)
     run = make_run(tmp_path / "run", [trajectory], questions={"p0": "How many?"})
@@ -459,7 +500,7 @@ def test_in_a_browser_tokens_are_read_by_pointer_and_by_keyboard_and_nothing_els
 
 
 def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chromium_browser):
-    trajectories = trajectories_of(12)
+    trajectories = with_equal_steps(trajectories_of(12), 6)
     run = make_run(tmp_path / "run", trajectories, beta=0.5)
     lines = [{"step": step, "loss": 1 / step} for step in range(1, 30)]
     run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(line).encode() for line in lines))
@@ -478,8 +519,10 @@ def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chro
 
     bounds, complete = plain_bounds(trajectories)
     bars = charts.nth(0).evaluate(drawn.format(".bar", "[mark.classList.contains('marked'), mark.getBBox().height]"))
-    marked = sum(height for is_marked, height in bars if is_marked) / sum(height for _, height in bars)
-    assert marked == pytest.approx((bounds > 0.5).mean(), abs=0.01)
+    (said,) = (text for text in charts.nth(0).locator(".words").all_text_contents() if text.endswith(" steps"))
+    assert said == f"{(bounds < 1e-4).sum()} steps" and bars[0][1] == max(height for _, height in bars)
+    marked = sum(height for is_marked, height in bars[1:] if is_marked) / sum(height for _, height in bars[1:])
+    assert marked == pytest.approx((bounds > 0.5).sum() / (bounds >= 1e-4).sum(), abs=0.01)
     rows = page.locator("#beta tbody tr").all_inner_texts()
     kept = {float(row.split()[0]): int(row.split("\t")[1].replace(",", "")) for row in rows}
     assert kept == {beta: int(((bounds > beta) & complete).sum()) for beta in kept} and len(kept) >= 7
