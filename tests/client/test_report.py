@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,7 +16,7 @@ from client.contrast import kl_lower_bound
 from client.errors import RunError
 from client.findings import Largest, gather
 from client.protocol import Failure
-from client.report import report
+from client.report import page, report
 from client.run import Run
 from client.samples import trajectory_table
 from client.texts import Texts, tokenizer_of, visible
@@ -519,6 +520,7 @@ def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chro
 
     bounds, complete = plain_bounds(trajectories)
     bars = charts.nth(0).evaluate(drawn.format(".bar", "[mark.classList.contains('marked'), mark.getBBox().height]"))
+    assert sorted(height for _, height in bars)[-2] > 0.8 * bars[0][1]
     (said,) = (text for text in charts.nth(0).locator(".words").all_text_contents() if text.endswith(" steps"))
     assert said == f"{(bounds < 1e-4).sum()} steps" and bars[0][1] == max(height for _, height in bars)
     marked = sum(height for is_marked, height in bars[1:] if is_marked) / sum(height for _, height in bars[1:])
@@ -531,6 +533,35 @@ def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chro
     drawn_heights = (losses[-1] - np.array(losses)) / (losses[-1] - losses[0])
     np.testing.assert_allclose(drawn_heights, (heights - heights[-1]) / (heights[0] - heights[-1]), atol=0.01)
     page.close()
+
+
+@pytest.mark.parametrize("width", [360, 375, 1200])
+def test_in_a_browser_every_table_fits_where_it_stands_on_a_phone_too(tmp_path, chromium_browser, width):
+    run = make_run(
+        tmp_path / "run", trajectories_of(3), tokenizer_json(["internationalization", "<|end_of_sentence|>"])
+    )
+    run.bucket.put("evaluation/adapter-2025.json", json.dumps({"benchmarks": {"olympiadbench": TWO}}).encode())
+    found = gather(run)
+    large = [
+        replace(token, token_id=row, seen=1_234_567, kept=123_456, mean_kl=12.345, share=0.123, mean_log_ratio=16.3)
+        for row, token in enumerate(found.tokens)
+    ]
+    written = page(replace(found, tokens=large), Texts(tokenizer_of(run.tokenizer(), "here")))
+    (tmp_path / "page.html").write_text(written, encoding="utf-8")
+    shown = chromium_browser.new_page(viewport={"width": width, "height": 800})
+    shown.goto(f"file://{tmp_path}/page.html")
+    shown.locator(".trajectory [role=option]").first.click()
+    tables = shown.locator("table").all()
+    assert len(tables) >= 6
+    for table in tables:
+        room = table.evaluate("(table) => table.parentElement.getBoundingClientRect().right")
+        cells = table.locator("th, td").evaluate_all(
+            "(cells) => cells.map((cell) => cell.getBoundingClientRect().right)"
+        )
+        assert max(cells) <= room <= width, table.inner_text()
+    tokens = shown.locator("#tokens tbody th").all()
+    assert all(token.bounding_box()["width"] > 30 for token in tokens)
+    shown.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark", "print"])
