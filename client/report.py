@@ -25,6 +25,7 @@ from client.analysis import TENTHS, by_kind
 from client.charts import Axis, Bars, Line, Mark, Note, Threshold, chart, decades, even
 from client.contrast import covered_mass, kl_lower_bound, mask_complete, plausible
 from client.findings import Findings, TokenDivergence, gather
+from client.keys import Key
 from client.protocol import ModelCard, Trajectory
 from client.run import Run
 from client.samples import RunManifest, Sample
@@ -46,6 +47,7 @@ CUT = 1.5
 nothing could be seen of the others."""
 LONGEST = 1024
 """Tokens of a trajectory that the page shows: eight long ones would make it too large to open."""
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 ROWS = 20
 """Ids that a token's detail lists, best first: all of the default top k."""
 
@@ -89,6 +91,7 @@ def page(findings: Findings, texts: Texts) -> str:
     environment.filters |= {"count": lambda value: f"{value:,}", "percent": _percent, "nats": _nats}
     tally = findings.tally
     divergence_chart, first_bar_cut = _divergence_chart(findings)
+    drawn = {_key(sample) for sample in findings.drawn}
     return environment.get_template("report.html").render(
         found=findings,
         totals=findings.totals,
@@ -116,9 +119,10 @@ def page(findings: Findings, texts: Texts) -> str:
         tokens=[(texts.alone(token.token_id), token) for token in findings.tokens],
         groups=[
             ("Drawn by lot", "drawn from the whole RUN by a digest of their ids: nobody picked them",
-             _shown(findings, findings.drawn, texts)),
+             _shown(findings, findings.drawn, texts), []),
             ("The most divergent", "those with the highest mean divergence: look here first for oddities",
-             _shown(findings, findings.most_divergent, texts)),
+             _shown(findings, [sample for sample in findings.most_divergent if _key(sample) not in drawn], texts),
+             [_title(sample, findings.manifest) for sample in findings.most_divergent if _key(sample) in drawn]),
         ],
         shades=[*zip(("0", *map(str, SHADES)), (*map(str, SHADES), None), strict=True)],
         provenance=_provenance(findings),
@@ -266,14 +270,22 @@ def _agreement(findings: Findings) -> list[tuple[str, str, int, float]]:
 def _shown(findings: Findings, samples: Iterable[Sample], texts: Texts) -> list[Shown]:
     return [
         _one_shown(
-            findings.trajectories[sample.problem_id, sample.sample_index],
+            findings.trajectories[_key(sample)],
             sample,
             findings.manifest,
-            findings.questions.get((sample.problem_id, sample.sample_index)),
+            findings.questions.get(_key(sample)),
             texts,
         )
         for sample in samples
     ]
+
+
+def _key(sample: Sample) -> Key:
+    return sample.problem_id, sample.sample_index
+
+
+def _title(sample: Sample, manifest: RunManifest) -> str:
+    return sample.problem_id + (f", sample {sample.sample_index}" if manifest.decoding.n > 1 else "")
 
 
 def _one_shown(
@@ -316,7 +328,7 @@ def _one_shown(
         )
     pieces = texts.pieces(trajectory.token_ids[:LONGEST])
     return Shown(
-        title=f"{trajectory.problem_id}" + (f", sample {trajectory.sample_index}" if manifest.decoding.n > 1 else ""),
+        title=_title(sample, manifest),
         question=question or texts.whole(trajectory.prompt_token_ids),
         steps=[
             Step(piece or "·", int(np.searchsorted(SHADES, bound)), step in labels)
@@ -420,5 +432,10 @@ def _probability(logprob: float) -> str:
 
 
 def _ratio(token: TokenDivergence) -> str:
-    """How many times as likely the expert finds a token, in words."""
-    return "–" if math.isnan(token.mean_log_ratio) else f"×{math.exp(token.mean_log_ratio):,.2g}"
+    """How many times as likely the expert finds a token: two digits, and powers of ten in superscript."""
+    if math.isnan(token.mean_log_ratio):
+        return "–"
+    digits, power = f"{math.exp(min(token.mean_log_ratio, 700.0)):.1e}".split("e")  # a higher one would overflow
+    if -4 <= int(power) < 6:
+        return f"×{float(f'{digits}e{power}'):,.10g}"
+    return f"×{digits}·10{str(int(power)).translate(SUPERSCRIPT)}"

@@ -89,7 +89,7 @@ def test_nothing_that_models_or_problems_say_becomes_markup(tmp_path):
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert not [tag for tag, attributes in page.elements if "style" in attributes]
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
-    assert scripts == [{"type": "application/json"}] * 3 * 2 + [{}]  # three drawn, the same three most divergent
+    assert scripts == [{"type": "application/json"}] * 3 + [{}]
     shown = [json.loads(text) for text in page.text["script"][:-1]]
     assert not set("<>&") & set("".join(page.text["script"][:-1]))
     names = {row[0] for steps in shown for step in steps for row in step["rows"]}
@@ -253,9 +253,41 @@ def test_of_a_long_trajectory_the_beginning_is_shown(tmp_path, monkeypatch):
     (sample,) = run.samples()
     page = Page(report(run))
     assert len(json.loads(page.text["script"][0])) == 6
-    assert sum(attributes.get("role") == "option" for _, attributes in page.elements) == 2 * 6
+    assert sum(attributes.get("role") == "option" for _, attributes in page.elements) == 6
     assert "The first 6 tokens; 14 more are not shown." in page.text["p"]
     assert f"{len(sample.contrast.steps)} of 20 tokens kept" in page.text["h4"][0]
+
+
+def test_a_trajectory_drawn_by_lot_is_not_shown_twice_for_its_divergence(tmp_path):
+    run = make_run(tmp_path / "run", trajectories_of(12))
+    found = gather(run)
+    drawn, divergent = ([sample.problem_id for sample in group] for group in (found.drawn, found.most_divergent))
+    twice = [problem for problem in divergent if problem in drawn]
+    assert 0 < len(twice) < 3
+    page = Page(report(run))
+    shown = [title.split()[0] for title in page.text["h4"]]
+    assert shown == drawn + [problem for problem in divergent if problem not in drawn]
+    (told,) = (text for text in page.text["p"] if "highest mean divergence" in text)
+    assert told.startswith("3 of 12") and told.endswith(f"Shown above already: {', '.join(twice)}.")
+    assert "Shown above already: p0, p1." in Page(report(make_run(tmp_path / "two", trajectories_of(2)))).text["p"][-1]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "written"),
+    [
+        (1.0, "×1"), (2.34, "×2.3"), (0.0123, "×0.012"), (123.0, "×120"), (12_345, "×12,000"), (949_000, "×950,000"),
+        (996_000, "×1.0·10⁶"), (1.2e7, "×1.2·10⁷"), (3.2e-10, "×3.2·10⁻¹⁰"), (np.nan, "–"), (0.0, "×0"),
+    ],
+)  # fmt: skip
+def test_how_many_times_as_likely_is_written_without_an_e(tmp_path, ratio, written):
+    run = make_run(tmp_path / "run", trajectories_of(2))
+    found = gather(run)
+    with np.errstate(divide="ignore"):
+        token = replace(found.tokens[0], mean_log_ratio=float(np.log(ratio)))
+    told = page(replace(found, tokens=[token]), Texts(tokenizer_of(run.tokenizer(), "here")))
+    assert f"<td>{written}</td>" in told
+    huge = replace(found, tokens=[replace(token, mean_log_ratio=1e6)])
+    assert "·10³⁰⁴</td>" in page(huge, Texts(tokenizer_of(run.tokenizer(), "here")))
 
 
 def test_trajectories_are_drawn_the_same_whatever_their_order_and_the_divergent_ones_are_those(tmp_path):
