@@ -16,6 +16,8 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 480, 290
 LEFT, MARGIN, TOP, BOTTOM = 58, 20, 26, 48
 """Room for tick labels and titles around the plot, in the units of the view box."""
+SMALLEST = 1e-300
+"""Scales that end below this have no steps: their tenths are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,15 @@ class Threshold:
     y: float | None = None
 
 
-Mark = Bars | Line | Threshold
+@dataclass(frozen=True)
+class Note:
+    """Words right of an upright line that is not drawn, a line below those of a threshold."""
+
+    x: float
+    words: str
+
+
+Mark = Bars | Line | Threshold | Note
 
 
 def decades(low: float, high: float) -> list[tuple[float, str]]:
@@ -75,7 +85,7 @@ def decades(low: float, high: float) -> list[tuple[float, str]]:
 
 def even(high: float, unit: str = "") -> list[tuple[float, str]]:
     """About five round ticks from 0 to `high`."""
-    if not high > 0:
+    if not high > SMALLEST:
         return [(0.0, f"0{unit}")]
     step = 10.0 ** math.floor(math.log10(high / 4))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if high / (step * factor) <= 5)
@@ -115,6 +125,8 @@ def chart(x: Axis, y: Axis, marks: Sequence[Mark], told: str, right: Axis | None
         elif isinstance(mark, Line):
             points = " ".join(f"{at(a)},{up(b)}" for a, b in zip(mark.xs, mark.ys, strict=True))
             parts.append(Markup('<polyline class="line {}" points="{}"/>').format(mark.style, points))
+        elif isinstance(mark, Note):
+            parts.append(_text(at(mark.x) + 5, TOP + 31, mark.words, "start", "words"))
         else:
             where, anchor = at(mark.x), "start" if x.share(mark.x) < 0.6 else "end"
             parts.append(

@@ -12,6 +12,7 @@ import hashlib
 import heapq
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,14 +23,17 @@ import orjson
 from client.analysis import StepAnalysis
 from client.build import trajectory_parts
 from client.contrast import kl_lower_bound
-from client.keys import Key
+from client.errors import RunError
+from client.keys import Key, Keys
 from client.protocol import Trajectory
-from client.run import Run, RunTotals
+from client.run import REMOVE, Run, RunTotals
 from client.samples import RunManifest, Sample, sample_of
 from client.tally import Tally
 
 DRAWN, MOST_DIVERGENT, TOKENS = 5, 3, 25
 """How many trajectories a report shows, drawn and for their divergence, and how many tokens."""
+ROUNDING = 1e-3
+"""How far above 0 rounding may lift a log-probability; what lies higher is none."""
 
 
 @dataclass(frozen=True)
@@ -178,14 +182,13 @@ class Largest:
 
 
 def gather(run: Run) -> Findings:
-    """Read a RUN. Raises RunError where there is none, or none with trajectories."""
+    """Read a RUN. Raises RunError where there is none, none with trajectories, or one that no model can have given."""
     manifest = run.manifest()
-    trajectory_parts(run, manifest)
     first = manifest.first_step
     tally, alphas = Tally(manifest), AlphaCurves(manifest)
     tokens, steps = TokenCounts(manifest.expert.vocab_size), StepAnalysis(first)
     drawn, divergent = Largest(DRAWN), Largest(MOST_DIVERGENT)
-    for trajectory in run.trajectories():
+    for trajectory in _sound(run, manifest):
         kept = sample_of(trajectory, manifest).contrast
         tally.add(trajectory, kept)
         log_p, log_q = trajectory.expert_logprobs[first:], trajectory.amateur_logprobs[first:]
@@ -199,7 +202,7 @@ def gather(run: Run) -> Findings:
             divergent.add(float(bounds.mean()), trajectory)
     shown = {(t.problem_id, t.sample_index): t for t in [*drawn.result(), *divergent.result()]}
     failed = run.failures()
-    reasons = Counter(failure.type for key, failure in failed.items() if key not in tally.keys)
+    reasons = Counter(str(failure.type) for key, failure in failed.items() if key not in tally.keys)
     return Findings(
         url=str(run),
         manifest=manifest,
@@ -220,6 +223,33 @@ def gather(run: Run) -> Findings:
     )
 
 
+def _sound(run: Run, manifest: RunManifest) -> Iterator[Trajectory]:
+    """Every trajectory once. Raises RunError naming the part of one that is damaged."""
+    seen = Keys()
+    for part in trajectory_parts(run, manifest):
+        for trajectory in run.trajectories_of(part):
+            if damage := _damage(trajectory, manifest.expert.vocab_size):
+                raise RunError(
+                    f"{run}/trajectories/{part}.parquet is damaged: problem {trajectory.problem_id!r}, sample "
+                    f"{trajectory.sample_index}, {damage}; {REMOVE}"
+                )
+            if seen.add((trajectory.problem_id, trajectory.sample_index)):
+                yield trajectory
+
+
+def _damage(trajectory: Trajectory, vocab_size: int) -> str | None:
+    """What a trajectory says that no model can have given: it would turn up as a figure, or as none."""
+    if trajectory.sample_index < 0:
+        return "has a number that no sample has"
+    ids = np.concatenate([trajectory.token_ids, trajectory.top_ids.ravel()])
+    if not ((ids >= 0) & (ids < vocab_size)).all() or (trajectory.prompt_token_ids < 0).any():
+        return f"has token ids outside the expert's {vocab_size}"
+    best, others_best = trajectory.expert_logprobs.max(axis=1), trajectory.amateur_logprobs.max(axis=1)
+    if not ((best > -np.inf) & (best <= ROUNDING) & (others_best <= ROUNDING)).all():  # NaN is neither
+        return "has log-probabilities that are none: NaN or above 0"
+    return None
+
+
 def _lot(trajectory: Trajectory) -> float:
     """A number that has nothing to do with what the trajectory says, the same whenever it is drawn."""
     key = orjson.dumps([trajectory.problem_id, trajectory.sample_index])
@@ -232,8 +262,9 @@ def _losses(run: Run) -> list[tuple[float, float]]:
     for line in (run.bucket.get("training/metrics.jsonl") or b"").splitlines():
         try:
             row = orjson.loads(line)
-            if math.isfinite(loss := float(row["loss"])):
-                losses.append((float(row["step"]), loss))
+            step, loss = float(row["step"]), float(row["loss"])
+            if math.isfinite(step) and math.isfinite(loss):
+                losses.append((step, loss))
         except (ValueError, KeyError, TypeError):
             continue
     return losses
@@ -256,7 +287,10 @@ def _benchmarks(run: Run) -> list[Benchmark]:
 def _benchmark(file: str, name: str, figures: Any) -> Benchmark:
     before = _accuracy(figures["before"]) if figures.get("before") else None
     p = float(figures["paired"]["p"]) if figures.get("paired") else None
-    return Benchmark(file, str(name), int(figures["n"]), _accuracy(figures), before, p)
+    n = int(figures["n"])
+    if n < 0 or not (p is None or 0 <= p <= 1):
+        raise ValueError(f"{figures} are no figures of a benchmark")
+    return Benchmark(file, str(name), n, _accuracy(figures), before, p)
 
 
 def _accuracy(figures: Any) -> tuple[float, float, float]:

@@ -22,9 +22,10 @@ import orjson
 from markupsafe import Markup
 
 from client.analysis import TENTHS, by_kind
-from client.charts import Axis, Bars, Line, Mark, Threshold, chart, decades, even
+from client.charts import Axis, Bars, Line, Mark, Note, Threshold, chart, decades, even
 from client.contrast import covered_mass, kl_lower_bound, mask_complete, plausible
 from client.findings import Findings, TokenDivergence, gather
+from client.keys import Key
 from client.protocol import ModelCard, Trajectory
 from client.run import Run
 from client.samples import RunManifest, Sample
@@ -36,11 +37,17 @@ SHADES = (0.05, 0.2, 0.4, 0.8, 1.6)
 """Nats at which a token's shade deepens. Fixed, so that two reports can be compared by eye."""
 SMALLEST_KL = 1e-4
 """Nats where the axes of divergence begin; what lies below is drawn in the first bar."""
+LARGEST_BETA, SMALLEST_ALPHA = 100.0, 1e-6
+"""Where the axes end that a setting would stretch; one beyond is marked on the edge."""
 BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 HEADROOM = 1.12
 """So that the words at a threshold stand above the highest bar."""
+CUT = 1.5
+"""How many times as high as any other the first bar of divergences may be; a higher one runs off the scale, else
+nothing could be seen of the others."""
 LONGEST = 1024
 """Tokens of a trajectory that the page shows: eight long ones would make it too large to open."""
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 ROWS = 20
 """Ids that a token's detail lists, best first: all of the default top k."""
 
@@ -83,6 +90,8 @@ def page(findings: Findings, texts: Texts) -> str:
     )  # fmt: skip
     environment.filters |= {"count": lambda value: f"{value:,}", "percent": _percent, "nats": _nats}
     tally = findings.tally
+    divergence_chart, first_bar_cut = _divergence_chart(findings)
+    drawn = {_key(sample) for sample in findings.drawn}
     return environment.get_template("report.html").render(
         found=findings,
         totals=findings.totals,
@@ -95,7 +104,8 @@ def page(findings: Findings, texts: Texts) -> str:
         ),
         style=Markup(style),
         script=Markup(script),
-        divergence_chart=_divergence_chart(findings),
+        divergence_chart=divergence_chart,
+        first_bar_cut=first_bar_cut,
         beta_chart=_beta_chart(findings),
         betas=_beta_rows(findings),
         alpha_charts=_alpha_charts(findings),
@@ -109,31 +119,43 @@ def page(findings: Findings, texts: Texts) -> str:
         tokens=[(texts.alone(token.token_id), token) for token in findings.tokens],
         groups=[
             ("Drawn by lot", "drawn from the whole RUN by a digest of their ids: nobody picked them",
-             _shown(findings, findings.drawn, texts)),
+             _shown(findings, findings.drawn, texts), []),
             ("The most divergent", "those with the highest mean divergence: look here first for oddities",
-             _shown(findings, findings.most_divergent, texts)),
+             _shown(findings, [sample for sample in findings.most_divergent if _key(sample) not in drawn], texts),
+             [_title(sample, findings.manifest) for sample in findings.most_divergent if _key(sample) in drawn]),
         ],
         shades=[*zip(("0", *map(str, SHADES)), (*map(str, SHADES), None), strict=True)],
         provenance=_provenance(findings),
     )  # fmt: skip
 
 
-def _divergence_chart(findings: Findings) -> Markup:
-    """How many steps have which divergence, on a logarithmic axis with an edge at beta."""
-    bounds, beta = findings.tally.bounds, max(findings.manifest.beta, SMALLEST_KL)
-    low, high = _kl_range(bounds, beta)
-    edges = np.concatenate([_between(low, beta), _between(beta, high)[1:]]) if beta > low else _between(low, high)
+def _divergence_chart(findings: Findings) -> tuple[Markup, bool]:
+    """How many steps have which divergence, on a logarithmic axis with an edge at beta.
+
+    And whether the first bar runs off the scale, which is the others' then.
+    """
+    bounds = findings.tally.bounds
+    low, high = _kl_range(bounds, findings.manifest.beta)
+    beta = min(max(findings.manifest.beta, low), high)
+    edges = np.unique(np.concatenate([_between(low, beta), _between(beta, high)]))
     above = bounds.above(edges)
     heights = above[:-1] - above[1:]
-    heights[0] += bounds.count - above[0]
-    heights[-1] += above[-1]
-    top = float(heights.max(initial=1))
-    return chart(
+    heights[0] += bounds.count - above[0]  # above the last there is none: the axis reaches the largest
+    first, others = int(heights[0]), int(heights[1:].max(initial=0))
+    cut = first > CUT * others > 0
+    top = float(others if cut else max(first, others, 1))
+    marks: list[Mark] = [Bars(edges.tolist(), heights.tolist(), beta)]
+    if cut:
+        marks.append(Note(float(edges[1]), f"{first:,} steps"))
+    marks.append(Threshold(beta, f"β = {findings.manifest.beta:g}"))
+    drawn = chart(
         Axis("certified KL bound, nats (logarithmic)", low, high, decades(low, high), log=True),
         Axis("steps", 0.0, HEADROOM * top, even(HEADROOM * top)),
-        [Bars(edges.tolist(), heights.tolist(), beta), Threshold(beta, f"β = {findings.manifest.beta:g}")],
-        f"Histogram of the divergence of {bounds.count} steps; the highest bar stands for {top:.0f} of them.",
+        marks,
+        f"Histogram of the divergence of {bounds.count} steps; the highest bar stands for {max(first, others)} of them"
+        + (f", the next for {others}." if cut else "."),
     )
+    return drawn, cut
 
 
 def _beta_chart(findings: Findings) -> Markup:
@@ -141,7 +163,7 @@ def _beta_chart(findings: Findings) -> Markup:
     tally, manifest = findings.tally, findings.manifest
     if not tally.steps:
         return Markup("")
-    low, high = max(_kl_range(tally.bounds, manifest.beta)[0], 1e-3), max(4.0, 2 * manifest.beta)
+    low, high = 1e-3, max(4.0, min(2 * manifest.beta, LARGEST_BETA))
     betas = np.geomspace(low, high, 120)
     complete, every = (counts.above(betas) / tally.steps for counts in (tally.complete_bounds, tally.bounds))
     kept = every if manifest.keep_incomplete else complete
@@ -165,7 +187,7 @@ def _beta_rows(findings: Findings) -> list[tuple[float, int, float, float, bool]
     tally, manifest = findings.tally, findings.manifest
     betas = sorted({*BETAS, manifest.beta})
     counts = tally.bounds if manifest.keep_incomplete else tally.complete_bounds
-    kept = dict(zip(betas, counts.above(np.array(betas)).tolist(), strict=True))
+    kept = {beta: _above(counts, beta) for beta in betas}
     kept[manifest.beta] = _beta_here(findings)
     steps, trajectories = max(tally.steps, 1), max(len(tally.keys), 1)
     return [(beta, kept[beta], kept[beta] / steps, kept[beta] / trajectories, beta == manifest.beta) for beta in betas]
@@ -177,7 +199,12 @@ def _beta_here(findings: Findings) -> int:
     if manifest.select != "all":  # random keeps as many as kl
         return tally.kept
     counts = tally.bounds if manifest.keep_incomplete else tally.complete_bounds
-    return int(counts.above(np.array([manifest.beta]))[0])
+    return _above(counts, manifest.beta)
+
+
+def _above(counts: Divergences, beta: float) -> int:
+    """How many steps a beta leaves; one that is no float32 leaves as many as the largest that is."""
+    return int(counts.above(np.array([min(beta, float(np.finfo(np.float32).max))]))[0])
 
 
 def _alpha_charts(findings: Findings) -> list[Markup]:
@@ -185,7 +212,8 @@ def _alpha_charts(findings: Findings) -> list[Markup]:
     sets, manifest = findings.plausible_sets, findings.manifest
     if sets is None:
         return []
-    x = Axis("α (logarithmic)", float(sets.alphas[0]), 1.0, _alpha_ticks(float(sets.alphas[0])), log=True)
+    low = max(float(sets.alphas[0]), SMALLEST_ALPHA)
+    x = Axis("α (logarithmic)", low, 1.0, _alpha_ticks(low), log=True)
     size, whole = (float(np.interp(manifest.alpha, sets.alphas, values)) for values in (sets.mean_size, sets.whole))
     top = float(sets.mean_size.max())
     return [
@@ -242,14 +270,22 @@ def _agreement(findings: Findings) -> list[tuple[str, str, int, float]]:
 def _shown(findings: Findings, samples: Iterable[Sample], texts: Texts) -> list[Shown]:
     return [
         _one_shown(
-            findings.trajectories[sample.problem_id, sample.sample_index],
+            findings.trajectories[_key(sample)],
             sample,
             findings.manifest,
-            findings.questions.get((sample.problem_id, sample.sample_index)),
+            findings.questions.get(_key(sample)),
             texts,
         )
         for sample in samples
     ]
+
+
+def _key(sample: Sample) -> Key:
+    return sample.problem_id, sample.sample_index
+
+
+def _title(sample: Sample, manifest: RunManifest) -> str:
+    return sample.problem_id + (f", sample {sample.sample_index}" if manifest.decoding.n > 1 else "")
 
 
 def _one_shown(
@@ -292,7 +328,7 @@ def _one_shown(
         )
     pieces = texts.pieces(trajectory.token_ids[:LONGEST])
     return Shown(
-        title=f"{trajectory.problem_id}" + (f", sample {trajectory.sample_index}" if manifest.decoding.n > 1 else ""),
+        title=_title(sample, manifest),
         question=question or texts.whole(trajectory.prompt_token_ids),
         steps=[
             Step(piece or "·", int(np.searchsorted(SHADES, bound)), step in labels)
@@ -362,7 +398,7 @@ def _digest(text: str) -> str:
 def _kl_range(bounds: Divergences, beta: float) -> tuple[float, float]:
     """Both ends of an axis of divergence: whole powers of ten below, what is there above."""
     largest = bounds.quantile(1.0) if bounds.count else 1.0
-    return SMALLEST_KL, max(largest, 1.0, 2 * beta)
+    return SMALLEST_KL, max(largest, 1.0, min(2 * beta, LARGEST_BETA))
 
 
 def _between(low: float, high: float) -> np.ndarray:
@@ -396,5 +432,10 @@ def _probability(logprob: float) -> str:
 
 
 def _ratio(token: TokenDivergence) -> str:
-    """How many times as likely the expert finds a token, in words."""
-    return "–" if math.isnan(token.mean_log_ratio) else f"×{math.exp(token.mean_log_ratio):,.2g}"
+    """How many times as likely the expert finds a token: two digits, and powers of ten in superscript."""
+    if math.isnan(token.mean_log_ratio):
+        return "–"
+    digits, power = f"{math.exp(min(token.mean_log_ratio, 700.0)):.1e}".split("e")  # a higher one would overflow
+    if -4 <= int(power) < 6:
+        return f"×{float(f'{digits}e{power}'):,.10g}"
+    return f"×{digits}·10{str(int(power)).translate(SUPERSCRIPT)}"

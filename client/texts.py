@@ -49,14 +49,20 @@ class Texts:
         return self._tokenizer.decode([int(token) for token in token_ids], skip_special_tokens=False)
 
     def pieces(self, token_ids: Iterable[int]) -> list[str]:
-        """A sequence token by token: joined they read as the whole does.
+        """A sequence token by token: joined they are what `whole` says of it, whatever the tokens.
 
-        A character that several tokens make up stands at the last of them, the others are empty.
+        A piece is what the token lets the beginning say of the whole: a character that several tokens make up stands
+        at the last of them, the others are empty. Each beginning is decoded anew, so long sequences take long: a
+        stream would be quicker, but bytes that make no character change what it has said already.
         """
-        from tokenizers.decoders import DecodeStream
-
-        stream = DecodeStream(skip_special_tokens=False)
-        return [stream.step(self._tokenizer, int(token)) or "" for token in token_ids]
+        ids = [int(token) for token in token_ids]
+        whole, pieces, end = self.whole(ids), [], 0
+        for count in range(1, len(ids) + 1):
+            begin, said = end, self.whole(ids[:count])
+            while end < min(len(said), len(whole)) and said[end] == whole[end]:
+                end += 1
+            pieces.append(whole[begin:end])
+        return pieces
 
 
 def visible(text: str) -> str:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,8 +16,9 @@ from client.contrast import kl_lower_bound
 from client.errors import RunError
 from client.findings import Largest, gather
 from client.protocol import Failure
-from client.report import report
+from client.report import page, report
 from client.run import Run
+from client.samples import trajectory_table
 from client.texts import Texts, tokenizer_of, visible
 
 HOSTILE = [
@@ -87,7 +89,7 @@ def test_nothing_that_models_or_problems_say_becomes_markup(tmp_path):
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert not [tag for tag, attributes in page.elements if "style" in attributes]
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
-    assert scripts == [{"type": "application/json"}] * 3 * 2 + [{}]  # three drawn, the same three most divergent
+    assert scripts == [{"type": "application/json"}] * 3 + [{}]
     shown = [json.loads(text) for text in page.text["script"][:-1]]
     assert not set("<>&") & set("".join(page.text["script"][:-1]))
     names = {row[0] for steps in shown for step in steps for row in step["rows"]}
@@ -175,6 +177,47 @@ def test_tokens_are_ranked_by_the_divergence_of_the_steps_that_took_them(tmp_pat
         assert token.mean_log_ratio == pytest.approx(np.mean(ratios[token.token_id]), rel=1e-5)
 
 
+def bars_of(page, section):
+    """The heights of a section's first bars, in the units of their chart, and where they begin from above."""
+    body = page[page.index(f'<section id="{section}">') :]
+    bars = [a for tag, a in Page(body[: body.index("</svg>") + 6]).elements if a.get("class", "").startswith("bar")]
+    return np.array([float(bar["height"]) for bar in bars]), np.array([float(bar["y"]) for bar in bars])
+
+
+def with_equal_steps(trajectories, count):
+    """The same, but at the first `count` counted steps of each the amateur is as good as the expert."""
+    for trajectory in trajectories:
+        trajectory.amateur_logprobs[1 : count + 1] = trajectory.expert_logprobs[1 : count + 1]
+    return trajectories
+
+
+def test_the_first_bar_holds_what_is_smaller_and_the_last_the_largest(tmp_path):
+    trajectories = with_equal_steps(trajectories_of(12), 1)
+    bounds, _ = plain_bounds(trajectories)
+    heights, _ = bars_of(report(make_run(tmp_path / "run", trajectories)), "divergence")
+    smallest, largest = (bounds < 1e-4).sum(), (bounds > bounds.max() * 10 ** (-1 / 8)).sum()
+    assert smallest == 12 and heights[0] / heights.sum() == pytest.approx(smallest / len(bounds), abs=0.002)
+    assert largest and heights[-1] / heights.sum() == pytest.approx(largest / len(bounds), abs=0.002)
+
+
+def test_a_first_bar_that_would_flatten_the_others_runs_off_the_scale_and_says_its_number(tmp_path):
+    trajectories = with_equal_steps(trajectories_of(12), 6)
+    bounds, _ = plain_bounds(trajectories)
+    written = report(make_run(tmp_path / "run", trajectories))
+    heights, tops = bars_of(written, "divergence")
+    smallest, largest = (bounds < 1e-4).sum(), (bounds > bounds.max() * 10 ** (-1 / 8)).sum()
+    assert tops[0] == 26 < 30 < tops[1:].min() and heights[1:].max() > 0.8 * heights[0]
+    assert heights[-1] / heights[1:].sum() == pytest.approx(largest / (len(bounds) - smallest), abs=0.005)
+    assert smallest == 72 and "72 steps" in Page(written).text["text"] and "runs off the scale" in written
+    assert f"Histogram of the divergence of {len(bounds)} steps; the highest bar stands for 72 of them" in written
+
+
+def test_a_first_bar_that_leaves_room_for_the_others_is_drawn_to_scale(tmp_path):
+    written = report(make_run(tmp_path / "run", trajectories_of(12)))
+    _, tops = bars_of(written, "divergence")
+    assert tops.min() > 26 and "runs off the scale" not in written
+
+
 def test_a_shown_trajectory_says_of_every_token_what_the_run_says(tmp_path):
     (trajectory,) = trajectories_of(1)
     run = make_run(tmp_path / "run", [trajectory], questions={"p0": "How many?"})
@@ -210,9 +253,41 @@ def test_of_a_long_trajectory_the_beginning_is_shown(tmp_path, monkeypatch):
     (sample,) = run.samples()
     page = Page(report(run))
     assert len(json.loads(page.text["script"][0])) == 6
-    assert sum(attributes.get("role") == "option" for _, attributes in page.elements) == 2 * 6
+    assert sum(attributes.get("role") == "option" for _, attributes in page.elements) == 6
     assert "The first 6 tokens; 14 more are not shown." in page.text["p"]
     assert f"{len(sample.contrast.steps)} of 20 tokens kept" in page.text["h4"][0]
+
+
+def test_a_trajectory_drawn_by_lot_is_not_shown_twice_for_its_divergence(tmp_path):
+    run = make_run(tmp_path / "run", trajectories_of(12))
+    found = gather(run)
+    drawn, divergent = ([sample.problem_id for sample in group] for group in (found.drawn, found.most_divergent))
+    twice = [problem for problem in divergent if problem in drawn]
+    assert 0 < len(twice) < 3
+    page = Page(report(run))
+    shown = [title.split()[0] for title in page.text["h4"]]
+    assert shown == drawn + [problem for problem in divergent if problem not in drawn]
+    (told,) = (text for text in page.text["p"] if "highest mean divergence" in text)
+    assert told.startswith("3 of 12") and told.endswith(f"Shown above already: {', '.join(twice)}.")
+    assert "Shown above already: p0, p1." in Page(report(make_run(tmp_path / "two", trajectories_of(2)))).text["p"][-1]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "written"),
+    [
+        (1.0, "×1"), (2.34, "×2.3"), (0.0123, "×0.012"), (123.0, "×120"), (12_345, "×12,000"), (949_000, "×950,000"),
+        (996_000, "×1.0·10⁶"), (1.2e7, "×1.2·10⁷"), (3.2e-10, "×3.2·10⁻¹⁰"), (np.nan, "–"), (0.0, "×0"),
+    ],
+)  # fmt: skip
+def test_how_many_times_as_likely_is_written_without_an_e(tmp_path, ratio, written):
+    run = make_run(tmp_path / "run", trajectories_of(2))
+    found = gather(run)
+    with np.errstate(divide="ignore"):
+        token = replace(found.tokens[0], mean_log_ratio=float(np.log(ratio)))
+    told = page(replace(found, tokens=[token]), Texts(tokenizer_of(run.tokenizer(), "here")))
+    assert f"<td>{written}</td>" in told
+    huge = replace(found, tokens=[replace(token, mean_log_ratio=1e6)])
+    assert "·10³⁰⁴</td>" in page(huge, Texts(tokenizer_of(run.tokenizer(), "here")))
 
 
 def test_trajectories_are_drawn_the_same_whatever_their_order_and_the_divergent_ones_are_those(tmp_path):
@@ -281,6 +356,80 @@ def test_what_cannot_be_reported_is_named(tmp_path):
         report(make_run(tmp_path / "run", trajectories_of(1), b"{}"))
 
 
+@pytest.mark.parametrize(
+    "losses",
+    [[0.5, 0.5], [0.0, 0.0], [-1.0, -2.0], [5e-324, 5e-324], [5e-324, 1e308], [3e-323, 0.0]],
+)
+def test_a_loss_curve_is_drawn_of_any_numbers(tmp_path, losses):
+    run = make_run(tmp_path / "run", trajectories_of(2))
+    rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses)]
+    strange = [{"step": step, "loss": 0.5} for step in ("inf", "-inf", "nan", None, [], "later")]
+    run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(row).encode() for row in rows + strange))
+    assert gather(run).losses == list(enumerate(losses))
+    written = report(run)
+    assert "Training loss from" in written and "nan" not in places_in_charts(written)
+
+
+def places_in_charts(page):
+    """Where everything in the charts is drawn."""
+    drawn = ("rect", "line", "polyline", "circle", "text")
+    return " ".join(value for tag, attributes in Page(page).elements if tag in drawn for value in attributes.values())
+
+
+@pytest.mark.parametrize("change", [{"p": "inf"}, {"p": "nan"}, {"p": -0.1}, {"p": 1.5}, {"n": -1}])
+def test_an_evaluation_with_impossible_figures_is_left_out(tmp_path, change):
+    run = make_run(tmp_path / "run", trajectories_of(2))
+    figures = TWO | change | {"paired": TWO["paired"] | change}
+    run.bucket.put("evaluation/odd.json", json.dumps({"benchmarks": {"gsm8k": figures}}).encode())
+    assert gather(run).benchmarks == [] and "gsm8k" not in report(run)
+
+
+def test_failures_of_a_strange_kind_are_counted_too(tmp_path):
+    run = make_run(tmp_path / "run", trajectories_of(2))
+    run.write_failures([Failure("a", 0, ["odd"], "why"), Failure("b", 0, None, "why"), Failure("p0", -1, "x", "why")])
+    assert dict(gather(run).failures) == {"['odd']": 1, "None": 1, "x": 1}
+    assert "3 trajectories failed" in report(run)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "settings", [{"beta": 1e300}, {"beta": 1.7e308}, {"beta": 5e-324}, {"alpha": 1e-300}, {"alpha": 5e-324}]
+)
+def test_settings_at_their_ends_have_a_report_without_a_warning(tmp_path, settings):
+    written = report(make_run(tmp_path / "run", trajectories_of(2), **settings))
+    assert "nan" not in places_in_charts(written)
+    ((name, value),) = settings.items()
+    assert f"{ {'alpha': 'α', 'beta': 'β'}[name] } = {value:g}" in written
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("expert_logprobs", np.nan, "log-probabilities"), ("amateur_logprobs", np.nan, "log-probabilities"),
+        ("expert_logprobs", np.inf, "log-probabilities"), ("expert_logprobs", -np.inf, "log-probabilities"),
+        ("amateur_logprobs", np.inf, "log-probabilities"), ("amateur_logprobs", 3.0, "log-probabilities"),
+        ("token_ids", 50, "ids"), ("token_ids", -1, "ids"), ("top_ids", 50, "ids"), ("prompt_token_ids", -1, "ids"),
+    ],
+)  # fmt: skip
+def test_a_trajectory_that_no_model_can_have_given_is_named_with_its_part(tmp_path, name, value, told):
+    sound, damaged = trajectories_of(2)
+    run = make_run(tmp_path / "run", [sound])
+    getattr(damaged, name)[3] = value
+    run._put_table("trajectories", "part-damaged", trajectory_table([damaged], {}))
+    with pytest.raises(RunError, match=rf"trajectories/part-damaged\.parquet is damaged: .*'p1', sample 0.* {told}"):
+        report(run)
+
+
+def test_a_trajectory_with_a_number_below_0_is_named_with_its_part(tmp_path):
+    run = Run(str(tmp_path / "run"))
+    run.claim(make_manifest(), tokenizer_json())
+    run._put_table(
+        "trajectories", "part-damaged", trajectory_table([replace(trajectories_of(1)[0], sample_index=-1)], {})
+    )
+    with pytest.raises(RunError, match=r"trajectories/part-damaged\.parquet is damaged: problem 'p0', sample -1"):
+        report(run)
+
+
 @pytest.fixture(scope="module")
 def bytes_tokenizer():
     """Every byte a token, as in GPT-2's alphabet: most characters beyond ASCII take several."""
@@ -302,6 +451,44 @@ def test_tokens_read_as_the_whole_does_though_characters_span_several(bytes_toke
         and texts.alone(bytes_tokenizer.encode("\n").ids[0]) == "⏎"
     )
     assert texts.alone(bytes_tokenizer.encode("×").ids[0]) == "Ã" and texts.alone(10_000) == "#10000"
+
+
+@pytest.fixture(scope="module", params=["kept", "stripped"])
+def fallback_tokenizer(request):
+    """Bytes as tokens beside words, as in Llama 2, Gemma and Mistral: a run of bytes is a text or it is none."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁so", "b", "é", "▁▁", "."]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(parts + [decoders.Strip(" ", 1, 0)] * (request.param == "stripped"))
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return tokenizer
+
+
+def test_bytes_that_make_no_character_are_read_too(fallback_tokenizer, bytes_tokenizer):
+    texts = Texts(fallback_tokenizer)
+    ids, accented = (
+        [fallback_tokenizer.token_to_id(token) for token in tokens]
+        for tokens in (("b", "<0x0A>", "<0xF0>", "<0x9F>", "b"), ("<0xC3>", "<0xA9>", "b"))
+    )
+    assert "".join(texts.pieces(ids)) == texts.whole(ids) == "b\ufffd\ufffd\ufffdb"
+    assert texts.pieces(ids[:1] + ids[2:4]) == ["b", "\ufffd", "\ufffd"]  # an answer cut within a character
+    assert texts.pieces(accented) == ["", "é", "b"]
+    cut = bytes_tokenizer.encode("2 ×").ids[:-1]
+    assert Texts(bytes_tokenizer).pieces(cut) == ["2", " ", "\ufffd"]
+
+
+def test_whatever_the_tokens_their_pieces_joined_are_the_whole(fallback_tokenizer, bytes_tokenizer):
+    random = np.random.default_rng(7)
+    for tokenizer in (fallback_tokenizer, bytes_tokenizer):
+        texts, size = Texts(tokenizer), tokenizer.get_vocab_size()
+        said = tokenizer.encode("b b naïve 數 🙂\n×").ids
+        for _ in range(400):
+            begin, end, count = random.integers(0, [len(said), len(said) + 1, 9])
+            strange = random.integers(0, size + 2, count)  # two ids are no token's
+            ids = random.permutation([*said[begin:end], *strange]) if begin % 2 else [*said[begin:end], *strange]
+            pieces = texts.pieces(ids)
+            assert len(pieces) == len(ids) and "".join(pieces) == texts.whole(ids), ids
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +543,7 @@ def test_in_a_browser_tokens_are_read_by_pointer_and_by_keyboard_and_nothing_els
 
 
 def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chromium_browser):
-    trajectories = trajectories_of(12)
+    trajectories = with_equal_steps(trajectories_of(12), 6)
     run = make_run(tmp_path / "run", trajectories, beta=0.5)
     lines = [{"step": step, "loss": 1 / step} for step in range(1, 30)]
     run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(line).encode() for line in lines))
@@ -375,8 +562,11 @@ def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chro
 
     bounds, complete = plain_bounds(trajectories)
     bars = charts.nth(0).evaluate(drawn.format(".bar", "[mark.classList.contains('marked'), mark.getBBox().height]"))
-    marked = sum(height for is_marked, height in bars if is_marked) / sum(height for _, height in bars)
-    assert marked == pytest.approx((bounds > 0.5).mean(), abs=0.01)
+    assert sorted(height for _, height in bars)[-2] > 0.8 * bars[0][1]
+    (said,) = (text for text in charts.nth(0).locator(".words").all_text_contents() if text.endswith(" steps"))
+    assert said == f"{(bounds < 1e-4).sum()} steps" and bars[0][1] == max(height for _, height in bars)
+    marked = sum(height for is_marked, height in bars[1:] if is_marked) / sum(height for _, height in bars[1:])
+    assert marked == pytest.approx((bounds > 0.5).sum() / (bounds >= 1e-4).sum(), abs=0.01)
     rows = page.locator("#beta tbody tr").all_inner_texts()
     kept = {float(row.split()[0]): int(row.split("\t")[1].replace(",", "")) for row in rows}
     assert kept == {beta: int(((bounds > beta) & complete).sum()) for beta in kept} and len(kept) >= 7
@@ -385,6 +575,35 @@ def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chro
     drawn_heights = (losses[-1] - np.array(losses)) / (losses[-1] - losses[0])
     np.testing.assert_allclose(drawn_heights, (heights - heights[-1]) / (heights[0] - heights[-1]), atol=0.01)
     page.close()
+
+
+@pytest.mark.parametrize("width", [360, 375, 1200])
+def test_in_a_browser_every_table_fits_where_it_stands_on_a_phone_too(tmp_path, chromium_browser, width):
+    run = make_run(
+        tmp_path / "run", trajectories_of(3), tokenizer_json(["internationalization", "<|end_of_sentence|>"])
+    )
+    run.bucket.put("evaluation/adapter-2025.json", json.dumps({"benchmarks": {"olympiadbench": TWO}}).encode())
+    found = gather(run)
+    large = [
+        replace(token, token_id=row, seen=1_234_567, kept=123_456, mean_kl=12.345, share=0.123, mean_log_ratio=16.3)
+        for row, token in enumerate(found.tokens)
+    ]
+    written = page(replace(found, tokens=large), Texts(tokenizer_of(run.tokenizer(), "here")))
+    (tmp_path / "page.html").write_text(written, encoding="utf-8")
+    shown = chromium_browser.new_page(viewport={"width": width, "height": 800})
+    shown.goto(f"file://{tmp_path}/page.html")
+    shown.locator(".trajectory [role=option]").first.click()
+    tables = shown.locator("table").all()
+    assert len(tables) >= 6
+    for table in tables:
+        room = table.evaluate("(table) => table.parentElement.getBoundingClientRect().right")
+        cells = table.locator("th, td").evaluate_all(
+            "(cells) => cells.map((cell) => cell.getBoundingClientRect().right)"
+        )
+        assert max(cells) <= room <= width, table.inner_text()
+    tokens = shown.locator("#tokens tbody th").all()
+    assert all(token.bounding_box()["width"] > 30 for token in tokens)
+    shown.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark", "print"])
