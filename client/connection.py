@@ -203,12 +203,9 @@ class Connection:
     def _read(self, text: bytes, top_k: int, vocab_size: int) -> Trajectory | Failure | None:
         """The value of a line, or the failure that it is. Raises ServiceError where it does not say of what."""
         try:
-            line = parse_line(text)
-            if isinstance(line, Trajectory):
-                if (k := line.top_ids.shape[1]) != top_k:
-                    raise ValueError(f"its top k is {k}, and {top_k} was asked")
-                if (largest := max(line.token_ids.max(), line.top_ids.max())) >= vocab_size:
-                    raise ValueError(f"token {largest} is beyond the expert's {vocab_size:,} columns")
+            line = parse_line(text, vocab_size)
+            if isinstance(line, Trajectory) and (k := line.top_ids.shape[1]) != top_k:
+                raise ValueError(f"its top k is {k}, and {top_k} was asked")
             return line
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             fault = f"{self} sent a line that is not of this protocol: {error!r:.300}"

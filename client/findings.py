@@ -12,7 +12,6 @@ import hashlib
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,16 +23,14 @@ from client.analysis import StepAnalysis
 from client.build import trajectory_parts
 from client.contrast import kl_lower_bound
 from client.errors import RunError
-from client.keys import Key, Keys
-from client.protocol import Trajectory
-from client.run import REMOVE, Run, RunTotals
+from client.keys import Key
+from client.protocol import Trajectory, fault_of
+from client.run import Run, RunTotals
 from client.samples import RunManifest, Sample, sample_of
 from client.tally import Tally
 
 DRAWN, MOST_DIVERGENT, TOKENS = 5, 3, 25
 """How many trajectories a report shows, drawn and for their divergence, and how many tokens."""
-ROUNDING = 1e-3
-"""How far above 0 rounding may lift a log-probability; what lies higher is none."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +185,10 @@ def gather(run: Run) -> Findings:
     tally, alphas = Tally(manifest), AlphaCurves(manifest)
     tokens, steps = TokenCounts(manifest.expert.vocab_size), StepAnalysis(first)
     drawn, divergent = Largest(DRAWN), Largest(MOST_DIVERGENT)
-    for trajectory in _sound(run, manifest):
+    trajectory_parts(run, manifest)
+    for trajectory in run.trajectories():
+        if fault := fault_of(trajectory, manifest.expert.vocab_size):
+            raise RunError(f"{run} is damaged: problem {trajectory.problem_id!r}: {fault}; sample into a new RUN")
         kept = sample_of(trajectory, manifest).contrast
         tally.add(trajectory, kept)
         log_p, log_q = trajectory.expert_logprobs[first:], trajectory.amateur_logprobs[first:]
@@ -202,7 +202,7 @@ def gather(run: Run) -> Findings:
             divergent.add(float(bounds.mean()), trajectory)
     shown = {(t.problem_id, t.sample_index): t for t in [*drawn.result(), *divergent.result()]}
     failed = run.failures()
-    reasons = Counter(str(failure.type) for key, failure in failed.items() if key not in tally.keys)
+    reasons = Counter(failure.type for key, failure in failed.items() if key not in tally.keys)
     return Findings(
         url=str(run),
         manifest=manifest,
@@ -221,33 +221,6 @@ def gather(run: Run) -> Findings:
         losses=_losses(run),
         benchmarks=_benchmarks(run),
     )
-
-
-def _sound(run: Run, manifest: RunManifest) -> Iterator[Trajectory]:
-    """Every trajectory once. Raises RunError naming the part of one that is damaged."""
-    seen = Keys()
-    for part in trajectory_parts(run, manifest):
-        for trajectory in run.trajectories_of(part):
-            if damage := _damage(trajectory, manifest.expert.vocab_size):
-                raise RunError(
-                    f"{run}/trajectories/{part}.parquet is damaged: problem {trajectory.problem_id!r}, sample "
-                    f"{trajectory.sample_index}, {damage}; {REMOVE}"
-                )
-            if seen.add((trajectory.problem_id, trajectory.sample_index)):
-                yield trajectory
-
-
-def _damage(trajectory: Trajectory, vocab_size: int) -> str | None:
-    """What a trajectory says that no model can have given: it would turn up as a figure, or as none."""
-    if trajectory.sample_index < 0:
-        return "has a number that no sample has"
-    ids = np.concatenate([trajectory.token_ids, trajectory.top_ids.ravel()])
-    if not ((ids >= 0) & (ids < vocab_size)).all() or (trajectory.prompt_token_ids < 0).any():
-        return f"has token ids outside the expert's {vocab_size}"
-    best, others_best = trajectory.expert_logprobs.max(axis=1), trajectory.amateur_logprobs.max(axis=1)
-    if not ((best > -np.inf) & (best <= ROUNDING) & (others_best <= ROUNDING)).all():  # NaN is neither
-        return "has log-probabilities that are none: NaN or above 0"
-    return None
 
 
 def _lot(trajectory: Trajectory) -> float:

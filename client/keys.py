@@ -37,7 +37,7 @@ class Keys(Set[Key]):
 
     def __contains__(self, key: object) -> bool:
         match key:
-            case (str(problem_id), int(index)) if index >= 0:
+            case (str(problem_id), int(index)):
                 return bool(self._samples.get(problem_id, 0) >> index & 1)
         return False
 

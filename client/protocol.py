@@ -356,8 +356,10 @@ ROUNDING = 1e-3
 """Nats by which a model's log-probability may exceed 0, and the order of two."""
 
 
-def parse_line(line: bytes | str) -> Trajectory | Failure | None:
+def parse_line(line: bytes | str, vocab_size: int | None = None) -> Trajectory | Failure | None:
     """The value of one line of the answer, in either encoding; None for a heartbeat (a blank line).
+
+    `vocab_size`: columns of the expert's head, where they are known.
 
     Raises ValueError, KeyError, TypeError, AttributeError or OverflowError where the line is not one of the contract's.
     """
@@ -379,7 +381,7 @@ def parse_line(line: bytes | str) -> Trajectory | Failure | None:
         amateur_logprobs=_logprobs(fields["amateur_logprobs"], unknown=-np.inf),
         finish_reason=fields["finish_reason"],
     )
-    if fault := _fault(trajectory):
+    if fault := fault_of(trajectory, vocab_size):
         raise ValueError(fault)
     return trajectory
 
@@ -399,9 +401,11 @@ def _key_in(fields: dict[str, Any]) -> tuple[str, int]:
     return problem_id, index
 
 
-def _fault(line: Trajectory) -> str | None:
-    """Why a line cannot be a trajectory, if it cannot."""
+def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
+    """What a trajectory says that no model can have given, if anything. `vocab_size`: columns of the expert's head."""
     shape = line.top_ids.shape
+    if line.sample_index < 0:
+        return f"its sample_index is {line.sample_index}"
     if line.prompt_token_ids.ndim != 1 or line.token_ids.ndim != 1 or len(shape) != 2:
         return "its arrays have other dimensions than [P], [T] and [T, k]"
     if not line.prompt_token_ids.size or not line.top_ids.size:
@@ -410,11 +414,13 @@ def _fault(line: Trajectory) -> str | None:
         return "its arrays are not aligned"
     if min(array.min() for array in (line.prompt_token_ids, line.token_ids, line.top_ids)) < 0:
         return "a token id is negative"
+    if vocab_size and (largest := max(line.token_ids.max(), line.top_ids.max())) >= vocab_size:
+        return f"token {largest} is beyond the expert's {vocab_size:,} columns"
     ids = np.sort(line.top_ids, axis=1)
     if (ids[:, 1:] == ids[:, :-1]).any():
         return "an id is twice among a step's top k"
     if not (line.expert_logprobs <= ROUNDING).all() or not (line.amateur_logprobs <= ROUNDING).all():  # nor nan
-        return "a log-probability is none"
+        return "a log-probability is NaN or above 0"
     if not np.isfinite(line.expert_logprobs[:, 0]).all():
         return "the expert's best token is impossible"
     if (line.expert_logprobs[:, 1:] > line.expert_logprobs[:, :-1] + ROUNDING).any():

@@ -247,12 +247,15 @@ class Run:
         self.bucket.put(f"{kind}/{part}.parquet", sink.getvalue().to_pybytes())
 
     def _columns(self, part: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
-        """Some columns of a part of trajectories, row by row; of the rest nothing is read."""
+        """Some columns of a part of trajectories, the key first, row by row; of the rest nothing is read."""
         schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in names])
         file = self.bucket.open(f"trajectories/{part}.parquet", COLUMN_RANGE_BYTES) or io.BytesIO()
 
         def rows(table: pa.Table) -> list[tuple[Any, ...]]:
-            return list(zip(*table.to_pydict().values(), strict=True))
+            found = list(zip(*table.to_pydict().values(), strict=True))
+            if odd := next((row for row in found if row[1] < 0), None):
+                raise ValueError(f"problem {odd[0]!r}: its sample_index is {odd[1]}")
+            return found
 
         with file:
             return self._values(rows, "trajectories", part, file, schema)

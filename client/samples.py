@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from client.contrast import Contrast, contrast
 from client.errors import cut
-from client.protocol import ContrastSettings, Decoding, ModelCard, Trajectory
+from client.protocol import ContrastSettings, Decoding, ModelCard, Trajectory, fault_of
 
 INTS, FLOATS, BOOLS = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.bool_())
 TRAJECTORY_SCHEMA = pa.schema(
@@ -216,7 +216,7 @@ def check_no_nulls(table: pa.Table) -> None:
 def trajectories_in(table: pa.Table) -> list[Trajectory]:
     """The rows of a trajectories table without nulls, as values over its buffers.
 
-    Raises ValueError naming the row whose arrays do not fit together.
+    Raises ValueError naming the row that can be no trajectory.
     """
     arrays = {name: _from_lists(table[name]) for name in Trajectory.ARRAYS}
     scalars = table.select(["problem_id", "sample_index", "k", "finish_reason"]).to_pylist()
@@ -227,9 +227,7 @@ def trajectories_in(table: pa.Table) -> list[Trajectory]:
                 f"row {index}, problem {row['problem_id']!r}: {tokens} tokens with k {row['k']}, but "
                 f"{' or '.join(map(str, sorted(values)))} values"
             )
-        if any(np.isnan(arrays[name][index]).any() for name in ("expert_logprobs", "amateur_logprobs")):
-            raise ValueError(f"row {index}, problem {row['problem_id']!r}: a log-probability is no number")
-    return [
+    trajectories = [
         Trajectory(
             problem_id=row["problem_id"],
             sample_index=row["sample_index"],
@@ -242,6 +240,10 @@ def trajectories_in(table: pa.Table) -> list[Trajectory]:
         )
         for index, row in enumerate(scalars)
     ]
+    for index, trajectory in enumerate(trajectories):
+        if fault := fault_of(trajectory):
+            raise ValueError(f"row {index}, problem {trajectory.problem_id!r}: {fault}")
+    return trajectories
 
 
 def sample_table(samples: Sequence[Sample]) -> pa.Table:

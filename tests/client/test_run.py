@@ -251,6 +251,17 @@ DAMAGE = {
     "fewer tokens than rows": ("trajectories", "token_ids", lambda row: row["token_ids"][:-1]),
     "fewer rows of one model": ("trajectories", "amateur_logprobs", lambda row: row["amateur_logprobs"][:-8]),
     "no tokens": ("trajectories", "token_ids", lambda row: None),
+    "a log-probability that is NaN": (
+        "trajectories", "expert_logprobs", lambda row: [float("nan"), *row["expert_logprobs"][1:]],
+    ),
+    "an infinite log-probability": (
+        "trajectories", "amateur_logprobs", lambda row: [float("inf"), *row["amateur_logprobs"][1:]],
+    ),
+    "a probability above 1": ("trajectories", "expert_logprobs", lambda row: [3.0, *row["expert_logprobs"][1:]]),
+    "a negative token": ("trajectories", "token_ids", lambda row: [-1, *row["token_ids"][1:]]),
+    "a negative prompt token": ("trajectories", "prompt_token_ids", lambda row: [-1]),
+    "a negative sample index": ("trajectories", "sample_index", lambda row: -1),
+    "an unknown end": ("trajectories", "finish_reason", lambda row: "bored"),
     "no steps": ("samples", "steps", lambda row: None),
     "no sample index": ("samples", "sample_index", lambda row: None),
     "fewer steps than labels": ("samples", "steps", lambda row: row["steps"][:-1]),
@@ -261,7 +272,7 @@ DAMAGE = {
         "label_weights",
         lambda row: [[None] * len(w) for w in row["label_weights"]],
     ),
-}
+}  # fmt: skip
 
 
 OF_TRAJECTORIES = [name for name, (kind, *_) in DAMAGE.items() if kind == "trajectories"]
@@ -284,6 +295,13 @@ def test_a_row_that_does_not_fit_is_named_by_its_file(damaged):
     name, run = damaged
     with pytest.raises(RunError, match=rf"run/{name} cannot be read \(.*; remove it, and complete\.json"):
         list(run.trajectories() if name.startswith("trajectories") else run.samples())
+
+
+@pytest.mark.parametrize("damaged", ["no id", "a negative sample index"], indirect=True)
+def test_a_key_that_is_none_is_named_by_its_file(damaged):
+    name, run = damaged
+    with pytest.raises(RunError, match=rf"run/{name} cannot be read"):
+        run.keys()
 
 
 @pytest.mark.parametrize("damaged", OF_TRAJECTORIES, indirect=True)
