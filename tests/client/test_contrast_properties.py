@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from client.contrast import SMALLEST_REMAINDER, contrast, covered_mass, kl_lower_bound, mask_complete
 
 ROUNDING = 5e-5
-"""Nats: what float32 log-probabilities may add to a bound."""
+"""Nats: what float32 log-probabilities may add to the sum over the k ids."""
+SUM_ROUNDING = 3e-7
+"""What they may add to the sum of k probabilities, and take from the remainder."""
+
+
+def rounding(log_p, log_q):
+    """Nats that float32 may add to a bound: p_r log(p_r / q_r) moves by p_r times the relative error of q_r."""
+    known = np.isfinite(log_q)
+    masses = (np.where(known, np.exp(array.astype(np.float64)), 0.0).sum(axis=1) for array in (log_p, log_q))
+    rest = [np.maximum(1 - mass, 0) for mass in masses]
+    return ROUNDING + rest[0] * SUM_ROUNDING / np.maximum(rest[1], SMALLEST_REMAINDER)
 
 
 def log_softmax(logits):
@@ -64,7 +74,8 @@ many = settings(max_examples=400, deadline=None)
 @many
 @given(pairs(), ks)
 def test_the_bound_is_at_most_the_full_divergence_whatever_the_amateur_gives_to_what_it_hides(pair, k):
-    assert (kl_lower_bound(*seen(pair, k)[1:]) <= true_kl(pair) + ROUNDING).all()
+    logprobs = seen(pair, k)[1:]
+    assert (kl_lower_bound(*logprobs) <= true_kl(pair) + rounding(*logprobs)).all()
 
 
 @many
@@ -77,12 +88,13 @@ def test_the_bound_is_the_divergence_where_k_is_the_whole_vocabulary(pair):
 @many
 @given(pairs())
 def test_the_bound_grows_with_k_as_long_as_the_amateurs_remainder_is_not_raised(pair):
-    bounds, rests = [], []
+    bounds, rests, slack = [], [], []
     for k in range(1, pair[0].shape[1] + 1):
         _, expert, amateur = seen(pair, k)
         bounds.append(kl_lower_bound(expert, amateur))
+        slack.append(rounding(expert, amateur))
         rests.append(1 - np.exp(amateur.astype(np.float64)).sum(axis=1))
-    grows = np.diff(bounds, axis=0) >= -ROUNDING
+    grows = np.diff(bounds, axis=0) >= -(np.array(slack[:-1]) + np.array(slack[1:]))
     raised = np.minimum(rests[:-1], rests[1:]) < SMALLEST_REMAINDER
     assert (grows | raised).all()
 

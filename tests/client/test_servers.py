@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -121,6 +122,45 @@ def test_a_slow_server_is_helped_and_each_trajectory_is_had_once(servers, monkey
     assert keys(sampled(urls(servers), problems)) == once(problems)
     both = {name for batch in servers[0].asked for name in batch} & {name for b in servers[1].asked for name in b}
     assert both and max(Counter(name for batch in servers[1].asked for name in batch).values()) == 1
+
+
+def test_two_that_answer_the_same_at_once_are_heard_once(servers, monkeypatch):
+    """Both wait until the reader has taken a line."""
+    for name in ("OVERDUE_SECONDS", "OVERDUE_FACTOR"):
+        monkeypatch.setattr(client.dispatch, name, 0.0)
+    monkeypatch.setattr(client.dispatch, "LINES_WAITING", 1)
+    problems = more(300)
+    assert keys(sampled(urls(servers), problems)) == once(problems)
+    assert asked(servers[0]) + asked(servers[1]) > 300
+
+
+def test_what_another_server_works_on_is_not_asked_a_third_time_when_its_first_is_lost(servers, monkeypatch):
+    monkeypatch.setattr(client.dispatch, "OVERDUE_SECONDS", 0.3)
+    lost = threading.Event()
+
+    async def hang():
+        await asyncio.Event().wait()
+
+    async def wait_for_the_loss():
+        if len(servers[1].asked) > 1:  # it has been asked for what the other holds
+            await asyncio.to_thread(lost.wait, 60)
+            await asyncio.sleep(0.3)
+
+    servers[0].before_line, servers[1].before_line = hang, wait_for_the_loss
+    problems = more(17)
+    with Proxy(servers[0].port).running() as proxy:
+
+        def lose():
+            while len(servers[1].asked) < 2:
+                time.sleep(0.05)
+            proxy.refusing = True
+            proxy.cut()
+            lost.set()
+
+        threading.Thread(target=lose, daemon=True).start()
+        assert keys(sampled([proxy.url, servers[1].url], problems)) == once(problems)
+    names = [name for server in servers for batch in server.asked for name in batch]
+    assert max(Counter(names).values()) == 2 and len(servers[1].asked) == 2
 
 
 def test_a_request_is_not_overdue_while_others_take_as_long(servers, monkeypatch):
