@@ -200,12 +200,19 @@ def test_a_line_that_belongs_to_no_trajectory_ends_the_run_with_what_it_is(serve
 
 
 def test_a_line_may_come_in_many_pieces_and_many_lines_in_one(server, monkeypatch):
-    problem = {"id": "p0", "question": PROBLEMS[0].question}
-    whole = dataclasses.replace(make_trajectory("p0", 1, 3000, 20)).to_line("base64")
+    whole = make_trajectory("p0", 1, 3000, 20).to_line("base64")
     assert len(whole) > 10 * 65536
-    server.line = lambda problem, index: whole if problem["id"] == "p0" else b"\n\n" + line_of(problem, index)
+
+    def line(problem, index):
+        """The second piece ends in the middle of the third problem's line, after two empty ones."""
+        torn = line_of({"id": "p2", "question": "", "top_k": problem["top_k"]}, 0)
+        pieces = {"p0": whole, "p1": b"\n\n" + line_of(problem, index) + torn[:100], "p2": torn[100:]}
+        return pieces[problem["id"]]
+
+    server.line = line
     lines = {line.problem_id: line for line in sampled(server.url, PROBLEMS[:3])}
-    assert lines["p0"].to_line("base64") == whole and len(lines) == 3 and problem["id"] in lines
+    assert all(isinstance(line, Trajectory) for line in lines.values()) and len(server.asked) == 1
+    assert lines["p0"].to_line("base64") == whole and lines.keys() == {"p0", "p1", "p2"}
     monkeypatch.setattr(client.connection, "MOST_LINE_BYTES", 300_000)
     with pytest.raises(ServiceError, match="a line of more than 300,000 bytes"):
         sampled(server.url, PROBLEMS[:3])
