@@ -7,6 +7,7 @@ is needed. `python deploy/demo/smollm2.py FOLDER`
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,11 @@ REMOVED_LAYERS = (22, 25)
 def make_pair(folder: Path) -> tuple[Path, Path]:
     """The expert's and the amateur's folder, made if they are not there."""
     expert, amateur = folder / "expert", folder / "amateur"
-    if not (amateur / "config.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several that want it, one makes it
+        if (amateur / "config.json").is_file():
+            return expert, amateur
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             _convert(_download(Path(scratch)), Path(scratch))
             for name in ("expert", "amateur"):  # the amateur last: its config.json says that both are whole
