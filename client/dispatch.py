@@ -158,6 +158,8 @@ class Dispatch:
 
     def _overdue(self, server: Server) -> list[Pending]:
         """What another server has had for too long, to be asked of this one as well; the longest first."""
+        if not self._usual:
+            return []  # nobody knows yet what is long
         now = time.monotonic()
         limit = max(OVERDUE_SECONDS, OVERDUE_FACTOR * self._usual)
         for request in sorted(self._open, key=lambda request: request.since):

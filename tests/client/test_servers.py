@@ -163,17 +163,19 @@ def test_what_another_server_works_on_is_not_asked_a_third_time_when_its_first_i
     assert max(Counter(names).values()) == 2 and len(servers[1].asked) == 2
 
 
-def test_a_request_is_not_overdue_while_others_take_as_long(servers, monkeypatch):
+@pytest.mark.parametrize("count", [96, 800])  # fewer than both have room for, and more
+def test_a_request_is_not_overdue_while_others_take_as_long(servers, monkeypatch, count):
     monkeypatch.setattr(client.dispatch, "OVERDUE_SECONDS", 0.05)
+    monkeypatch.setattr(client.dispatch, "LOOK_SECONDS", 0.02)
 
     async def evenly():
         await asyncio.sleep(0.02)
 
     for server in servers:
         server.before_line = evenly
-    problems = more(800)
+    problems = more(count)
     assert keys(sampled(urls(servers), problems)) == once(problems)
-    assert asked(servers[0]) + asked(servers[1]) == 800
+    assert asked(servers[0]) + asked(servers[1]) == count
 
 
 @pytest.mark.parametrize("spoilt", ["404", "html", "nonsense"])
