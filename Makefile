@@ -15,8 +15,8 @@ setup: .venv/ready ## fill .venv with server (CPU), trainer and development tool
 demo: setup ## problems in, a fine-tuned expert out: server, client and trainer on a small pair
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo/run.sh
 
-test: setup ## the whole test suite, on real engines; two files at a time, for most of them wait
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: setup ## the whole test suite, on real engines
+	$(BIN)/python -m pytest
 
 test-long: setup ## what takes too long for every change: a server killed 20 times under its jobs, a client 30 times
 	$(BIN)/python -m pytest -m long

@@ -73,10 +73,10 @@ def test_what_cannot_be_asked_is_an_error_of_the_librarys_own_family(problems, a
 
 
 def test_two_calls_of_one_client_at_a_time_wait_for_each_others_connections(monkeypatch):
-    monkeypatch.setattr(client.connection, "READ_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(client.connection, "READ_TIMEOUT_SECONDS", 0.5)
 
     async def slowly():
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.04)
 
     async def ask(url):
         told = []
