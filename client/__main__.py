@@ -85,7 +85,7 @@ def sample(
         str | None, typer.Option(metavar="I/N", help="Only this part of PROBLEMS, as 2/3; other clients do the others.")
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Ask again for what failed in an earlier attempt.")
+        bool, typer.Option("--retry-failed", help="Ask again for what failed earlier, in a complete RUN too.")
     ] = False,
     max_failures: Annotated[
         int | None, typer.Option(min=0, help="Stop when more than this many trajectories have failed.")
