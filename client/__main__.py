@@ -154,6 +154,8 @@ def sample(
     if sampled.counts is None:
         print(f"{run} is complete: nothing to do")
     _print_summary(run, sampled.totals, sampled.counts)
+    if sampled.totals.failed:
+        print("the same command with --retry-failed asks for them again")
 
 
 def _print_summary(run: str, totals: RunTotals, counts: Counts | None) -> None:

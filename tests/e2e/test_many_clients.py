@@ -386,6 +386,7 @@ def test_engine_errors_that_stay_are_failures_with_their_reason_and_can_be_retri
     problems, run = problem_file(PROBLEMS[:10]), Run(str(tmp_path / "run"))
     said = sample(problems, run, server)
     assert said.returncode == 0 and "1 trajectories failed; the reasons are in" in said.stdout
+    assert "the same command with --retry-failed asks for them again" in said.stdout
     assert sum(batch.count("p1") for batch in server.asked) == 4
     assert run.failures()[("p1", 0)] == Failure("p1", 0, "engine_error", "died")
     server.line = line_of
