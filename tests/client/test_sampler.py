@@ -229,3 +229,22 @@ def test_a_part_that_could_not_be_written_once_is_written_in_the_end(run, monkey
 
     counts = asyncio.run(go())
     assert len(run.keys()) == counts.done == counts.written == 9  # the ninth met the error, and is there too
+
+
+def test_what_could_not_be_written_at_the_end_is_tried_once_more(run, monkeypatch):
+    put, failures = run.bucket.put, ["No space left"]
+
+    def refusing_once(name, data):
+        if failures:
+            raise BucketError(failures.pop())
+        put(name, data)
+
+    monkeypatch.setattr(run.bucket, "put", refusing_once)
+
+    async def go():
+        writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=3)
+        await take(writer, counts, lines(3))
+        await writer.close(counts)
+
+    asyncio.run(go())
+    assert len(run.keys()) == 3 and not failures
