@@ -17,7 +17,7 @@ import time
 
 import obstore
 import pytest
-from contract_server import ContractServer, line_of, refusal
+from contract_server import TOKENS, ContractServer, line_of, refusal
 from job_calls import read_by_others, wait_until
 from made_run import TOP_K
 from proxy import Proxy
@@ -240,6 +240,7 @@ def test_two_clients_by_mistake_leave_every_key_once_to_a_reader(server, problem
     assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
     totals = Run(bucket).completion()
     assert totals["trajectories"] == len(list(Run(bucket).samples())) == 600
+    assert (totals["tokens"], totals["steps"]) == (600 * TOKENS, 600 * (TOKENS - 1))
     assert all(f"{totals['tokens']:,}" in said for said in outputs)
 
 
