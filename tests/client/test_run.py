@@ -93,6 +93,8 @@ def test_a_key_that_is_there_twice_is_read_once_from_the_first_part(run, traject
     assert [(t.problem_id, len(t.token_ids)) for t in run.trajectories()] == [("p0", 3), ("p1", 4), ("p2", 5)]
     assert [(s.problem_id, len(s.token_ids)) for s in run.samples()] == [("p0", 3), ("p1", 4), ("p2", 5)]
     assert run.keys() == {("p0", 0), ("p1", 0), ("p2", 0)}
+    totals = run.totals(run.manifest())
+    assert (totals.trajectories, totals.tokens, totals.steps) == (3, 3 + 4 + 5, 2 + 3 + 4)
 
 
 def test_totals_count_what_a_plain_pass_counts(run, trajectories):
