@@ -212,6 +212,15 @@ def test_a_build_that_is_complete_reads_nothing_again(source, tmp_path, monkeypa
     assert build(source, new, ContrastSettings(beta=0.1)) == first and first.sealed
 
 
+def test_a_complete_build_of_a_run_that_was_given_more_since_says_so(source, tmp_path):
+    new = Run(str(tmp_path / "new"))
+    assert build(source, new, ContrastSettings(beta=0.1)).sealed
+    source.reopen()
+    source.write([make_trajectory("late", seed=50, tokens=9)], {}, source.manifest())
+    with pytest.raises(RunError, match=r"new is complete, and .*source has been given 1 more parts since; name a new"):
+        build(source, new, ContrastSettings(beta=0.1))
+
+
 def test_a_run_that_is_still_being_sampled_gives_what_it_holds_and_later_the_rest(source, trajectories, tmp_path):
     (tmp_path / "source" / "complete.json").unlink()
     new = Run(str(tmp_path / "new"))
