@@ -26,6 +26,19 @@ def lines(count):
     return [make_trajectory(f"p{index}", seed=index, tokens=4) for index in range(count)]
 
 
+def refusing(run, monkeypatch, *errors):
+    """The first puts end in these errors; returns those that are still to come."""
+    put, left = run.bucket.put, list(errors)
+
+    def refuse_first(name, data):
+        if left:
+            raise left.pop()
+        put(name, data)
+
+    monkeypatch.setattr(run.bucket, "put", refuse_first)
+    return left
+
+
 async def until(true):
     for _ in range(6000):
         if true():
@@ -124,14 +137,8 @@ def test_sampling_goes_on_while_parts_are_written_until_too_many_wait(run, monke
 def test_a_store_that_is_out_is_waited_for_and_told_of_once(run, monkeypatch):
     monkeypatch.setattr(client.sampler, "PART_TRAJECTORIES", 4)
     monkeypatch.setattr(client.sampler, "STORE_PAUSE_SECONDS", 0.1)
-    put, told, outages = run.bucket.put, [], ["out"] * 3
-
-    def put_when_it_is_back(name, data):
-        if outages:
-            raise BucketError(outages.pop(), may_pass=True)
-        put(name, data)
-
-    monkeypatch.setattr(run.bucket, "put", put_when_it_is_back)
+    told = []
+    refusing(run, monkeypatch, *[BucketError("out", may_pass=True)] * 3)
 
     async def go():
         writer, counts = Writer(run, make_manifest(), {}.get, tell=told.append), Counts(total=4)
@@ -209,14 +216,7 @@ def test_a_failure_that_may_pass_is_kept_only_where_it_has_been_asked_again(run,
 
 def test_a_part_that_could_not_be_written_once_is_written_in_the_end(run, monkeypatch):
     monkeypatch.setattr(client.sampler, "PART_TRAJECTORIES", 4)
-    put, failures = run.bucket.put, ["No space left"]
-
-    def refusing_once(name, data):
-        if failures:
-            raise BucketError(failures.pop())
-        put(name, data)
-
-    monkeypatch.setattr(run.bucket, "put", refusing_once)
+    failures = refusing(run, monkeypatch, BucketError("No space left"))
 
     async def go():
         writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=11)
@@ -232,14 +232,7 @@ def test_a_part_that_could_not_be_written_once_is_written_in_the_end(run, monkey
 
 
 def test_what_could_not_be_written_at_the_end_is_tried_once_more(run, monkeypatch):
-    put, failures = run.bucket.put, ["No space left"]
-
-    def refusing_once(name, data):
-        if failures:
-            raise BucketError(failures.pop())
-        put(name, data)
-
-    monkeypatch.setattr(run.bucket, "put", refusing_once)
+    failures = refusing(run, monkeypatch, BucketError("No space left"))
 
     async def go():
         writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=3)
