@@ -4,7 +4,7 @@ BIN := .venv/bin
 .PHONY: help setup demo test test-long check clean
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/ready ## fill .venv with server (CPU), trainer and development tools; quick the second time
 

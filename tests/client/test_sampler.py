@@ -216,7 +216,7 @@ def test_a_failure_that_may_pass_is_kept_only_where_it_has_been_asked_again(run,
 
 def test_a_part_that_could_not_be_written_once_is_written_in_the_end(run, monkeypatch):
     monkeypatch.setattr(client.sampler, "PART_TRAJECTORIES", 4)
-    failures = refusing(run, monkeypatch, BucketError("No space left"))
+    refusing(run, monkeypatch, BucketError("No space left"))
 
     async def go():
         writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=11)
