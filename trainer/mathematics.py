@@ -5,25 +5,32 @@ In: texts. Out: sympy's values, numbers, verdicts. Runs in a main thread only: t
 
 from __future__ import annotations
 
+import logging
 import math
+import signal
 import time
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
-from math_verify.utils import timeout
 
 from trainer.writing import squeezed
 
 SECONDS = 3
-"""For one comparison by math-verify, and as much for reading each side."""
+"""For one comparison, and as much for reading each side."""
+AGAIN_SECONDS = 0.5
+"""What is over its time is told again: Python drops an exception that is raised in a callback of its own."""
 TOTAL_SECONDS = 10
 """For all of an answer: no comparison begins later."""
 ROUNDING = 1e-12
 """Of floating point, in parts of a number."""
 WHOLE = [LatexExtractionConfig(boxed_match_priority=0)]
 """math-verify's other readings take a number out of what they do not understand."""
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off: they end another's
 
 
 class Mathematics:
@@ -34,9 +41,9 @@ class Mathematics:
 
     def value(self, text: str) -> Any:
         """What a whole LaTeX text is, as sympy has it; None where it is nothing that can be read."""
-        self._check()
-        found = parse(
-            rf"\boxed{{{text}}}", extraction_config=WHOLE, fallback_mode="no_fallback", parsing_timeout=SECONDS
+        boxed = rf"\boxed{{{text}}}"
+        found = self._limited(
+            lambda: parse(boxed, extraction_config=WHOLE, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
         )
         return found[0] if found else None
 
@@ -56,12 +63,12 @@ class Mathematics:
             return close(*numbers, ROUNDING)
         if isinstance(mine, sympy.Eq) and isinstance(theirs, sympy.Eq):
             return self._same_equation(mine, theirs)
-        self._check()
-        return verify([mine], [theirs], timeout_seconds=SECONDS)
+        return bool(self._limited(lambda: verify([mine], [theirs], timeout_seconds=None)))
 
     def points(self, text: str) -> Any:
         """The set of real numbers that a text describes, as brackets or as relations; None where it is none."""
-        return self._limited(lambda: _points(self.value(text)))
+        value = self.value(text)
+        return self._limited(lambda: _points(value))
 
     def _number(self, value: Any) -> Any:
         def computed() -> Any:
@@ -80,16 +87,26 @@ class Mathematics:
 
         return bool(self._limited(computed))
 
-    def _limited(self, work: Any) -> Any:
-        self._check()
-        try:
-            return timeout(SECONDS)(work)()
-        except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError, RecursionError):
-            return None
-
-    def _check(self) -> None:
+    def _limited(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives; None where sympy cannot do it."""
         if time.monotonic() > self._until:
             raise TimeoutException("an answer that takes too long")
+        before = signal.signal(signal.SIGALRM, _too_long)
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, SECONDS, AGAIN_SECONDS)
+                return work()
+            except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError, RecursionError):
+                return None
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:  # also where the time was over in the line before
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def _too_long(signum: int, frame: FrameType | None) -> None:
+    raise TimeoutException("a comparison that takes too long")
 
 
 def _frozen(value: Any) -> Any:

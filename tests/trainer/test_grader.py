@@ -1,5 +1,6 @@
 """Verdicts on outputs: what equals a gold answer, what only comes near, and rubbish."""
 
+import gc
 import json
 import random
 import string
@@ -21,6 +22,8 @@ NEAR_MISSES, EQUAL = (
     for name in ("near_misses", "equal_answers")
 )
 BENCHMARKS = ("gsm8k", "math", "svamp", "asdiv", "minerva_math", "olympiadbench", "mmlu_stem")
+INTEGRAL = r"\int_0^1 e^{-x^3}\sin(x^x) dx"
+HARD_SET = r"x^9-x^7+3x^5-\sqrt{x}<x^{\frac{1}{3}}-17"
 SUBTLE = ("unit", "sign", "order", "rounding")
 
 
@@ -181,7 +184,7 @@ def test_an_answer_that_cannot_be_computed_in_time_is_wrong(fields, power):
         ({"answer": "5 (feet)"}, r"\boxed{5}" + " " * 20_000),
         ({"answer": "5 (feet)"}, r"\boxed{" + "5 " * 900 + "}"),
         (olympiad("$(2,4)$", "Tuple"), r"\boxed{" + "(9^{9^{9^9}},4)," * 20 + "(2,4)}"),
-        (olympiad("$(2,4), (3,5)$", "Tuple"), r"\boxed{" + r"(\int_0^1 e^{-x^3}\sin(x^x) dx, 4)," * 20 + "(2,4)}"),
+        (olympiad("$(2,4), (3,5)$", "Tuple"), r"\boxed{" + f"({INTEGRAL}, 4)," * 20 + "(2,4)}"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -189,6 +192,30 @@ def test_no_output_takes_longer_than_the_limit_for_all_of_it(fields, output):
     began = time.monotonic()
     assert not grade(gold_of(fields), output).correct
     assert time.monotonic() - began < TOTAL_SECONDS + 3 * SECONDS
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_limit_that_strikes_where_python_drops_exceptions_strikes_again(monkeypatch):
+    monkeypatch.setattr(trainer.mathematics, "SECONDS", 1)
+    over = time.monotonic() + 3
+
+    def collecting(phase, info):
+        while over - 2.5 < time.monotonic() < over:
+            pass
+
+    gc.callbacks.append(collecting)
+    try:
+        assert not grade(gold_of(olympiad("$(2,4)$", "Tuple")), rf"\boxed{{({INTEGRAL}, 4)}}").correct
+    finally:
+        gc.callbacks.remove(collecting)
+    assert over < time.monotonic() < over + 3 * SECONDS
+
+
+def test_a_set_that_cannot_be_computed_in_time_is_wrong(monkeypatch):
+    monkeypatch.setattr(trainer.mathematics, "SECONDS", 1)
+    began = time.monotonic()
+    assert not grade(gold_of(olympiad("$(0, 1)$", "Interval")), rf"\boxed{{{HARD_SET}}}").correct
+    assert time.monotonic() - began < 4 * SECONDS
 
 
 def test_when_the_time_for_all_of_it_is_over_an_answer_is_wrong(monkeypatch):
