@@ -1,14 +1,17 @@
 """Access to the shared bucket: a local folder, any S3-compatible store, GCS or Azure, behind one small class.
 
-Every put is whole or absent: readers never see a torn object. Exclusive create (`create`) is the only
-coordination that is asked of a store. Credentials come each cloud's usual ways (`client.aws` for s3://).
+Every put is whole or absent: readers never see a torn object, and whoever reads a local folder without this class
+finds what a killed process left only under hidden names. Exclusive create (`create`) is the only coordination that is
+asked of a store. Credentials come each cloud's usual ways (`client.aws` for s3://).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -92,12 +95,12 @@ class Bucket:
 
     def put(self, name: str, data: bytes) -> None:
         """Write an object whole, replacing what was there."""
-        self._put(name, data, "overwrite")
+        self._put(name, data, overwrite=True)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object only where there is none; whether this call was the one that wrote it."""
         try:
-            self._put(name, data, "create")
+            self._put(name, data, overwrite=False)
         except AlreadyExistsError:
             return False
         return True
@@ -113,7 +116,10 @@ class Bucket:
             raise self._trouble("remove", name, error) from error
 
     def names(self, prefix: str) -> Iterator[str]:
-        """The names of all objects under `prefix/`, of all where it is empty, sorted, relative to the bucket."""
+        """The names of all objects under `prefix/`, of all where it is empty, sorted, relative to the bucket.
+
+        Hidden ones, whose names begin with a dot, are left out.
+        """
         store = self._open(for_writing=False)
         if store is None:
             return
@@ -123,7 +129,7 @@ class Bucket:
             ]
         except Exception as error:
             raise self._trouble("list", f"{prefix}/", error) from error
-        yield from sorted(found)
+        yield from sorted(path for path in found if not PurePosixPath(path).name.startswith("."))
 
     def folders(self, prefix: str) -> list[str]:
         """The names of what lies directly under `prefix/` and holds objects, sorted, without the prefix."""
@@ -136,14 +142,30 @@ class Bucket:
             raise self._trouble("list", f"{prefix}/", error) from error
         return sorted(PurePosixPath(path).name for path in found)
 
-    def _put(self, name: str, data: bytes, mode: str) -> None:
+    def _put(self, name: str, data: bytes, overwrite: bool) -> None:
         store = self._open(for_writing=True)
+        assert store is not None
         try:
-            obstore.put(store, name, data, mode=mode)  # type: ignore[arg-type,call-overload]
+            if self._folder is None:
+                obstore.put(store, name, data, mode="overwrite" if overwrite else "create")
+            else:
+                self._put_hidden_first(store, PurePosixPath(name), data, overwrite)
         except AlreadyExistsError:
             raise
         except Exception as error:
             raise self._trouble("write", name, error) from error
+
+    @staticmethod
+    def _put_hidden_first(store: ObjectStore, name: PurePosixPath, data: bytes, overwrite: bool) -> None:
+        """In a local folder: obstore would write beside `name`, as name#1, and a kill would leave that for readers."""
+        hidden = str(name.with_name(f".{name.name}-{secrets.token_hex(8)}"))
+        try:
+            obstore.put(store, hidden, data)
+            obstore.rename(store, hidden, str(name), overwrite=overwrite)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                obstore.delete(store, hidden)
+            raise
 
     def _trouble(self, verb: str, name: str, error: Exception) -> BucketError:
         """An error of the store as one of ours, with what helps where that is known."""

@@ -20,6 +20,8 @@ QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
 """Unless the user sets them otherwise, so that the table is what one sees."""
 CPU_CACHE_BYTES = 2**30
 """vLLM's own default on a CPU takes nearly all of the memory."""
+IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""On a CPU: two more processes would import vLLM for some 10 s each, and answer later."""
 
 
 class AnswerEngine:
@@ -31,10 +33,14 @@ class AnswerEngine:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
         options: dict[str, Any] = {"enable_lora": True, "max_lora_rank": _lora_rank(adapters)} if adapters else {}
         if current_platform.is_cpu():
+            for name, value in IN_PROCESS.items():
+                os.environ.setdefault(name, value)
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
+            options["distributed_executor_backend"] = UniProcExecutor
         self.max_model_len = max_model_len
         self._requests = {path: LoRARequest(str(path), number, str(path)) for number, path in enumerate(adapters, 1)}
         try:
