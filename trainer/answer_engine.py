@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +31,7 @@ class AnswerEngine:
     def __init__(self, folder: Path, adapters: Sequence[Path], dtype: Precision | None, max_model_len: int) -> None:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
         from vllm import LLM
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
