@@ -1,8 +1,8 @@
 """Access to the shared bucket: a local folder, any S3-compatible store, GCS or Azure, behind one small class.
 
-Every put is whole or absent: readers never see a torn object, and whoever reads a local folder without this class
-finds what a killed process left only under hidden names. Exclusive create (`create`) is the only coordination that is
-asked of a store. Credentials come each cloud's usual ways (`client.aws` for s3://).
+Every put is whole or absent: readers never see a torn object. What a process that was killed in the middle leaves in a
+local folder has a hidden name (`HIDDEN`); nothing here reads it, and it may be deleted. Exclusive create (`create`) is
+the only coordination that is asked of a store. Credentials come each cloud's usual ways (`client.aws` for s3://).
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from client.errors import LightReasonerError
 
 RANGE_BYTES = 4 * 2**20
 """Of an object that is read in ranges, at a time."""
+HIDDEN = re.compile(r"\.[0-9a-f]{32}\.tmp(?:#\d+)?")
+"""An object of a local folder that is being written; the end is obstore's."""
 PLACES = "a path, file://…, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
 
 
@@ -118,7 +120,7 @@ class Bucket:
     def names(self, prefix: str) -> Iterator[str]:
         """The names of all objects under `prefix/`, of all where it is empty, sorted, relative to the bucket.
 
-        Hidden ones, whose names begin with a dot, are left out.
+        What is still being written is not among them.
         """
         store = self._open(for_writing=False)
         if store is None:
@@ -129,7 +131,7 @@ class Bucket:
             ]
         except Exception as error:
             raise self._trouble("list", f"{prefix}/", error) from error
-        yield from sorted(path for path in found if not PurePosixPath(path).name.startswith("."))
+        yield from sorted(path for path in found if not HIDDEN.fullmatch(PurePosixPath(path).name))
 
     def folders(self, prefix: str) -> list[str]:
         """The names of what lies directly under `prefix/` and holds objects, sorted, without the prefix."""
@@ -157,8 +159,8 @@ class Bucket:
 
     @staticmethod
     def _put_hidden_first(store: ObjectStore, name: PurePosixPath, data: bytes, overwrite: bool) -> None:
-        """In a local folder: obstore would write beside `name`, as name#1, and a kill would leave that for readers."""
-        hidden = str(name.with_name(f".{name.name}-{secrets.token_hex(8)}"))
+        """In a local folder: obstore would write to name#1, and a kill would leave that to be taken for a part."""
+        hidden = str(name.with_name(f".{secrets.token_hex(16)}.tmp"))
         try:
             obstore.put(store, hidden, data)
             obstore.rename(store, hidden, str(name), overwrite=overwrite)
@@ -169,10 +171,12 @@ class Bucket:
 
     def _trouble(self, verb: str, name: str, error: Exception) -> BucketError:
         """An error of the store as one of ours, with what helps where that is known."""
-        said = f"cannot {verb} {name} in {self.url}: {_said(error)}"
+        said = f"cannot {verb} {name} in {self.url}: {HIDDEN.sub(PurePosixPath(name).name, _said(error))}"
         remote = self._folder is None
         if remote and isinstance(error, PermissionDeniedError | UnauthenticatedError):
             said += "; check the credentials, and what they may do there"
+        elif isinstance(error, PermissionDeniedError):
+            said += "; check who may read and write that folder"
         elif remote and isinstance(error, FileNotFoundError):
             said += "; a bucket has to be there before it is used"
         elif "amazonaws.com" in said:

@@ -5,10 +5,11 @@ In: prompts as token ids, how to decode. Out: texts. The only room of the traine
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,8 +22,6 @@ QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
 """Unless the user sets them otherwise, so that the table is what one sees."""
 CPU_CACHE_BYTES = 2**30
 """vLLM's own default on a CPU takes nearly all of the memory."""
-IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-"""On a CPU: two more processes would import vLLM for some 10 s each, and answer later."""
 
 
 class AnswerEngine:
@@ -35,27 +34,27 @@ class AnswerEngine:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
-        from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
         options: dict[str, Any] = {"enable_lora": True, "max_lora_rank": _lora_rank(adapters)} if adapters else {}
         if current_platform.is_cpu():
-            for name, value in IN_PROCESS.items():
-                os.environ.setdefault(name, value)
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
-            options["distributed_executor_backend"] = UniProcExecutor
         self.max_model_len = max_model_len
         self._requests = {path: LoRARequest(str(path), number, str(path)) for number, path in enumerate(adapters, 1)}
         try:
-            self.llm = LLM(
-                model=str(folder),
-                dtype=weights_dtype(dtype, folder),  # type: ignore[arg-type]
-                generation_config="vllm",
-                max_model_len=max_model_len,
-                use_tqdm_on_load=sys.stderr.isatty(),
-                **options,
-            )
-        except (RuntimeError, ValueError) as error:  # vLLM's own log, before this line, has the details
-            raise ModelError(f"vLLM could not start {folder}: {str(error).splitlines()[0]}") from error
+            with _in_process() if current_platform.is_cpu() else contextlib.nullcontext():
+                self.llm = LLM(
+                    model=str(folder),
+                    dtype=weights_dtype(dtype, folder),  # type: ignore[arg-type]
+                    generation_config="vllm",
+                    max_model_len=max_model_len,
+                    use_tqdm_on_load=sys.stderr.isatty(),
+                    **options,
+                )
+        except Exception as error:  # whatever a model's files are wrong in
+            said = str(error).partition("\n")[0]
+            raise ModelError(
+                f"vLLM could not start {folder}: {type(error).__name__}: {said}; VLLM_LOGGING_LEVEL=INFO shows its log"
+            ) from error
 
     def answers(self, prompts: Sequence[list[int]], examination: Examination, adapter: Path | None) -> list[list[str]]:
         """n outputs for every prompt, cut where the context ends; '' for a prompt that does not fit it."""
@@ -79,8 +78,26 @@ class AnswerEngine:
         return [texts.get(index, [""] * examination.n) for index in range(len(prompts))]
 
     def close(self) -> None:
-        """End the engine's process."""
+        """End the engine and give its memory back."""
         self.llm.llm_engine.engine_core.shutdown()
+
+
+@contextlib.contextmanager
+def _in_process() -> Iterator[None]:
+    """An engine that starts meanwhile needs no processes of its own: two, which import vLLM for some 10 s each.
+
+    Not so where its threads have to be bound, for several NUMA nodes or as the user says: vLLM binds another process's.
+    """
+    name = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
+    if name in os.environ or "VLLM_CPU_OMP_THREADS_BIND" in os.environ or len(nodes) > 1:
+        yield
+        return
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _lora_rank(adapters: Sequence[Path]) -> int:

@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import sympy
 from math_verify.errors import TimeoutException
 
 from trainer.answers import BRACKETS, CLOCK, LETTERS, NUMBER, Gold, Kind, last_box
@@ -130,8 +129,8 @@ def _interval(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         points = [maths.points(piece) if _is_set(piece) else None for piece in pieces]
         if any(one is None for one in points):
             return False
-        sets.append(sympy.Union(*points))
-    return bool(sets[0] == sets[1]) or maths.same(wanted, given)
+        sets.append(points)
+    return maths.same_sets(*sets) or maths.same(wanted, given)
 
 
 def _is_set(text: str) -> bool:

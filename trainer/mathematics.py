@@ -9,7 +9,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -70,6 +70,10 @@ class Mathematics:
         value = self.value(text)
         return self._limited(lambda: _points(value))
 
+    def same_sets(self, ones: Sequence[Any], others: Sequence[Any]) -> bool:
+        """Whether two unions of sets, as `points` gives them, are the same."""
+        return bool(self._limited(lambda: sympy.Union(*ones) == sympy.Union(*others)))
+
     def _number(self, value: Any) -> Any:
         def computed() -> Any:
             exact = value.doit()
@@ -91,7 +95,8 @@ class Mathematics:
         """What `work` gives; None where sympy cannot do it."""
         if time.monotonic() > self._until:
             raise TimeoutException("an answer that takes too long")
-        before = signal.signal(signal.SIGALRM, _too_long)
+        before, began = signal.signal(signal.SIGALRM, _too_long), time.monotonic()
+        others, interval = signal.getitimer(signal.ITIMER_REAL)
         try:
             try:
                 signal.setitimer(signal.ITIMER_REAL, SECONDS, AGAIN_SECONDS)
@@ -102,7 +107,9 @@ class Mathematics:
                 signal.setitimer(signal.ITIMER_REAL, 0)
         finally:  # also where the time was over in the line before
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
+            if others:
+                signal.setitimer(signal.ITIMER_REAL, max(others - (time.monotonic() - began), 0.001), interval)
 
 
 def _too_long(signum: int, frame: FrameType | None) -> None:

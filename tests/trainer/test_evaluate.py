@@ -303,3 +303,14 @@ def test_outputs_that_another_template_or_adapter_gave_are_not_taken_up(tmp_path
         assert code == 1 and named in " ".join(err.split()), (file, err)
         file.write_text(before)
     assert trainer_cli(*words)[0] == 0
+
+
+def test_a_model_that_vllm_cannot_load_is_named_in_a_line(tmp_path, expert, evaluation, trainer_cli):
+    cut = shutil.copytree(expert, tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    words = ("evaluate", cut, "--benchmark", f"digits={evaluation.folder / 'digits.jsonl'}", "-o", tmp_path / "r.json")
+    code, _, err = trainer_cli(*words)
+    assert code == 1
+    assert f"error: vLLM could not start {cut}: SafetensorError: " in err
+    assert "VLLM_LOGGING_LEVEL=INFO shows its log" in err

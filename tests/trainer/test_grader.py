@@ -3,6 +3,7 @@
 import gc
 import json
 import random
+import signal
 import string
 import time
 from collections import Counter
@@ -209,6 +210,23 @@ def test_a_limit_that_strikes_where_python_drops_exceptions_strikes_again(monkey
     finally:
         gc.callbacks.remove(collecting)
     assert over < time.monotonic() < over + 3 * SECONDS
+
+
+def test_the_limit_gives_another_timer_back():
+    """As pytest-timeout's, whose handler is there again too."""
+    told = []
+    before = signal.signal(signal.SIGALRM, lambda *_: told.append("late"))
+    others = signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        began = time.monotonic()
+        assert grade(Gold("5"), r"\boxed{5.0}").correct
+        assert told or 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 0.5
+        while not told and time.monotonic() < began + 5:
+            time.sleep(0.01)
+        assert told == ["late"]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *others)
 
 
 def test_a_set_that_cannot_be_computed_in_time_is_wrong(monkeypatch):
