@@ -104,10 +104,10 @@ def test_a_sample_that_never_comes_ends_the_job_and_does_not_write_the_others_ag
 def test_what_cannot_be_written_is_not_told_as_completed_and_ends_the_job(quick, tmp_path, monkeypatch):
     put = Bucket._put
 
-    def full(self, name, data, mode):
+    def full(self, name, data, overwrite):
         if name.startswith("trajectories/"):
             raise BucketError(f"cannot write {name}: No space left on device")
-        put(self, name, data, mode)
+        put(self, name, data, overwrite)
 
     monkeypatch.setattr(Bucket, "_put", full)
     job, attempts = ended(tmp_path / "b")
