@@ -171,7 +171,8 @@ class Bucket:
 
     def _trouble(self, verb: str, name: str, error: Exception) -> BucketError:
         """An error of the store as one of ours, with what helps where that is known."""
-        said = f"cannot {verb} {name} in {self.url}: {HIDDEN.sub(PurePosixPath(name).name, _said(error))}"
+        words = HIDDEN.sub(lambda _: PurePosixPath(name).name, _said(error))
+        said = f"cannot {verb} {name} in {self.url}: {words}"
         remote = self._folder is None
         if remote and isinstance(error, PermissionDeniedError | UnauthenticatedError):
             said += "; check the credentials, and what they may do there"

@@ -91,3 +91,19 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, how):
     assert found.value.may_pass
     assert str(found.value) == f"cannot write a in {tmp_path}: cannot copy {tmp_path}/a: No space left (os error 28)"
     assert bucket.get("a") == b"before" and seen_in(tmp_path) == ["a"]
+
+
+def test_a_folder_that_may_not_be_written_is_named_with_the_object_and_what_to_look_at(tmp_path, monkeypatch):
+    """The refusal is made up: those who run tests are often root, whom no folder refuses."""
+
+    def refused(_store, hidden, *_, **__):
+        raise obstore.exceptions.PermissionDeniedError(f"{tmp_path}/{hidden}#1: Permission denied (os error 13)")
+
+    monkeypatch.setattr(obstore, "put", refused)
+    with pytest.raises(BucketError) as found:
+        Bucket(str(tmp_path)).put(r"a\1", b"data")
+    assert not found.value.may_pass
+    assert str(found.value) == (
+        rf"cannot write a\1 in {tmp_path}: {tmp_path}/a\1: Permission denied (os error 13)"
+        "; check who may read and write that folder"
+    )
