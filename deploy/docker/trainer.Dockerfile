@@ -34,6 +34,6 @@ RUN pip install --no-deps --force-reinstall .
 ARG UID=1000
 RUN userdel --remove ubuntu && useradd --uid "$UID" --create-home lightreasoner
 USER $UID
-WORKDIR /work
+WORKDIR /files
 
 ENTRYPOINT ["lightreasoner-trainer"]
