@@ -3,14 +3,13 @@
 import base64
 import hashlib
 import json
-import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from made_run import TOP_K, make_manifest, make_trajectory, tokenizer_json, words_of
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from reported import HOSTILE, SCORE, TWO, make_run, plain_bounds, trajectories_of, with_equal_steps
 
 from client.contrast import kl_lower_bound
 from client.errors import RunError
@@ -19,23 +18,6 @@ from client.protocol import Failure
 from client.report import page, report
 from client.run import Run
 from client.texts import Texts, tokenizer_of, visible
-
-HOSTILE = [
-    "<script>alert(1)</script>", "</script><script>alert(2)</script>", "<!--<script>", '"><img src=x onerror=alert(3)>',
-    "</script/x>", "<!--<script/x>", "<b>bold</b>", "&lt;b&gt;", "{{ 7*7 }}", "]]>", "\u2028", "</style>",
-]  # fmt: skip
-
-
-def trajectories_of(count):
-    return [make_trajectory(f"p{index}", seed=index, tokens=10 + index) for index in range(count)]
-
-
-def make_run(folder, trajectories, tokenizer=None, questions=None, **changes):
-    run = Run(str(folder))
-    run.claim(make_manifest(**changes), tokenizer or tokenizer_json())
-    for begin in range(0, len(trajectories), 4):
-        run.write(trajectories[begin : begin + 4], questions or {}, run.manifest())
-    return run
 
 
 class Page(HTMLParser):
@@ -131,13 +113,6 @@ def test_the_beta_table_counts_what_a_plain_pass_counts(tmp_path):
     assert sum("this RUN" in name for name in page.text["th"]) == 1
 
 
-def plain_bounds(trajectories, first=1, alpha=0.2):
-    logprobs = [(t.expert_logprobs[first:], t.amateur_logprobs[first:]) for t in trajectories]
-    bounds = np.concatenate([kl_lower_bound(*pair) for pair in logprobs])
-    last = np.concatenate([pair[0][:, -1] - pair[0].max(axis=1) for pair in logprobs])
-    return bounds, last < np.log(alpha)
-
-
 def test_plausible_sets_are_sized_at_every_alpha_over_the_informative_steps(tmp_path):
     trajectories = trajectories_of(6)
     trajectories[0].amateur_logprobs[:, 2] = -np.inf  # an id that the amateur does not know
@@ -181,13 +156,6 @@ def bars_of(page, section):
     body = page[page.index(f'<section id="{section}">') :]
     bars = [a for tag, a in Page(body[: body.index("</svg>") + 6]).elements if a.get("class", "").startswith("bar")]
     return np.array([float(bar["height"]) for bar in bars]), np.array([float(bar["y"]) for bar in bars])
-
-
-def with_equal_steps(trajectories, count):
-    """The same, but at the first `count` counted steps of each the amateur is as good as the expert."""
-    for trajectory in trajectories:
-        trajectory.amateur_logprobs[1 : count + 1] = trajectory.expert_logprobs[1 : count + 1]
-    return trajectories
 
 
 def test_the_first_bar_holds_what_is_smaller_and_the_last_the_largest(tmp_path):
@@ -307,10 +275,6 @@ def test_what_is_kept_of_a_part_does_not_hold_the_part_in_memory():
     assert not np.shares_memory(kept.top_ids, trajectory.top_ids) and kept.expert_logprobs.base is None
 
 
-SCORE = {"n": 200, "correct": 150, "accuracy": 0.75, "interval": [0.68, 0.81]}
-TWO = SCORE | {"before": SCORE, "paired": {"fixed": 9, "broken": 2, "p": 0.0123}}
-
-
 def test_training_and_evaluation_are_shown_where_the_trainer_left_them(tmp_path):
     run = make_run(tmp_path / "run", trajectories_of(3))
     assert "Training and evaluation" not in report(run)
@@ -401,204 +365,3 @@ def test_a_token_that_the_expert_does_not_have_is_named(tmp_path, name, value):
     run = make_run(tmp_path / "run", [sound, damaged])
     with pytest.raises(RunError, match=r"run is damaged: problem 'p1': token 5\d is beyond the expert's 50 columns"):
         report(run)
-
-
-@pytest.fixture(scope="module")
-def bytes_tokenizer():
-    """Every byte a token, as in GPT-2's alphabet: most characters beyond ASCII take several."""
-    vocabulary = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def test_tokens_read_as_the_whole_does_though_characters_span_several(bytes_tokenizer):
-    texts = Texts(tokenizer_of(bytes_tokenizer.to_str().encode(), "here"))
-    said = "2 × 3 = 6,\n naïve 數"
-    ids = bytes_tokenizer.encode(said).ids
-    pieces = texts.pieces(ids)
-    assert "".join(pieces) == said == texts.whole(ids) and len(pieces) == len(ids) and "" in pieces
-    assert (
-        texts.alone(bytes_tokenizer.encode(" ").ids[0]) == "␣"
-        and texts.alone(bytes_tokenizer.encode("\n").ids[0]) == "⏎"
-    )
-    assert texts.alone(bytes_tokenizer.encode("×").ids[0]) == "Ã" and texts.alone(10_000) == "#10000"
-
-
-@pytest.fixture(scope="module", params=["kept", "stripped"])
-def fallback_tokenizer(request):
-    """Bytes as tokens beside words, as in Llama 2, Gemma and Mistral: a run of bytes is a text or it is none."""
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁so", "b", "é", "▁▁", "."]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
-    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence(parts + [decoders.Strip(" ", 1, 0)] * (request.param == "stripped"))
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    return tokenizer
-
-
-def test_bytes_that_make_no_character_are_read_too(fallback_tokenizer, bytes_tokenizer):
-    texts = Texts(fallback_tokenizer)
-    ids, accented = (
-        [fallback_tokenizer.token_to_id(token) for token in tokens]
-        for tokens in (("b", "<0x0A>", "<0xF0>", "<0x9F>", "b"), ("<0xC3>", "<0xA9>", "b"))
-    )
-    assert "".join(texts.pieces(ids)) == texts.whole(ids) == "b\ufffd\ufffd\ufffdb"
-    assert texts.pieces(ids[:1] + ids[2:4]) == ["b", "\ufffd", "\ufffd"]  # an answer cut within a character
-    assert texts.pieces(accented) == ["", "é", "b"]
-    cut = bytes_tokenizer.encode("2 ×").ids[:-1]
-    assert Texts(bytes_tokenizer).pieces(cut) == ["2", " ", "\ufffd"]
-
-
-def test_whatever_the_tokens_their_pieces_joined_are_the_whole(fallback_tokenizer, bytes_tokenizer):
-    random = np.random.default_rng(7)
-    for tokenizer in (fallback_tokenizer, bytes_tokenizer):
-        texts, size = Texts(tokenizer), tokenizer.get_vocab_size()
-        said = tokenizer.encode("b b naïve 數 🙂\n×").ids
-        for _ in range(400):
-            begin, end, count = random.integers(0, [len(said), len(said) + 1, 9])
-            strange = random.integers(0, size + 2, count)  # two ids are no token's
-            ids = random.permutation([*said[begin:end], *strange]) if begin % 2 else [*said[begin:end], *strange]
-            pieces = texts.pieces(ids)
-            assert len(pieces) == len(ids) and "".join(pieces) == texts.whole(ids), ids
-
-
-@pytest.fixture(scope="module")
-def chromium_browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium here")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-def test_in_a_browser_tokens_are_read_by_pointer_and_by_keyboard_and_nothing_else_runs(tmp_path, chromium_browser):
-    hostile = "".join(HOSTILE)
-    trajectories = [make_trajectory(f"{hostile}{index}", seed=index, tokens=12) for index in range(3)]
-    run = make_run(
-        tmp_path / "run", trajectories, tokenizer_json(HOSTILE), {t.problem_id: hostile for t in trajectories}
-    )
-    (tmp_path / "page.html").write_text(report(run), encoding="utf-8")
-    page = chromium_browser.new_page(viewport={"width": 390, "height": 844})
-    said = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: said.append(dialog.message))
-    page.on("request", lambda request: said.append(request.url) if not request.url.startswith("file:") else None)
-    page.goto(f"file://{tmp_path}/page.html")
-    shown = page.locator(".trajectory").first
-    tokens, detail = shown.locator("[role=option]"), shown.locator(".detail p").first
-    tokens.nth(4).click()
-    assert detail.inner_text().startswith("step 4:")
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowRight")
-    assert detail.inner_text().startswith("step 6:") and tokens.nth(6).get_attribute("aria-selected") == "true"
-    page.keyboard.press("ArrowLeft")
-    assert detail.inner_text().startswith("step 5:")
-    page.keyboard.press("End")
-    assert detail.inner_text().startswith("step 11:")
-    told = []
-    for index in range(tokens.count()):
-        tokens.nth(index).hover()
-        told += shown.locator(".detail code").all_text_contents()
-        inside = page.evaluate("[...document.querySelectorAll('.detail *')].map((made) => made.localName)")
-        assert set(inside) == {"p", "code", "b", "table", "thead", "tbody", "tr", "th", "td"}
-    assert {visible(token) for token in HOSTILE} & set(told)
-    tokens.nth(2).hover()
-    assert detail.inner_text().startswith("step 2:") and shown.locator(".detail tbody tr").count() == TOP_K
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.close()
-    assert said == []
-
-
-def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chromium_browser):
-    trajectories = with_equal_steps(trajectories_of(12), 6)
-    run = make_run(tmp_path / "run", trajectories, beta=0.5)
-    lines = [{"step": step, "loss": 1 / step} for step in range(1, 30)]
-    run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(line).encode() for line in lines))
-    (tmp_path / "page.html").write_text(report(run), encoding="utf-8")
-    page = chromium_browser.new_page(viewport={"width": 1200, "height": 900})
-    page.goto(f"file://{tmp_path}/page.html")
-    drawn = "(chart) => [...chart.querySelectorAll('{}')].map((mark) => {})"
-    charts = page.locator("figure svg.chart")
-    where = [charts.nth(index).evaluate("(chart) => chart.closest('section').id") for index in range(charts.count())]
-    assert where == ["divergence", "beta", "alpha", "alpha", "steps", "training"]
-    for index in range(charts.count()):
-        box = charts.nth(index).bounding_box()
-        assert box["width"] > 200 and box["height"] > 100 and box["x"] >= 0 and box["x"] + box["width"] <= 1200
-        shapes = charts.nth(index).evaluate(drawn.format(".bar, .line", "mark.getBBox().width"))
-        assert shapes and all(width > 0 for width in shapes)
-
-    bounds, complete = plain_bounds(trajectories)
-    bars = charts.nth(0).evaluate(drawn.format(".bar", "[mark.classList.contains('marked'), mark.getBBox().height]"))
-    assert sorted(height for _, height in bars)[-2] > 0.8 * bars[0][1]
-    (said,) = (text for text in charts.nth(0).locator(".words").all_text_contents() if text.endswith(" steps"))
-    assert said == f"{(bounds < 1e-4).sum()} steps" and bars[0][1] == max(height for _, height in bars)
-    marked = sum(height for is_marked, height in bars[1:] if is_marked) / sum(height for _, height in bars[1:])
-    assert marked == pytest.approx((bounds > 0.5).sum() / (bounds >= 1e-4).sum(), abs=0.01)
-    rows = page.locator("#beta tbody tr").all_inner_texts()
-    kept = {float(row.split()[0]): int(row.split("\t")[1].replace(",", "")) for row in rows}
-    assert kept == {beta: int(((bounds > beta) & complete).sum()) for beta in kept} and len(kept) >= 7
-    losses = charts.nth(5).evaluate("(chart) => [...chart.querySelector('.line').points].map((point) => point.y)")
-    heights = np.array([1 / line["step"] for line in lines])
-    drawn_heights = (losses[-1] - np.array(losses)) / (losses[-1] - losses[0])
-    np.testing.assert_allclose(drawn_heights, (heights - heights[-1]) / (heights[0] - heights[-1]), atol=0.01)
-    page.close()
-
-
-@pytest.mark.parametrize("width", [360, 375, 1200])
-def test_in_a_browser_every_table_fits_where_it_stands_on_a_phone_too(tmp_path, chromium_browser, width):
-    run = make_run(
-        tmp_path / "run", trajectories_of(3), tokenizer_json(["internationalization", "<|end_of_sentence|>"])
-    )
-    run.bucket.put("evaluation/adapter-2025.json", json.dumps({"benchmarks": {"olympiadbench": TWO}}).encode())
-    found = gather(run)
-    large = [
-        replace(token, token_id=row, seen=1_234_567, kept=123_456, mean_kl=12.345, share=0.123, mean_log_ratio=16.3)
-        for row, token in enumerate(found.tokens)
-    ]
-    written = page(replace(found, tokens=large), Texts(tokenizer_of(run.tokenizer(), "here")))
-    (tmp_path / "page.html").write_text(written, encoding="utf-8")
-    shown = chromium_browser.new_page(viewport={"width": width, "height": 800})
-    shown.goto(f"file://{tmp_path}/page.html")
-    shown.locator(".trajectory [role=option]").first.click()
-    tables = shown.locator("table").all()
-    assert len(tables) >= 6
-    for table in tables:
-        room = table.evaluate("(table) => table.parentElement.getBoundingClientRect().right")
-        cells = table.locator("th, td").evaluate_all(
-            "(cells) => cells.map((cell) => cell.getBoundingClientRect().right)"
-        )
-        assert max(cells) <= room <= width, table.inner_text()
-    tokens = shown.locator("#tokens tbody th").all()
-    assert all(token.bounding_box()["width"] > 30 for token in tokens)
-    shown.close()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
-def test_in_a_browser_text_stands_out_from_its_ground_in_every_theme(tmp_path, chromium_browser, scheme):
-    (tmp_path / "page.html").write_text(report(make_run(tmp_path / "run", trajectories_of(3))), encoding="utf-8")
-    page = chromium_browser.new_page()
-    page.emulate_media(
-        media="print" if scheme == "print" else "screen", color_scheme="dark" if scheme == "dark" else "light"
-    )
-    page.goto(f"file://{tmp_path}/page.html")
-    ground, ink = page.evaluate(
-        "[getComputedStyle(document.documentElement).backgroundColor, getComputedStyle(document.body).backgroundColor,"
-        " getComputedStyle(document.body).color].map((colour) => colour.match(/[0-9.]+/g).map(Number))"
-        ".filter((colour, index) => index == 2 || colour.length < 4 || colour[3] > 0).slice(-2)"
-    )
-
-    def luminance(colour):
-        linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-        return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    lighter, darker = sorted((luminance(ground), luminance(ink)), reverse=True)
-    assert (lighter + 0.05) / (darker + 0.05) > 7  # WCAG AAA
-    assert (luminance(ground) > luminance(ink)) == (scheme != "dark")
-    assert all(token.is_visible() for token in page.locator(".trajectory [role=option]").all()[:5])
-    page.close()
