@@ -23,14 +23,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from client.connection import Asking
     from client.contrast import Contrast
     from client.errors import LightReasonerError
-    from client.problems import ProblemRow, read_problems
-    from client.protocol import Decoding, Failure, Problem, Trajectory
-    from client.run import Run, read_samples, read_trajectories
-    from client.samples import Sample
-    from client.service import SamplingClient
+    from client.problems.reader import ProblemRow, read_problems
+    from client.protocol.requests import Decoding, Failure, Problem, Trajectory
+    from client.runs.run import Run, read_samples, read_trajectories
+    from client.runs.tables import Sample
+    from client.servers.client import SamplingClient
+    from client.servers.connection import Asking
 
 __all__ = [
     "Asking",
@@ -50,14 +50,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "client.connection": ["Asking"],
+    "client.servers.connection": ["Asking"],
     "client.contrast": ["Contrast"],
     "client.errors": ["LightReasonerError"],
-    "client.problems": ["ProblemRow", "read_problems"],
-    "client.protocol": ["Decoding", "Failure", "Problem", "Trajectory"],
-    "client.run": ["Run", "read_samples", "read_trajectories"],
-    "client.samples": ["Sample"],
-    "client.service": ["SamplingClient"],
+    "client.problems.reader": ["ProblemRow", "read_problems"],
+    "client.protocol.requests": ["Decoding", "Failure", "Problem", "Trajectory"],
+    "client.runs.run": ["Run", "read_samples", "read_trajectories"],
+    "client.runs.tables": ["Sample"],
+    "client.servers.client": ["SamplingClient"],
 }
 
 

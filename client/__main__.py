@@ -18,10 +18,8 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from client.contrast import Labels, Selection
-from client.errors import LightReasonerError, Stopped
-from client.job_commands import job_commands
-from client.options import (
+from client.cli.jobs import job_commands
+from client.cli.options import (
     Alpha,
     ApiKey,
     Beta,
@@ -42,10 +40,12 @@ from client.options import (
     check_text,
     checked,
 )  # fmt: skip
-from client.protocol import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, Decoding
-from client.run import Run, RunTotals
-from client.sampler import Counts, Sampled
-from client.terminal import Terminal, warn
+from client.cli.progress import Terminal, warn
+from client.contrast import Labels, Selection
+from client.errors import LightReasonerError, Stopped
+from client.protocol.requests import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, Decoding
+from client.runs.run import Run, RunTotals
+from client.sampling.sampler import Counts, Sampled
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(job_commands)
@@ -100,10 +100,10 @@ def sample(
     Interrupted, it resumes: the same command does only what is missing. A server that is lost or has no room is asked
     again, ever less often, for as long as --patience.
     """
-    from client.problems import read_problem_set
-    from client.sampler import sample as run_sampling
-    from client.service import Asking, SamplingClient
-    from client.shards import Shard
+    from client.problems.reader import read_problem_set
+    from client.sampling.sampler import sample as run_sampling
+    from client.sampling.shards import Shard
+    from client.servers.client import Asking, SamplingClient
 
     part = Shard.parse(shard) if shard else Shard()
     if retry_failed and part.count > 1:
@@ -213,7 +213,7 @@ def build(
 
     What is not given stays as it is in RUN. Interrupted, the same command goes on.
     """
-    from client.build import build as make
+    from client.runs.build import build as make
 
     source = Run(run)
     given = {
@@ -236,7 +236,7 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Write one HTML page about RUN: divergences, what other settings would keep, trajectories token by token."""
-    from client.report import report as page_of
+    from client.report.page import report as page_of
 
     page = page_of(Run(run))
     try:
@@ -258,8 +258,8 @@ def import_command(
 
     Such a RUN has no trajectories: build, report and compare need those.
     """
-    from client.fingerprints import model_folder
-    from client.imports import import_samples
+    from client.models.fingerprints import model_folder
+    from client.runs.published import import_samples
 
     settings = checked(ContrastSettings, alpha=alpha, beta=beta)
     imported = import_samples(file, Run(run), model_folder(tokenizer), settings)
@@ -280,8 +280,8 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Set RUNs side by side: what each amateur, or each choice of settings, keeps and labels."""
-    from client.compare import compare as figures_of
-    from client.compare import rows
+    from client.report.compare import compare as figures_of
+    from client.report.compare import rows
 
     compared = figures_of([Run(run) for run in runs])
     if as_json:

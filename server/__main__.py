@@ -55,11 +55,11 @@ def serve(
 
 def run(settings: ServerSettings) -> None:
     """Check the pair, start it and serve. Returns when told to stop; raises LightReasonerError if it cannot."""
-    from client.fingerprints import model_folder
+    from client.models.fingerprints import model_folder
     from server import watchdog
+    from server.engines.preflight import inspect_pair
     from server.guard import Guard, load_keys
     from server.logs import log
-    from server.preflight import inspect_pair
 
     keys = load_keys(settings)
     listener = listen(settings.host, settings.port)
@@ -70,7 +70,7 @@ def run(settings: ServerSettings) -> None:
         log.info("added tokens that differ, unknown to the amateur (id expert / amateur): %s", listed)
 
     from server.app import create_app
-    from server.engines import Pair
+    from server.engines.pair import Pair
     from server.serving import DrainingServer
 
     failures: list[BaseException] = []

@@ -1,7 +1,8 @@
 """The HTTP service: its routes, and a pair that starts in the background.
 
 In: `start_pair`, a blocking call that gives a `Pair` unless its event is set. The service is live at once and ready
-when both engines have run a warm-up. Every number in an answer comes from `server.engines`; nothing is computed here.
+when both engines have run a warm-up. Every number in an answer comes from `server.engines.pair`; nothing is computed
+here.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from client.protocol import FailureLine, ModelList, ProblemDetails, TrajectoryLine, TrajectoryRequest
+from client.protocol.requests import FailureLine, ModelList, ProblemDetails, TrajectoryLine, TrajectoryRequest
 from server import metrics
-from server.engines import Pair, Terms
-from server.job_routes import job_routes
-from server.jobs import JobRunner
+from server.engines.pair import Pair, Terms
+from server.jobs.routes import job_routes
+from server.jobs.runner import JobRunner
 from server.logs import log
 from server.problem_details import add_handlers, documented, invalid
 from server.settings import ServerSettings

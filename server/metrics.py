@@ -27,7 +27,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from client.contrast import covered_mass, kl_lower_bound, mask_complete
-from client.protocol import ContrastSettings, Trajectory
+from client.protocol.requests import ContrastSettings, Trajectory
 from server.settings import Role
 
 disable_created_metrics()

@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from client.protocol import Encoding, Failure, Problem, Trajectory, TrajectoryRequest
+from client.protocol.requests import Encoding, Failure, Problem, Trajectory, TrajectoryRequest
 from server import metrics
-from server.engines import TrajectoryError
+from server.engines.pair import TrajectoryError
 
 log = logging.getLogger("lightreasoner.server")
 

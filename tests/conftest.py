@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_server import DEMO, SHARED_DATA, SMOLLM2, RunningServer, running_server
-from real_store import BUCKET, running_s3
+from support.servers.real_server import DEMO, SHARED_DATA, SMOLLM2, RunningServer, running_server
+from support.servers.real_store import BUCKET, running_s3
 
 
 @pytest.fixture(scope="session")

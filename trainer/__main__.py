@@ -1,4 +1,4 @@
-"""The trainer's command line: train, merge, evaluate; ablation and efficiency are in `trainer.table_commands`.
+"""The trainer's command line: train, merge, evaluate; ablation and efficiency are in `trainer.cli.paper_tables`.
 
 Parses options and prints results; the work is done in the modules of the same names, which load torch, so they
 are imported only when a command runs. A user's mistake is one line on stderr and exit code 1.
@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from client.errors import LightReasonerError, missing_extra
-from trainer.options import named_files, quiet_transformers, wide_console
+from trainer.cli.options import named_files, quiet_transformers, wide_console
+from trainer.cli.paper_tables import table_commands
 from trainer.settings import ALL_LINEAR, PRESETS, Examination, Lora, Objective, Precision, Preset, Recipe, Running
-from trainer.table_commands import table_commands
 
 ADAPTER, MACHINE, PROGRESS = "The adapter", "The machine", "Checkpoints and the RUN"
 """Groups of options in --help."""
@@ -177,7 +177,7 @@ def train_command(
         allow_mismatch,
     )  # fmt: skip
     quiet_transformers()
-    from trainer.train import train
+    from trainer.training.train import train
 
     report = train(run, model, output, recipe, running, wide_console())
     if report is None:  # a rank that is not the first
@@ -208,7 +208,7 @@ def merge_command(
     serve the adapter unmerged, or save float32.
     """
     quiet_transformers()
-    from trainer.merge import merge
+    from trainer.adapters.merge import merge
 
     update = merge(model, adapter, out, dtype)
     saved = str(update.dtype).removeprefix("torch.")
@@ -271,9 +271,9 @@ def evaluate_command(
             "--n above 1 needs --temperature above 0: greedy outputs of a problem are all the same"
         )
     quiet_transformers()
-    from client.run import Run
-    from trainer.evaluate import evaluate
-    from trainer.summary import figures, markdown, table
+    from client.runs.run import Run
+    from trainer.evaluation.evaluate import evaluate
+    from trainer.evaluation.summary import figures, markdown, table
 
     if run:
         Run(run).manifest()

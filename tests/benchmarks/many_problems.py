@@ -31,9 +31,9 @@ IMPORT = "import time; t = time.time(); from client import SamplingClient, read_
 
 def canned_line() -> tuple[bytes, bytes]:
     """What stands before and after the problem's id."""
-    from made_run import VOCABULARY
+    from support.runs.made_run import VOCABULARY
 
-    from client.protocol import Trajectory
+    from client.protocol.requests import Trajectory
 
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (TOKENS, VOCABULARY))
@@ -51,7 +51,7 @@ def canned_line() -> tuple[bytes, bytes]:
 def serve(port: int) -> None:
     """The stand-in, in a process of its own."""
     import uvicorn
-    from contract_server import ContractServer
+    from support.servers.contract_server import ContractServer
 
     before, after = canned_line()
     server = ContractServer()
@@ -93,7 +93,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.serve:
         return serve(arguments.serve)
-    from real_server import free_port
+    from support.servers.real_server import free_port
 
     imports = [float(subprocess.check_output([sys.executable, "-c", IMPORT], cwd=ROOT)) for _ in range(5)]
     print(f"from client import SamplingClient, read_samples: {statistics.median(imports):.2f} s, median of 5")

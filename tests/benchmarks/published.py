@@ -52,7 +52,7 @@ def recipe(pair: tuple[Path, Path], questions: list[str]) -> float:
 
 def service(pair: tuple[Path, Path], problems: str, count: int) -> float:
     """Seconds a problem, the client's start included and the server's not."""
-    from real_server import running_server
+    from support.servers.real_server import running_server
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -73,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from smollm2 import make_pair
 
-    from client.problems import read_problems
+    from client.problems.reader import read_problems
 
     pair = make_pair(ROOT / ".cache" / "smollm2")
     mine = service(pair, arguments.problem_set, arguments.problems)

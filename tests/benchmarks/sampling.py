@@ -27,7 +27,7 @@ COMPARED = 16
 GENERATE = """
 import json, sys, time
 from vllm import LLM, SamplingParams
-from client.problems import read_problems
+from client.problems.reader import read_problems
 model, dtype, problems, limit, max_tokens, context, top_k = sys.argv[1:]
 llm = LLM(model, dtype=dtype, enforce_eager=True, max_model_len=int(context), kv_cache_memory_bytes=2**31,
           generation_config="vllm", disable_log_stats=True)
@@ -44,10 +44,10 @@ print("\\n" + json.dumps({"seconds": seconds, "tokens": sum(len(o.outputs[0].tok
 
 def measure(dtype: str, pair: tuple[Path, Path], problems: str, limit: int) -> dict[str, float]:
     """Run service and `LLM.generate` one after the other; print the summary and return the figures."""
-    from oracle import Oracle
-    from real_server import running_server
+    from support.models.oracle import Oracle
+    from support.servers.real_server import running_server
 
-    from client.run import Run
+    from client.runs.run import Run
 
     with tempfile.TemporaryDirectory() as folder:
         with running_server(*pair, Path(folder), dtype=dtype, max_model_len=CONTEXT, cache_bytes=2**31) as server:

@@ -53,13 +53,13 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=0.4)
     parser.add_argument("--dtype", default="float32", help="of the service; the whole vocabulary is always float32")
     arguments = parser.parse_args()
-    from made_run import make_manifest
-    from oracle import Oracle
-    from real_server import running_server
     from smollm2 import make_pair
+    from support.models.oracle import Oracle
+    from support.runs.made_run import make_manifest
+    from support.servers.real_server import running_server
 
     from client.contrast import kl_lower_bound, mask_complete
-    from client.run import Run
+    from client.runs.run import Run
 
     pair = make_pair(ROOT / ".cache" / "smollm2")
     models, exact = list(map(Oracle, pair)), {}

@@ -33,7 +33,7 @@ ALONE = """
 import json, sys, time
 from vllm import LLM, SamplingParams
 model, problems, limit, max_tokens, top_k, sequences, context = sys.argv[1:]
-from client.problems import read_problems
+from client.problems.reader import read_problems
 llm = LLM(model, dtype="float32", enforce_eager=True, max_model_len=int(context), kv_cache_memory_bytes=2**31,
           max_num_seqs=int(sequences), generation_config="vllm", disable_log_stats=True, enable_chunked_prefill=False)
 system = {"role": "system", "content": "Please reason step by step."}
@@ -103,10 +103,10 @@ def lag_quantile(url: str, share: float) -> float:
 
 
 def main() -> None:
-    from real_server import SMOLLM2, running_server
     from smollm2 import make_pair
+    from support.servers.real_server import SMOLLM2, running_server
 
-    from client.problems import read_problems
+    from client.problems.reader import read_problems
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problems")

@@ -32,10 +32,10 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "deploy" / "demo")]
 
-from trainer.example import Example  # noqa: E402
-from trainer.lora import with_lora  # noqa: E402
-from trainer.packing import micro_batches  # noqa: E402
+from trainer.data.example import Example  # noqa: E402
+from trainer.data.packing import micro_batches  # noqa: E402
 from trainer.settings import PRESETS, TOKEN_BUDGET, Lora, Preset, Recipe, Running  # noqa: E402
+from trainer.training.lora import with_lora  # noqa: E402
 
 PUBLISHED_BATCH = 8
 BATCH = Recipe.batch_size
@@ -240,15 +240,15 @@ def random_examples(shape: str) -> list[Example]:
 
 
 def real(words: argparse.Namespace) -> Any:
-    from trainer.base import load
+    from trainer.adapters.base_model import load
 
     return load(Path(words.model), torch.bfloat16 if torch.cuda.is_available() else torch.float32, words.attention)
 
 
 def training_set_of(words: argparse.Namespace) -> Any:
-    from client.run import Run
-    from trainer.base import config_of
-    from trainer.dataset import Limits, read_training_set
+    from client.runs.run import Run
+    from trainer.adapters.base_model import config_of
+    from trainer.data.dataset import Limits, read_training_set
 
     base = Path(words.model)
     return read_training_set(Run(words.run), base, Limits(config_of(base).get_text_config().vocab_size))
@@ -278,8 +278,8 @@ def course(
     twice over. Seconds are of training alone."""
     from transformers import PrinterCallback, TrainerCallback
 
-    from trainer.loop import ContrastTrainer, arguments
-    from trainer.steps import Steps
+    from trainer.data.steps import Steps
+    from trainer.training.loop import ContrastTrainer, arguments
 
     training_set = training_set_of(words)
     held_out = training_set.examples[::HELD_OUT_SHARE]
@@ -343,8 +343,8 @@ def held_out_loss(adapted: Any, held_out: list[Example], device: str) -> float:
 
 def sample(problems: str, run: str) -> None:
     """A RUN of 64 problems with the SmolLM2 pair, through a real server."""
-    from real_server import running_server
     from smollm2 import make_pair
+    from support.servers.real_server import running_server
 
     pair = make_pair(ROOT / ".cache" / "smollm2")
     with (

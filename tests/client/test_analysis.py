@@ -4,12 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from made_run import make_manifest, make_trajectory, tokenizer_json
+from support.runs.made_run import make_manifest, make_trajectory, tokenizer_json
 
-from client.analysis import StepAnalysis, TokenKind, by_kind, entropy_lower_bound, token_kind
-from client.findings import gather
-from client.report import report
-from client.run import Run
+from client.report.analysis import StepAnalysis, TokenKind, by_kind, entropy_lower_bound, token_kind
+from client.report.findings import gather
+from client.report.page import report
+from client.runs.run import Run
 
 
 def distributions(steps, vocabulary, seed):

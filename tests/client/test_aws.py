@@ -3,9 +3,9 @@
 import os
 
 import pytest
-from real_store import KEYS
+from support.servers.real_store import KEYS
 
-from client.bucket import Bucket, BucketError
+from client.storage.bucket import Bucket, BucketError
 
 
 @pytest.fixture

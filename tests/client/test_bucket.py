@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import obstore
 import pytest
-from real_server import ROOT
+from support.servers.real_server import ROOT
 
-from client.bucket import Bucket, BucketError
+from client.storage.bucket import Bucket, BucketError
 
 PUTTING = """
 import sys
-from client.bucket import Bucket
+from client.storage.bucket import Bucket
 bucket, data = Bucket(sys.argv[1]), bytes(2**28)
 print("ready", flush=True)
 getattr(bucket, sys.argv[2])("trajectories/part-1.parquet", data)
@@ -22,7 +22,7 @@ getattr(bucket, sys.argv[2])("trajectories/part-1.parquet", data)
 KILLED_BEFORE_ITS_NAME = """
 import os, signal, sys
 import obstore
-from client.bucket import Bucket
+from client.storage.bucket import Bucket
 obstore.rename = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 getattr(Bucket(sys.argv[1]), sys.argv[2])("trajectories/part-1.parquet", b"whole")
 """

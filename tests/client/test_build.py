@@ -5,15 +5,15 @@ import json
 
 import numpy as np
 import pytest
-from made_run import VOCABULARY, make_manifest, make_trajectory
+from support.runs.made_run import VOCABULARY, make_manifest, make_trajectory
 
-from client.build import build
 from client.contrast import contrast, kl_lower_bound, top1
 from client.errors import RunError
-from client.protocol import ContrastSettings, Failure
-from client.run import Run
-from client.samples import RunManifest
-from client.tally import Divergences
+from client.protocol.requests import ContrastSettings, Failure
+from client.runs.build import build
+from client.runs.run import Run
+from client.runs.tables import RunManifest
+from client.runs.tally import Divergences
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ import sys
 
 import numpy as np
 import pytest
-from made_run import VOCABULARY, make_manifest, make_trajectory
+from support.runs.made_run import VOCABULARY, make_manifest, make_trajectory
 
 from client.__main__ import main
-from client.build import build
-from client.compare import compare
 from client.contrast import contrast, kl_lower_bound
 from client.errors import RunError
-from client.protocol import ContrastSettings
-from client.run import Run
+from client.protocol.requests import ContrastSettings
+from client.report.compare import compare
+from client.runs.build import build
+from client.runs.run import Run
 
 
 def make_run(folder, trajectories, **changes):

@@ -8,16 +8,16 @@ import sys
 
 import numpy as np
 import pytest
-from real_server import DEMO
+from support.servers.real_server import DEMO
 from tokenizers import Tokenizer
 
 from client.__main__ import main
-from client.chat import ChatTemplate
 from client.errors import ModelError, RunError
-from client.imports import TOKENS, import_samples
-from client.problems import read_problems
-from client.protocol import ContrastSettings
-from client.run import Run
+from client.models.chat_template import ChatTemplate
+from client.problems.reader import read_problems
+from client.protocol.requests import ContrastSettings
+from client.runs.published import TOKENS, import_samples
+from client.runs.run import Run
 
 EXPERT = DEMO / "expert"
 QUESTIONS = ["Ann has 3 books. How many books does Ann have now?", "Tom has 5 eggs. He buys 2 more. How many eggs?"]
@@ -87,7 +87,7 @@ def test_what_is_imported_is_what_the_file_says(rows, tokenizer, tmp_path):
 
 
 def test_an_imported_run_is_one_that_the_trainer_takes_with_the_expert_it_names(rows, tmp_path):
-    dataset = pytest.importorskip("trainer.dataset")
+    dataset = pytest.importorskip("trainer.data.dataset")
     run = Run(str(tmp_path / "run"))
     import_samples(write(tmp_path / "samples.jsonl", rows), run, EXPERT, SETTINGS)
     limits = dataset.Limits(run.manifest().expert.vocab_size)
@@ -110,7 +110,7 @@ def test_without_weights_the_trainer_refuses_and_the_import_says_so(rows, tmp_pa
     said = capsys.readouterr().out
     assert not ended.value.code and "8 kept steps of 2 problems" in said and "is no JSON object (first: line 9)" in said
     assert "has no weights: lightreasoner-trainer will refuse" in said
-    dataset = pytest.importorskip("trainer.dataset")
+    dataset = pytest.importorskip("trainer.data.dataset")
     with pytest.raises(RunError, match=r"weights none in run\.json"):
         dataset.read_training_set(Run(str(tmp_path / "run")), EXPERT, dataset.Limits(110))
 
@@ -222,7 +222,7 @@ def test_the_same_file_again_writes_nothing_into_a_sealed_run_and_says_the_same(
 
 
 def test_an_import_that_was_cut_off_is_finished_by_the_same_call(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr("client.imports.PART_SAMPLES", 1)
+    monkeypatch.setattr("client.runs.published.PART_SAMPLES", 1)
     file, run = write(tmp_path / "samples.jsonl", rows), Run(str(tmp_path / "run"))
     import_samples(file, run, EXPERT, SETTINGS)
     run.reopen()
@@ -251,7 +251,7 @@ def test_a_packed_file_that_is_damaged_is_named(rows, tmp_path):
 
 
 def test_many_problems_become_several_parts(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr("client.imports.PART_SAMPLES", 3)
+    monkeypatch.setattr("client.runs.published.PART_SAMPLES", 3)
     several = [changed(row, prompt_id=f"{row['prompt_id']} {n}") for n in range(4) for row in rows]
     run = Run(str(tmp_path / "run"))
     import_samples(write(tmp_path / "samples.jsonl", several), run, EXPERT, SETTINGS)

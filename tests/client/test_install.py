@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from real_server import ROOT
+from support.servers.real_server import ROOT
 
 BLOCK = """
 import sys
@@ -49,7 +49,8 @@ HEAVY_IMPORTS = {"torch", "vllm", "transformers", "tokenizers", "jinja2", "datas
 
 
 @pytest.mark.parametrize(
-    "imports", ["import client.sampler, client.__main__", "import client; [getattr(client, n) for n in client.__all__]"]
+    "imports",
+    ["import client.sampling.sampler, client.__main__", "import client; [getattr(client, n) for n in client.__all__]"],
 )
 def test_the_client_is_imported_without_torch_or_vllm(imports):
     code = f"import sys; {imports}; print({HEAVY_IMPORTS} & set(sys.modules))"

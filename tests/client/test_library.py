@@ -4,11 +4,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from contract_server import ContractServer
-from made_run import make_manifest, make_trajectory
+from support.runs.made_run import make_manifest, make_trajectory
+from support.servers.contract_server import ContractServer
 
 import client
-import client.connection
+import client.servers.connection
 from client import (
     Asking,
     Decoding,
@@ -22,7 +22,7 @@ from client import (
     read_samples,
     read_trajectories,
 )
-from client.run import Run
+from client.runs.run import Run
 
 
 def test_every_name_of_the_library_is_there_and_documented():
@@ -73,7 +73,7 @@ def test_what_cannot_be_asked_is_an_error_of_the_librarys_own_family(problems, a
 
 
 def test_two_calls_of_one_client_at_a_time_wait_for_each_others_connections(monkeypatch):
-    monkeypatch.setattr(client.connection, "READ_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(client.servers.connection, "READ_TIMEOUT_SECONDS", 0.5)
 
     async def slowly():
         await asyncio.sleep(0.04)

@@ -3,10 +3,10 @@
 import sys
 
 import pytest
-from made_run import make_manifest, make_trajectory, tokenizer_json
+from support.runs.made_run import make_manifest, make_trajectory, tokenizer_json
 
 from client.__main__ import main
-from client.run import Run
+from client.runs.run import Run
 
 
 @pytest.fixture

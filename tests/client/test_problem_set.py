@@ -5,11 +5,11 @@ import tracemalloc
 import pytest
 
 from client.errors import ProblemSetError
-from client.keys import Keys
-from client.problem_set import ProblemSet
-from client.problems import read_problem_set
-from client.protocol import Problem
-from client.shards import keys_of
+from client.problems.problem_set import ProblemSet
+from client.problems.reader import read_problem_set
+from client.protocol.requests import Problem
+from client.runs.keys import Keys
+from client.sampling.shards import keys_of
 
 ASKED = [
     Problem(id="b", question="B?"),

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from client.errors import ProblemSetError
-from client.problem_set import ProblemSet
-from client.problems import read_problem_set, read_problems
-from client.protocol import Problem
+from client.problems.problem_set import ProblemSet
+from client.problems.reader import read_problem_set, read_problems
+from client.protocol.requests import Problem
 
 SHUFFLED = ["11", "44", "37", "3", "20"]
 

@@ -8,16 +8,16 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_run import TOP_K, make_manifest, make_trajectory, tokenizer_json, words_of
-from reported import HOSTILE, SCORE, TWO, make_run, plain_bounds, trajectories_of, with_equal_steps
+from support.runs.made_run import TOP_K, make_manifest, make_trajectory, tokenizer_json, words_of
+from support.runs.reported import HOSTILE, SCORE, TWO, make_run, plain_bounds, trajectories_of, with_equal_steps
 
 from client.contrast import kl_lower_bound
 from client.errors import RunError
-from client.findings import Largest, gather
-from client.protocol import Failure
-from client.report import page, report
-from client.run import Run
-from client.texts import Texts, tokenizer_of, visible
+from client.models.detokenize import Texts, tokenizer_of, visible
+from client.protocol.requests import Failure
+from client.report.findings import Largest, gather
+from client.report.page import page, report
+from client.runs.run import Run
 
 
 class Page(HTMLParser):
@@ -215,7 +215,7 @@ def test_a_shown_trajectory_says_of_every_token_what_the_run_says(tmp_path):
 
 
 def test_of_a_long_trajectory_the_beginning_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr("client.report.LONGEST", 6)
+    monkeypatch.setattr("client.report.page.LONGEST", 6)
     run = make_run(tmp_path / "run", [make_trajectory("p", seed=0, tokens=20)])
     (sample,) = run.samples()
     page = Page(report(run))

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_run import TOP_K, make_trajectory, tokenizer_json
-from reported import HOSTILE, TWO, make_run, plain_bounds, trajectories_of, with_equal_steps
+from support.runs.made_run import TOP_K, make_trajectory, tokenizer_json
+from support.runs.reported import HOSTILE, TWO, make_run, plain_bounds, trajectories_of, with_equal_steps
 
-from client.findings import gather
-from client.report import page, report
-from client.texts import Texts, tokenizer_of, visible
+from client.models.detokenize import Texts, tokenizer_of, visible
+from client.report.findings import gather
+from client.report.page import page, report
 
 
 @pytest.fixture(scope="module")

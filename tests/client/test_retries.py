@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import dataclasses
+import os
 import socket
 import subprocess
 import sys
@@ -10,25 +11,24 @@ import threading
 import time
 from collections import Counter
 from itertools import chain
-from pathlib import Path
 
 import httpx
 import numpy as np
 import orjson
 import pytest
-from contract_server import ContractServer, line_of, refusal
-from made_run import make_trajectory
-from proxy import Proxy
-from real_server import free_port
-from sampled import PROBLEMS, keys, more, once, sampled
 from starlette.responses import Response
+from support.runs.made_run import make_trajectory
+from support.runs.sampled import PROBLEMS, keys, more, once, sampled
+from support.servers.contract_server import ContractServer, line_of, refusal
+from support.servers.proxy import Proxy
+from support.servers.real_server import PATH, ROOT, free_port
 
-import client.connection
-import client.servers
-import client.service
+import client.servers.client
+import client.servers.connection
+import client.servers.window
 from client.errors import ServiceError
-from client.protocol import Decoding, Failure, Problem, Trajectory, parse_line
-from client.service import SamplingClient
+from client.protocol.requests import Decoding, Failure, Problem, Trajectory, parse_line
+from client.servers.client import SamplingClient
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -80,7 +80,7 @@ def test_the_pause_that_a_server_asks_for_is_kept(server, monkeypatch, form):
         slept.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(client.servers.asyncio, "sleep", short)
+    monkeypatch.setattr(client.servers.window.asyncio, "sleep", short)
     later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 70))
     server.refuse = posts([refusal(429, "full", retry_after="70" if form == "seconds" else later)])
     assert keys(sampled(server.url)) == once(PROBLEMS)
@@ -213,7 +213,7 @@ def test_a_line_may_come_in_many_pieces_and_many_lines_in_one(server, monkeypatc
     lines = {line.problem_id: line for line in sampled(server.url, PROBLEMS[:3])}
     assert all(isinstance(line, Trajectory) for line in lines.values()) and len(server.asked) == 1
     assert lines["p0"].to_line("base64") == whole and lines.keys() == {"p0", "p1", "p2"}
-    monkeypatch.setattr(client.connection, "MOST_LINE_BYTES", 300_000)
+    monkeypatch.setattr(client.servers.connection, "MOST_LINE_BYTES", 300_000)
     with pytest.raises(ServiceError, match="a line of more than 300,000 bytes"):
         sampled(server.url, PROBLEMS[:3])
 
@@ -230,7 +230,7 @@ def test_an_answer_that_ends_too_soon_is_asked_again_and_told_of(server):
 @pytest.mark.parametrize("path", ["/ready", "/v1/models"])
 @pytest.mark.parametrize("status", [429, 502])
 def test_what_passes_is_borne_before_the_work_too(server, monkeypatch, path, status):
-    monkeypatch.setattr(client.service, "READY_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(client.servers.client, "READY_POLL_SECONDS", 0.02)
     refusals = [refusal(status, "not yet", retry_after="0")] * 3
     server.refuse = lambda request: refusals.pop() if request.url.path == path and refusals else None
     assert keys(sampled(server.url)) == once(PROBLEMS) and not refusals
@@ -268,11 +268,11 @@ def test_a_password_in_a_servers_url_is_not_told():
 
 def test_a_server_that_is_killed_and_started_again_costs_only_a_retry():
     port = free_port()
-    script = Path(__file__).parent.parent / "contract_server.py"
+    command = [sys.executable, "-m", "support.servers.contract_server", str(port)]
     processes, told = [], []
 
     def start():
-        processes.append(subprocess.Popen([sys.executable, script, str(port)]))
+        processes.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **PATH}))
 
     def kill_once(lines):
         if len(lines) == 20:
@@ -378,7 +378,7 @@ def test_a_server_that_fails_after_its_last_line_is_not_waited_for(server):
 
 def test_the_client_gives_up_on_a_silent_server_and_asks_again(server, monkeypatch):
     """Heartbeats come every 10 s; a server that sends neither is dead, though its connection stands."""
-    monkeypatch.setattr(client.connection, "READ_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(client.servers.connection, "READ_TIMEOUT_SECONDS", 0.5)
     hung = []
 
     async def hang_once():

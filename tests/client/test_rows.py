@@ -11,13 +11,13 @@ import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from real_server import ROOT
+from support.servers.real_server import ROOT
 
-import client.problems
-import client.rows
-from client.bucket import Bucket, BucketError
+import client.problems.reader
+import client.problems.rows
 from client.errors import ProblemSetError, Stopped
-from client.problems import read_problem_set, read_problems
+from client.problems.reader import read_problem_set, read_problems
+from client.storage.bucket import Bucket, BucketError
 
 ROWS = [{"id": str(index), "question": f"What is {index}?", "answer": str(index)} for index in range(100)]
 
@@ -35,7 +35,7 @@ def peak_megabytes(code):
     """The most memory that a process of its own held while it ran `code`, beyond what it held before."""
     script = f"""
 import resource
-from client.problems import read_problem_set, read_problems
+from client.problems.reader import read_problem_set, read_problems
 from client.errors import ProblemSetError
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
@@ -61,7 +61,7 @@ def test_a_parquet_file_is_unpacked_a_few_rows_at_a_time(tmp_path):
 
 
 def test_a_column_that_unpacks_to_more_than_is_borne_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(client.rows, "MOST_COLUMN_BYTES", 1000)
+    monkeypatch.setattr(client.problems.rows, "MOST_COLUMN_BYTES", 1000)
     parquet(tmp_path / "p.parquet", [{"question": "x" * 2000}])
     with pytest.raises(ProblemSetError, match=r"p\.parquet: column 'question' of row group 0 .* smaller row groups"):
         read_problems(str(tmp_path / "p.parquet"))
@@ -85,7 +85,7 @@ except ProblemSetError as error:
 
 
 def test_more_questions_than_are_borne_together_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(client.problems, "MOST_CHARACTERS", 500)
+    monkeypatch.setattr(client.problems.reader, "MOST_CHARACTERS", 500)
     (tmp_path / "p.jsonl").write_bytes(jsonl())
     with pytest.raises(ProblemSetError, match=r"p\.jsonl:\d+: more than 500 characters of questions; split the set"):
         read_problems(str(tmp_path / "p.jsonl"))
@@ -109,7 +109,7 @@ def test_columns_that_name_no_problem_are_not_read_and_stand_in_nobodys_way(tmp_
 
 
 def test_of_a_large_column_that_is_not_asked_for_nothing_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(client.rows, "MOST_COLUMN_BYTES", 1000)
+    monkeypatch.setattr(client.problems.rows, "MOST_COLUMN_BYTES", 1000)
     parquet(tmp_path / "p.parquet", [{"question": "q", "answer": "x" * 2000}])
     path = str(tmp_path / "p.parquet")
     assert len(read_problem_set(path)) == 1
@@ -129,7 +129,7 @@ def test_where_no_column_is_the_question_those_that_are_there_are_named(tmp_path
 
 
 def test_columns_are_named_without_being_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(client.rows, "MOST_COLUMN_BYTES", 1000)
+    monkeypatch.setattr(client.problems.rows, "MOST_COLUMN_BYTES", 1000)
     parquet(tmp_path / "p.parquet", [{"prompt": "q", "answer": "x" * 2000}])
     with pytest.raises(ProblemSetError, match="it has answer, prompt"):
         read_problem_set(str(tmp_path / "p.parquet"))
@@ -190,14 +190,14 @@ def test_an_object_is_read_in_ranges_and_no_further_than_is_needed(s3, tmp_path,
         (tmp_path / name).write_bytes(jsonl(rows))
     size = (tmp_path / name).stat().st_size
     Bucket(s3).put(name, (tmp_path / name).read_bytes())
-    read, readinto = [], client.bucket._Ranges.readinto
+    read, readinto = [], client.storage.bucket._Ranges.readinto
 
     def counted(self, buffer):
         read.append(readinto(self, buffer))
         return read[-1]
 
-    monkeypatch.setattr(client.bucket._Ranges, "readinto", counted)
-    monkeypatch.setattr(client.bucket, "RANGE_BYTES", 2**18)
+    monkeypatch.setattr(client.storage.bucket._Ranges, "readinto", counted)
+    monkeypatch.setattr(client.storage.bucket, "RANGE_BYTES", 2**18)
     assert len(read_problems(f"{s3}/{name}", 3)) == 3
     assert 0 < sum(read) < size / 5
 

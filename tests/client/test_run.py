@@ -8,16 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_run import make_manifest, make_trajectory, tokenizer_json
+from support.runs.made_run import make_manifest, make_trajectory, tokenizer_json
 
-from client.build import build
-from client.compare import compare
 from client.contrast import contrast
 from client.errors import RunError
-from client.protocol import ContrastSettings, Failure
-from client.report import report
-from client.run import Run
-from client.samples import ProblemSetIdentity, sample_of
+from client.protocol.requests import ContrastSettings, Failure
+from client.report.compare import compare
+from client.report.page import report
+from client.runs.build import build
+from client.runs.run import Run
+from client.runs.tables import ProblemSetIdentity, sample_of
 
 
 @pytest.fixture

@@ -6,18 +6,18 @@ import time
 from collections import Counter
 
 import pytest
-from contract_server import ContractServer, refusal
-from proxy import Proxy
-from sampled import PROBLEMS, keys, more, once, sampled
 from starlette.responses import Response
+from support.runs.sampled import PROBLEMS, keys, more, once, sampled
+from support.servers.contract_server import ContractServer, refusal
+from support.servers.proxy import Proxy
 
-import client.dispatch
-import client.servers
-from client.connection import MOST_REQUESTS, Connection
+import client.servers.dispatch
+import client.servers.window
 from client.errors import Busy, ServiceError, Unreachable
-from client.protocol import Failure, Trajectory
-from client.servers import Server, roomiest
-from client.service import SamplingClient
+from client.protocol.requests import Failure, Trajectory
+from client.servers.client import SamplingClient
+from client.servers.connection import MOST_REQUESTS, Connection
+from client.servers.window import Server, roomiest
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -98,7 +98,7 @@ def test_a_server_that_hangs_gets_no_more_than_its_window(servers):
 
 def test_what_a_server_does_not_get_done_is_put_to_one_that_has_nothing_to_do(servers, monkeypatch):
     """It lives, and sends no line, for ever."""
-    monkeypatch.setattr(client.dispatch, "OVERDUE_SECONDS", 0.5)
+    monkeypatch.setattr(client.servers.dispatch, "OVERDUE_SECONDS", 0.5)
 
     async def hang():
         await asyncio.Event().wait()
@@ -112,7 +112,7 @@ def test_what_a_server_does_not_get_done_is_put_to_one_that_has_nothing_to_do(se
 
 
 def test_a_slow_server_is_helped_and_each_trajectory_is_had_once(servers, monkeypatch):
-    monkeypatch.setattr(client.dispatch, "OVERDUE_SECONDS", 0.3)
+    monkeypatch.setattr(client.servers.dispatch, "OVERDUE_SECONDS", 0.3)
 
     async def slowly():
         await asyncio.sleep(0.3)
@@ -127,15 +127,15 @@ def test_a_slow_server_is_helped_and_each_trajectory_is_had_once(servers, monkey
 def test_two_that_answer_the_same_at_once_are_heard_once(servers, monkeypatch):
     """Both wait until the reader has taken a line."""
     for name in ("OVERDUE_SECONDS", "OVERDUE_FACTOR"):
-        monkeypatch.setattr(client.dispatch, name, 0.0)
-    monkeypatch.setattr(client.dispatch, "LINES_WAITING", 1)
+        monkeypatch.setattr(client.servers.dispatch, name, 0.0)
+    monkeypatch.setattr(client.servers.dispatch, "LINES_WAITING", 1)
     problems = more(300)
     assert keys(sampled(urls(servers), problems)) == once(problems)
     assert asked(servers[0]) + asked(servers[1]) > 300
 
 
 def test_what_another_server_works_on_is_not_asked_a_third_time_when_its_first_is_lost(servers, monkeypatch):
-    monkeypatch.setattr(client.dispatch, "OVERDUE_SECONDS", 0.3)
+    monkeypatch.setattr(client.servers.dispatch, "OVERDUE_SECONDS", 0.3)
     lost = threading.Event()
 
     async def hang():
@@ -165,8 +165,8 @@ def test_what_another_server_works_on_is_not_asked_a_third_time_when_its_first_i
 
 @pytest.mark.parametrize("count", [96, 800])  # fewer than both have room for, and more
 def test_a_request_is_not_overdue_while_others_take_as_long(servers, monkeypatch, count):
-    monkeypatch.setattr(client.dispatch, "OVERDUE_SECONDS", 0.05)
-    monkeypatch.setattr(client.dispatch, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(client.servers.dispatch, "OVERDUE_SECONDS", 0.05)
+    monkeypatch.setattr(client.servers.dispatch, "LOOK_SECONDS", 0.02)
 
     async def evenly():
         await asyncio.sleep(0.02)
@@ -298,8 +298,8 @@ def test_the_window_halves_once_a_moment_and_grows_back_by_one_a_window():
 
 
 def test_pauses_grow_to_a_limit_and_are_jittered_down_to_their_half(monkeypatch):
-    monkeypatch.setattr(client.servers, "FIRST_PAUSE_SECONDS", 0.5)
-    monkeypatch.setattr(client.servers, "LONGEST_PAUSE_SECONDS", 30.0)
+    monkeypatch.setattr(client.servers.window, "FIRST_PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(client.servers.window, "LONGEST_PAUSE_SECONDS", 30.0)
     pauses = []
     for _ in range(50):
         server = Server(Connection("http://127.0.0.1:1"), pair())

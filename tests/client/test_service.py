@@ -5,10 +5,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from real_server import command
+from support.servers.real_server import command
 
 from client.errors import ServiceError
-from client.service import SamplingClient
+from client.servers.client import SamplingClient
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """What a run says of itself where nobody sees a terminal."""
 
-import client.terminal
-from client.sampler import Counts
-from client.terminal import Terminal
+import client.cli.progress
+from client.cli.progress import Terminal
+from client.sampling.sampler import Counts
 
 
 def test_plain_lines_tell_of_every_server_where_there_are_several(monkeypatch, capsys):
-    monkeypatch.setattr(client.terminal, "PLAIN_SECONDS", -1)
+    monkeypatch.setattr(client.cli.progress, "PLAIN_SECONDS", -1)
     with Terminal() as terminal:
         terminal.servers = lambda: ["http://a 3 requests in flight, 12 answered", "http://b down, 4 answered"]
         terminal.update(Counts(total=20, done=16))
@@ -21,7 +21,7 @@ def test_plain_lines_tell_of_every_server_where_there_are_several(monkeypatch, c
 
 
 def test_plain_lines_tell_the_rate_the_time_left_and_what_failed(monkeypatch, capsys):
-    monkeypatch.setattr(client.terminal, "PLAIN_SECONDS", -1)
+    monkeypatch.setattr(client.cli.progress, "PLAIN_SECONDS", -1)
     with Terminal() as terminal:
         counts = Counts(total=100)
         terminal.update(counts)

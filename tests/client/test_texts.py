@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from client.texts import Texts, tokenizer_of
+from client.models.detokenize import Texts, tokenizer_of
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from real_server import command
+from support.servers.real_server import command
 
 from server.settings import Limits, load_settings
 

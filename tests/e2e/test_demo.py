@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from real_server import DEMO, ROOT
+from support.servers.real_server import DEMO, ROOT
 
-from client.run import Run
+from client.runs.run import Run
 
 
 @pytest.fixture(scope="module")

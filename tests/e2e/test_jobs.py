@@ -11,12 +11,12 @@ import time
 
 import httpx
 import pytest
-from job_calls import ended, job, objects, owners, post, posted, questions, read_by_others, wait_until
-from oracle import Oracle, first_tie
-from real_server import DEMO, command, free_port, running_server
+from support.models.oracle import Oracle, first_tie
+from support.servers.job_calls import ended, job, objects, owners, post, posted, questions, read_by_others, wait_until
+from support.servers.real_server import DEMO, command, free_port, running_server
 
-from client.protocol import MAX_JOB_PROBLEMS
-from client.run import Run
+from client.protocol.requests import MAX_JOB_PROBLEMS
+from client.runs.run import Run
 
 LEASE = 2
 OPEN_JOBS = 4

@@ -17,15 +17,15 @@ import time
 
 import obstore
 import pytest
-from contract_server import TOKENS, ContractServer, line_of, refusal
-from job_calls import read_by_others, wait_until
-from made_run import TOP_K
-from proxy import Proxy
-from real_server import ROOT, command
-from real_store import KEYS
+from support.runs.made_run import TOP_K
+from support.servers.contract_server import TOKENS, ContractServer, line_of, refusal
+from support.servers.job_calls import read_by_others, wait_until
+from support.servers.proxy import Proxy
+from support.servers.real_server import ROOT, command
+from support.servers.real_store import KEYS
 
-from client.protocol import Failure
-from client.run import Run
+from client.protocol.requests import Failure
+from client.runs.run import Run
 
 PROBLEMS = [{"id": f"p{index}", "question": f"What is {index}?"} for index in range(600)]
 

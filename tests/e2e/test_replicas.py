@@ -9,11 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from job_calls import ended, job, objects, owners, posted, questions, read_by_others, wait_until
-from real_server import DEMO, running_server
+from support.servers.job_calls import ended, job, objects, owners, posted, questions, read_by_others, wait_until
+from support.servers.real_server import DEMO, running_server
 
-from client.bucket import Bucket
-from client.run import Run
+from client.runs.run import Run
+from client.storage.bucket import Bucket
 
 LEASE = 3
 

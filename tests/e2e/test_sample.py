@@ -8,12 +8,12 @@ import time
 
 import numpy as np
 import pytest
-from oracle import Oracle
-from real_server import ROOT, command
+from support.models.oracle import Oracle
+from support.servers.real_server import ROOT, command
 from word_problems import rows
 
-from client.run import Run
-from client.samples import sample_of
+from client.runs.run import Run
+from client.runs.tables import sample_of
 
 
 @pytest.fixture

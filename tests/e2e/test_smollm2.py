@@ -2,17 +2,17 @@
 
 import numpy as np
 import pytest
-from oracle import Oracle, disagreement
-from real_server import command
+from support.models.oracle import Oracle, disagreement
+from support.servers.real_server import command
 
 from client.contrast import kl_lower_bound
-from client.run import Run
+from client.runs.run import Run
 
 
 @pytest.fixture(scope="module")
 def sampled(smollm2_server, tmp_path_factory):
     """A RUN of 12 GSM8K problems."""
-    from real_server import SHARED_DATA
+    from support.servers.real_server import SHARED_DATA
 
     problems = SHARED_DATA / "gsm8k_train.jsonl"
     if not problems.is_file():

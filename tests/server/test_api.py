@@ -11,7 +11,7 @@ from collections import Counter
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from real_server import DEMO, running_server
+from support.servers.real_server import DEMO, running_server
 
 REQUESTS = 5000
 KEY = "a-key-for-the-tests"

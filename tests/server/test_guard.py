@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from real_server import command
+from support.servers.real_server import command
 
 from server import guard, logs, metrics
 from server.app import create_app

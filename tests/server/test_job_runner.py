@@ -6,16 +6,16 @@ import threading
 import time
 
 import pytest
-from made_run import make_manifest, make_trajectory, tokenizer_json
+from support.runs.made_run import make_manifest, make_trajectory, tokenizer_json
 
-import client.problems
-from client.bucket import Bucket, BucketError
-from client.protocol import Failure, JobRequest
-from client.run import Run
-from server import jobs
-from server.job_store import JobStore
-from server.jobs import JobRunner
-from server.ownership import Claimant
+import client.problems.reader
+from client.protocol.requests import Failure, JobRequest
+from client.runs.run import Run
+from client.storage.bucket import Bucket, BucketError
+from server.jobs.leases import Claimant
+from server.jobs.runner import JobRunner
+from server.jobs.runner import runner as jobs
+from server.jobs.store import JobStore
 from server.settings import ServerSettings
 
 
@@ -251,7 +251,7 @@ def test_a_server_that_is_told_to_stop_does_not_read_a_problem_set_to_its_end(qu
     """A set that takes minutes to read; the server hands the job back at once, as it is."""
     (tmp_path / "p.jsonl").write_text("".join(f'{{"question": "What is {index}?"}}\n' for index in range(2000)))
     reading, read = threading.Event(), []
-    rows = client.problems.rows
+    rows = client.problems.reader.rows
 
     def slowly(path, fields, stopped):
         for row in rows(path, fields, stopped):
@@ -260,7 +260,7 @@ def test_a_server_that_is_told_to_stop_does_not_read_a_problem_set_to_its_end(qu
             time.sleep(0.05)
             yield row
 
-    monkeypatch.setattr(client.problems, "rows", slowly)
+    monkeypatch.setattr(client.problems.reader, "rows", slowly)
 
     async def go():
         runner = JobRunner(str(tmp_path), ServerSettings(bucket=str(tmp_path)), {})

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pydantic import ValidationError
 
-from client.bucket import Bucket
-from client.protocol import MAX_JOB_PROBLEMS, JobError, JobRequest, Problem, RequestCounts
-from client.sampler import Counts
-from server import jobs
-from server.job_store import JobStore, KeyReused, TooManyJobs
-from server.ownership import MOST_FRUITLESS, Claimant, Verdict
+from client.protocol.requests import MAX_JOB_PROBLEMS, JobError, JobRequest, Problem, RequestCounts
+from client.sampling.sampler import Counts
+from client.storage.bucket import Bucket
+from server.jobs.leases import MOST_FRUITLESS, Claimant, Verdict
+from server.jobs.runner import runner as jobs
+from server.jobs.store import JobStore, KeyReused, TooManyJobs
 
 MANY = 1000
 DONE = RequestCounts(total=1, completed=1)

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import httpx
-from real_server import DEMO, ROOT, free_port, running_server
+from support.servers.real_server import DEMO, ROOT, free_port, running_server
 from word_problems import rows
 
-from client.protocol import parse_line
+from client.protocol.requests import parse_line
 from server import watchdog
 
 GRACE_SECONDS = 3

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from oracle import Oracle, first_tie
-from real_server import DEMO, running_server
+from support.models.oracle import Oracle, first_tie
+from support.servers.real_server import DEMO, running_server
 from word_problems import rows
 
-from client.protocol import Failure, parse_line
+from client.protocol.requests import Failure, parse_line
 from server.streaming import WINDOW
 
 REQUESTS, DISTINCT = 500, 100

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.places import Places
+from server.jobs.paths import Places
 
 OUTSIDE = [
     "/etc/passwd", "/", "//", "..", "../x", "runs/../../x", "runs/..", "./x", ".", "x/./y", "x//y", "/tmp", "x/.hidden",

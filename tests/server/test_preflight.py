@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from real_server import DEMO, command
-from small_models import save_small_model
+from support.models.small_models import save_small_model
+from support.servers.real_server import DEMO, command
 
 from client.errors import ModelError
-from server.preflight import inspect_pair
+from server.engines.preflight import inspect_pair
 
 
 def test_the_demo_pair_shares_every_token():

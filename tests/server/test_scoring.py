@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from server.scoring import scoring_params, scoring_passes
+from server.engines.scoring import scoring_params, scoring_passes
 
 KNOWN = np.ones(50, bool)
 
@@ -50,7 +50,7 @@ def test_a_prompt_of_which_nothing_is_known_is_refused():
 
 def test_the_native_parameters_pass_vllms_own_validation(monkeypatch):
     """On a GPU vLLM scores ids itself; here its input processor judges our parameters, no engine is run."""
-    from real_server import DEMO
+    from support.servers.real_server import DEMO
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.exceptions import VLLMValidationError
     from vllm.inputs import tokens_input
@@ -86,8 +86,8 @@ def test_vllms_own_scoring_agrees_with_transformers_on_a_gpu(tmp_path):
 
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device: vLLM's own prompt_logprob_token_ids needs the V2 model runner")
-    from oracle import Oracle, disagreement
-    from real_server import DEMO, running_server
+    from support.models.oracle import Oracle, disagreement
+    from support.servers.real_server import DEMO, running_server
     from test_trajectories import ask
     from word_problems import rows
 

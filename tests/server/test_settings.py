@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from real_server import DEMO, command
+from support.servers.real_server import DEMO, command
 
 from server.settings import SettingsError, cpu_cores, engine_arguments, gpu_share, load_settings
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from client.protocol import TrajectoryRequest
+from client.protocol.requests import TrajectoryRequest
 from server.streaming import WAITING_BYTES, WINDOW, window_of
 
 

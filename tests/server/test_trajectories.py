@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from oracle import Oracle, disagreement, first_tie
 from pydantic import ValidationError
+from support.models.oracle import Oracle, disagreement, first_tie
 from word_problems import rows
 
 from client.contrast import contrast, kl_lower_bound
-from client.protocol import Decoding, Failure, JobRequest, Problem, TrajectoryRequest, parse_line
-from client.service import Asking, SamplingClient
-from server.engines import Pair, Terms, TrajectoryError
+from client.protocol.requests import Decoding, Failure, JobRequest, Problem, TrajectoryRequest, parse_line
+from client.servers.client import Asking, SamplingClient
+from server.engines.pair import Pair, Terms, TrajectoryError
 
 TOLERANCE = 2e-4
 
@@ -300,7 +300,7 @@ def test_other_refusals_are_problem_documents_too(demo_server):
 
 
 def test_models_tokenizer_and_versions_are_told(demo_server):
-    from client.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
+    from client.models.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
 
     cards = httpx.get(f"{demo_server.url}/v1/models").json()
     assert cards["object"] == "list" and [card["role"] for card in cards["data"]] == ["expert", "amateur"]

@@ -3,13 +3,13 @@
 import httpx
 import numpy as np
 import pytest
-from oracle import Oracle, disagreement
-from real_server import DEMO, running_server
-from small_models import save_small_model
+from support.models.oracle import Oracle, disagreement
+from support.models.small_models import save_small_model
+from support.servers.real_server import DEMO, running_server
 from word_problems import rows
 
 from client.contrast import contrast, covered_mass, kl_lower_bound, mask_complete
-from client.protocol import parse_line
+from client.protocol.requests import parse_line
 
 THINK, TOOL, END = 110, 111, 2
 VOCABULARY, AMATEUR_VOCABULARY = 112, 111

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from tiny_pair import save_model, write_run
+from support.models.tiny_pair import save_model, write_run
 
 from trainer.__main__ import main
 

@@ -7,12 +7,12 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_pair import load, save_model, write_run
+from support.models.tiny_pair import load, save_model, write_run
 
-from client.report import report
-from client.run import Run
-from trainer.lora import with_lora
+from client.report.page import report
+from client.runs.run import Run
 from trainer.settings import Lora
+from trainer.training.lora import with_lora
 
 
 def test_it_carries_the_runs_identity_the_settings_and_versions_and_a_card_that_the_hub_reads(
@@ -60,7 +60,7 @@ def test_every_linear_layer_can_be_adapted_and_the_head_with_it(tmp_path, run, e
 
 def test_the_gradient_of_an_adapted_head_is_that_of_the_whole_logits(expert, examples_of_run):
     """The head's own adapter learns through the chunks that backward computes again."""
-    from trainer.packing import pack
+    from trainer.data.packing import pack
 
     torch.manual_seed(0)
     model = with_lora(load(expert), "x", Lora(dropout=0.0, targets=("lm_head",)))
@@ -86,7 +86,7 @@ def test_the_gradient_of_an_adapted_head_is_that_of_the_whole_logits(expert, exa
 
 @pytest.fixture
 def examples_of_run(run, expert):
-    from trainer.dataset import Limits, read_training_set
+    from trainer.data.dataset import Limits, read_training_set
 
     return read_training_set(run, expert, Limits(load(expert).config.vocab_size)).examples
 
@@ -114,7 +114,7 @@ def test_the_run_gets_losses_and_picture_and_its_report_shows_them(tmp_path, exp
 
 def test_transformers_and_vllm_load_it_and_agree(tmp_path, run, expert, trainer_cli):
     """In float32, by a vLLM engine on the CPU; vLLM says log-probabilities, so those are compared."""
-    from trainer.answer_engine import AnswerEngine
+    from trainer.evaluation.answer_engine import AnswerEngine
     from trainer.settings import Precision
 
     vllm = pytest.importorskip("vllm")

@@ -3,8 +3,8 @@
 import pytest
 
 from client.errors import ProblemSetError
-from client.problems import ProblemRow
-from trainer.answers import Gold, Kind, gold_answer, last_box, question_of
+from client.problems.reader import ProblemRow
+from trainer.grading.gold import Gold, Kind, gold_answer, last_box, question_of
 
 
 def row(**fields):

@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny_pair import VOCABULARY, WORDS, save_model, save_tokenizer, trajectory, write_run
+from support.models.tiny_pair import VOCABULARY, WORDS, save_model, save_tokenizer, trajectory, write_run
 
 from client.errors import RunError
-from client.run import Run
-from trainer.dataset import Limits, check_ranges, read_training_set
+from client.runs.run import Run
+from trainer.data.dataset import Limits, check_ranges, read_training_set
 
 LIMITS = Limits(VOCABULARY)
 

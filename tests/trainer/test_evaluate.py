@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from tiny_pair import WORDS, load, save_adapter, save_model, save_tokenizer
+from support.models.tiny_pair import WORDS, load, save_adapter, save_model, save_tokenizer
 from transformers import AutoTokenizer
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
-from client.fingerprints import model_fingerprint
+from client.models.fingerprints import model_fingerprint
 from trainer.__main__ import main
-from trainer.answer_engine import AnswerEngine
-from trainer.answers import Gold
-from trainer.benchmarks import render
-from trainer.grader import Grade, grade
+from trainer.evaluation.answer_engine import AnswerEngine
+from trainer.evaluation.benchmarks import render
+from trainer.grading.gold import Gold
+from trainer.grading.grader import Grade, grade
 from trainer.settings import Examination
 
 CONTEXT, NEW_TOKENS, PROBLEMS = 96, 16, 24

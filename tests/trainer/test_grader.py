@@ -10,13 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from real_server import SHARED_DATA
+from support.servers.real_server import SHARED_DATA
 
-import trainer.mathematics
-from client.problems import ProblemRow, read_problems
-from trainer.answers import Gold, gold_answer
-from trainer.grader import grade
-from trainer.mathematics import SECONDS, TOTAL_SECONDS
+import trainer.grading.mathematics
+from client.problems.reader import ProblemRow, read_problems
+from trainer.grading.gold import Gold, gold_answer
+from trainer.grading.grader import grade
+from trainer.grading.mathematics import SECONDS, TOTAL_SECONDS
 
 NEAR_MISSES, EQUAL = (
     [json.loads(line) for line in (Path(__file__).parent / f"{name}.jsonl").read_text().splitlines()]
@@ -197,7 +197,7 @@ def test_no_output_takes_longer_than_the_limit_for_all_of_it(fields, output):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_limit_that_strikes_where_python_drops_exceptions_strikes_again(monkeypatch):
-    monkeypatch.setattr(trainer.mathematics, "SECONDS", 1)
+    monkeypatch.setattr(trainer.grading.mathematics, "SECONDS", 1)
     over = time.monotonic() + 3
 
     def collecting(phase, info):
@@ -230,7 +230,7 @@ def test_the_limit_gives_another_timer_back():
 
 
 def test_a_set_that_cannot_be_computed_in_time_is_wrong(monkeypatch):
-    monkeypatch.setattr(trainer.mathematics, "SECONDS", 1)
+    monkeypatch.setattr(trainer.grading.mathematics, "SECONDS", 1)
     began = time.monotonic()
     assert not grade(gold_of(olympiad("$(0, 1)$", "Interval")), rf"\boxed{{{HARD_SET}}}").correct
     assert time.monotonic() - began < 4 * SECONDS
@@ -238,7 +238,7 @@ def test_a_set_that_cannot_be_computed_in_time_is_wrong(monkeypatch):
 
 def test_when_the_time_for_all_of_it_is_over_an_answer_is_wrong(monkeypatch):
     assert grade(Gold("5"), r"\boxed{5.0}").correct
-    monkeypatch.setattr(trainer.mathematics, "TOTAL_SECONDS", -1)
+    monkeypatch.setattr(trainer.grading.mathematics, "TOTAL_SECONDS", -1)
     assert not grade(Gold("5"), r"\boxed{5.0}").correct
 
 

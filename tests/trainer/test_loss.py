@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import kl_div
 
-from trainer.loss import contrast_sums
+from trainer.training.loss import contrast_sums
 
 STEPS, VOCABULARY, WIDTH = 20, 50, 16
 

@@ -8,11 +8,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_pair import load, randomised, save_adapter, save_model
+from support.models.tiny_pair import load, randomised, save_adapter, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from client.bucket import Bucket
-from client.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
+from client.models.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
+from client.storage.bucket import Bucket
 
 
 @pytest.fixture(scope="module")

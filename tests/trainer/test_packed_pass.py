@@ -6,8 +6,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from client.errors import ModelError
-from trainer.lora import compute_loss_in_forward
-from trainer.preflight import check_packing
+from trainer.training.lora import compute_loss_in_forward
+from trainer.training.packing_check import check_packing
 
 SMALL = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -54,6 +54,6 @@ def test_attention_that_ignores_the_packs_is_refused(monkeypatch):
 @pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite"])
 def test_logits_that_are_not_understood_are_refused(kind, monkeypatch):
     model = adapted(kind)
-    monkeypatch.setattr("trainer.lora.Head.__call__", lambda self, hidden: self.linear(hidden))
+    monkeypatch.setattr("trainer.training.lora.Head.__call__", lambda self, hidden: self.linear(hidden))
     with pytest.raises(ModelError, match="not its LM head's"):
         check_packing(model, f"some/{kind}")

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_pair import VOCABULARY, load, trajectory, write_run
+from support.models.tiny_pair import VOCABULARY, load, trajectory, write_run
 
-from trainer.dataset import Limits, read_training_set
-from trainer.lora import Head, hidden_states, with_lora
-from trainer.packing import micro_batches, pack
+from trainer.data.dataset import Limits, read_training_set
+from trainer.data.packing import micro_batches, pack
 from trainer.settings import Lora
+from trainer.training.lora import Head, hidden_states, with_lora
 
 
 @pytest.fixture(scope="module")

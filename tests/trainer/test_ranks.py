@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import metrics, torchrun
 from safetensors.torch import load_file
-from tiny_pair import trajectory, write_run
+from support.models.tiny_pair import trajectory, write_run
+from support.training.launch import metrics, torchrun
 
-SHARDED = Path(__file__).with_name("sharded.py")
+SHARDED = Path(__file__).parents[1] / "support" / "training" / "sharded.py"
 
 
 @pytest.fixture(scope="module")

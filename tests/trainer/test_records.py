@@ -6,7 +6,7 @@ import resource
 import pytest
 
 from client.errors import LightReasonerError
-from trainer.records import Record, Records
+from trainer.evaluation.records import Record, Records
 
 ABOUT = {"base": "b", "adapters": {"one": "1"}, "max_tokens": 8}
 

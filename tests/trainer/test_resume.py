@@ -12,11 +12,11 @@ import time
 
 import pytest
 import torch
-from launch import ROOT, metrics, started
 from safetensors.torch import load_file
-from tiny_pair import save_model
+from support.models.tiny_pair import save_model
+from support.training.launch import ROOT, metrics, started
 
-from client.bucket import Bucket
+from client.storage.bucket import Bucket
 
 STEPS, EVERY = 40, 5
 
@@ -125,7 +125,7 @@ def test_resuming_before_the_first_checkpoint_begins_at_the_beginning(tmp_path, 
 
 def test_parts_that_came_after_the_start_are_left_to_another_training(tmp_path, expert, trainer_cli):
     """A resumed training takes what it began with, though the RUN has grown since."""
-    from tiny_pair import trajectory, write_run
+    from support.models.tiny_pair import trajectory, write_run
 
     run = write_run(tmp_path / "run", expert, sealed=False)
     words = "train", run, "--model", expert, "--output", tmp_path / "out", "--resume"

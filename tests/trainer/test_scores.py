@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from trainer.records import Record
-from trainer.scores import compare, paired, pass_at_k, score
-from trainer.summary import markdown, table
+from trainer.evaluation.records import Record
+from trainer.evaluation.scores import compare, paired, pass_at_k, score
+from trainer.evaluation.summary import markdown, table
 
 
 @pytest.mark.parametrize(

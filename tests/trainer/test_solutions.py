@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_pair import SPECIAL, VOCABULARY, WORDS, load, trajectory, write_run
+from support.models.tiny_pair import SPECIAL, VOCABULARY, WORDS, load, trajectory, write_run
 
-from client.protocol import FinishReason
-from client.run import Run
-from trainer.dataset import Limits
-from trainer.loss import contrast_sums
-from trainer.packing import pack
-from trainer.solutions import SolutionSet, read_answers
+from client.protocol.requests import FinishReason
+from client.runs.run import Run
+from trainer.data.dataset import Limits
+from trainer.data.packing import pack
+from trainer.data.solutions import SolutionSet, read_answers
+from trainer.training.loss import contrast_sums
 
 IDS = {token: index for index, token in enumerate((*SPECIAL, *WORDS))}
 SAID = {"right": "7", "wrong": "5", "cut": "7", "other": "7"}

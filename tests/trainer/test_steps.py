@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-from tiny_pair import VOCABULARY, trajectory, write_run
+from support.models.tiny_pair import VOCABULARY, trajectory, write_run
 
-from trainer.dataset import Limits, TrainingSet, read_training_set
+from trainer.data.dataset import Limits, TrainingSet, read_training_set
+from trainer.data.steps import Steps
 from trainer.settings import PRESETS, Preset, Recipe, Unit
-from trainer.steps import Steps
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from support.models.tiny_pair import trajectory, write_run
 from test_solutions import saying
-from tiny_pair import trajectory, write_run
 
-from client.build import build
-from client.protocol import ContrastSettings
-from client.run import Run
-from trainer.records import Record, Records
-from trainer.tables import cell, sampling_seconds
+from client.protocol.requests import ContrastSettings
+from client.runs.build import build
+from client.runs.run import Run
+from trainer.evaluation.paper_tables import cell, sampling_seconds
+from trainer.evaluation.records import Record, Records
 
 ASKED = ("--max-tokens", 8, "--system-prompt", "The answer is")
 LIGHT = ("--", "--max-steps", 1, "--batch-size", 4, "--learning-rate", 0.05)

@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from launch import metrics, torchrun
-from one_step import one_step
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny_pair import VOCABULARY, load, randomised, save_model, write_run
+from support.models.tiny_pair import VOCABULARY, load, randomised, save_model, write_run
+from support.training.launch import metrics, torchrun
+from support.training.one_step import one_step
 
 from client.errors import ModelError
-from client.fingerprints import model_fingerprint
-from trainer.dataset import Limits, read_training_set
-from trainer.loop import ContrastTrainer
-from trainer.lora import compute_loss_in_forward, with_lora
-from trainer.packing import pack
+from client.models.fingerprints import model_fingerprint
+from trainer.data.dataset import Limits, read_training_set
+from trainer.data.packing import pack
 from trainer.settings import Lora
+from trainer.training.loop import ContrastTrainer
+from trainer.training.lora import compute_loss_in_forward, with_lora
 
-ONE_STEP = Path(__file__).with_name("one_step.py")
+ONE_STEP = Path(__file__).parents[1] / "support" / "training" / "one_step.py"
 
 
 def per_sample_loss(model, samples):
@@ -80,7 +80,7 @@ def test_loss_and_gradient_equal_a_reference_with_one_forward_per_kept_step(
     """In one sequence, in several micro-batches, recomputed, in chunks of three steps, and on two ranks."""
     options = dict(options)
     if rows := options.pop("chunk", None):
-        monkeypatch.setattr("trainer.loss.contrast_sums.__defaults__", (rows * VOCABULARY,))
+        monkeypatch.setattr("trainer.training.loss.contrast_sums.__defaults__", (rows * VOCABULARY,))
     words = run, expert, tmp_path / "out", tmp_path / "gradients.safetensors"
     if ranks == 1:
         one_step(*words, **options)

@@ -1,0 +1,70 @@
+"""The problems of a run: each id once, in order, in as little memory as their texts allow.
+
+In: problems, or texts by id. Out: `Problem` values made as they are asked for, shards, and the set's identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, KeysView
+
+import orjson
+
+from client.errors import ProblemSetError
+from client.protocol.requests import Problem
+from client.runs.tables import ProblemSetIdentity
+
+
+class ProblemSet:
+    """Problems by id; one that is a question and nothing else is kept as its text."""
+
+    def __init__(self, problems: dict[str, str | Problem]) -> None:
+        self._problems = problems
+
+    @classmethod
+    def of(cls, problems: Iterable[Problem]) -> ProblemSet:
+        """Raises ProblemSetError where two have one id."""
+        found: dict[str, str | Problem] = {}
+        for problem in problems:
+            if problem.id in found:
+                raise ProblemSetError(f"two problems have the id {problem.id!r}; ids must differ")
+            plain = problem.prompt_token_ids is None and problem.token_ids is None
+            found[problem.id] = problem.question if plain and problem.question else problem
+        return cls(found)
+
+    @property
+    def ids(self) -> KeysView[str]:
+        return self._problems.keys()
+
+    def __len__(self) -> int:
+        return len(self._problems)
+
+    def __iter__(self) -> Iterator[Problem]:
+        for problem_id, kept in self._problems.items():
+            yield Problem(id=problem_id, question=kept) if isinstance(kept, str) else kept
+
+    def question(self, problem_id: str) -> str | None:
+        """None where a prompt came as token ids."""
+        kept = self._problems[problem_id]
+        return kept if isinstance(kept, str) else kept.question
+
+    def only(self, wanted: Callable[[str], bool]) -> ProblemSet:
+        """Those whose ids are wanted."""
+        return ProblemSet({problem_id: kept for problem_id, kept in self._problems.items() if wanted(problem_id)})
+
+    def identity(self) -> ProblemSetIdentity:
+        """What run.json keeps of a problem set: its size and a digest that does not depend on its order.
+
+        SHA-256 over a JSON list of the (id, question) pairs, sorted by id; the token ids that a problem brings stand
+        beside its pair.
+        """
+        digest, before = hashlib.sha256(), b"["
+        for problem_id in sorted(self._problems):
+            kept = self._problems[problem_id]
+            entry: tuple[object, ...] = (problem_id, self.question(problem_id))
+            if isinstance(kept, Problem):
+                entry += (kept.prompt_token_ids, kept.token_ids)
+            digest.update(before + orjson.dumps(entry))
+            before = b","
+        digest.update(b"[]" if not self._problems else b"]")
+        return ProblemSetIdentity(count=len(self._problems), digest=digest.hexdigest())

@@ -1,0 +1,174 @@
+"""The lines of an answer, each a trajectory or why there is none, in both encodings and held to the contract.
+
+In: bytes or values. Out: values or bytes, or what is wrong with them. Plain values around numpy arrays, which pydantic
+never sees number by number. No I/O. `client.protocol.requests` is the door: it gives these names too.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+FinishReason = Literal["stop", "length"]
+Encoding = Literal["json", "base64"]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The expert's answer to a problem, with both models' log-probabilities of the expert's top-k ids.
+
+    Row t is step t: the prediction of token_ids[t] given the prompt and the tokens before it. Log-probabilities
+    are natural, raw, each normalised over its model's full vocabulary; -inf: unknown to the amateur.
+    """
+
+    problem_id: str
+    sample_index: int
+    prompt_token_ids: npt.NDArray[np.int32]  # [P]
+    token_ids: npt.NDArray[np.int32]  # [T], the stop token included
+    top_ids: npt.NDArray[np.int32]  # [T, k], the expert's best first
+    expert_logprobs: npt.NDArray[np.float32]  # [T, k]
+    amateur_logprobs: npt.NDArray[np.float32]  # [T, k]
+    finish_reason: FinishReason
+
+    ARRAYS = ("prompt_token_ids", "token_ids", "top_ids", "expert_logprobs", "amateur_logprobs")
+
+    def to_line(self, encoding: Encoding) -> bytes:
+        """One NDJSON line, newline included. JSON writes an unknown id's log-probability as null."""
+        encode = _to_base64 if encoding == "base64" else np.ascontiguousarray
+        arrays = {name: encode(getattr(self, name)) for name in self.ARRAYS}
+        line = {
+            "problem_id": self.problem_id,
+            "sample_index": self.sample_index,
+            **arrays,
+            "finish_reason": self.finish_reason,
+        }
+        return orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What became of a trajectory that could not be had; the others are not disturbed by it."""
+
+    problem_id: str
+    sample_index: int
+    type: str
+    detail: str
+
+    def to_line(self) -> bytes:
+        """One NDJSON line, newline included; the same in both encodings."""
+        error = {"type": self.type, "detail": self.detail}
+        line = {"problem_id": self.problem_id, "sample_index": self.sample_index, "error": error}
+        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+
+ROUNDING = 1e-3
+"""Nats by which a model's log-probability may exceed 0, and the order of two."""
+
+
+def parse_line(line: bytes | str, vocab_size: int | None = None) -> Trajectory | Failure | None:
+    """The value of one line of the answer, in either encoding; None for a heartbeat (a blank line).
+
+    `vocab_size`: columns of the expert's head, where they are known.
+
+    Raises ValueError, KeyError, TypeError, AttributeError or OverflowError where the line is not one of the contract's.
+    """
+    if not line.strip():
+        return None
+    fields = orjson.loads(line)
+    key = _key_in(fields)
+    if "error" in fields:
+        kind, detail = fields["error"]["type"], fields["error"]["detail"]
+        if not isinstance(kind, str) or not isinstance(detail, str):
+            raise ValueError("an error's type and detail are texts")
+        return Failure(*key, kind, detail)
+    trajectory = Trajectory(
+        *key,
+        prompt_token_ids=_ids(fields["prompt_token_ids"]),
+        token_ids=_ids(fields["token_ids"]),
+        top_ids=_ids(fields["top_ids"]),
+        expert_logprobs=_logprobs(fields["expert_logprobs"]),
+        amateur_logprobs=_logprobs(fields["amateur_logprobs"], unknown=-np.inf),
+        finish_reason=fields["finish_reason"],
+    )
+    if fault := fault_of(trajectory, vocab_size):
+        raise ValueError(fault)
+    return trajectory
+
+
+def key_of_line(line: bytes) -> tuple[str, int] | None:
+    """Which trajectory a line speaks of, whatever else is wrong with it; None where that cannot be read."""
+    try:
+        return _key_in(orjson.loads(line))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _key_in(fields: dict[str, Any]) -> tuple[str, int]:
+    problem_id, index = fields["problem_id"], fields["sample_index"]
+    if not isinstance(problem_id, str) or type(index) is not int or not 0 <= index < 2**31:
+        raise ValueError(f"{problem_id!r:.100}, {index!r:.100} is no trajectory")
+    return problem_id, index
+
+
+def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
+    """What a trajectory says that no model can have given, if anything. `vocab_size`: columns of the expert's head."""
+    shape = line.top_ids.shape
+    if line.sample_index < 0:
+        return f"its sample_index is {line.sample_index}"
+    if line.prompt_token_ids.ndim != 1 or line.token_ids.ndim != 1 or len(shape) != 2:
+        return "its arrays have other dimensions than [P], [T] and [T, k]"
+    if not line.prompt_token_ids.size or not line.top_ids.size:
+        return "it has no prompt, no token or no top k"
+    if not (len(line.token_ids) == shape[0] and line.expert_logprobs.shape == line.amateur_logprobs.shape == shape):
+        return "its arrays are not aligned"
+    if min(array.min() for array in (line.prompt_token_ids, line.token_ids, line.top_ids)) < 0:
+        return "a token id is negative"
+    if vocab_size and (largest := max(line.token_ids.max(), line.top_ids.max())) >= vocab_size:
+        return f"token {largest} is beyond the expert's {vocab_size:,} columns"
+    ids = np.sort(line.top_ids, axis=1)
+    if (ids[:, 1:] == ids[:, :-1]).any():
+        return "an id is twice among a step's top k"
+    if not (line.expert_logprobs <= ROUNDING).all() or not (line.amateur_logprobs <= ROUNDING).all():  # nor nan
+        return "a log-probability is NaN or above 0"
+    if not np.isfinite(line.expert_logprobs[:, 0]).all():
+        return "the expert's best token is impossible"
+    if (line.expert_logprobs[:, 1:] > line.expert_logprobs[:, :-1] + ROUNDING).any():
+        return "its top k are not the best first"
+    if line.finish_reason not in get_args(FinishReason):
+        return f"its finish_reason is {line.finish_reason!r:.100}"
+    return None
+
+
+def _to_base64(array: npt.NDArray[Any]) -> dict[str, Any]:
+    dtype = "<f4" if array.dtype.kind == "f" else "<i4"
+    data = base64.b64encode(np.ascontiguousarray(array, dtype=dtype).tobytes())
+    return {"dtype": dtype, "shape": list(array.shape), "data": data.decode()}
+
+
+def _ids(value: Any) -> npt.NDArray[np.int32]:
+    array = _unpacked(value, "<i4") if isinstance(value, dict) else np.array(value)
+    if array.dtype.kind not in "iu" and array.size:
+        raise ValueError("token ids are whole numbers")
+    if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+        raise ValueError("a token id is out of range")
+    return array.astype(np.int32, copy=False)
+
+
+def _logprobs(value: Any, unknown: float = np.nan) -> npt.NDArray[np.float32]:
+    """`unknown`: what JSON's null stands for."""
+    if isinstance(value, dict):
+        return _unpacked(value, "<f4")
+    array = np.array(value, dtype=np.float32)
+    array[np.isnan(array)] = unknown
+    return array
+
+
+def _unpacked(value: dict[str, Any], dtype: str) -> npt.NDArray[Any]:
+    if value["dtype"] != dtype:
+        raise ValueError(f"an array is of dtype {value['dtype']!r:.100}, where {dtype!r} was expected")
+    return np.frombuffer(base64.b64decode(value["data"]), dtype=dtype).reshape(value["shape"])

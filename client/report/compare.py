@@ -1,0 +1,124 @@
+"""Several RUNs side by side: the same problems and expert, another amateur or other settings.
+
+In: RUNs. Out: the same figures of each. Refuses RUNs whose figures would not be of the same steps, and says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from client.errors import RunError
+from client.runs.build import trajectory_parts
+from client.runs.run import Run
+from client.runs.tables import RunManifest
+from client.runs.tally import Tally
+
+SHARED = ("problems", "expert.", "decoding.", "system_prompt", "chat_template_kwargs")
+"""What RUNs must agree in, by the beginnings of `RunManifest.identity`'s names; the rest is what is compared."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One RUN. Shares are of its steps from first_step on."""
+
+    run: str
+    amateur: str
+    amateur_fingerprint: str
+    sealed: bool
+    top_k: int
+    alpha: float
+    beta: float  # nats
+    first_step: int
+    select: str
+    labels: str
+    keep_incomplete: bool
+    trajectories: int
+    failed: int
+    steps: int
+    kept: int
+    kept_share: float
+    kl_quantiles: dict[str, float]  # nats, of the certified bound
+    same_top1: float  # proved
+    other_top1: float  # proved; what is missing to 1 the top k do not decide
+    mean_plausible_set: float
+    mean_label_entropy: float  # nats
+    mean_covered_mass: float
+    incomplete: int
+
+
+def compare(runs: Sequence[Run]) -> list[Figures]:
+    """The figures of each RUN, in order.
+
+    Raises RunError where there is only one, where one has no trajectories, or differs from the first in what must
+    agree; every such difference is named.
+    """
+    if len(runs) < 2:
+        raise RunError("compare needs at least two RUNs")
+    manifests = [run.manifest() for run in runs]
+    for run, manifest in zip(runs, manifests, strict=True):
+        trajectory_parts(run, manifest)
+        different = [line for line in manifests[0].differences(manifest) if line.startswith(SHARED)]
+        if different:
+            listed = "\n  ".join(("they differ in more than the amateur and the selection:", *different))
+            raise RunError(f"{run} cannot be compared with {runs[0]}; {listed}")
+    return [_figures(run, manifest) for run, manifest in zip(runs, manifests, strict=True)]
+
+
+def _figures(run: Run, manifest: RunManifest) -> Figures:
+    tally = Tally(manifest)
+    for trajectory in run.trajectories():
+        tally.add(trajectory)
+    totals, steps = tally.totals(set(run.failures())), max(tally.steps, 1)
+    return Figures(
+        run=str(run),
+        amateur=manifest.amateur.id,
+        amateur_fingerprint=manifest.amateur.model_fingerprint,
+        sealed=run.completion() is not None,
+        top_k=manifest.top_k,
+        alpha=manifest.alpha,
+        beta=manifest.beta,
+        first_step=manifest.first_step,
+        select=manifest.select,
+        labels=manifest.labels,
+        keep_incomplete=manifest.keep_incomplete,
+        trajectories=totals.trajectories,
+        failed=totals.failed,
+        steps=totals.steps,
+        kept=totals.kept,
+        kept_share=totals.kept_share,
+        kl_quantiles=totals.kl_quantiles,
+        same_top1=tally.agreeing / steps,
+        other_top1=tally.differing / steps,
+        mean_plausible_set=totals.mean_plausible_set,
+        mean_label_entropy=tally.mean_label_entropy,
+        mean_covered_mass=totals.mean_covered_mass,
+        incomplete=totals.incomplete,
+    )
+
+
+def rows(compared: Sequence[Figures]) -> list[tuple[str, list[str]]]:
+    """What a person reads: a name and a cell a RUN."""
+    quantiles = sorted({q for figures in compared for q in figures.kl_quantiles}, key=float)
+    named: dict[str, Callable[[Figures], str]] = {
+        "amateur": lambda f: f.amateur,
+        "settings": lambda f: f"α {f.alpha:g}, β {f.beta:g}, from step {f.first_step}, top {f.top_k}",
+        "selection, labels": lambda f: f"{f.select}{', incomplete too' * f.keep_incomplete}, {f.labels}",
+        "complete": lambda f: "yes" if f.sealed else "not yet",
+        "trajectories": lambda f: f"{f.trajectories:,}" + (f", {f.failed:,} failed" if f.failed else ""),
+        "steps kept": lambda f: f"{f.kept:,} of {f.steps:,}",
+        "kept share": lambda f: f"{f.kept_share:.1%}",
+        **{f"KL bound, quantile {quantile}": partial(_quantile, quantile) for quantile in quantiles},
+        "same best token": lambda f: f"{f.same_top1:.1%}",
+        "another best token": lambda f: f"{f.other_top1:.1%}",
+        "mean plausible set": lambda f: f"{f.mean_plausible_set:.2f} tokens",
+        "mean label entropy": lambda f: f"{f.mean_label_entropy:.3f} nats",
+        "covered mass": lambda f: f"{f.mean_covered_mass:.4f}",
+        "incomplete sets": lambda f: f"{f.incomplete:,}",
+    }
+    return [(name, [cell(figures) for figures in compared]) for name, cell in named.items()]
+
+
+def _quantile(quantile: str, figures: Figures) -> str:
+    return f"{figures.kl_quantiles[quantile]:.3f} nats" if quantile in figures.kl_quantiles else "–"

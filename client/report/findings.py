@@ -1,0 +1,273 @@
+"""What a report says of a RUN, gathered in one pass over its trajectories.
+
+In: a RUN. Out: `Findings`: counts, curves, the tokens that diverge most, and a few whole trajectories. Memory holds
+one part of the RUN, counters whose number does not depend on it, a key a trajectory and the trajectories shown.
+From the trainer it reads what it may have left in the RUN: training/metrics.jsonl (a line an optimizer step, with
+`step` and `loss`) and evaluation/*.json (`benchmarks`: name -> `n`, `accuracy`, `interval`, perhaps `before`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from client.contrast import kl_lower_bound
+from client.errors import RunError
+from client.protocol.requests import Trajectory, fault_of
+from client.report.analysis import StepAnalysis
+from client.runs.build import trajectory_parts
+from client.runs.keys import Key
+from client.runs.run import Run, RunTotals
+from client.runs.tables import RunManifest, Sample, sample_of
+from client.runs.tally import Tally
+
+DRAWN, MOST_DIVERGENT, TOKENS = 5, 3, 25
+"""How many trajectories a report shows, drawn and for their divergence, and how many tokens."""
+
+
+@dataclass(frozen=True)
+class TokenDivergence:
+    """One token of the vocabulary, over the steps at which the trajectories took it."""
+
+    token_id: int
+    seen: int
+    kept: int
+    mean_kl: float  # nats
+    share: float  # of the whole RUN's divergence
+    mean_log_ratio: float  # log pi_E - log pi_A of the token itself, nats; nan where never among the top k
+
+
+@dataclass(frozen=True)
+class PlausibleSets:
+    """What other alphas would do to the labels, at the steps with a divergence above beta."""
+
+    alphas: npt.NDArray[np.float64]  # [m], ascending
+    mean_size: npt.NDArray[np.float64]  # [m], plausible ids among the top k
+    whole: npt.NDArray[np.float64]  # [m], share of the steps whose set is proved whole
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What the trainer found on a benchmark: accuracies with 95% intervals."""
+
+    file: str
+    name: str
+    n: int
+    accuracy: tuple[float, float, float]  # itself, low, high
+    before: tuple[float, float, float] | None
+    p: float | None  # McNemar's, of the two on the same problems
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A RUN's report, in numbers."""
+
+    url: str
+    manifest: RunManifest
+    sealed: bool
+    tally: Tally
+    totals: RunTotals
+    failures: list[tuple[str, int]]  # reason, how many; most first
+    plausible_sets: PlausibleSets | None  # None: no step is above beta
+    tokens: list[TokenDivergence]
+    counts: TokenCounts
+    steps: StepAnalysis
+    drawn: list[Sample]
+    most_divergent: list[Sample]
+    trajectories: dict[Key, Trajectory]  # of those two
+    questions: dict[Key, str]
+    losses: list[tuple[float, float]]  # optimizer step, loss
+    benchmarks: list[Benchmark]
+
+
+class AlphaCurves:
+    """Counts plausible sets for a whole row of alphas at once."""
+
+    def __init__(self, manifest: RunManifest) -> None:
+        self._manifest = manifest
+        self.alphas = np.union1d(np.geomspace(0.01, 1.0, 33), [manifest.alpha])
+        self._ids = np.zeros(len(self.alphas) + 1, np.int64)
+        self._open = np.zeros(len(self.alphas) + 1, np.int64)
+        self._steps = 0
+
+    def add(self, log_p: npt.NDArray[Any], log_q: npt.NDArray[Any]) -> None:
+        """Count the steps of which these are both models' log-probabilities: [n, k] each."""
+        ratio = log_p.astype(np.float64) - log_p.max(axis=1, keepdims=True)
+        unknown = np.where(np.isfinite(log_q), -np.inf, ratio).max(axis=1, initial=-np.inf)
+        last = ratio[:, -1] if log_p.shape[1] < self._manifest.expert.vocab_size else np.full(len(ratio), -np.inf)
+        self._ids += self._up_to(ratio.ravel())
+        self._open += self._up_to(np.maximum(unknown, last))
+        self._steps += len(ratio)
+
+    def result(self) -> PlausibleSets | None:
+        """The curves, or None where there was no step."""
+        if not self._steps:
+            return None
+        size, still_open = (counts[::-1].cumsum()[::-1][1:] / self._steps for counts in (self._ids, self._open))
+        return PlausibleSets(self.alphas, size, 1.0 - still_open)
+
+    def _up_to(self, ratio: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """How many of the ratios reach exactly the first j alphas, for every j: [m + 1]."""
+        return np.bincount(
+            np.searchsorted(np.log(self.alphas), ratio, side="right"), minlength=len(self.alphas) + 1
+        ).astype(np.int64)
+
+
+class TokenCounts:
+    """Adds up divergence by the token that the trajectory took; a few numbers for every id of the vocabulary."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.seen, self.kept, self._ratios = (np.zeros(vocab_size, np.int64) for _ in range(3))
+        self.kl, self._ratio = np.zeros(vocab_size), np.zeros(vocab_size)
+
+    def add(self, trajectory: Trajectory, bounds: npt.NDArray[Any], steps: npt.NDArray[Any], first_step: int) -> None:
+        """Count the steps from `first_step` on; `bounds` are theirs, `steps` the kept ones."""
+        ids = trajectory.token_ids[first_step:]
+        np.add.at(self.seen, ids, 1)
+        np.add.at(self.kl, ids, bounds)
+        np.add.at(self.kept, trajectory.token_ids[steps], 1)
+        log_p, log_q = trajectory.expert_logprobs[first_step:], trajectory.amateur_logprobs[first_step:]
+        rows, columns = np.nonzero((trajectory.top_ids[first_step:] == ids[:, None]) & np.isfinite(log_q))
+        np.add.at(self._ratios, ids[rows], 1)
+        np.add.at(self._ratio, ids[rows], log_p[rows, columns] - log_q[rows, columns])
+
+    def most(self, count: int) -> list[TokenDivergence]:
+        """The tokens with the most divergence in all, the most first."""
+        whole = self.kl.sum()
+        order = np.argsort(-self.kl, kind="stable")[:count]
+        return [
+            TokenDivergence(
+                token_id=int(token),
+                seen=int(self.seen[token]),
+                kept=int(self.kept[token]),
+                mean_kl=float(self.kl[token] / self.seen[token]),
+                share=float(self.kl[token] / whole),
+                mean_log_ratio=float(self._ratio[token] / self._ratios[token]) if self._ratios[token] else np.nan,
+            )
+            for token in order
+            if self.seen[token] and self.kl[token] > 0
+        ]
+
+
+class Largest:
+    """The few trajectories with the largest score; memory holds those alone."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._heap: list[tuple[float, Key, Trajectory]] = []
+
+    def add(self, score: float, trajectory: Trajectory) -> None:
+        key = (trajectory.problem_id, trajectory.sample_index)
+        if len(self._heap) == self._count and (score, key) <= self._heap[0][:2]:
+            return
+        arrays = {name: getattr(trajectory, name).copy() for name in Trajectory.ARRAYS}  # or its part stays in memory
+        heapq.heappush(self._heap, (score, key, replace(trajectory, **arrays)))
+        if len(self._heap) > self._count:
+            heapq.heappop(self._heap)
+
+    def result(self) -> list[Trajectory]:
+        """The largest first."""
+        return [trajectory for _, _, trajectory in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+
+
+def gather(run: Run) -> Findings:
+    """Read a RUN. Raises RunError where there is none, none with trajectories, or one that no model can have given."""
+    manifest = run.manifest()
+    first = manifest.first_step
+    tally, alphas = Tally(manifest), AlphaCurves(manifest)
+    tokens, steps = TokenCounts(manifest.expert.vocab_size), StepAnalysis(first)
+    drawn, divergent = Largest(DRAWN), Largest(MOST_DIVERGENT)
+    trajectory_parts(run, manifest)
+    for trajectory in run.trajectories():
+        if fault := fault_of(trajectory, manifest.expert.vocab_size):
+            raise RunError(f"{run} is damaged: problem {trajectory.problem_id!r}: {fault}; sample into a new RUN")
+        kept = sample_of(trajectory, manifest).contrast
+        tally.add(trajectory, kept)
+        log_p, log_q = trajectory.expert_logprobs[first:], trajectory.amateur_logprobs[first:]
+        bounds = kl_lower_bound(log_p, log_q)
+        above = bounds > manifest.beta
+        alphas.add(log_p[above], log_q[above])
+        tokens.add(trajectory, bounds, kept.steps, first)
+        steps.add(trajectory.expert_logprobs, trajectory.amateur_logprobs, kept.steps)
+        if len(bounds):
+            drawn.add(_lot(trajectory), trajectory)
+            divergent.add(float(bounds.mean()), trajectory)
+    shown = {(t.problem_id, t.sample_index): t for t in [*drawn.result(), *divergent.result()]}
+    failed = run.failures()
+    reasons = Counter(failure.type for key, failure in failed.items() if key not in tally.keys)
+    return Findings(
+        url=str(run),
+        manifest=manifest,
+        sealed=run.completion() is not None,
+        tally=tally,
+        totals=tally.totals(set(failed)),
+        failures=reasons.most_common(),
+        plausible_sets=alphas.result(),
+        tokens=tokens.most(TOKENS),
+        counts=tokens,
+        steps=steps,
+        drawn=[sample_of(trajectory, manifest) for trajectory in drawn.result()],
+        most_divergent=[sample_of(trajectory, manifest) for trajectory in divergent.result()],
+        trajectories=shown,
+        questions=run.questions(set(shown)),
+        losses=_losses(run),
+        benchmarks=_benchmarks(run),
+    )
+
+
+def _lot(trajectory: Trajectory) -> float:
+    """A number that has nothing to do with what the trajectory says, the same whenever it is drawn."""
+    key = orjson.dumps([trajectory.problem_id, trajectory.sample_index])
+    return int.from_bytes(hashlib.sha256(key).digest()[:6], "little")
+
+
+def _losses(run: Run) -> list[tuple[float, float]]:
+    """The loss of each optimizer step; a line that is still being written is left out."""
+    losses = []
+    for line in (run.bucket.get("training/metrics.jsonl") or b"").splitlines():
+        try:
+            row = orjson.loads(line)
+            step, loss = float(row["step"]), float(row["loss"])
+            if math.isfinite(step) and math.isfinite(loss):
+                losses.append((step, loss))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return losses
+
+
+def _benchmarks(run: Run) -> list[Benchmark]:
+    """Every benchmark of every evaluation; a file that says something else is left out."""
+    found = []
+    for file in run.bucket.names("evaluation"):
+        try:
+            found += [
+                _benchmark(file, name, figures)
+                for name, figures in orjson.loads(run.bucket.get(file) or b"")["benchmarks"].items()
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+def _benchmark(file: str, name: str, figures: Any) -> Benchmark:
+    before = _accuracy(figures["before"]) if figures.get("before") else None
+    p = float(figures["paired"]["p"]) if figures.get("paired") else None
+    n = int(figures["n"])
+    if n < 0 or not (p is None or 0 <= p <= 1):
+        raise ValueError(f"{figures} are no figures of a benchmark")
+    return Benchmark(file, str(name), n, _accuracy(figures), before, p)
+
+
+def _accuracy(figures: Any) -> tuple[float, float, float]:
+    low, high = figures["interval"]
+    if not 0 <= low <= figures["accuracy"] <= high <= 1:
+        raise ValueError(f"{figures} is no accuracy in its interval")
+    return float(figures["accuracy"]), float(low), float(high)

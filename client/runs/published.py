@@ -1,0 +1,363 @@
+"""Imports the authors' published sample files into a RUN that holds samples only.
+
+In: JSONL, a row a kept step: `prompt_id` (the question itself), `step`, `prefix` (the answer's text before the step),
+`tokens`, `token_ids`, `weights` (the label), `kl_divergence` (nats, over the whole vocabulary). Out: a RUN, a row a
+problem. The file has text where training needs the trajectory's tokens, so a prefix is tokenised and taken only if
+that gives exactly `step` tokens that decode to it again; what does not is counted by reason, never guessed at.
+
+A trajectory ends with its last kept step, whose own token the file does not have: the label's heaviest token stands
+in its place. Training never reads it, for nothing that is predicted comes after it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from client.contrast import Contrast
+from client.errors import ModelError, RunError
+from client.models.chat_template import ChatTemplate
+from client.models.detokenize import tokenizer_of
+from client.models.fingerprints import (
+    chat_template_digest,
+    model_config,
+    model_fingerprint,
+    token_map,
+    tokenizer_fingerprint,
+)
+from client.problems.problem_set import ProblemSet
+from client.protocol.requests import SYSTEM_PROMPT, ContrastSettings, Decoding, ModelCard
+from client.runs.run import Run
+from client.runs.tables import ProblemSetIdentity, RunManifest, Sample
+from client.runs.tally import RunTotals
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PART_SAMPLES = 256
+WEIGHT_SUM_ERROR = 0.02
+"""Labels were written in the models' own precision: bfloat16 weights add up to 1 only about so closely."""
+UNKNOWN = "unknown"
+
+NOT_JSON = "is no JSON object"
+FIELDS = "lacks a field, or has one of another type"
+LABEL = "token_ids and weights are no distribution over the vocabulary"
+TEXTS = "tokens are not what this tokenizer makes of token_ids: another model's file?"
+DIVERGENCE = "kl_divergence is below beta"
+AGAIN = "comes again for a step that is there"
+APART = "stands apart from the other rows of its problem"
+TOKENS = "its prefix does not tokenise to `step` tokens"
+DEPARTS = "its prefix is not the beginning of its problem's longest"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kept step as the file has it."""
+
+    line: int
+    question: str
+    step: int
+    prefix: str
+    token_ids: list[int]
+    weights: list[float]
+    kl: float
+
+
+@dataclass
+class LeftOut:
+    """Rows that could not be imported: how many for each reason, and the first line of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)
+
+    def add(self, reason: str, line: int) -> None:
+        self.counts[reason] += 1
+        self.first[reason] = min(line, self.first.get(reason, line))
+
+    def lines(self) -> list[str]:
+        """A line a reason, the most frequent first."""
+        return [f"{many:,} rows: {reason} (first: line {self.first[reason]})"
+                for reason, many in self.counts.most_common()]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was done."""
+
+    totals: RunTotals
+    left_out: LeftOut
+    whole_model: bool  # False: the expert is known by its tokenizer alone, and the trainer will refuse the RUN
+
+
+def import_samples(file: Path, run: Run, folder: Path, settings: ContrastSettings) -> Imported:
+    """Import `file`, which was made with `settings`, by the expert whose model or tokenizer is in `folder`.
+
+    The same call again finishes the RUN, and leaves one that is complete as it is. Raises RunError where nothing can
+    be imported, or `run` was made from another file or with other settings; ModelError where `folder` lacks a
+    tokenizer or a chat template.
+    """
+    template, left_out = ChatTemplate(folder), LeftOut()
+    expert = _expert(folder)
+    data = _bytes(folder / "tokenizer.json")
+    tokenizer = tokenizer_of(data, f"{folder}/tokenizer.json")
+    manifest = _manifest(file, expert, settings)
+    sealed = run.completion() is not None
+    samples: list[Sample] = []
+    counts: Counter[str] = Counter()
+
+    def write() -> None:
+        if not counts["parts"]:
+            run.claim(manifest, data)
+        if not sealed:
+            run.write_samples(f"part-{counts['parts']:06d}", samples)
+        counts["parts"] += 1
+        samples.clear()
+
+    for question, rows in _problems(file, tokenizer, expert.vocab_size, settings, left_out):
+        prompt = tokenizer.encode(template.render(SYSTEM_PROMPT, question), add_special_tokens=False).ids
+        sample = _sample(question, prompt, rows, tokenizer, left_out)
+        if sample is not None:
+            samples.append(sample)
+            counts.update(
+                trajectories=1, tokens=len(sample.token_ids), kept=len(sample.contrast.steps),
+                labelled=len(sample.contrast.label_ids),
+            )  # fmt: skip
+            if len(samples) == PART_SAMPLES:
+                write()
+    if not counts["kept"]:
+        reasons = left_out.lines() or ["it has no row"]
+        raise RunError("\n  ".join((f"nothing in {file} could be imported:", *reasons)))
+    if samples:
+        write()
+    totals = _totals(counts, settings.first_step)
+    run.seal(totals)
+    return Imported(totals, left_out, whole_model=bool(expert.model_fingerprint))
+
+
+def _problems(
+    file: Path, tokenizer: Tokenizer, vocab_size: int, settings: ContrastSettings, left_out: LeftOut
+) -> Iterator[tuple[str, list[Row]]]:
+    """The rows of each problem, which stand together; memory holds one problem's and the questions' digests."""
+    seen: set[bytes] = set()
+    whole = _rows(file, tokenizer, vocab_size, settings, left_out)
+    for question, group in groupby(whole, key=lambda row: row.question):
+        digest = hashlib.sha256(question.encode()).digest()
+        rows: dict[int, Row] = {}
+        for row in group:
+            if digest in seen:
+                left_out.add(APART, row.line)
+            elif row.step in rows:
+                left_out.add(AGAIN, row.line)
+            else:
+                rows[row.step] = row
+        seen.add(digest)
+        if rows:
+            yield question, [rows[step] for step in sorted(rows)]
+
+
+def _rows(
+    file: Path, tokenizer: Tokenizer, vocab_size: int, settings: ContrastSettings, left_out: LeftOut
+) -> Iterator[Row]:
+    """The rows that are whole in themselves."""
+    for number, line in _lines(file):
+        row = _row(number, line)
+        if isinstance(row, str):
+            left_out.add(row, number)
+            continue
+        found, texts = row
+        if not _is_label(found, vocab_size):
+            left_out.add(LABEL, number)
+        elif texts != [tokenizer.decode([token], skip_special_tokens=False) for token in found.token_ids]:
+            left_out.add(TEXTS, number)
+        elif found.kl < settings.beta:
+            left_out.add(DIVERGENCE, number)
+        else:
+            yield found
+
+
+def _row(number: int, line: bytes) -> tuple[Row, list[str]] | str:
+    """A row and its `tokens`, or why there is none."""
+    try:
+        fields = orjson.loads(line)
+    except ValueError:
+        return NOT_JSON
+    if not isinstance(fields, dict):
+        return NOT_JSON
+    try:
+        row = Row(
+            line=number, question=fields["prompt_id"], step=fields["step"], prefix=fields["prefix"],
+            token_ids=list(fields["token_ids"]), weights=[float(weight) for weight in fields["weights"]],
+            kl=float(fields["kl_divergence"]),
+        )  # fmt: skip
+        texts = list(fields["tokens"])
+    except (KeyError, TypeError, ValueError):
+        return FIELDS
+    right = (
+        isinstance(row.question, str) and row.question.strip() and isinstance(row.prefix, str)
+        and type(row.step) is int and row.step >= 1 and all(type(token) is int for token in row.token_ids)
+        and math.isfinite(row.kl)
+    )  # fmt: skip
+    return (row, texts) if right else FIELDS
+
+
+def _is_label(row: Row, vocab_size: int) -> bool:
+    ids, weights = row.token_ids, row.weights
+    return (
+        len(ids) == len(weights) == len(set(ids)) > 0
+        and all(0 <= token < vocab_size for token in ids)
+        and all(weight >= 0 for weight in weights)  # nan is not
+        and abs(sum(weights) - 1.0) <= WEIGHT_SUM_ERROR
+    )
+
+
+def _sample(
+    question: str, prompt: list[int], rows: list[Row], tokenizer: Tokenizer, left_out: LeftOut
+) -> Sample | None:
+    """The samples of a problem, its rows in order of step; the longest prefix that tokenises is the trajectory."""
+    trajectory: list[int] | None = None
+    kept: list[Row] = []
+    for row in reversed(rows):
+        if trajectory is None:
+            ids = tokenizer.encode(row.prefix, add_special_tokens=False).ids
+            if len(ids) != row.step or tokenizer.decode(ids, skip_special_tokens=False) != row.prefix:
+                left_out.add(TOKENS, row.line)
+                continue
+            trajectory = ids
+        elif tokenizer.decode(trajectory[: row.step], skip_special_tokens=False) != row.prefix:
+            left_out.add(DEPARTS, row.line)
+            continue
+        kept.append(row)
+    if trajectory is None:
+        return None
+    kept.reverse()
+    heaviest = kept[-1].token_ids[int(np.argmax(kept[-1].weights))]
+    sizes = [len(row.token_ids) for row in kept]
+    weights = [np.array(row.weights) / sum(row.weights) for row in kept]
+    return Sample(
+        problem_id=_problem_id(question),
+        sample_index=0,
+        prompt_token_ids=np.array(prompt, np.int32),
+        token_ids=np.array([*trajectory, heaviest], np.int32),
+        contrast=Contrast(
+            steps=np.array([row.step for row in kept], np.int32),
+            kl_lower_bound=np.array([row.kl for row in kept], np.float32),
+            covered_mass=np.ones(len(kept), np.float32),  # theirs is of the whole vocabulary, and so are the sets
+            mask_complete=np.ones(len(kept), bool),
+            label_ids=np.concatenate([row.token_ids for row in kept]).astype(np.int32),
+            label_weights=np.concatenate(weights).astype(np.float32),
+            label_offsets=np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
+            incomplete=0,
+        ),
+    )
+
+
+def _problem_id(question: str) -> str:
+    """The id that `client.problems.reader` gives a question without one, so that the same problem has the same id."""
+    return hashlib.sha256(question.encode()).hexdigest()[:16]
+
+
+def _expert(folder: Path) -> ModelCard:
+    """What is known of the expert from its folder; without weights its fingerprint is empty."""
+    whole = any(folder.glob("*.safetensors"))
+    config: dict[str, Any] = model_config(folder) if whole else {}
+    text = config.get("text_config") or config
+    return ModelCard(
+        id=str(folder),
+        created=int(time.time()),
+        role="expert",
+        vocab_size=int(text.get("vocab_size") or max(token_map(folder)[0]) + 1),
+        max_model_len=int(text.get("max_position_embeddings") or 0),
+        max_logprobs=0,
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or UNKNOWN),
+        model_fingerprint=model_fingerprint(folder) if whole else "",
+        tokenizer_fingerprint=tokenizer_fingerprint(folder),
+        chat_template_digest=chat_template_digest(folder),
+    )
+
+
+def _manifest(file: Path, expert: ModelCard, settings: ContrastSettings) -> RunManifest:
+    amateur = expert.model_copy(
+        update={
+            "id": UNKNOWN, "role": "amateur", "vocab_size": 0, "max_model_len": 0, "dtype": UNKNOWN,
+            "model_fingerprint": "", "tokenizer_fingerprint": "", "chat_template_digest": None,
+        }
+    )  # fmt: skip
+    problems, digest = _identity(file)
+    return RunManifest(
+        format=1,
+        created_at=int(time.time()),
+        expert=expert,
+        amateur=amateur,
+        system_prompt=SYSTEM_PROMPT,
+        chat_template_kwargs={},
+        decoding=Decoding(),
+        top_k=0,
+        **settings.model_dump(),
+        problems=problems,
+        versions={"client": version("lightreasoner")},
+        imported_from=str(file),
+        imported_digest=digest,
+    )
+
+
+def _identity(file: Path) -> tuple[ProblemSetIdentity, str]:
+    """Of every question in the file, and a digest of its lines; a pass of its own, for run.json comes first."""
+    questions: set[str] = set()
+    digest = hashlib.sha256()  # of what is in the file: packed or not, it is the same one
+    for _, line in _lines(file):
+        digest.update(line)
+        try:
+            questions.add(orjson.loads(line)["prompt_id"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    problems = ProblemSet({_problem_id(text): text for text in questions if text and isinstance(text, str)})
+    return problems.identity(), digest.hexdigest()
+
+
+def _totals(counts: Counter[str], first_step: int) -> RunTotals:
+    """Totals of what is known: steps up to the last kept one of each trajectory, divergences of kept steps only."""
+    steps = counts["tokens"] - first_step * counts["trajectories"]
+    return RunTotals(
+        problems=counts["trajectories"],
+        trajectories=counts["trajectories"],
+        failed=0,
+        tokens=counts["tokens"],
+        steps=steps,
+        kept=counts["kept"],
+        kept_share=counts["kept"] / steps,
+        incomplete=0,
+        mean_plausible_set=counts["labelled"] / counts["kept"],
+        mean_covered_mass=1.0,
+        kl_quantiles={},
+    )
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that hold something, with their numbers from 1."""
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise RunError(f"{file} cannot be read: {error}; give the JSONL that the published sampling wrote") from None
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read ({error.strerror}); give the expert's folder") from None

@@ -1,0 +1,61 @@
+"""What makes a RUN, put together before it is made, and held against what made a RUN that is there.
+
+In: problems, the pair, settings. Out: run.json's value, or a RunError that names every difference.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+
+from client.errors import RunError, ServiceError
+from client.problems.problem_set import ProblemSet
+from client.protocol.requests import ContrastSettings
+from client.runs.run import Run
+from client.runs.tables import RunManifest
+from client.servers.connection import Asking, Pair
+
+
+def manifest_of(
+    problems: ProblemSet, pair: Pair, versions: dict[str, str], asking: Asking, settings: ContrastSettings
+) -> RunManifest:
+    """run.json of a new RUN; `versions` are the source's."""
+    expert, amateur = pair
+    return RunManifest(
+        format=1,
+        created_at=int(time.time()),
+        expert=expert,
+        amateur=amateur,
+        system_prompt=asking.system_prompt,
+        chat_template_kwargs=asking.chat_template_kwargs,
+        decoding=asking.decoding,
+        top_k=asking.top_k,
+        **settings.model_dump(),
+        problems=problems.identity(),
+        versions={"client": version("lightreasoner"), **versions},
+    )
+
+
+def check_sealed(run: Run, problems: ProblemSet, asking: Asking, settings: ContrastSettings) -> None:
+    """A sealed RUN is done only for those who ask for what it holds."""
+    made = run.manifest()
+    asked = made.model_copy(
+        update={
+            "system_prompt": asking.system_prompt,
+            "chat_template_kwargs": asking.chat_template_kwargs,
+            "decoding": asking.decoding,
+            "top_k": asking.top_k,
+            **settings.model_dump(),
+            "problems": problems.identity(),
+        }
+    )
+    if different := made.differences(asked):
+        listed = "\n  ".join(("name a new RUN. The RUN's against yours:", *different))
+        raise RunError(f"{run} is complete and was made with other settings; {listed}")
+
+
+def check_top_k(manifest: RunManifest) -> None:
+    """Before the RUN is made: a setting that the server will refuse must not become its run.json."""
+    most = min(manifest.expert.max_logprobs, manifest.amateur.max_logprobs, manifest.expert.vocab_size)
+    if manifest.top_k > most:
+        raise ServiceError(f"--top-k: {manifest.top_k} is more than the server's pair answers for, {most}")

@@ -1,0 +1,177 @@
+"""Async HTTP to one or many servers of the same pair: waits for them, checks that they agree, streams trajectories.
+
+In: problems and how to answer them. Out: `Trajectory` and `Failure` values, as they complete, each once, with a
+bounded number in flight. What passes is borne (`client.servers.dispatch`); what does not is a ServiceError that names
+the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Self, TypeVar
+
+from client.errors import ServiceError, Stopped, Unreachable
+from client.protocol.requests import Failure, Problem, Trajectory
+from client.servers.connection import Asking, Connection, Pair
+from client.servers.dispatch import Dispatch
+from client.servers.window import Server, pair_differences
+
+__all__ = ["PATIENCE_SECONDS", "Asking", "SamplingClient"]
+
+Answer = TypeVar("Answer")
+PATIENCE_SECONDS = 1800.0
+"""How long servers may take to start, as those with large models do, and how long they may answer nothing."""
+READY_POLL_SECONDS = 1.0
+
+
+class SamplingClient:
+    """A connection to one server, or to several that serve the same pair.
+
+    async with SamplingClient(["http://gpu-1:8000", "http://gpu-2:8000"]) as client:
+        async for line in client.trajectories(problems):
+            ...
+
+    `patience`: seconds to wait for servers to become ready, and to go on without any answer. `tell` hears when a
+    server is lost and when it is back.
+    """
+
+    def __init__(
+        self,
+        servers: str | Sequence[str],
+        api_key: str | None = None,
+        patience: float = PATIENCE_SECONDS,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        urls = dict.fromkeys(url.rstrip("/") for url in ([servers] if isinstance(servers, str) else servers))
+        if not urls:
+            raise ServiceError("no server was named; give at least one URL")
+        self.stopping = False
+        self.asks_again = True
+        self._connections = [Connection(url, api_key) for url in urls]
+        self._patience, self._tell = patience, tell
+        self._pair: Pair | None = None
+        self._calls: list[Dispatch] = []
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self._connections))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for connection in self._connections:
+            await connection.aclose()
+
+    def status(self) -> list[str]:
+        """Each server's state in words, while trajectories are being asked for."""
+        return [str(server) for call in self._calls for server in call.servers]
+
+    def stop(self) -> None:
+        """Ask for nothing more: `trajectories` ends after what servers have sent, within two seconds."""
+        self.stopping = True
+        for call in self._calls:
+            call.stop()
+
+    async def wait_until_ready(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Return when every server is ready and all serve the same pair; `tell` hears what it waits for.
+
+        Raises ServiceError when a server is not there, has failed, serves another pair, or takes longer than
+        `patience`.
+        """
+        for connection in self._connections:
+            try:
+                await self._until_ready(connection, tell)
+            except Unreachable as error:
+                if len(self._connections) == 1:
+                    raise
+                raise ServiceError(f"{error} Without it the others can go on: leave its --server out") from error
+        pairs = [await self._patiently(connection.models) for connection in self._connections]
+        for connection, pair in zip(self._connections, pairs, strict=True):
+            if different := pair_differences(pairs[0], pair):
+                listed = "\n  ".join(("all must serve the same pair. The first's against the other's:", *different))
+                raise ServiceError(f"{self._connections[0]} and {connection} differ; {listed}")
+        self._pair = _least(pairs)
+
+    async def models(self) -> Pair:
+        """The expert's card and the amateur's; of several servers, with the least that any takes."""
+        if self._pair is None:
+            await self.wait_until_ready(self._tell)
+        assert self._pair is not None
+        return self._pair
+
+    async def tokenizer(self) -> bytes:
+        """The expert's tokenizer.json."""
+        return await self._patiently(self._connections[0].tokenizer)
+
+    async def versions(self) -> dict[str, str]:
+        """Versions of the (first) server and of what its numbers rest on."""
+        return await self._patiently(self._connections[0].versions)
+
+    async def trajectories(
+        self, problems: Iterable[Problem], asking: Asking | None = None
+    ) -> AsyncGenerator[Trajectory | Failure, None]:
+        """Every trajectory of `problems` once, as it completes; a `Failure` where one cannot be had.
+
+        Ends early after `stop`. Raises ServiceError, after everything that was answered, when every server refuses or
+        nothing is answered for as long as `patience`, LightReasonerError when the problems or `asking` cannot be put
+        to any. `asking` defaults to the published way.
+        """
+        asking = asking or Asking()
+        asking.check()
+        pair = await self.models()
+        servers = [Server(connection, pair) for connection in self._connections]
+        call = Dispatch(servers, problems, asking, self._patience, self._tell)
+        self._calls.append(call)
+        if self.stopping:
+            call.stop()
+        try:
+            async with aclosing(call.lines()) as lines:
+                async for line in lines:
+                    yield line
+        finally:
+            self._calls.remove(call)
+
+    async def _until_ready(self, connection: Connection, tell: Callable[[str], None]) -> None:
+        deadline, told = time.monotonic() + self._patience, ""
+
+        async def why_not() -> str | None:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(connection.why_not_ready(), max(deadline - time.monotonic(), 0.1))
+            return "it does not answer"
+
+        while reason := await why_not():
+            if self.stopping:
+                raise Stopped(f"stopped waiting for {connection}; nothing was asked of it yet")
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{connection} is still not ready after {self._patience:g} s: {reason}")
+            if reason != told:
+                told = reason
+                tell(reason if len(self._connections) == 1 else f"{connection}: {reason}")
+            await asyncio.sleep(READY_POLL_SECONDS)
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """What a server that is ready answers, asked again while it fails in passing."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return await ask()
+            except Unreachable as error:
+                pause = max(error.retry_after, READY_POLL_SECONDS)
+                if self.stopping or time.monotonic() + pause > deadline:
+                    raise
+            await asyncio.sleep(pause)
+
+
+def _least(pairs: Sequence[Pair]) -> Pair:
+    """The cards of a pair that several servers serve, with the smallest context and top k of any."""
+    expert, amateur = (
+        cards[0].model_copy(
+            update={name: min(getattr(card, name) for card in cards) for name in ("max_model_len", "max_logprobs")}
+        )
+        for cards in zip(*pairs, strict=True)
+    )
+    return expert, amateur

@@ -1,0 +1,316 @@
+"""HTTP to one server: whether it is ready, what it serves, the answer to one request, jobs.
+
+In: requests of the contract. Out: its answers as values. Every error is a ServiceError that names the server: an
+`Unreachable` where the same may succeed later, anything else where it cannot. Asks once; `client.servers.dispatch` asks
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from client.errors import Busy, LightReasonerError, ServiceError, Unreachable
+from client.protocol.requests import (
+    DEFAULT_TOP_K,
+    SYSTEM_PROMPT,
+    Decoding,
+    Failure,
+    Job,
+    JobRequest,
+    ModelCard,
+    ModelList,
+    Problem,
+    Trajectory,
+    TrajectoryRequest,
+    key_of_line,
+    parse_line,
+)
+
+VERSIONS = TypeAdapter(dict[str, str])
+Pair = tuple[ModelCard, ModelCard]
+"""The expert's card and the amateur's."""
+MOST_REQUESTS = 16
+"""Of trajectories, at one server at a time."""
+SUBMIT_ATTEMPTS, SUBMIT_PAUSE_SECONDS = 5, 1.0
+READ_TIMEOUT_SECONDS = 60.0
+"""Without a line or a heartbeat for this long, the server is taken for dead; heartbeats come every 10 s."""
+CONNECT_TIMEOUT_SECONDS = 10.0
+MOST_LINE_BYTES = 2**28
+"""A trajectory of 100,000 tokens with a top k of 128 takes less."""
+BEFORE_A_SERVER = (408, 429, 502, 504)
+"""What a proxy says of /ready while there is nothing behind it, or too much."""
+BAD_LINE = "bad_line"
+"""The type of failure that stands for a line which is not of the contract."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How problems are to be answered: everything of a request but the problems."""
+
+    decoding: Decoding = field(default_factory=Decoding)
+    top_k: int = DEFAULT_TOP_K
+    system_prompt: str | None = SYSTEM_PROMPT
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def request(self, problems: list[Problem]) -> bytes:
+        """The body of POST /v1/trajectories for some problems. Raises LightReasonerError where there can be none."""
+        try:
+            request = TrajectoryRequest(
+                **self.decoding.model_dump(),
+                problems=problems,
+                top_k=self.top_k,
+                system_prompt=self.system_prompt,
+                chat_template_kwargs=self.chat_template_kwargs,
+                encoding="base64",
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            said = first["msg"].removeprefix("Value error, ")
+            raise LightReasonerError(f"this cannot be asked: {where + ': ' if where else ''}{said}") from None
+        return request.model_dump_json().encode()
+
+    def check(self) -> None:
+        """Raises LightReasonerError where every request would be refused for it."""
+        self.request([Problem(id="any", question="Any?")])
+
+
+class LineTooLong(Exception):
+    """A line that would fill the memory."""
+
+
+class Connection:
+    """One server, by its URL. Opening it asks nothing."""
+
+    def __init__(self, server: str, api_key: str | None = None) -> None:
+        self.server = server.rstrip("/")
+        try:
+            address = urlsplit(self.server)
+            self._name = self.server.replace(f"{address.netloc.rpartition('@')[0]}@", "", 1)  # a password is not told
+            if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:
+                raise ValueError("expected http://host:port")
+            limits = httpx.Limits(max_connections=MOST_REQUESTS + 4)
+            timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS, pool=None)
+            self._http = httpx.AsyncClient(
+                base_url=self.server, headers=_authorization(api_key), timeout=timeout, limits=limits
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ServiceError(f"--server {server!r} is no URL: {error}") from None
+
+    def __str__(self) -> str:
+        return self._name
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def why_not_ready(self) -> str | None:
+        """What a server that is still starting waits for; None when it is ready.
+
+        Raises ServiceError when there is no server, or one that has failed.
+        """
+        response = await self._get("/ready")
+        if response.status_code == 200:
+            return None
+        starting = response.status_code == 503 and "retry-after" in response.headers
+        if not starting and response.status_code not in BEFORE_A_SERVER:
+            raise ServiceError(f"{self} cannot serve: {_detail(response)}")
+        return _detail(response)
+
+    async def models(self) -> Pair:
+        """The expert's card and the amateur's."""
+        content = (await self._ok("/v1/models")).content
+        try:
+            cards = {card.role: card for card in ModelList.model_validate_json(content).data}
+            return cards["expert"], cards["amateur"]
+        except (ValidationError, KeyError):
+            raise ServiceError(f"{self} is no lightreasoner-server: its /v1/models lists no such pair") from None
+
+    async def tokenizer(self) -> bytes:
+        """The expert's tokenizer.json."""
+        content = (await self._ok("/v1/tokenizer")).content
+        with contextlib.suppress(ValueError):
+            if isinstance(found := orjson.loads(content), dict) and "model" in found:
+                return content
+        raise ServiceError(f"{self} is no lightreasoner-server: its /v1/tokenizer is no tokenizer.json")
+
+    async def versions(self) -> dict[str, str]:
+        """Versions of the server and of what its numbers rest on."""
+        try:
+            return VERSIONS.validate_json((await self._ok("/version")).content)
+        except ValidationError:
+            raise ServiceError(f"{self} is no lightreasoner-server: its /version lists no versions") from None
+
+    async def answer(
+        self, problems: list[Problem], asking: Asking, vocab_size: int
+    ) -> AsyncGenerator[Trajectory | Failure, None]:
+        """Stream one request: every trajectory asked for comes once, or an error is raised after those that came.
+
+        A line that is not of the contract fails its trajectory alone, where it says which that is. `vocab_size`:
+        columns of the expert's head.
+        """
+        missing = {(problem.id, index) for problem in problems for index in range(asking.decoding.n)}
+        headers, body = {"content-type": "application/json"}, asking.request(problems)
+        try:
+            async with self._http.stream("POST", "/v1/trajectories", content=body, headers=headers) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise self._refusal(response, f"{self} refused the request")
+                async for text in _lines(response):
+                    if line := self._read(text, asking.top_k, vocab_size):
+                        key = line.problem_id, line.sample_index
+                        if key not in missing:
+                            raise ServiceError(f"{self} answered {key!r:.200}, which it was not asked, or twice")
+                        missing.remove(key)
+                        yield line
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        except LineTooLong as error:
+            raise ServiceError(f"{self} sent {error}") from None
+        if missing:
+            raise Unreachable(f"{self} ended its answer with {len(missing)} trajectories missing")
+
+    async def submit(self, request: JobRequest) -> Job:
+        """Post a job. Lost on the way, it is posted again under the same key, so that it is made once."""
+        body, headers = request.model_dump_json(exclude_none=True), {"idempotency-key": uuid.uuid4().hex}
+        for attempt in range(SUBMIT_ATTEMPTS):
+            try:
+                return self._job(await self._post("/v1/jobs", headers, body), 202)
+            except Unreachable:
+                if attempt == SUBMIT_ATTEMPTS - 1:
+                    raise
+            await asyncio.sleep(SUBMIT_PAUSE_SECONDS)
+        raise AssertionError
+
+    async def job(self, job_id: str) -> Job:
+        """How far a job is, or how it ended."""
+        return self._job(await self._get(f"/v1/jobs/{quote(job_id, safe='')}"), 200)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job."""
+        return self._job(await self._post(f"/v1/jobs/{quote(job_id, safe='')}/cancel", {}, ""), 200)
+
+    def _read(self, text: bytes, top_k: int, vocab_size: int) -> Trajectory | Failure | None:
+        """The value of a line, or the failure that it is. Raises ServiceError where it does not say of what."""
+        try:
+            line = parse_line(text, vocab_size)
+            if isinstance(line, Trajectory) and (k := line.top_ids.shape[1]) != top_k:
+                raise ValueError(f"its top k is {k}, and {top_k} was asked")
+            return line
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            fault = f"{self} sent a line that is not of this protocol: {error!r:.300}"
+            if (key := key_of_line(text)) is None:
+                raise ServiceError(fault) from error
+            return Failure(*key, BAD_LINE, fault)
+
+    def _refusal(self, response: httpx.Response, what: str) -> ServiceError:
+        """An answer that is none, as an error of the right kind."""
+        said = f"{what}: {_detail(response)}"
+        if response.status_code == 401:
+            said += " (--api-key or LIGHTREASONER_API_KEY gives one)"
+        if response.status_code == 429:
+            return Busy(said, _retry_after(response))
+        if response.status_code == 408 or response.status_code >= 500:
+            return Unreachable(said, _retry_after(response))
+        return ServiceError(said)
+
+    async def _ok(self, path: str) -> httpx.Response:
+        response = await self._get(path)
+        if response.status_code != 200:
+            raise self._refusal(response, f"{self}{path} answered {response.status_code}")
+        return response
+
+    def _job(self, response: httpx.Response, expected: int) -> Job:
+        if response.status_code == 503:
+            raise Unreachable(f"{self} cannot answer now: {_detail(response)}")
+        if response.status_code != expected:
+            raise ServiceError(f"{self} refused: {_detail(response)}")
+        try:
+            return Job.model_validate_json(response.content)
+        except ValidationError:
+            raise ServiceError(f"{self} sent no job of this protocol") from None
+
+    async def _get(self, path: str) -> httpx.Response:
+        try:
+            return await self._http.get(path)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    async def _post(self, path: str, headers: dict[str, str], body: str) -> httpx.Response:
+        try:
+            headers = {"content-type": "application/json", **headers}
+            return await self._http.post(path, headers=headers, content=body.encode())
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        reason = str(error) or type(error).__name__
+        return Unreachable(f"lost or cannot reach {self} ({reason}); is lightreasoner-server running there?")
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    """The header that carries an API key. Raises ServiceError, without the key, where no header can carry it."""
+    if not api_key:
+        return {}
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise ServiceError("--api-key: an API key has printable ASCII characters only")
+    return {"authorization": f"Bearer {api_key}"}
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """NDJSON's lines, which end at a newline and nowhere else: JSON may hold other line separators as they are.
+
+    What follows the last newline is a line too, unless the stream was cut in the middle of it.
+    """
+    pieces: list[bytes] = []  # of a line that is not whole yet; it may be large, and is joined once
+    size = 0
+    async for chunk in response.aiter_bytes():
+        first, *others = chunk.split(b"\n")
+        pieces.append(first)
+        if (size := size + len(first)) > MOST_LINE_BYTES:
+            raise LineTooLong(f"a line of more than {MOST_LINE_BYTES:,} bytes")
+        if others:
+            yield b"".join(pieces)
+            for line in others[:-1]:
+                yield line
+            pieces, size = [others[-1]], len(others[-1])
+    if (rest := b"".join(pieces)) and _is_json(rest):
+        yield rest
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds, from either form of Retry-After; 0 where there is none that can be read."""
+    value = response.headers.get("retry-after", "")
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _detail(response: httpx.Response) -> str:
+    """What an error response says, be it a problem document or not."""
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status_code}, which is no answer of lightreasoner-server"

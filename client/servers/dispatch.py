@@ -1,0 +1,266 @@
+"""Shares problems among servers until each of their trajectories has been had or has failed for good.
+
+In: problems, servers. Out: their lines, each key once, as they come. What a server had and did not answer is asked
+again, of whichever server has room, and so is what it does not get done while another has nothing to do. A server whose
+error asking again cannot mend is left out; without any other it ends the call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import islice
+
+from client.errors import Busy, ServiceError, Unreachable
+from client.protocol.requests import PASSING_ERRORS, Failure, Problem, Trajectory
+from client.servers.connection import Asking
+from client.servers.window import Server, roomiest
+
+TRAJECTORIES_A_REQUEST = 16
+"""Small, so that no request waits long for its slowest problem; large enough that HTTP costs nothing."""
+LINES_WAITING, BYTES_WAITING = 256, 2**26
+"""Answered and not yet taken by the reader; beyond either, servers wait for it."""
+BYTES_AN_ID = 12
+"""Of a top-k entry: the id and two log-probabilities."""
+ATTEMPTS = 4
+"""At a trajectory whose error line says that asking again may help."""
+STOPPING = "server_stopping"
+STOP_SECONDS = 2.0
+"""How long `stop` waits for lines that are on their way."""
+OVERDUE_SECONDS, OVERDUE_FACTOR = 5.0, 3.0
+"""A request that takes longer than both this and so many times the usual is put to a server with nothing else to do."""
+LOOK_SECONDS = 1.0
+"""How often overdue requests are looked for while no line comes."""
+END_SECONDS = 1.0
+"""How long requests whose lines have all come may take to end."""
+
+
+@dataclass
+class Pending:
+    """A problem, and the sample indices of it that are still to come."""
+
+    problem: Problem
+    missing: set[int]
+    failed: int = 0  # answers in which an error that may pass came for it
+    asked: int = 0  # requests on their way that ask for it
+
+
+@dataclass(eq=False)
+class Request:
+    """Problems that one server has been asked for together."""
+
+    server: Server
+    batch: list[Pending]
+    since: float
+    again: bool = False  # put to another server too
+
+    @property
+    def missing(self) -> bool:
+        return any(pending.missing for pending in self.batch)
+
+
+class Backlog:
+    """What is to be asked, in the problems' order; what came back goes first."""
+
+    def __init__(self, problems: Iterable[Problem], n: int) -> None:
+        self._fresh, self._n = iter(problems), n
+        self._again: deque[Pending] = deque()
+
+    def __bool__(self) -> bool:
+        if not self._again and (problem := next(self._fresh, None)):
+            self._again.append(self._pending(problem))
+        return bool(self._again)
+
+    def take(self) -> list[Pending]:
+        """The problems of the next request."""
+        size = max(1, TRAJECTORIES_A_REQUEST // self._n)
+        batch = [self._again.popleft() for _ in range(min(size, len(self._again)))]
+        return batch + [self._pending(problem) for problem in islice(self._fresh, size - len(batch))]
+
+    def give_back(self, batch: Iterable[Pending]) -> None:
+        self._again.extend(pending for pending in batch if pending.missing and not pending.asked)
+
+    def _pending(self, problem: Problem) -> Pending:
+        return Pending(problem, set(range(self._n)))
+
+
+class Dispatch:
+    """One call of `trajectories`. `patience`: seconds that may pass without any line."""
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        problems: Iterable[Problem],
+        asking: Asking,
+        patience: float,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.servers, self._asking = list(servers), asking
+        self._patience, self._tell = patience, tell
+        self._backlog = Backlog(problems, asking.decoding.n)
+        self._lines: asyncio.Queue[Trajectory | Failure | None] = asyncio.Queue()  # None: look what has changed
+        size = BYTES_AN_ID * asking.decoding.max_tokens * asking.top_k
+        self._room = asyncio.Semaphore(min(LINES_WAITING, max(1, BYTES_WAITING // size)))
+        self._open: set[Request] = set()
+        self._usual = 0.0  # seconds a request takes, of late
+        self._requests: set[asyncio.Task[None]] = set()
+        self._recoveries: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Ask for nothing more: `lines` ends after what servers have sent, within `STOP_SECONDS`."""
+        self._stopping = True
+        self._lines.put_nowait(None)
+        for request in self._requests:
+            asyncio.get_running_loop().call_later(STOP_SECONDS, request.cancel)
+
+    async def lines(self) -> AsyncGenerator[Trajectory | Failure, None]:
+        """Every line as it comes. Raises ServiceError, after all that was answered, when there is no going on."""
+        heard = time.monotonic()
+        try:
+            while self._ask_more():
+                try:
+                    line = await asyncio.wait_for(self._next_line(), min(LOOK_SECONDS, self._patience))
+                except TimeoutError:
+                    if time.monotonic() - heard >= self._patience:
+                        raise self._out_of_patience() from None
+                    continue
+                if line is not None:
+                    yield line
+                    heard = time.monotonic()
+            if self._requests and not self._stopping:
+                await asyncio.wait(self._requests, timeout=END_SECONDS)
+        finally:
+            tasks = [*self._requests, *self._recoveries]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._error and not self._stopping:
+            raise self._error
+
+    def _ask_more(self) -> bool:
+        """Fill the servers' rooms; whether anything is still to come."""
+        if self._error or self._stopping:
+            return bool(self._requests) or not self._lines.empty()
+        while (server := roomiest(self.servers)) and (batch := self._backlog.take() or self._overdue(server)):
+            request = Request(server, batch, time.monotonic())
+            server.in_flight += 1
+            self._open.add(request)
+            for pending in batch:
+                pending.asked += 1
+            self._start(self._requests, self._ask(request, server.epoch))
+        return any(request.missing for request in self._open) or bool(self._backlog) or not self._lines.empty()
+
+    def _overdue(self, server: Server) -> list[Pending]:
+        """What another server has had for too long, to be asked of this one as well; the longest first."""
+        if not self._usual:
+            return []  # nobody knows yet what is long
+        now = time.monotonic()
+        limit = max(OVERDUE_SECONDS, OVERDUE_FACTOR * self._usual)
+        for request in sorted(self._open, key=lambda request: request.since):
+            if request.server is not server and not request.again and now - request.since > limit and request.missing:
+                request.again = True
+                return [pending for pending in request.batch if pending.missing]
+        return []
+
+    def _start(self, tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()):
+                self._error = self._error or error
+            self._lines.put_nowait(None)
+
+        task = asyncio.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(ended)
+
+    async def _next_line(self) -> Trajectory | Failure | None:
+        """The next line, or None where something has changed and none has come."""
+        while (line := await self._lines.get()) is None:
+            if not self._ask_more():
+                return None
+        self._room.release()
+        return line
+
+    async def _ask(self, request: Request, epoch: int) -> None:
+        """Put one request to its server; what it leaves unanswered goes back."""
+        server, pending = request.server, {one.problem.id: one for one in request.batch}
+        trouble: Failure | None = None
+        failed: set[str] = set()
+        problems = [one.problem for one in request.batch]
+        try:
+            async with aclosing(server.connection.answer(problems, self._asking, server.vocab_size)) as answer:
+                async for line in answer:
+                    one = pending[line.problem_id]
+                    if line.sample_index not in one.missing:
+                        continue  # had already, for a request cannot name samples, and two may ask for the same
+                    if isinstance(line, Failure) and _may_pass(line, one):
+                        trouble = line
+                        failed |= {line.problem_id} if line.type != STOPPING else set()
+                        continue
+                    await self._room.acquire()
+                    if line.sample_index not in one.missing:
+                        self._room.release()
+                        continue
+                    one.missing.discard(line.sample_index)
+                    server.line_came()
+                    self._lines.put_nowait(line)
+                    if self._stopping:
+                        return
+            if trouble:
+                raise Unreachable(f"{server.connection} answered {trouble.type}: {trouble.detail}")
+            server.request_ended_well()
+            took = time.monotonic() - request.since
+            self._usual = 0.8 * self._usual + 0.2 * took if self._usual else took
+        except Unreachable as error:
+            if server.request_failed(error, epoch):
+                if not isinstance(error, Busy):
+                    self._tell(f"{error}; trying again")
+                self._start(self._recoveries, self._recover(server))
+        except ServiceError as error:
+            self._leave_out(server, error)
+        finally:
+            server.in_flight -= 1
+            self._open.discard(request)
+            for problem_id in failed:
+                pending[problem_id].failed += 1
+            for one in request.batch:
+                one.asked -= 1
+            self._backlog.give_back(request.batch)
+
+    def _leave_out(self, server: Server, error: ServiceError) -> None:
+        """Ask nothing more of a server that cannot be helped, as long as there is another. Raises the error else."""
+        if server not in self.servers:
+            return
+        if len(self.servers) == 1:
+            raise error
+        self.servers.remove(server)
+        self._tell(f"{error}; it is left out")
+
+    async def _recover(self, server: Server) -> None:
+        """Wait until a server may be asked again; one that never may is left out, if others are there."""
+        failed = server.trouble
+        try:
+            await server.recover()
+        except ServiceError as error:
+            self._leave_out(server, error)
+        else:
+            if not isinstance(failed, Busy):
+                self._tell(f"{server.connection} is back")
+
+    def _out_of_patience(self) -> ServiceError:
+        reasons = "; ".join(str(server.trouble or f"{server.connection} is silent") for server in self.servers)
+        return ServiceError(
+            f"gave up, for nothing was answered for {self._patience:g} s ({reasons}). What was answered is kept: "
+            "the same command goes on from there"
+        )
+
+
+def _may_pass(failure: Failure, pending: Pending) -> bool:
+    """Whether to ask again; a server that stops says nothing of the problem, however often."""
+    return failure.type == STOPPING or (failure.type in PASSING_ERRORS and pending.failed < ATTEMPTS - 1)

@@ -1,0 +1,147 @@
+"""One vLLM engine, in processes of its own: how it starts, runs a request, is found to hang, and stops.
+
+In: engine arguments, as `server.settings` makes them. Out: vLLM's answers as they are. Knows nothing of pairs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.utils.system_utils import kill_process_tree
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from client.errors import LightReasonerError
+from server import metrics
+from server.engines.preflight import ModelFacts
+from server.engines.signals import STOP, held
+from server.logs import log
+from server.settings import Role, SettingsError, cpu_threads
+
+SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+"""An engine's processes must not inherit this one's threads and locks."""
+LOOKS = 20
+"""At an engine's steps, in the time after which it is taken to hang."""
+
+
+class EngineStartError(LightReasonerError):
+    """An engine that did not start: names the role; vLLM's own log, before it, has the details."""
+
+
+class Steps(StatLoggerBase):
+    """Counts an engine's steps: vLLM records each."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def record(self, *_: Any, **__: Any) -> None:
+        self.taken += 1
+
+    def log_engine_initialized(self) -> None: ...
+
+
+class Engine:
+    """A running engine."""
+
+    def __init__(self, role: Role, facts: ModelFacts, arguments: dict[str, Any], cores: str | None) -> None:
+        """Start it; blocks until it has loaded. `cores`: on a CPU, what its threads are bound to.
+
+        Raises EngineStartError, or SettingsError where an argument is none of vLLM's.
+        """
+        for name in arguments:
+            if name not in AsyncEngineArgs.__dataclass_fields__:
+                raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
+        self.role, self.facts = role, facts
+        self._steps, self._hung = Steps(), ""
+        before = set(multiprocessing.active_children())
+        try:
+            with held(), _environment(SPAWN | (cpu_threads(cores) if cores else {})):  # read as its process starts
+                self.llm = AsyncLLM.from_engine_args(
+                    AsyncEngineArgs(**arguments), stat_loggers=[lambda _config, _index: self._steps]
+                )
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else repr(error)
+            raise EngineStartError(f"the {role}'s engine did not start ({arguments['model']}): {reason}") from error
+        finally:
+            metrics.ENGINES.adopt(role)
+        self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - before
+
+    @property
+    def max_model_len(self) -> int:
+        return self.llm.model_config.max_model_len
+
+    @property
+    def max_logprobs(self) -> int:
+        """The most ids a step that this engine answers for; vLLM's -1 means all."""
+        allowed = self.llm.model_config.max_logprobs
+        return self.facts.vocab_size if allowed == -1 else allowed
+
+    @property
+    def slots(self) -> int:
+        """Requests that run at one time."""
+        return self.llm.vllm_config.scheduler_config.max_num_seqs
+
+    @property
+    def death(self) -> str | None:
+        """Why it no longer works, or None while it does."""
+        return (self._hung or str(self.llm.dead_error)) if self.llm.errored else None
+
+    async def run(self, prompt_token_ids: list[int], params: SamplingParams, priority: int) -> RequestOutput:
+        """Run one request to its end. Cancelling the call aborts the request in the engine."""
+        final, request_id, began = None, uuid.uuid4().hex, time.perf_counter()
+        async for output in self.llm.generate(tokens_input(prompt_token_ids), params, request_id, priority=priority):
+            final = output
+        assert final is not None and final.finished
+        metrics.ENGINE_SECONDS.labels(self.role).observe(time.perf_counter() - began)
+        return final
+
+    async def watch(self, seconds: float) -> None:
+        """Kill it when it has requests and takes no step for so long: dead, it is reported, and its work given up.
+
+        Counts only time in which this process could look: a machine that slept has not hung.
+        """
+        seen, idle = -1, 0.0
+        while self.llm.log_stats and not self.llm.errored:
+            await asyncio.sleep(seconds / LOOKS)
+            if self._steps.taken != seen or not self.llm.output_processor.has_unfinished_requests():
+                seen, idle = self._steps.taken, 0.0
+                continue
+            idle += seconds / LOOKS
+            if idle >= seconds:
+                self._hung = f"it took no step for {seconds:g} s, though it had requests, and was killed"
+                log.error("the %s's engine: %s", self.role, self._hung)
+                for process in self._processes:
+                    if process.pid:
+                        kill_process_tree(process.pid)
+                return
+
+    def stop(self) -> None:
+        """End it and its processes; blocks, for some seconds at most."""
+        for process in self._processes:
+            if process.pid and process.is_alive():
+                os.kill(process.pid, STOP)
+        self.llm.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -1,0 +1,360 @@
+"""The expert-amateur pair over two vLLM engines: a problem goes in, a trajectory scored by both comes out.
+
+Each engine runs in processes of its own. The amateur scores a trajectory as soon as the expert has finished
+it, while the expert goes on with others, so the two overlap. Nothing here knows of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import inspect
+import json
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from vllm import SamplingParams
+from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+from client.protocol.requests import Answering, Decoding, FinishReason, ModelCard, Problem, Trajectory
+from server import metrics
+from server.engines.engine import Engine, EngineStartError
+from server.engines.preflight import ModelFacts, PairFacts
+from server.engines.scoring import scoring_params, scoring_passes
+from server.settings import Role, ServerSettings, cpu_cores, engine_arguments
+
+CPU_WORKER = "server.engines.worker.ScoringWorker"
+WARM_UP_PROMPT, WARM_UP_TOKENS = 24, 8
+CHARACTERS_A_TOKEN = 16
+"""More than any text has on average."""
+TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
+"""What transformers takes for itself; everything else is the template's."""
+INTERACTIVE, JOB = 0, 1
+"""Priorities: a request goes ahead of job work wherever it must wait."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How the problems of one request, or of one job, are to be answered."""
+
+    decoding: Decoding
+    top_k: int
+    system_prompt: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    priority: int = INTERACTIVE
+    rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One of its prompts is rendered at a time, so that nobody waits for all of another's."""
+
+
+class TrajectoryError(Exception):
+    """Why one trajectory cannot be had; `type` is the error type of its line."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.type, self.detail = kind, detail
+
+
+class Pair:
+    """The two engines, started one after the other, and what they do together."""
+
+    def __init__(self, expert: Engine, amateur: Engine, facts: PairFacts, native: bool) -> None:
+        self.expert, self.amateur, self.facts = expert, amateur, facts
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(expert.facts.folder)
+        self._end_tokens = _end_tokens(expert, self._tokenizer)
+        self._native = native  # does vLLM itself score the expert's ids, or our worker?
+        self._started_at = int(time.time())
+        self._renderer = ThreadPoolExecutor(1, "renderer")  # one: a tokenizer may not be used by two threads at once
+
+    @classmethod
+    def start(cls, settings: ServerSettings, facts: PairFacts, stopping: threading.Event) -> Pair:
+        """Start both engines; blocks until both have loaded, or gives up between them when `stopping` is set.
+
+        Raises EngineStartError or SettingsError.
+        """
+        on_cpu = current_platform.is_cpu()
+        bind = on_cpu and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
+        weights: dict[Role, int] = {"expert": facts.expert.weight_bytes, "amateur": facts.amateur.weight_bytes}
+        cores = cpu_cores(sorted(os.sched_getaffinity(0)))
+        engines: dict[Role, Engine] = {}
+        roles: tuple[tuple[Role, ModelFacts], ...] = (("expert", facts.expert), ("amateur", facts.amateur))
+        try:
+            for role, model in roles:
+                if stopping.is_set():
+                    raise EngineStartError("told to stop before both engines had started")
+                arguments = engine_arguments(settings, role, weights, on_cpu) | {"model": str(model.folder)}
+                if on_cpu and role == "amateur":
+                    arguments["worker_cls"] = CPU_WORKER
+                # vLLM's CPU build gives an engine's worker a process of its own in order to bind its threads. They are
+                # bound here, so one process does: it starts sooner, and no step waits for another process.
+                if bind and arguments.get("tensor_parallel_size", 1) == 1:
+                    arguments.setdefault("distributed_executor_backend", UniProcExecutor)
+                engines[role] = Engine(role, model, arguments, cores[role] if bind else None)
+            if not on_cpu and not engines["amateur"].llm.vllm_config.use_v2_model_runner:
+                raise EngineStartError(
+                    "on a GPU the amateur needs vLLM's V2 model runner, and vLLM chose V1: unset"
+                    " VLLM_USE_V2_MODEL_RUNNER, or remove the engine argument under 'amateur:' that V2 does not support"
+                )
+        except BaseException:
+            for engine in engines.values():
+                engine.stop()
+            raise
+        return cls(engines["expert"], engines["amateur"], facts, native=not on_cpu)
+
+    @property
+    def max_top_k(self) -> int:
+        """The largest top_k that both engines answer for; never more than the expert's head has columns."""
+        return min(self.expert.max_logprobs, self.amateur.max_logprobs, self.expert.facts.vocab_size)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Characters. A longer one cannot fit, so its tokens are not even counted: that would keep others waiting."""
+        return CHARACTERS_A_TOKEN * self.expert.max_model_len
+
+    def objection(self, asked: Answering) -> tuple[str, str] | None:
+        """A field that the schema allows and this pair does not, and why; None where there is none."""
+        if asked.top_k > self.max_top_k:
+            return "top_k", f"{asked.top_k} is more than this pair answers for, {self.max_top_k}"
+        if len(asked.system_prompt or "") > self.longest_prompt:
+            return "system_prompt", f"{len(asked.system_prompt or '')} characters; {self._too_long}"
+        for name in asked.chat_template_kwargs.keys() & TEMPLATE_ARGUMENTS:
+            return f"chat_template_kwargs.{name}", "not a template's own variable; the service sets it itself"
+        return None
+
+    def dead(self) -> dict[Role, str]:
+        """The engines that have died, each with what vLLM says of it."""
+        return {engine.role: reason for engine in (self.expert, self.amateur) if (reason := engine.death)}
+
+    def failure(self) -> str | None:
+        """Why the pair no longer works, or None while it does."""
+        said = [f"the {role}'s engine died: {reason}" for role, reason in self.dead().items()]
+        return "; ".join(said) or None
+
+    async def watch(self, seconds: float) -> None:
+        """Kill an engine that hangs for so long; runs until it is cancelled, or both are dead."""
+        await asyncio.gather(self.expert.watch(seconds), self.amateur.watch(seconds))
+
+    async def warm_up(self) -> None:
+        """Run a few trajectories through both engines, so that first-use compilation is done."""
+        known = np.flatnonzero(self.facts.known)[:WARM_UP_PROMPT].tolist()
+        room = min(self.expert.max_model_len, self.amateur.max_model_len) - WARM_UP_TOKENS - 1
+        if room < 1:
+            raise EngineStartError(f"a max_model_len below {WARM_UP_TOKENS + 2} leaves no room for a trajectory")
+        known = known[:room]
+        problems = [Problem(id=str(size), prompt_token_ids=known[:size]) for size in range(len(known), 0, -6)]
+        terms = Terms(Decoding(max_tokens=WARM_UP_TOKENS), top_k=1)
+        await asyncio.gather(*(self._trajectory(problem, 0, terms) for problem in problems))
+
+    async def trajectory(self, problem: Problem, sample_index: int, terms: Terms) -> Trajectory:
+        """The expert's trajectory of a problem, or the completion it gives, scored by both models.
+
+        Both engines start what has a smaller `priority` first, and what came first among equals.
+        Raises TrajectoryError where this problem cannot be had; others are not disturbed.
+        """
+        try:
+            trajectory = await self._trajectory(problem, sample_index, terms)
+        except TrajectoryError as error:
+            metrics.count_failure(error.type)
+            raise
+        except asyncio.CancelledError:
+            metrics.TRAJECTORIES.labels("cancelled").inc()
+            raise
+        except Exception:
+            metrics.count_failure("internal_error")
+            raise
+        metrics.count_trajectory(trajectory, self.expert.facts.vocab_size)
+        return trajectory
+
+    async def _trajectory(self, problem: Problem, sample_index: int, terms: Terms) -> Trajectory:
+        async with terms.rendering:
+            rendered = asyncio.get_running_loop().run_in_executor(self._renderer, self._prompt, problem, terms)
+            prompt = await rendered
+        self._check_context(len(prompt), len(problem.token_ids) if problem.token_ids else terms.decoding.max_tokens)
+        self._check_ids(prompt, problem.token_ids or [])
+        try:
+            if problem.token_ids:
+                answer = await self._score_completion(prompt, problem.token_ids, terms)
+            else:
+                seed = _request_seed(terms.decoding.seed, problem.id, sample_index)
+                answer = await self._generate(prompt, seed, terms)
+            token_ids, top_ids, expert_logprobs, finish_reason = answer
+            prompt_array = np.array(prompt, np.int32)
+            amateur_logprobs = await self._score_by_amateur(prompt_array, token_ids, top_ids, terms.priority)
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise TrajectoryError("engine_error", self.failure() or str(error) or repr(error)) from error
+        return Trajectory(
+            problem.id, sample_index, prompt_array, token_ids, top_ids, expert_logprobs, amateur_logprobs, finish_reason
+        )
+
+    def card(self, engine: Engine) -> ModelCard:
+        """What GET /v1/models says of one of the two."""
+        return ModelCard(
+            id=str(engine.facts.folder),
+            created=self._started_at,
+            role=engine.role,
+            vocab_size=engine.facts.vocab_size,
+            max_model_len=engine.max_model_len,
+            max_logprobs=engine.max_logprobs,
+            dtype=str(engine.llm.model_config.dtype).removeprefix("torch."),
+            model_fingerprint=engine.facts.model_fingerprint,
+            tokenizer_fingerprint=engine.facts.tokenizer_fingerprint,
+            chat_template_digest=engine.facts.chat_template_digest,
+            unknown_tokens=self.facts.differences if engine.role == "amateur" else [],
+        )
+
+    def shutdown(self) -> None:
+        """Stop both engines and their processes, side by side: each waits some seconds for its own."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Engine.stop, (self.expert, self.amateur)))
+
+    def _prompt(self, problem: Problem, terms: Terms) -> list[int]:
+        if problem.prompt_token_ids is not None:
+            return problem.prompt_token_ids
+        if self.facts.expert.chat_template_digest is None:
+            raise TrajectoryError(
+                "no_chat_template",
+                "the expert has no chat template, so a question cannot be rendered: send prompt_token_ids,"
+                " or add chat_template.jinja to its folder",
+            )
+        question = problem.question or ""
+        if (length := len(question) + len(terms.system_prompt or "")) > self.longest_prompt:
+            raise TrajectoryError(
+                "context_length_exceeded", f"question and system prompt have {length} characters; {self._too_long}"
+            )
+        messages = [{"role": "system", "content": terms.system_prompt}] if terms.system_prompt else []
+        messages.append({"role": "user", "content": question})
+        try:
+            prompt = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **terms.chat_template_kwargs
+            )
+        except Exception as error:  # a template may raise anything; it is the user's data that it disliked
+            raise TrajectoryError("chat_template", f"the chat template refused the question: {error}") from error
+        if not prompt:
+            raise TrajectoryError("chat_template", "the chat template rendered the question to nothing")
+        return prompt
+
+    def _check_ids(self, *groups: list[int]) -> None:
+        size = self.facts.expert.vocab_size
+        for index in (index for group in groups for index in group if index >= size):
+            raise TrajectoryError("unknown_token", f"token id {index} is beyond the expert's vocabulary of {size}")
+
+    def _check_context(self, prompt: int, completion: int) -> None:
+        for engine in (self.expert, self.amateur):
+            if prompt + completion + 1 > engine.max_model_len:
+                raise TrajectoryError(
+                    "context_length_exceeded",
+                    f"{prompt} prompt tokens + {completion} completion tokens + 1 exceed the {engine.role}'s context"
+                    f" of {engine.max_model_len}; shorten the question or lower max_tokens",
+                )
+
+    @property
+    def _too_long(self) -> str:
+        context = self.expert.max_model_len
+        return f"more than {self.longest_prompt} are taken to exceed the expert's context of {context}"
+
+    async def _generate(self, prompt: list[int], seed: int | None, terms: Terms) -> Answer:
+        decoding, top_k = terms.decoding, terms.top_k
+        params = SamplingParams(
+            max_tokens=decoding.max_tokens,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            seed=seed,
+            logprobs=top_k,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        completion = (await self.expert.run(prompt, params, terms.priority)).outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            raise TrajectoryError("engine_error", f"vLLM ended the request with {completion.finish_reason!r}")
+        finish_reason: FinishReason = "stop" if completion.finish_reason == "stop" else "length"
+        top_ids, logprobs = _top_k(completion.logprobs, top_k)
+        return np.array(completion.token_ids, np.int32), top_ids, logprobs, finish_reason
+
+    async def _score_completion(self, prompt: list[int], completion: list[int], terms: Terms) -> Answer:
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=terms.top_k,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            ignore_eos=True,
+        )
+        rows = await _twice(
+            functools.partial(self.expert.run, prompt + completion, params, terms.priority),
+            lambda output: output.prompt_logprobs,
+        )
+        top_ids, logprobs = _top_k(rows, terms.top_k, first_row=len(prompt))
+        finish_reason: FinishReason = "stop" if completion[-1] in self._end_tokens else "length"
+        return np.array(completion, np.int32), top_ids, logprobs, finish_reason
+
+    async def _score_by_amateur(
+        self,
+        prompt: npt.NDArray[np.int32],
+        completion: npt.NDArray[np.int32],
+        top_ids: npt.NDArray[np.int32],
+        priority: int,
+    ) -> npt.NDArray[np.float32]:
+        scores = np.full(top_ids.shape, -np.inf, np.float32)
+        try:
+            passes = list(scoring_passes(prompt, completion, top_ids, self.facts.known))
+        except ValueError as error:
+            raise TrajectoryError("unknown_prompt", str(error)) from error
+        for scoring in passes:
+            params = scoring_params(scoring, self._native)
+            rows = await _twice(
+                functools.partial(self.amateur.run, scoring.prompt_token_ids, params, priority),
+                lambda output: output.prompt_token_id_logprobs,
+            )
+            belongs = scoring.steps >= 0
+            scores[scoring.steps[belongs]] = rows[belongs]
+        return scores
+
+
+Answer = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32], Literal["stop", "length"]]
+"""token_ids [T], top_ids [T, k], expert_logprobs [T, k], finish_reason."""
+
+
+async def _twice(run: Callable[[], Awaitable[RequestOutput]], scores: Callable[[RequestOutput], Any]) -> Any:
+    """The scores of a request, asked again once: vLLM may drop those of a request that it preempted."""
+    for _ in range(2):
+        if (found := scores(await run())) is not None:
+            return found
+    raise TrajectoryError("no_scores", "vLLM returned no scores, twice; try again")
+
+
+def _top_k(flat: Any, k: int, first_row: int = 0) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Entries 1..k of each row of vLLM's flat log-probabilities; entry 0 is the token that was taken."""
+    starts = np.array(flat.start_indices[first_row:], np.int64)
+    entries = starts[:, None] + np.arange(1, k + 1)
+    if len(starts) and (np.array(flat.end_indices[first_row:]) - starts != k + 1).any():
+        raise TrajectoryError("engine_error", f"vLLM returned rows that do not hold {k} + 1 log-probabilities")
+    return np.array(flat.token_ids, np.int32)[entries], np.array(flat.logprobs, np.float32)[entries]
+
+
+def _request_seed(seed: int | None, problem_id: str, sample_index: int) -> int | None:
+    """A seed of its own for each trajectory, whatever else is in the request."""
+    if seed is None:
+        return None
+    digest = hashlib.sha256(json.dumps([seed, problem_id, sample_index]).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _end_tokens(engine: Engine, tokenizer: Any) -> set[int]:
+    """The ids at which the expert's engine stops: the tokenizer's end token and the generation config's."""
+    configured = engine.llm.model_config.try_get_generation_config().get("eos_token_id")
+    listed = configured if isinstance(configured, list) else [configured]
+    return {index for index in (*listed, tokenizer.eos_token_id) if index is not None}

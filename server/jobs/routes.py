@@ -1,0 +1,128 @@
+"""Jobs over HTTP: takes, tells of and cancels them. What it answers stands in the bucket, so any replica may be asked.
+
+The routes block on the bucket and therefore run in threads. Without a bucket they answer 501.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from client.protocol.requests import Job, JobList, JobRequest
+from client.storage.bucket import BucketError
+from server.jobs.runner import JobRunner
+from server.jobs.store import KeyReused, TooManyJobs
+from server.problem_details import documented, invalid
+
+RETRY_SECONDS = 30
+"""When a client that met too many open jobs may ask again."""
+MOST_LISTED = 100
+
+
+def jobs_of(request: Request) -> Iterator[JobRunner]:
+    """The server's jobs; answers 501 where it has no bucket, and 503 where the bucket fails the route."""
+    jobs: JobRunner | None = request.app.state.service.jobs
+    if jobs is None:
+        raise HTTPException(501, "this server has no bucket, so it takes no jobs: start it with --bucket URL")
+    try:
+        yield jobs
+    except ValidationError as error:
+        said = f"{request.url.path}: an object of this job in the bucket is damaged: {error.title}"
+        raise HTTPException(500, f"{said}; remove the job's folder under jobs/") from error
+    except BucketError as error:
+        raise HTTPException(503, f"the bucket fails: {error}", headers={"Retry-After": "5"}) from error
+
+
+Jobs = Annotated[JobRunner, Depends(jobs_of)]
+job_routes = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+@job_routes.post(
+    "",
+    status_code=202,
+    responses=documented(400, 422, 429, 501, 503),
+)
+def create_job(
+    body: JobRequest,
+    request: Request,
+    response: Response,
+    jobs: Jobs,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, description="The same key returns the job it first made.")
+    ] = None,
+) -> Job:
+    """Take a job: a problem set that is sampled into a RUN of the server's bucket, whoever goes away meanwhile."""
+    limits = jobs.settings.limits
+    if objection := request.app.state.service.ready_pair().objection(body):
+        raise invalid(*objection)
+    if (count := len(body.problems or []) * body.n) > limits.job_trajectories:
+        raise invalid("problems", f"{count} trajectories; a job of this server has at most {limits.job_trajectories}")
+    names = {"run": _checked("run", jobs.store.places.run, body.run)}
+    if body.problems_url is not None:
+        names["problems_url"] = _checked("problems_url", jobs.store.places.name, body.problems_url)
+    try:
+        job_id = jobs.store.post(body.model_copy(update=names), idempotency_key, limits.open_jobs)
+    except TooManyJobs:
+        raise HTTPException(
+            429,
+            f"{limits.open_jobs} jobs are open, as many as this service takes; ask again when some have ended",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        ) from None
+    except KeyReused as first:
+        raise invalid("Idempotency-Key", f"made job {first} from another request; take a new key", "header") from None
+    jobs.kick()
+    response.headers["Location"] = f"/v1/jobs/{job_id}"
+    return _told(jobs, job_id)
+
+
+@job_routes.get("", responses=documented(422, 501, 503))
+def list_jobs(
+    jobs: Jobs,
+    limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
+    after: Annotated[
+        str | None,
+        Query(pattern=r"^job-\d{13}-[0-9a-f]{8}$", description="Jobs older than this one: the last page's last_id."),
+    ] = None,
+) -> JobList:
+    """The jobs of the bucket, newest first."""
+    page, more = jobs.store.page(limit, after)
+    ends = (page[0].id, page[-1].id) if page else (None, None)
+    return JobList(data=page, first_id=ends[0], last_id=ends[1], has_more=more)
+
+
+@job_routes.get("/{job_id}", responses=documented(404, 422, 501, 503))
+def get_job(job_id: str, jobs: Jobs) -> Job:
+    """How far a job is, or how it ended."""
+    return _told(jobs, job_id)
+
+
+@job_routes.post("/{job_id}/cancel", responses=documented(404, 409, 422, 501, 503))
+def cancel_job(job_id: str, jobs: Jobs) -> Job:
+    """Cancel a job. What its RUN holds by then stays there."""
+    job = jobs.store.cancel(job_id)
+    if job is None:
+        raise _missing(job_id)
+    if job.status in ("completed", "failed"):
+        raise HTTPException(409, f"{job_id} has {job.status} already; there is nothing to cancel")
+    return job
+
+
+def _told(jobs: JobRunner, job_id: str) -> Job:
+    if (job := jobs.store.job(job_id)) is None:
+        raise _missing(job_id)
+    return job
+
+
+def _checked(field: str, check: Callable[[str], str], given: str) -> str:
+    try:
+        return check(given)
+    except ValueError as error:
+        raise invalid(field, str(error)) from None
+
+
+def _missing(job_id: str) -> HTTPException:
+    return HTTPException(404, f"there is no job {job_id!r} in this server's bucket")

@@ -1,0 +1,376 @@
+"""Works on the bucket's jobs: one at a time, oldest first, with the pair itself where the client would use HTTP.
+
+In: jobs that any replica accepted. Out: their RUNs, as `client.sampling.sampler` writes them, and their ends. The event
+loop never waits for the bucket. What is told to stop, or finds its engines dead, hands its job back for another server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from client.errors import ProblemSetError, RunError, ServiceError, Stopped
+from client.problems.problem_set import ProblemSet
+from client.protocol.requests import (
+    ContrastSettings,
+    Decoding,
+    Failure,
+    JobError,
+    ModelCard,
+    Problem,
+    RequestCounts,
+    Trajectory,
+)
+from client.runs.run import Run
+from client.sampling.sampler import Counts, sample
+from client.servers.client import Asking
+from client.storage.bucket import BucketError
+from server import logs, metrics
+from server.engines.pair import JOB, Pair, Terms, TrajectoryError
+from server.jobs.leases import Claim, Claimant, Verdict
+from server.jobs.paths import OutsideBucket
+from server.jobs.store import JobRecord, JobStore
+from server.logs import log
+from server.settings import ServerSettings
+
+POLL_SECONDS = 1.0
+"""Between two looks for work, and as much again for every thousand jobs that a look has to list."""
+COUNT_SECONDS = 15.0
+"""Between two counts of the open jobs."""
+BEATS_A_LEASE = 6
+ATTEMPTS = 8
+"""At a job, one after the other, that bring nothing; then what passes is taken to stay, and the job fails."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
+"""After an attempt that brought nothing; doubled each time."""
+HAND_BACK_SECONDS = 5.0
+"""For a job that is still at work after the grace period."""
+SHARE_OF_SLOTS = 0.75
+"""Of the engines' slots that job work may fill, so that a request soon finds one free."""
+ERROR_TYPES: dict[type[Exception], str] = {
+    ProblemSetError: "problem_set_error",
+    RunError: "run_error",
+    ServiceError: "engine_error",
+    BucketError: "bucket_error",
+    OutsideBucket: "outside_bucket",
+}
+
+
+class PairSource:
+    """The pair as the sampler's source of answers."""
+
+    asks_again = False  # the job does, in its next attempt
+
+    def __init__(self, pair: Pair, versions: dict[str, str]) -> None:
+        self.pair, self.stopping = pair, False
+        self._versions = versions
+        self._running: set[asyncio.Task[Trajectory | Failure]] = set()
+
+    def __str__(self) -> str:
+        return "the server's pair"
+
+    def stop(self) -> None:
+        """`trajectories` ends after what has been answered; what is in the engines is dropped."""
+        self.stopping = True
+        for task in self._running:
+            task.cancel()
+
+    async def wait_until_ready(self, tell: Callable[[str], None]) -> None:
+        """It is: jobs are worked on once the pair is."""
+
+    async def models(self) -> tuple[ModelCard, ModelCard]:
+        return self.pair.card(self.pair.expert), self.pair.card(self.pair.amateur)
+
+    async def tokenizer(self) -> bytes:
+        file = self.pair.facts.expert.folder / "tokenizer.json"
+        return await asyncio.to_thread(file.read_bytes)
+
+    async def versions(self) -> dict[str, str]:
+        return self._versions
+
+    async def trajectories(self, problems: Iterable[Problem], asking: Asking) -> AsyncIterator[Trajectory | Failure]:
+        """Every trajectory as it completes, behind all requests. Raises ServiceError when an engine has died."""
+        answered: asyncio.Queue[asyncio.Task[Trajectory | Failure]] = asyncio.Queue()
+        waiting = ((problem, index) for problem in problems for index in range(asking.decoding.n))
+        most = max(1, int(SHARE_OF_SLOTS * min(self.pair.expert.slots, self.pair.amateur.slots)))
+        terms = Terms(asking.decoding, asking.top_k, asking.system_prompt, asking.chat_template_kwargs, priority=JOB)
+        try:
+            while True:
+                while not self.stopping and len(self._running) < most and (asked := next(waiting, None)):
+                    if reason := self.pair.failure():
+                        raise ServiceError(reason)
+                    task = asyncio.create_task(self._answer(*asked, terms))
+                    self._running.add(task)
+                    task.add_done_callback(answered.put_nowait)
+                    await asyncio.sleep(0)  # each begins with work on the event loop, which requests need as well
+                if not self._running:
+                    return
+                task = await answered.get()
+                self._running.discard(task)
+                if not task.cancelled():
+                    yield task.result()
+        finally:
+            for task in self._running:
+                task.cancel()
+            self._running.clear()
+
+    async def _answer(self, problem: Problem, index: int, terms: Terms) -> Trajectory | Failure:
+        try:
+            return await self.pair.trajectory(problem, index, terms)
+        except TrajectoryError as error:
+            return Failure(problem.id, index, error.type, error.detail)
+        except Exception as error:  # one problem must never take its neighbours with it
+            log.exception("problem %r failed", problem.id)
+            return Failure(problem.id, index, "internal_error", f"{type(error).__name__}: {error}")
+
+
+class JobProgress:
+    """Tells a claim's beats how far its RUN is."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim, self.brought = claim, 0  # what this attempt has added to the RUN
+
+    def say(self, text: str) -> None:
+        log.info(text)
+
+    def update(self, counts: Counts) -> None:
+        state, now = self._claim.state, int(time.time())
+        all_asked = counts.done + counts.failed == counts.total
+        self.brought = counts.written + counts.written_failures
+        self._claim.state = state.model_copy(
+            update={
+                "phase": "finalizing" if all_asked else "in_progress",
+                "fruitless": 0 if self.brought else state.fruitless,
+                "in_progress_at": state.in_progress_at or now,
+                "finalizing_at": state.finalizing_at or (now if all_asked else None),
+                "request_counts": RequestCounts(
+                    total=counts.there + counts.given_up + counts.total,
+                    completed=counts.there + counts.written,
+                    failed=counts.given_up + counts.written_failures,
+                ),
+            }
+        )
+
+
+class Heart:
+    """Beats for a claim, in a thread of its own: neither a busy event loop nor other waits for the bucket delay it."""
+
+    def __init__(self, claim: Claim, lease_seconds: float) -> None:
+        self._claim, self._lease = claim, lease_seconds
+        self._written = time.monotonic()
+        self._enough = threading.Event()
+        self._beating: asyncio.Future[Verdict] | None = None
+
+    async def beats(self) -> Verdict:
+        """Return when there is a reason to stop. Raises BucketError when no beat could be written for a lease."""
+        thread = ThreadPoolExecutor(1, f"beat-{self._claim.job_id}")
+        beating = self._beating = asyncio.get_running_loop().run_in_executor(thread, self._beat)
+        try:
+            while True:
+                done, _ = await asyncio.wait({beating}, timeout=self._lease / BEATS_A_LEASE)
+                if done:
+                    return beating.result()
+                if time.monotonic() - self._written > self._lease:
+                    raise BucketError(f"{self._claim.job_id}: no sign of life could be written for {self._lease:g} s")
+        finally:
+            self._enough.set()
+            thread.shutdown(wait=False)
+
+    async def stopped(self) -> None:
+        """Return when no beat is on its way any more: it must not come after a last word."""
+        if self._beating:
+            await asyncio.wait({self._beating})
+
+    def _beat(self) -> Verdict:
+        while not self._enough.wait(self._lease / BEATS_A_LEASE):
+            began = time.monotonic()
+            try:
+                if (verdict := self._claim.beat()) is not Verdict.GO_ON:
+                    return verdict
+                self._written = began
+            except BucketError as error:
+                log.warning("%s: %s", self._claim.job_id, error)
+        return Verdict.GO_ON
+
+
+class JobRunner:
+    """The server's own hands on the bucket's jobs, from `start` to `drain`."""
+
+    def __init__(self, bucket: str, settings: ServerSettings, versions: dict[str, str]) -> None:
+        self.store, self.settings = JobStore(bucket), settings
+        self._versions = versions
+        self._claimant = Claimant(self.store, settings.lease_seconds)
+        self._undertaker = Claimant(self.store, settings.lease_seconds)  # while the other is at work on a job
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
+        self._source: PairSource | None = None
+        self._stopping = False
+        self._woken = asyncio.Event()
+
+    def start(self, pair: Pair) -> None:
+        """Begin to take jobs; the pair is ready."""
+        if not self._stopping:
+            self._loop = asyncio.get_running_loop()
+            self._task = asyncio.create_task(self._run(pair))
+            self._counting = asyncio.create_task(self._count())
+
+    def kick(self) -> None:
+        """There may be a new job. May be called from any thread."""
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._woken.set)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Take no more jobs, write what was answered, hand the job back: within the grace, or leave it as it is."""
+        self._stopping = True
+        self._woken.set()
+        if self._source:
+            self._source.stop()
+        if self._task:
+            _, late = await asyncio.wait({self._task}, timeout=grace_seconds)
+            for task in late:
+                log.warning("a job's end took more than %g s: handing it back as it is", grace_seconds)
+                task.cancel()
+                await asyncio.wait({task}, timeout=HAND_BACK_SECONDS)
+
+    async def _count(self) -> None:
+        """Keep the metric of open jobs for as long as the server runs, and end those that nobody else will end."""
+        while True:
+            try:
+                await asyncio.to_thread(self._undertaker.end_cancelled)
+                for status, count in (await asyncio.to_thread(self.store.open_by_status)).items():
+                    metrics.JOBS.labels(status).set(count)
+            except Exception as error:  # a store that fails, an object that is damaged: the next count may do
+                log.warning("the open jobs cannot be counted: %s", error)
+            await asyncio.sleep(COUNT_SECONDS)
+
+    async def _run(self, pair: Pair) -> None:
+        while not self._stopping and not pair.failure():
+            try:
+                claim = await asyncio.to_thread(self._claimant.claim)
+                if claim:
+                    await self._own(claim, pair)
+                    continue
+            except BucketError as error:
+                log.warning("jobs wait for the bucket: %s", error)
+            except Exception:
+                log.exception("jobs: something went wrong; trying again")
+            await self._pause(POLL_SECONDS * (1 + self.store.listed / 1000))
+
+        if not self._stopping:
+            log.warning("no more jobs are taken: %s", pair.failure())
+
+    async def _pause(self, seconds: float) -> None:
+        """Until then, or until there may be something to do."""
+        if self._stopping:
+            return
+        self._woken.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._woken.wait(), seconds)
+
+    async def _own(self, claim: Claim, pair: Pair) -> None:
+        """Work on a job until it has ended or is another's, or hand it back. Raises BucketError where that fails."""
+        about = logs.job_id.set(claim.job_id)  # in every line from here, and from the tasks made here
+        log.info("job taken, as owner %d", claim.owner)
+        source = self._source = PairSource(pair, self._versions)
+        heart = Heart(claim, self.settings.lease_seconds)
+        work, beats = asyncio.create_task(self._work(claim, source)), asyncio.create_task(heart.beats())
+        verdict = Verdict.GO_ON
+        try:
+            if self._stopping:
+                source.stop()
+            await asyncio.wait({work, beats}, return_when=asyncio.FIRST_COMPLETED)
+            source.stop()
+            if beats.done():
+                verdict = beats.result()
+            if verdict is not Verdict.LOST:
+                await work  # it writes what has been answered
+        except asyncio.CancelledError:  # no time is left; a thread of it may go on for a moment, as a late owner would
+            work.cancel()
+            beats.cancel()
+            await asyncio.wait({beats})
+            await heart.stopped()
+            if verdict is not Verdict.LOST:
+                await asyncio.to_thread(claim.release, told_to=True)
+            raise
+        finally:
+            for task in (work, beats):
+                task.cancel()
+            await asyncio.gather(work, beats, return_exceptions=True)
+            self._source = None
+            logs.job_id.reset(about)
+        await heart.stopped()
+        if verdict is Verdict.CANCEL:
+            await asyncio.to_thread(claim.cancelled)
+        elif verdict is Verdict.LOST:
+            log.info("%s: another server has it", claim.job_id)
+        else:
+            await asyncio.to_thread(claim.release, told_to=self._stopping)
+
+    async def _work(self, claim: Claim, source: PairSource) -> None:
+        """Sample and end the job, or return where it is to be handed back."""
+        record = await asyncio.to_thread(self.store.record, claim.job_id)
+        assert record is not None
+        fruitless = 0
+        while True:
+            progress = JobProgress(claim)
+            try:
+                await asyncio.to_thread(claim.complete, await self._sample(claim, record, source, progress))
+                log.info("job completed")
+                return
+            except Stopped:
+                return
+            except (ServiceError, BucketError) as error:  # these may pass
+                if source.stopping or source.pair.failure():
+                    return
+                fruitless = 0 if progress.brought else fruitless + 1
+                log.warning("job, attempt %d: %s", fruitless, error)
+                if fruitless == ATTEMPTS:
+                    return await self._fail(claim, error)
+            except Exception as error:
+                return await self._fail(claim, error)
+            await _rest(min(FIRST_PAUSE_SECONDS * 2**fruitless, LONGEST_PAUSE_SECONDS), source)
+            if source.stopping:
+                return
+
+    async def _sample(
+        self, claim: Claim, record: JobRecord, source: PairSource, progress: JobProgress
+    ) -> RequestCounts:
+        """Fill and seal the job's RUN; what it holds then."""
+        problems = await asyncio.to_thread(self._problems, claim.job_id, record, source)
+        run = Run(await asyncio.to_thread(self.store.places.url, record.run), claim.owner)
+        asking = Asking(
+            Decoding(**record.model_dump(include=set(Decoding.model_fields))),
+            record.top_k,
+            record.system_prompt or None,
+            record.chat_template_kwargs,
+        )
+        contrast = ContrastSettings(**record.model_dump(include=set(ContrastSettings.model_fields)))
+        totals = (await sample(problems, run, source, asking, contrast, progress)).totals
+        assert totals is not None  # it asked for all shards
+        total = len(problems) * record.n
+        return RequestCounts(total=total, completed=totals.trajectories, failed=total - totals.trajectories)
+
+    def _problems(self, job_id: str, record: JobRecord, source: PairSource) -> ProblemSet:
+        most = self.settings.limits.job_trajectories // record.n
+        problems = self.store.problems(job_id, record, most, lambda: source.stopping)
+        if len(problems) > most:
+            raise ProblemSetError(
+                f"{record.problems_url} holds more than {most:,} problems, the most of a job with n {record.n}"
+            )
+        return problems
+
+    async def _fail(self, claim: Claim, error: Exception) -> None:
+        kind = next((name for known, name in ERROR_TYPES.items() if isinstance(error, known)), "internal_error")
+        log.error("job failed: %s", error, exc_info=error if kind == "internal_error" else None)
+        await asyncio.to_thread(claim.fail, JobError(type=kind, detail=str(error) or repr(error)))
+
+
+async def _rest(seconds: float, source: PairSource) -> None:
+    """Until then, or until the source is told to stop; a new job is no reason to try this one sooner."""
+    until = time.monotonic() + seconds
+    while not source.stopping and time.monotonic() < until:  # noqa: ASYNC110 - sources tell it by a bool
+        await asyncio.sleep(min(seconds, 0.1))

@@ -1,0 +1,294 @@
+"""The jobs of a bucket, as objects that every replica reads the same way. Nothing here waits, runs or owns a job.
+
+    jobs/ID/problems.jsonl     the problems, where they came with the request; written first
+    jobs/ID/job.json           what is to be done; its presence means the job is whole
+    jobs/ID/owner-N            the Nth server that took the job (`server.jobs.leases`)
+    jobs/ID/beat-N             its sign of life and how far it is; rewritten
+    jobs/ID/cancel             somebody wants it cancelled
+    jobs/ID/end.json           how it ended, as the job that is told from then on
+    jobs/ended/ID              the same in short: a server that starts need not look at every job there ever was
+    jobs/idempotency/DIGEST    which job a key's first post made
+
+All but beat-N are created exclusively and never change, so that of two writers one wins and both can see who.
+IDs sort by time. Calls block; they raise BucketError where the store fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, get_args
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from client.errors import ProblemSetError
+from client.problems.problem_set import ProblemSet
+from client.problems.reader import read_problem_set
+from client.protocol.requests import ENDED, Job, JobError, JobRequest, JobStatus, JobTerms, Problem, RequestCounts
+from client.storage.bucket import Bucket
+from server import metrics
+from server.jobs.paths import JOBS, OutsideBucket, Places
+from server.logs import log
+
+ID = re.compile(r"job-\d{13}-[0-9a-f]{8}")
+KEYS, ENDS = f"{JOBS}/idempotency", f"{JOBS}/ended"
+AT_ONCE = 16
+"""Jobs that a page looks up side by side: a remote store is slow one by one."""
+
+
+class TooManyJobs(Exception):
+    """As many jobs are open as the service takes."""
+
+
+class KeyReused(Exception):
+    """An idempotency key came again with another request."""
+
+
+class JobRecord(JobTerms):
+    """job.json. `run` and `problems_url` are names in the bucket; `total` is 0 until a problems_url has been read."""
+
+    model_config = ConfigDict(extra="ignore")  # another version of the service may have written it
+
+    created_at: int
+    total: int
+
+
+class Beat(BaseModel):
+    """beat-N: that its owner lives, and how far the job is."""
+
+    counter: int = 0
+    released: bool = False  # handed back: the next owner need not wait
+    lease_seconds: float = 0.0  # the owner's: how long it may be silent
+    fruitless: int = 0  # owners in a row, this one included, that have added nothing
+    phase: Literal["validating", "in_progress", "finalizing"] = "validating"
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    request_counts: RequestCounts
+
+
+class JobFolder:
+    """What lies under jobs/ID/ at one look."""
+
+    def __init__(self, names: set[str]) -> None:
+        self.whole = "job.json" in names
+        self.cancelled = "cancel" in names
+        self.ended = "end.json" in names
+        self.owner = _highest("owner-", names)
+        """The number of the last owner; 0: none yet."""
+        self.beat = _highest("beat-", names)
+        """The last owner that gave a sign of life."""
+
+
+class JobStore:
+    """The jobs of one bucket."""
+
+    def __init__(self, bucket: str) -> None:
+        self.bucket, self.places = Bucket(bucket), Places(bucket)
+        self.listed = 0  # jobs that the last listing named, ended ones among them
+        self._ended: set[str] | None = None  # known to have ended, which is for good
+
+    def post(self, request: JobRequest, key: str | None, most_open: int) -> str:
+        """Make a job, or find the one that this key made first; its ID.
+
+        `run` and `problems_url` are names in the bucket by now. Raises TooManyJobs or KeyReused.
+        """
+        body = orjson.dumps(request.model_dump(), option=orjson.OPT_SORT_KEYS)
+        marker = {"id": _new_id(), "body": hashlib.sha256(body).hexdigest()}
+        name = f"{KEYS}/{hashlib.sha256(key.encode()).hexdigest()}" if key else None
+        first = self.bucket.get(name) if name else None
+        if first is None:
+            self._check_room(most_open)
+            if name and not self.bucket.create(name, orjson.dumps(marker)):
+                first = self.bucket.get(name)
+        if first:
+            mine, marker = marker, orjson.loads(first)
+            if marker["body"] != mine["body"]:
+                raise KeyReused(marker["id"])
+        self._write(marker["id"], request)
+        return marker["id"]
+
+    def ids(self) -> list[str]:
+        """The IDs of all jobs, oldest first, ended or not, whole or not."""
+        found = [name for name in self.bucket.folders(JOBS) if ID.fullmatch(name)]
+        self.listed = len(found)
+        return found
+
+    def unfinished(self) -> list[str]:
+        """The IDs of the jobs that are not known to have ended, oldest first; `folder` tells more of each."""
+        ended = self._known_ends()
+        return [job_id for job_id in self.ids() if job_id not in ended]
+
+    def open_by_status(self) -> dict[str, int]:
+        """How many of the jobs that have not ended are in each state."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = Counter(pool.map(lambda job: self._status(*job), self._open().items()))
+        return {status: found[status] for status in get_args(JobStatus) if status not in ENDED}
+
+    def _open(self) -> dict[str, JobFolder]:
+        """The jobs that are there and have not ended."""
+        unfinished = self.unfinished()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            looks = zip(unfinished, pool.map(self.folder, unfinished), strict=True)
+            return {job_id: folder for job_id, folder in looks if folder.whole and not folder.ended}
+
+    def _status(self, job_id: str, folder: JobFolder) -> JobStatus:
+        beat = self.beat(job_id, folder.beat)
+        return "cancelling" if folder.cancelled else beat.phase if beat else "validating"
+
+    def _known_ends(self) -> set[str]:
+        if self._ended is None:
+            self._ended = {name.rpartition("/")[2] for name in self.bucket.names(ENDS)}
+        return self._ended
+
+    def folder(self, job_id: str) -> JobFolder:
+        """One look at a job; remembers that it has ended."""
+        folder = JobFolder({name.rpartition("/")[2] for name in self.bucket.names(f"{JOBS}/{job_id}")})
+        if folder.ended:
+            self._known_ends().add(job_id)
+        return folder
+
+    def job(self, job_id: str) -> Job | None:
+        """A job as it is told to anybody, or None where there is none."""
+        if not ID.fullmatch(job_id):
+            return None
+        if end := self._get(job_id, "end.json"):
+            self._known_ends().add(job_id)
+            return self._told(Job.model_validate_json(end))
+        if (record := self.record(job_id)) is None:
+            return None
+        return self._told(self.state(job_id, record, self.folder(job_id)))
+
+    def page(self, limit: int, after: str | None) -> tuple[list[Job], bool]:
+        """The newest `limit` jobs, older than `after` where given, newest first; and whether there are more."""
+        ids = [job_id for job_id in reversed(self.ids()) if after is None or job_id < after]
+        found: list[Job] = []
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            while ids and len(found) <= limit:
+                wanted = limit + 1 - len(found)
+                found += filter(None, pool.map(self._readable, ids[:wanted]))
+                ids = ids[wanted:]
+        return found[:limit], len(found) > limit
+
+    def _readable(self, job_id: str) -> Job | None:
+        """A job for a list, which one that is damaged must not hide."""
+        try:
+            return self.job(job_id)
+        except ValidationError as error:
+            log.error("%s cannot be read: %s", job_id, error)
+            return None
+
+    def record(self, job_id: str) -> JobRecord | None:
+        data = self._get(job_id, "job.json")
+        return JobRecord.model_validate_json(data) if data else None
+
+    def problems(
+        self, job_id: str, record: JobRecord, most: int, stopped: Callable[[], bool] = lambda: False
+    ) -> ProblemSet:
+        """A job's problems, one more than `most` at most. Raises ProblemSetError, OutsideBucket, or Stopped."""
+        if record.problems_url:
+            url = self.places.url(record.problems_url)
+            return read_problem_set(url, most + 1, stopped=stopped)
+        if (data := self._get(job_id, "problems.jsonl")) is None:
+            raise ProblemSetError(f"{job_id}: its problems.jsonl is gone from the bucket; submit the job again")
+        return ProblemSet.of(map(Problem.model_validate_json, data.splitlines()))
+
+    def state(self, job_id: str, record: JobRecord, folder: JobFolder, last: Beat | None = None) -> Job:
+        """An unfinished job, from what lies in its folder and the last beat, unless that is given."""
+        beat = last or self.beat(job_id, folder.beat) or Beat(request_counts=RequestCounts(total=record.total))
+        cancelled_from = self._get(job_id, "cancel") if folder.cancelled else None
+        return Job(
+            id=job_id,
+            status="cancelling" if folder.cancelled else beat.phase,
+            run=record.run,
+            created_at=record.created_at,
+            in_progress_at=beat.in_progress_at,
+            finalizing_at=beat.finalizing_at,
+            cancelling_at=int(cancelled_from) if cancelled_from else None,
+            request_counts=beat.request_counts,
+        )
+
+    def beat(self, job_id: str, owner: int) -> Beat | None:
+        """The last sign of life of an owner, or None where it has given none."""
+        data = self._get(job_id, f"beat-{owner}") if owner else None
+        return Beat.model_validate_json(data) if data else None
+
+    def write_beat(self, job_id: str, owner: int, beat: Beat) -> None:
+        self.bucket.put(f"{JOBS}/{job_id}/beat-{owner}", beat.model_dump_json().encode())
+
+    def take(self, job_id: str, owner: int) -> bool:
+        """Become a job's owner of this number; whether this call was the one that did."""
+        return self.bucket.create(f"{JOBS}/{job_id}/owner-{owner}", b"%d" % int(time.time()))
+
+    def cancel(self, job_id: str) -> Job | None:
+        """Ask for a job to be cancelled, and cancel it at once where nobody owns it; the job as it is then.
+
+        An owner looks for `cancel` after it has become one, so the two cannot miss each other. None: no such job.
+        """
+        job = self.job(job_id)
+        if job is None or job.status in ENDED:
+            return job
+        self.bucket.create(f"{JOBS}/{job_id}/cancel", b"%d" % int(time.time()))
+        if self.folder(job_id).owner == 0:
+            self.end(job_id, "cancelled")
+        return self.job(job_id)
+
+    def end(
+        self,
+        job_id: str,
+        status: Literal["completed", "failed", "cancelled"],
+        last: Beat | None = None,
+        error: JobError | None = None,
+    ) -> bool:
+        """Write how a job ended, after the last beat, unless that is given; whether this call was the one that did."""
+        record = self.record(job_id)
+        assert record is not None
+        job = self.state(job_id, record, self.folder(job_id), last)
+        changes = {"status": status, f"{status}_at": int(time.time()), "error": error}
+        ended = job.model_copy(update=changes).model_dump_json().encode()
+        first = self.bucket.create(f"{JOBS}/{job_id}/end.json", ended)
+        self.bucket.create(f"{ENDS}/{job_id}", b"")
+        self._known_ends().add(job_id)
+        if first:
+            metrics.JOBS_ENDED.labels(status).inc()
+        return first
+
+    def _check_room(self, most_open: int) -> None:
+        """Look at each job only where those that are not known to have ended are too many."""
+        if len(self.unfinished()) >= most_open and len(self._open()) >= most_open:
+            raise TooManyJobs
+
+    def _write(self, job_id: str, request: JobRequest) -> None:
+        problems = request.problems or []
+        record = JobRecord(
+            **request.model_dump(exclude={"problems"}),
+            created_at=int(job_id.split("-")[1]) // 1000,
+            total=len(problems) * request.n,
+        )
+        if problems:
+            lines = (problem.model_dump_json(exclude_none=True).encode() for problem in problems)
+            self.bucket.create(f"{JOBS}/{job_id}/problems.jsonl", b"\n".join(lines))
+        self.bucket.create(f"{JOBS}/{job_id}/job.json", record.model_dump_json().encode())
+
+    def _told(self, job: Job) -> Job:
+        try:
+            return job.model_copy(update={"run": self.places.url(job.run)})
+        except OutsideBucket:  # a link has come in between; the job will say so
+            return job
+
+    def _get(self, job_id: str, name: str) -> bytes | None:
+        return self.bucket.get(f"{JOBS}/{job_id}/{name}")
+
+
+def _new_id() -> str:
+    return f"job-{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(4)}"
+
+
+def _highest(prefix: str, names: set[str]) -> int:
+    numbers = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)

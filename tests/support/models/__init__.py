@@ -1,0 +1,1 @@
+"""Small models with random weights, and the plain computation that answers are held to."""

@@ -1,0 +1,36 @@
+"""What the tests of asking servers share: problems, a client that gathers every line, and counting by key."""
+
+import asyncio
+from collections import Counter
+
+from client.protocol.requests import Decoding, Problem
+from client.servers.client import Asking, SamplingClient
+
+PROBLEMS = [Problem(id=f"p{index}", question=f"What is {index}?") for index in range(100)]
+
+
+def sampled(url, problems=PROBLEMS, decoding=None, patience=60.0, on_line=None, tell=lambda _: None):
+    """Every line that a client yields; `on_line` hears of each as it comes."""
+
+    async def gather():
+        lines = []
+        async with SamplingClient(url, patience=patience, tell=tell) as connection:
+            async for line in connection.trajectories(problems, Asking(decoding or Decoding())):
+                lines.append(line)
+                if on_line:
+                    on_line(lines)
+        return lines
+
+    return asyncio.run(gather())
+
+
+def keys(lines):
+    return Counter((line.problem_id, line.sample_index) for line in lines)
+
+
+def once(problems, n=1):
+    return Counter((problem.id, index) for problem in problems for index in range(n))
+
+
+def more(count):
+    return [Problem(id=f"more-{index}", question="And?") for index in range(count)]

@@ -1,0 +1,109 @@
+"""Real servers and commands for the tests: each server a process of its own, with real vLLM engines, on a free port."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "deploy" / "demo"
+SHARED_DATA = ROOT.parent / "shared" / "data"
+SMOLLM2 = ROOT / ".cache" / "smollm2"
+PATH = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", DEMO)))}
+"""The environment in which a process of its own finds what tests import."""
+START_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that is ready, and the two model folders it serves."""
+
+    url: str
+    expert: Path
+    amateur: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples whose labels are these."""
+        families = text_string_to_metric_families(httpx.get(f"{self.url}/metrics", timeout=30).text)
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def signal(self, number: int) -> None:
+        """To the server and its engines, as one group of processes."""
+        os.killpg(self.process.pid, number)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running_server(
+    expert: Path,
+    amateur: Path,
+    folder: Path,
+    dtype: str = "float32",
+    max_model_len: int | None = None,
+    expert_arguments: dict[str, Any] | None = None,
+    amateur_arguments: dict[str, Any] | None = None,
+    port: int | None = None,
+    cache_bytes: int = 256 * 1024**2,
+    **settings: Any,
+) -> Iterator[RunningServer]:
+    """Start a server through its public command, with a server.yaml, and wait until it is ready.
+
+    `settings`: more of server.yaml, beside the engines' sections. `cache_bytes`: of each engine's cache; small, for
+    several servers share the machine's memory.
+    """
+    port, log, config = port or free_port(), folder / "server.log", folder / "server.yaml"
+    engine = {"dtype": dtype, "kv_cache_memory_bytes": cache_bytes} | (
+        {"max_model_len": max_model_len} if max_model_len else {}
+    )
+    sections = {"expert": engine | (expert_arguments or {}), "amateur": engine | (amateur_arguments or {}), **settings}
+    config.write_text(json.dumps(sections))  # JSON is YAML
+    command = [sys.executable, "-m", "server", "--config", config, "--port", port]
+    command += ["--expert", expert, "--amateur", amateur]
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/ready").status_code == 200:
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the server did not become ready:\n{log.read_text(errors='replace')[-4000:]}")
+            time.sleep(0.5)
+        yield RunningServer(url, expert, amateur, log, process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # ending in good order takes 5 s; test_lifecycle tries that
+        process.wait()
+
+
+def command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run one of the public commands, as `command('client', 'sample', …)`."""
+    text = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(
+        text, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, timeout=600, **options
+    )

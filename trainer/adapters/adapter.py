@@ -1,0 +1,92 @@
+"""The adapter folder: a LoRA adapter in PEFT format, and lightreasoner.json, which says where it came from.
+
+In: a path. Out: whether it is free, what it was made from, whether it fits a base. Loads no weight.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from client.errors import ModelError
+from client.models.fingerprints import model_fingerprint
+from client.storage.bucket import Bucket, local_folder
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PROVENANCE = "lightreasoner.json"
+
+
+def new_folder(out: str) -> Path:
+    """An empty folder for what is to be written. Raises ModelError where it holds anything, or cannot be made."""
+    if "://" in out and not out.startswith("file:"):
+        raise ModelError(f"{out!r} is not a local folder; name a local path or file://…, and copy it from there")
+    folder = local_folder(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be made a folder: {error.strerror}; name another") from None
+    if taken:
+        raise ModelError(f"{folder} is not empty; name a new folder or remove this one")
+    return folder
+
+
+def adapter_folder(adapter: str) -> Path:
+    """The local folder of an adapter; from a bucket it is fetched to one that goes when the process ends."""
+    if "://" not in adapter or adapter.startswith("file:"):
+        return local_folder(adapter) if adapter.startswith("file:") else Path(adapter)
+    bucket, folder = Bucket(adapter), Path(tempfile.mkdtemp(prefix="lightreasoner-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in (CONFIG, WEIGHTS, PROVENANCE):
+        if (data := bucket.get(name)) is not None:
+            (folder / name).write_bytes(data)
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"no adapter at {adapter}: it has no {CONFIG}; 'lightreasoner-trainer train' makes one")
+    return folder
+
+
+def read_config(adapter: Path) -> dict[str, Any]:
+    """adapter_config.json. Raises ModelError where there is none."""
+    try:
+        config = json.loads((adapter / CONFIG).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelError(
+            f"no adapter at {adapter}: it has no {CONFIG}; 'lightreasoner-trainer train' makes one"
+        ) from None
+    except ValueError as error:
+        raise ModelError(f"{adapter / CONFIG} is not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{adapter / CONFIG} is not a JSON object; train the adapter again")
+    if not (adapter / WEIGHTS).is_file():
+        raise ModelError(f"{adapter} has no {WEIGHTS}; train the adapter again")
+    return config
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a result may depend on."""
+    return {name: version(name) for name in ("lightreasoner", "torch", "transformers", "peft", "accelerate")}
+
+
+def check_base(adapter: Path, base: Path) -> None:
+    """Raises ModelError where an adapter says that it was made for other weights than those in `base`.
+
+    An adapter that was not made here says nothing of the kind and is let through.
+    """
+    file = adapter / PROVENANCE
+    try:
+        made_for = json.loads(file.read_bytes())["base_model_fingerprint"] if file.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file} is damaged ({error!r}); remove it to use the adapter unchecked") from None
+    found = model_fingerprint(base)
+    if made_for not in (None, found):
+        named = read_config(adapter).get("base_model_name_or_path")
+        raise ModelError(
+            f"{adapter} was made for other weights ({made_for[:12]}) than those at {base} ({found[:12]}); "
+            f"give the model that it was trained on: {named}"
+        )

@@ -1,0 +1,121 @@
+"""Folds an adapter into its base: a model folder that needs no adapter.
+
+In: a model and an adapter made for it. Out: a full model folder with the base's tokenizer and chat template byte for
+byte, and what rounding its weights left of the adapter. Neither input is touched.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from client.errors import ModelError
+from client.models.fingerprints import model_folder
+from trainer.adapters.adapter import adapter_folder, check_base, new_folder, read_config
+from trainer.adapters.base_model import load, stored_dtype
+from trainer.settings import Precision
+
+COPIED_FILES = (
+    "generation_config.json",
+    "tokenizer*",
+    "chat_template*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
+
+
+LARGE_ERROR = 0.1
+"""Of the update's norm: above it the merged model is not the one that was trained."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an adapter adds to the weights it is on, and what is left of that when they are rounded to `dtype`.
+
+    With D = fp32(W + adapter) - W and R = rounded(W + adapter) - W, over all those weights together.
+    """
+
+    dtype: torch.dtype
+    relative: float  # ||D|| / ||W||
+    surviving: float  # ||R|| / ||D||; above 1 where more is rounded away from W than towards it
+    error: float  # ||R - D|| / ||D||
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether rounding changes the update by more than `LARGE_ERROR` of it."""
+        return self.error > LARGE_ERROR
+
+
+def merge(model: str, adapter: str, output: str, precision: Precision = Precision.AUTO) -> Update:
+    """Merge an adapter into a model and save that to a new folder.
+
+    The sum W + (alpha / r) * B A is taken in float32 and rounded once, to `precision`: the dtype in which the base is
+    stored, unless told otherwise. Raises ModelError where the adapter was made for another base or `output` is taken.
+    """
+    base, made = model_folder(model), adapter_folder(adapter)
+    read_config(made)
+    check_base(made, base)
+    dtype = stored_dtype(base) if precision == Precision.AUTO else getattr(torch, precision)
+    out = new_folder(output)
+    whole = load(base, torch.float32)
+    try:
+        adapted = PeftModel.from_pretrained(whole, made)
+        untie(whole)
+        update = merge_layers(adapted, dtype)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that the layers are merged already
+            merged = adapted.merge_and_unload()
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{adapter} does not fit {base}, or is damaged: {error}") from error
+    # The base's own file is copied: transformers refuses to save one whose values it finds odd.
+    merged.generation_config = GenerationConfig()
+    merged.to(dtype).save_pretrained(out)
+    (out / "generation_config.json").unlink(missing_ok=True)
+    for pattern in COPIED_FILES:
+        for file in filter(Path.is_file, base.glob(pattern)):
+            shutil.copy(file, out / file.name)
+    return update
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Give a tied LM head its own weights where it, or the embedding, is adapted: what is added to one is its alone."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    adapted = [layer for layer in (head, embedding) if isinstance(layer, BaseTunerLayer)]
+    if not adapted or not model.config.get_text_config().tie_word_embeddings:
+        return
+    inner: Any = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+    inner.weight = nn.Parameter(inner.weight.detach().clone())
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def merge_layers(adapted: PeftModel, dtype: torch.dtype) -> Update:
+    """Add the adapter to the weights of each of its layers, in place, and measure what rounding would leave of it.
+
+    One layer's weights are held twice at a time. Raises ValueError where a sum is not finite.
+    """
+    squares = torch.zeros(4, dtype=torch.float64)
+    for layer in (module for module in adapted.modules() if isinstance(module, BaseTunerLayer)):
+        weights = dict(layer.get_base_layer().named_parameters(recurse=False))
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        layer.merge(safe_merge=True)  # which refuses what is not finite
+        for name, weight in layer.get_base_layer().named_parameters(recurse=False):
+            old, new = before[name], weight.detach()
+            whole, rounded = new - old, new.to(dtype).float() - old
+            squares += torch.stack([part.double().square().sum() for part in (old, whole, rounded, rounded - whole)])
+    weight, whole, rounded, lost = squares.sqrt().tolist()
+    if not whole:  # an adapter as it starts
+        return Update(dtype, relative=0.0, surviving=1.0, error=0.0)
+    return Update(dtype, whole / weight, rounded / whole, lost / whole)

@@ -1,0 +1,172 @@
+"""Reads a RUN for training: trajectories as token ids, with labels at the positions that predict kept steps.
+
+In: a RUN's samples and manifest, and the folder of the model to be trained. Out: `Example` values. Refuses a RUN that
+is empty, another model's, or too long for a micro-batch. Never runs a model, never writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from client.errors import RunError
+from client.models.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
+from client.protocol.requests import Trajectory
+from client.runs.keys import Keys
+from client.runs.run import Run
+from client.runs.tables import Sample
+from trainer.data.example import Example
+
+DIGITS = 12
+"""Hex digits of a digest that a message shows."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one trajectory may be: ids below `vocab_size`, and no longer than the model or a micro-batch takes."""
+
+    vocab_size: int
+    context: int | None = None  # the model's
+    token_budget: int | None = None
+
+
+class TrainingSet:
+    """The examples of a RUN, part after part. A key that comes again is left out, as everywhere."""
+
+    def __init__(self, run: Run, limits: Limits) -> None:
+        self.run = run
+        self.limits = limits
+        self.examples: list[Example] = []
+        self.parts: list[str] = []  # those that were read, in that order
+        self.without_kept_steps = 0  # trajectories left out: they would contribute nothing
+        self.sealed = False
+        self._keys = Keys()
+
+    @property
+    def kept_steps(self) -> int:
+        return sum(len(example.positions) for example in self.examples)
+
+    def __str__(self) -> str:
+        left_out = f"; {self.without_kept_steps} without any are left out" if self.without_kept_steps else ""
+        return f"{len(self.examples)} trajectories with {self.kept_steps} kept steps{left_out}"
+
+    def add(self, part: str) -> None:
+        """Read a part. Raises RunError naming the part that is damaged, or the trajectory that cannot be trained on."""
+        for sample in self.run.samples_of(part):
+            if not self._keys.add((sample.problem_id, sample.sample_index)):
+                continue
+            if len(sample.contrast.steps):
+                check_ranges(self.run, sample, self.limits.vocab_size)
+                example = example_of(sample)
+                check_length(self.run, sample, len(example.input_ids), self.limits)
+                self.examples.append(example)
+            else:
+                self.without_kept_steps += 1
+        self.parts.append(part)
+
+    def all_parts(self) -> list[str]:
+        """What the RUN holds to learn from."""
+        return self.run.parts("samples")
+
+    def read(self, parts: list[str] | None = None) -> None:
+        """Read `parts`, or all that is there: then it is a RunError, with the reason, if there is nothing to learn."""
+        self.sealed = self.run.completion() is not None
+        for part in self.all_parts() if parts is None else parts:
+            self.add(part)
+        if parts is None:
+            self.check_not_empty()
+
+    def check_not_empty(self) -> None:
+        """Raises RunError, with the reason, where there is nothing to learn."""
+        if not self.examples:
+            raise RunError(_nothing_to_learn(self.run, self.without_kept_steps))
+
+
+def read_training_set(run: Run, folder: Path, limits: Limits) -> TrainingSet:
+    """Read the examples of a RUN for the model in `folder`, all that is there.
+
+    Raises RunError where the RUN is missing, empty, of another expert, or holds what the model cannot have said.
+    """
+    check_expert(run, folder)
+    training_set = TrainingSet(run, limits)
+    training_set.read()
+    return training_set
+
+
+def mismatches(run: Run, folder: Path) -> list[str]:
+    """Each of weights, tokenizer and chat template that is not that of the RUN's expert, in words."""
+    expert = run.manifest().expert
+    compared = {
+        "weights": (expert.model_fingerprint, model_fingerprint(folder)),
+        "tokenizer": (expert.tokenizer_fingerprint, tokenizer_fingerprint(folder)),
+        "chat template": (expert.chat_template_digest, chat_template_digest(folder)),
+    }
+    return [
+        f"{what} {_short(theirs)} in run.json, {_short(ours)} in the model"
+        for what, (theirs, ours) in compared.items()
+        if theirs != ours
+    ]
+
+
+def check_expert(run: Run, folder: Path) -> None:
+    """Raises RunError naming each way in which the model at `folder` is not the RUN's expert."""
+    if differences := mismatches(run, folder):
+        raise RunError(
+            f"{run} was not sampled from the model at {folder}: {'; '.join(differences)}. "
+            f"Train the expert that sampled it ({run.manifest().expert.id}), sample again with this one, or give "
+            "--allow-mismatch"
+        )
+
+
+def check_length(run: Run, sample: Sample | Trajectory, length: int, limits: Limits) -> None:
+    """Raises RunError naming a trajectory that is too long for a micro-batch, or for the model."""
+    where = f"{run}: trajectory {sample.problem_id!r}, sample {sample.sample_index} has {length} tokens"
+    if limits.context is not None and length > limits.context:
+        raise RunError(f"{where}; the model's context is {limits.context}. Sample the RUN again")
+    if limits.token_budget is not None and length > limits.token_budget:
+        raise RunError(f"{where}; --token-budget is {limits.token_budget}: give at least {length}")
+
+
+def check_ranges(run: Run, sample: Sample, vocab_size: int) -> None:
+    """Raises RunError naming the trajectory whose ids or steps lie outside the vocabulary or the trajectory."""
+    where = f"{run}: trajectory {sample.problem_id!r}, sample {sample.sample_index}"
+    every_id = np.concatenate([sample.prompt_token_ids, sample.token_ids, sample.contrast.label_ids])
+    if every_id.min() < 0 or every_id.max() >= vocab_size:
+        wrong = next(int(token) for token in every_id if not 0 <= token < vocab_size)
+        raise RunError(f"{where} holds token {wrong}; the model's head has {vocab_size} columns. Sample the RUN again")
+    steps = sample.contrast.steps
+    first = 0 if len(sample.prompt_token_ids) else 1  # step 0 is predicted by the prompt's last token
+    if steps.min() < first or steps.max() >= len(sample.token_ids):
+        raise RunError(
+            f"{where} keeps steps {steps.min()} to {steps.max()} of its {len(sample.token_ids)} tokens. "
+            "Sample the RUN again"
+        )
+
+
+def example_of(sample: Sample) -> Example:
+    """The example of a trajectory with kept steps; step t is predicted at position P + t - 1."""
+    contrast, prompt = sample.contrast, sample.prompt_token_ids
+    positions = len(prompt) + contrast.steps.astype(np.int64) - 1
+    return Example(
+        input_ids=np.concatenate([prompt, sample.token_ids])[: positions.max() + 1].astype(np.int64),
+        positions=positions,
+        label_ids=contrast.label_ids,
+        label_weights=contrast.label_weights,
+        label_offsets=contrast.label_offsets,
+    )
+
+
+def _nothing_to_learn(run: Run, trajectories: int) -> str:
+    if not trajectories:
+        return f"{run} is empty: it holds no trajectory yet; fill it with 'lightreasoner-client sample'"
+    beta = run.manifest().beta
+    return (
+        f"none of the {trajectories} trajectories in {run} has a kept step at beta {beta:g}; "
+        "make a RUN with a lower --beta, or with an amateur that differs more"
+    )
+
+
+def _short(digest: str | None) -> str:
+    return digest[:DIGITS] if digest else "none"

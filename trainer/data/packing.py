@@ -1,0 +1,94 @@
+"""Lays trajectories into sequences: an optimizer step's examples, as micro-batches without padding, for each rank.
+
+In: examples, a token budget, the number of ranks. Out: micro-batches of tensors. A pure function of its input, so
+that every rank finds the same without asking the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.example import Example
+
+
+class Batch(TypedDict):
+    """Packed examples: L tokens in all, K kept steps, labels of at most m ids."""
+
+    input_ids: Tensor  # [1, L]
+    position_ids: Tensor  # [1, L], restarting at 0 for each example
+    kept: Tensor  # [K], indices into the sequence
+    label_ids: Tensor  # [K, m]
+    label_weights: Tensor  # [K, m], 0 where a label has fewer ids
+
+
+def micro_batches(examples: Sequence[Example], token_budget: int, ranks: int = 1) -> list[list[Batch]]:
+    """The micro-batches of each rank, as many for each, of at most `token_budget` tokens where no example has more.
+
+    Examples go to the rank with the fewest tokens, the longest first, and there into the first sequence with room. A
+    rank with less to do gets sequences that add nothing to loss or gradient, so that all take part in every exchange.
+    """
+    loads: list[list[Example]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for example in sorted(examples, key=lambda example: -len(example.input_ids)):
+        lightest = tokens.index(min(tokens))
+        loads[lightest].append(example)
+        tokens[lightest] += len(example.input_ids)
+    bins = [_bins(load, token_budget) for load in loads]
+    most = max(map(len, bins))
+    return [[pack(packed) for packed in mine] + [_idle(examples[0])] * (most - len(mine)) for mine in bins]
+
+
+def pack(examples: Sequence[Example]) -> Batch:
+    """Lay examples one after another in one sequence.
+
+    transformers keeps them apart, with no attention across, where it is given position_ids that restart, no
+    attention_mask and no cache.
+    """
+    lengths = [len(example.input_ids) for example in examples]
+    starts = np.cumsum([0, *lengths[:-1]])
+    sizes = np.concatenate([np.diff(example.label_offsets) for example in examples])
+    filled = np.arange(sizes.max()) < sizes[:, None]  # [K, m]
+    label_ids, label_weights = np.zeros(filled.shape, np.int64), np.zeros(filled.shape, np.float32)
+    label_ids[filled] = np.concatenate([example.label_ids for example in examples])
+    label_weights[filled] = np.concatenate([example.label_weights for example in examples])
+    kept = np.concatenate([start + example.positions for start, example in zip(starts, examples, strict=True)])
+    return Batch(
+        input_ids=torch.from_numpy(np.concatenate([example.input_ids for example in examples]))[None],
+        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        kept=torch.from_numpy(kept),
+        label_ids=torch.from_numpy(label_ids),
+        label_weights=torch.from_numpy(label_weights),
+    )
+
+
+def _bins(examples: Sequence[Example], budget: int) -> list[list[Example]]:
+    """First fit: examples, longest first, each into the first sequence with room."""
+    bins: list[list[Example]] = []
+    room: list[int] = []
+    for example in examples:
+        size = len(example.input_ids)
+        fits = next((index for index, left in enumerate(room) if size <= left), None)
+        if fits is None:
+            bins.append([example])
+            room.append(budget - size)
+        else:
+            bins[fits].append(example)
+            room[fits] -= size
+    return bins
+
+
+def _idle(example: Example) -> Batch:
+    """One token with a label that weighs nothing."""
+    batch = pack([example])
+    return Batch(
+        input_ids=batch["input_ids"][:, :1],
+        position_ids=batch["position_ids"][:, :1],
+        kept=torch.zeros(1, dtype=torch.int64),
+        label_ids=batch["label_ids"][:1],
+        label_weights=torch.zeros_like(batch["label_weights"][:1]),
+    )

@@ -1,0 +1,101 @@
+"""The SFT baseline's training set: a RUN's own solutions, whole, where they give the right answer.
+
+In: a RUN's trajectories, gold answers by problem. Out: `Example` values whose label at every step is the token that was
+taken, so that the contrast loss on them is cross-entropy. Source: the baseline of LightReasoner, arXiv 2510.07962,
+which samples several solutions a problem and keeps the correct ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from client.errors import ProblemSetError, RunError
+from client.models.detokenize import tokenizer_of
+from client.problems.reader import read_problems
+from client.protocol.requests import Trajectory
+from client.runs.build import trajectory_parts
+from client.runs.run import Run
+from trainer.data.dataset import Example, Limits, TrainingSet, check_length
+from trainer.grading.gold import Gold, gold_answer
+from trainer.grading.grader import grade
+
+
+class SolutionSet(TrainingSet):
+    """The right solutions of a RUN, part after part."""
+
+    def __init__(self, run: Run, limits: Limits, golds: Mapping[str, Gold]) -> None:
+        super().__init__(run, limits)
+        self._golds = golds
+        self._tokenizer: Any = tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json")
+        self.unanswered = 0  # solutions of problems that have no gold answer
+
+    def add(self, part: str) -> None:
+        """Read a part of trajectories and grade it. Raises RunError naming what is damaged or too long."""
+        for trajectory in self.run.trajectories_of(part):
+            key = trajectory.problem_id, trajectory.sample_index
+            if key in self._keys:
+                continue
+            self._keys.add(key)
+            gold = self._golds.get(trajectory.problem_id)
+            if gold is None:
+                self.unanswered += 1
+            elif trajectory.finish_reason == "stop" and grade(gold, self._text(trajectory)).correct:
+                example = solution_example(trajectory)
+                check_length(self.run, trajectory, len(example.input_ids), self.limits)
+                self.examples.append(example)
+            else:
+                self.without_kept_steps += 1
+        self.parts.append(part)
+
+    def all_parts(self) -> list[str]:
+        """Parts of trajectories; those of samples say nothing of whole solutions."""
+        return list(trajectory_parts(self.run, self.run.manifest()))
+
+    def __str__(self) -> str:
+        left_out = f"{self.without_kept_steps} wrong or unfinished are left out"
+        if self.unanswered:
+            left_out += f", and {self.unanswered} whose problem has no answer"
+        return f"{len(self.examples)} right solutions of {self.kept_steps} tokens; {left_out}"
+
+    def check_not_empty(self) -> None:
+        """Raises RunError where no solution is right, or none has an answer to be held against."""
+        if self.examples:
+            return
+        if self.unanswered and not self.without_kept_steps:
+            raise RunError(
+                f"--answers answers none of the problems in {self.run}: they go by their ids, or by a digest of the "
+                "question; give the problem set that was sampled"
+            )
+        raise RunError(
+            f"none of the {self.without_kept_steps} solutions in {self.run} is right; sample more of them "
+            "(--n 8 --temperature 0.8 --max-tokens 1024)"
+        )
+
+    def _text(self, trajectory: Trajectory) -> str:
+        return self._tokenizer.decode(trajectory.token_ids.tolist())
+
+
+def solution_example(trajectory: Trajectory) -> Example:
+    """Every token of a trajectory as the label of its own step; step t is predicted at position P + t - 1."""
+    prompt, tokens = trajectory.prompt_token_ids, trajectory.token_ids
+    return Example(
+        input_ids=np.concatenate([prompt, tokens])[:-1].astype(np.int64),
+        positions=len(prompt) - 1 + np.arange(len(tokens), dtype=np.int64),
+        label_ids=tokens,
+        label_weights=np.ones(len(tokens), np.float32),
+        label_offsets=np.arange(len(tokens) + 1),
+    )
+
+
+def read_answers(file: str) -> dict[str, Gold]:
+    """The gold answers of a problem set, by id. Raises ProblemSetError naming a row that has none."""
+    golds = {}
+    for problem in read_problems(file):
+        gold = gold_answer(problem)
+        if gold.choices:
+            raise ProblemSetError(f"{problem.where}: a question with choices, which sampling does not put")
+        golds[problem.id] = gold
+    return golds

@@ -1,0 +1,106 @@
+"""Which trajectories each optimizer step trains on, and what this rank computes of it.
+
+In: a training set, which may still grow, a recipe, this rank's number. Out: optimizer steps as packed micro-batches.
+What a step holds depends on the recipe, its number and the parts in the order they were read, and on nothing else: a
+resumed training goes on with the same steps, and all ranks agree without asking.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypedDict
+
+import numpy as np
+from torch.utils.data import IterableDataset
+
+from trainer.data.dataset import TrainingSet
+from trainer.data.example import Example
+from trainer.data.packing import Batch, micro_batches
+from trainer.settings import Recipe, Unit
+
+
+class Step(TypedDict):
+    """One optimizer step: this rank's micro-batches, and figures of all ranks together."""
+
+    micro_batches: list[Batch]
+    kept_steps: int
+    tokens: int
+    epoch: float
+
+
+class Source(Protocol):
+    """What makes a training set grow."""
+
+    def more(self) -> bool:
+        """Wait for examples; False once there will be no more."""
+
+
+@dataclass
+class Steps(IterableDataset[Step]):
+    """The optimizer steps of a training, from number `first`.
+
+    Each epoch takes every unit once, in an order drawn by seed and epoch; while a source is followed, the first epoch
+    takes them as they arrive. The last step of an epoch holds what is left.
+    """
+
+    training_set: TrainingSet
+    recipe: Recipe
+    token_budget: int
+    rank: int = 0
+    ranks: int = 1
+    source: Source | None = None
+    first: int = 0
+
+    @property
+    def units(self) -> int:
+        """Units in an epoch, as far as is known."""
+        by_step = self.recipe.unit == Unit.STEP
+        return self.training_set.kept_steps if by_step else len(self.training_set.examples)
+
+    def total(self, units: int | None = None) -> int:
+        """Optimizer steps in all, for as many units in an epoch as there are, or as given."""
+        return self.recipe.max_steps or math.ceil(self.recipe.epochs * self._steps_per_epoch(units or self.units))
+
+    def __iter__(self) -> Iterator[Step]:
+        for index in itertools.count(self.first):
+            if (examples := self._examples_of(index)) is None:
+                return
+            yield Step(
+                micro_batches=micro_batches(examples, self.token_budget, self.ranks)[self.rank],
+                kept_steps=sum(len(example.positions) for example in examples),
+                tokens=sum(len(example.input_ids) for example in examples),
+                epoch=(index + 1) / self._steps_per_epoch(self.units),
+            )
+
+    def _examples_of(self, index: int) -> list[Example] | None:
+        """The examples of a step, or None after the last."""
+        if self.recipe.max_steps is not None and index >= self.recipe.max_steps:
+            return None
+        size = self.recipe.batch_size
+        growing = self.source is not None
+        while growing and self.units < (index + 1) * size:
+            assert self.source is not None
+            growing = self.source.more()
+        if self.source is not None and index * size < self.units:
+            return [self._unit(unit) for unit in range(index * size, min((index + 1) * size, self.units))]
+        if not self.units or index >= self.total():
+            return None
+        epoch, place = divmod(index, self._steps_per_epoch(self.units))
+        return [self._unit(int(unit)) for unit in self._order(epoch)[place * size : (place + 1) * size]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.recipe.seed, epoch]).permutation(self.units)
+
+    def _unit(self, unit: int) -> Example:
+        if self.recipe.unit == Unit.TRAJECTORY:
+            return self.training_set.examples[unit]
+        ends = np.cumsum([len(example.positions) for example in self.training_set.examples])
+        owner = int(np.searchsorted(ends, unit, side="right"))
+        example = self.training_set.examples[owner]
+        return example.only(unit - int(ends[owner]) + len(example.positions))
+
+    def _steps_per_epoch(self, units: int) -> int:
+        return max(1, math.ceil(units / self.recipe.batch_size))

@@ -1,0 +1,116 @@
+"""vLLM around one model and any number of its adapters, which it applies unmerged.
+
+In: prompts as token ids, how to decode. Out: texts. The only room of the trainer that loads vLLM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from client.errors import ModelError
+from trainer.adapters.adapter import read_config
+from trainer.adapters.base_model import weights_dtype
+from trainer.settings import Examination, Precision
+
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+"""Unless the user sets them otherwise, so that the table is what one sees."""
+CPU_CACHE_BYTES = 2**30
+"""vLLM's own default on a CPU takes nearly all of the memory."""
+
+
+class AnswerEngine:
+    """A running engine. Decodes as it is told, whatever generation_config.json says."""
+
+    def __init__(self, folder: Path, adapters: Sequence[Path], dtype: Precision | None, max_model_len: int) -> None:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
+
+        options: dict[str, Any] = {"enable_lora": True, "max_lora_rank": _lora_rank(adapters)} if adapters else {}
+        if current_platform.is_cpu():
+            options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
+        self.max_model_len = max_model_len
+        self._requests = {path: LoRARequest(str(path), number, str(path)) for number, path in enumerate(adapters, 1)}
+        try:
+            with _in_process() if current_platform.is_cpu() else contextlib.nullcontext():
+                self.llm = LLM(
+                    model=str(folder),
+                    dtype=weights_dtype(dtype, folder),  # type: ignore[arg-type]
+                    generation_config="vllm",
+                    max_model_len=max_model_len,
+                    use_tqdm_on_load=sys.stderr.isatty(),
+                    **options,
+                )
+        except Exception as error:  # whatever a model's files are wrong in
+            said = str(error).partition("\n")[0]
+            raise ModelError(
+                f"vLLM could not start {folder}: {type(error).__name__}: {said}; VLLM_LOGGING_LEVEL=INFO shows its log"
+            ) from error
+
+    def answers(self, prompts: Sequence[list[int]], examination: Examination, adapter: Path | None) -> list[list[str]]:
+        """n outputs for every prompt, cut where the context ends; '' for a prompt that does not fit it."""
+        from vllm import SamplingParams, TokensPrompt
+
+        params = SamplingParams(
+            n=examination.n,
+            temperature=examination.temperature,
+            top_p=examination.top_p,
+            seed=examination.seed,
+            max_tokens=examination.max_tokens,
+        )
+        asked = [index for index, prompt in enumerate(prompts) if len(prompt) < self.max_model_len]
+        outputs = self.llm.generate(
+            [TokensPrompt(prompt_token_ids=prompts[index]) for index in asked],
+            params,
+            lora_request=self._requests[adapter] if adapter else None,
+            use_tqdm=False,
+        )
+        texts = {index: [one.text for one in output.outputs] for index, output in zip(asked, outputs, strict=True)}
+        return [texts.get(index, [""] * examination.n) for index in range(len(prompts))]
+
+    def close(self) -> None:
+        """End the engine and give its memory back."""
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+@contextlib.contextmanager
+def _in_process() -> Iterator[None]:
+    """An engine that starts meanwhile needs no processes of its own: two, which import vLLM for some 10 s each.
+
+    Not so where its threads have to be bound, for several NUMA nodes or as the user says: vLLM binds another process's.
+    """
+    name = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
+    if name in os.environ or "VLLM_CPU_OMP_THREADS_BIND" in os.environ or len(nodes) > 1:
+        yield
+        return
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def _lora_rank(adapters: Sequence[Path]) -> int:
+    """The smallest rank that vLLM can be set to and that holds all adapters'."""
+    from vllm.config.lora import MaxLoRARanks
+
+    possible = get_args(MaxLoRARanks)
+    for adapter in adapters:
+        rank = read_config(adapter).get("r")
+        if rank is None or rank > max(possible):
+            raise ModelError(
+                f"{adapter} has LoRA rank {rank}; vLLM applies 1 to {max(possible)}. Merge it and evaluate the merged"
+                " model"
+            )
+    most = max(read_config(adapter)["r"] for adapter in adapters)
+    return min(rank for rank in possible if rank >= most)

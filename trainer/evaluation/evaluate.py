@@ -1,0 +1,176 @@
+"""Zero-shot accuracy of a model, and of the same model with adapters, through one vLLM engine.
+
+In: a model, adapters of it, benchmarks with answers. Out: a record an output, kept as they come, and what is to be
+said from them. Everything that can be wrong with the input is found before the engine starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import AutoTokenizer
+
+from client.errors import LightReasonerError
+from client.models.fingerprints import model_fingerprint, model_folder
+from trainer.adapters.adapter import CONFIG, WEIGHTS, adapter_folder, check_base, read_config
+from trainer.adapters.base_model import config_of, weights_dtype
+from trainer.evaluation.answer_engine import AnswerEngine
+from trainer.evaluation.benchmarks import Benchmark, read_benchmark
+from trainer.evaluation.records import Record, Records
+from trainer.evaluation.scores import Comparison, compare
+from trainer.grading.grader import grade
+from trainer.settings import Examination
+
+BASE = "base"
+"""The name of the model without an adapter, in records and results."""
+AT_ONCE = 512
+"""Outputs asked for before the records are written: what an evaluation that is killed has to do again."""
+
+
+def evaluate(
+    model: str,
+    adapters: Sequence[str],
+    benchmarks: Mapping[str, str],
+    examination: Examination,
+    console: Console,
+    file: Path | None = None,
+) -> list[Comparison]:
+    """Score a model on benchmarks (name -> file), as it is and with each adapter, in the one engine.
+
+    `file`: where records are kept, and taken up again by the same call. Raises ModelError, ProblemSetError or another
+    LightReasonerError for what is wrong with the input.
+    """
+    if len(set(adapters)) < len(adapters):
+        raise LightReasonerError("--adapter: the same adapter is given twice")
+    folder, tuned = model_folder(model), {name: adapter_folder(name) for name in adapters}
+    for adapter in tuned.values():
+        read_config(adapter)
+        check_base(adapter, folder)
+    read, about = _benchmarks(folder, benchmarks, examination)
+    records = Records(file, about | {"adapters": {name: _digest(at) for name, at in tuned.items()}})
+    try:
+        _ask_all(folder, tuned, read, examination, records, console)
+    finally:
+        records.close()
+    names = [BASE, *tuned]
+    return [compare(benchmark.name, [(name, records.of(name, benchmark.name)) for name in names]) for benchmark in read]
+
+
+def check(model: str, benchmarks: Mapping[str, str], examination: Examination, file: Path) -> None:
+    """Raise what `evaluate` would, of what is known before there are adapters: benchmarks, and the file of records."""
+    _, about = _benchmarks(model_folder(model), benchmarks, examination)
+    Records.check(file, about | {"adapters": {}})
+
+
+def _benchmarks(
+    folder: Path, benchmarks: Mapping[str, str], examination: Examination
+) -> tuple[list[Benchmark], dict[str, Any]]:
+    """The benchmarks, read, and what the evaluation of a model on them is of."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    read = [read_benchmark(name, path, tokenizer, examination) for name, path in benchmarks.items()]
+    about = {
+        "base": model_fingerprint(folder),
+        "benchmarks": {benchmark.name: benchmark.digest for benchmark in read},
+        **{name: value for name, value in asdict(examination).items() if name != "limit"},
+        "dtype": str(weights_dtype(examination.dtype, folder)).removeprefix("torch."),
+    }
+    return read, about
+
+
+def _digest(adapter: Path) -> str:
+    """SHA-256 over an adapter's settings and weights."""
+    return hashlib.sha256((adapter / CONFIG).read_bytes() + (adapter / WEIGHTS).read_bytes()).hexdigest()
+
+
+def _ask_all(
+    folder: Path,
+    adapters: Mapping[str, Path],
+    benchmarks: Sequence[Benchmark],
+    examination: Examination,
+    records: Records,
+    console: Console,
+) -> None:
+    """Ask every model what has no record yet."""
+    models = {BASE: None, **adapters}
+    missing = [
+        (name, benchmark, number)
+        for name in models
+        for benchmark in benchmarks
+        for number in range(len(benchmark.questions))
+        if any((name, benchmark.name, number, index) not in records for index in range(examination.n))
+    ]
+    context = context_for(folder, benchmarks, examination.max_tokens, console)
+    if len(records):
+        console.print(f"{len(records):,} outputs are there already", soft_wrap=True)
+    if not missing:
+        return
+    engine = AnswerEngine(folder, list(adapters.values()), examination.dtype, context)
+    try:
+        with _progress(console, len(missing) * examination.n) as advance:
+            while missing:
+                name, benchmark = missing[0][:2]
+                most = max(1, AT_ONCE // examination.n)
+                these = [number for *about, number in missing[:most] if about == [name, benchmark]]
+                missing = missing[len(these) :]
+                questions = [benchmark.questions[number] for number in these]
+                outputs = engine.answers([question.prompt for question in questions], examination, models[name])
+                for number, question, texts in zip(these, questions, outputs, strict=True):
+                    grades = [grade(question.gold, text) for text in texts]
+                    records.add(
+                        Record(name, benchmark.name, number, question.id, index, question.text, text, found.extracted,
+                               question.gold.text, found.correct)
+                        for index, (text, found) in enumerate(zip(texts, grades, strict=True))
+                    )  # fmt: skip
+                advance(f"{benchmark.name}, {name}", len(these) * examination.n)
+    finally:
+        engine.close()
+
+
+@contextlib.contextmanager
+def _progress(console: Console, total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar on a terminal; elsewhere a line when a benchmark or a model begins. Gives what to call after a batch."""
+    said = ""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=total)
+
+        def advance(what: str, count: int) -> None:
+            nonlocal said
+            if what != said and not console.is_terminal:
+                console.print(f"{what} …", soft_wrap=True)
+            said = what
+            bar.update(task, description=what, advance=count)
+
+        yield advance
+
+
+def context_for(folder: Path, benchmarks: Sequence[Benchmark], max_tokens: int, console: Console) -> int:
+    """The context to ask of the engine: what the longest prompt needs, within what the model has.
+
+    Says which prompts do not fit; they are counted as wrong.
+    """
+    longest = max(len(question.prompt) for benchmark in benchmarks for question in benchmark.questions)
+    context = getattr(config_of(folder).get_text_config(), "max_position_embeddings", None)
+    context = min(context or sys.maxsize, longest + max_tokens)
+    for benchmark in benchmarks:
+        if too_long := sum(len(question.prompt) >= context for question in benchmark.questions):
+            console.print(
+                f"warning: {benchmark.name}: {too_long} prompts fill the context of {context} tokens; counted as wrong",
+                style="yellow",
+                soft_wrap=True,
+            )
+    return context

@@ -1,0 +1,212 @@
+"""The paper's two tables for any pair: what each part of the method brings, and what it costs against SFT.
+
+In: RUNs, the expert, benchmarks, seeds. Out: adapters below one folder, and tables of them as figures, text and
+Markdown. Each training is a process of its own, started by the public command; all adapters are then asked by one
+engine. What is there already is not done again. Source: LightReasoner, arXiv 2510.07962, its efficiency and ablation
+tables.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from client.contrast import Labels, Selection
+from client.errors import LightReasonerError
+from client.protocol.requests import ContrastSettings
+from client.runs.build import build
+from client.runs.run import Run
+from trainer.evaluation.evaluate import BASE, check, evaluate
+from trainer.evaluation.records import Record, Records
+from trainer.evaluation.scores import score
+from trainer.evaluation.summary import markdown_table
+from trainer.settings import Examination
+
+VARIANTS: tuple[tuple[str, Selection, Labels], ...] = (
+    ("full", "kl", "contrast"),
+    ("without step selection", "random", "contrast"),
+    ("without contrast", "kl", "expert"),
+    ("without either", "random", "expert"),
+)
+"""Without step selection, as many steps are drawn at random; without contrast, labels are the expert's own."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for every row of a table."""
+
+    model: str
+    out: Path
+    benchmarks: Mapping[str, str]
+    seeds: Sequence[int]
+    examination: Examination
+    train_options: Sequence[str]  # of `train`, as a user would write them
+
+    @property
+    def records(self) -> Path:
+        """Every output."""
+        return self.out / "outputs.jsonl"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row's accuracy on a benchmark, over all its seeds."""
+
+    accuracy: float
+    interval: tuple[float, float]  # 95%, over problems
+    deviation: float | None  # of the accuracy between seeds; None: there is one
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        spread = f" ± {self.deviation:.1%}" if self.deviation is not None else ""
+        return f"{self.accuracy:.1%} [{low:.1%}, {high:.1%}]{spread}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of training, or none, and what came of it."""
+
+    name: str
+    facts: dict[str, Any]  # what it cost or is made of, by column
+    cells: dict[str, Cell]  # by benchmark
+
+
+def ablation(run_url: str, plan: Plan, console: Console) -> list[Row]:
+    """Rows for the base and the four variants, built from one RUN's trajectories."""
+    check(plan.model, plan.benchmarks, plan.examination, plan.records)
+    source = Run(run_url)
+    manifest = source.manifest()
+    names, facts = {}, {}
+    for name, select, labels in VARIANTS:
+        own = (select, labels) == (manifest.select, manifest.labels)
+        url = run_url if own else str(plan.out / "runs" / name.replace(" ", "-"))
+        if not own:
+            given = {field: getattr(manifest, field) for field in ContrastSettings.model_fields}
+            build(source, Run(url), ContrastSettings(**given | {"select": select, "labels": labels}))
+        trained = [train(url, name, seed, plan, console) for seed in plan.seeds]
+        names[name] = [str(adapter) for adapter in trained]
+        facts[name] = {"kept steps": provenance(trained[0])["kept_steps"]}
+    return _rows(names, facts, plan, console)
+
+
+def efficiency(run_url: str, solutions_url: str, answers: str, plan: Plan, console: Console) -> list[Row]:
+    """Rows for the base, SFT on a RUN's right solutions, and the contrast on another RUN, with what each cost."""
+    check(plan.model, plan.benchmarks, plan.examination, plan.records)
+    names, facts = {}, {}
+    for name, url, options in (
+        ("SFT", solutions_url, ["--objective", "sft", "--answers", answers]),
+        ("LightReasoner", run_url, []),
+    ):
+        trained = [train(url, name, seed, plan, console, options) for seed in plan.seeds]
+        names[name] = [str(adapter) for adapter in trained]
+        facts[name] = {
+            "problems": Run(url).manifest().problems.count,
+            "sampling, s": sampling_seconds(Run(url)),
+            "training, s": float(np.mean([training_seconds(adapter) for adapter in trained])),
+            "tuned tokens": provenance(trained[0])["kept_steps"],
+        }
+    return _rows(names, facts, plan, console)
+
+
+def train(url: str, name: str, seed: int, plan: Plan, console: Console, options: Sequence[str] = ()) -> Path:
+    """An adapter, trained unless it is there. Raises LightReasonerError with what the training said."""
+    adapter = plan.out / "adapters" / f"{name.replace(' ', '-')}-{seed}"
+    console.print(f"{name}, seed {seed}: {adapter}", soft_wrap=True)
+    words = ["train", url, "--model", plan.model, "--output", str(adapter), "--seed", str(seed), "--resume"]
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", *words, *options, *plan.train_options], stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    if done.returncode:
+        said = done.stderr.strip().rpartition("error: ")[2] or f"exit status {done.returncode}"
+        raise LightReasonerError(f"{name}, seed {seed}: {said}")
+    return adapter
+
+
+def provenance(adapter: Path) -> dict[str, Any]:
+    """lightreasoner.json of an adapter that was trained here."""
+    return json.loads((adapter / "lightreasoner.json").read_text())
+
+
+def training_seconds(adapter: Path) -> float:
+    """Of its optimizer steps: neither loading nor writing."""
+    lines = (adapter / "metrics.jsonl").read_text().splitlines()
+    return sum(json.loads(line)["seconds"] for line in lines)
+
+
+def sampling_seconds(run: Run) -> float | None:
+    """From run.json to complete.json, pauses included; None where the RUN is not sealed.
+
+    Of a RUN that was built from another, the other's. Raises RunError where that is gone.
+    """
+    if source := run.manifest().built_from:
+        return sampling_seconds(Run(source))
+    completion = run.completion()
+    return completion["sealed_at"] - run.manifest().created_at if completion else None
+
+
+def _rows(names: dict[str, list[str]], facts: dict[str, dict[str, Any]], plan: Plan, console: Console) -> list[Row]:
+    plan.out.mkdir(parents=True, exist_ok=True)
+    adapters = [adapter for of_one in names.values() for adapter in of_one]
+    evaluate(plan.model, adapters, plan.benchmarks, plan.examination, console, plan.records)
+    records = Records.read(plan.records)
+    columns = next(iter(facts.values())).keys()
+    rows = [Row("expert", dict.fromkeys(columns), _cells([BASE], records, plan))]
+    return rows + [Row(name, facts[name], _cells(mine, records, plan)) for name, mine in names.items()]
+
+
+def _cells(models: Sequence[str], records: Records, plan: Plan) -> dict[str, Cell]:
+    return {name: cell([records.of(model, name) for model in models]) for name in plan.benchmarks}
+
+
+def cell(records: Sequence[Sequence[Sequence[Record]]]) -> Cell:
+    """records[seed][problem][sample] -> accuracy, its interval over problems, its deviation between seeds."""
+    problems = [[record.correct for samples in seeds for record in samples] for seeds in zip(*records, strict=True)]
+    counted = score(problems)
+    by_seed = [np.mean([record.correct for samples in seed for record in samples]) for seed in records]
+    return Cell(counted.accuracy, counted.interval, float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None)
+
+
+def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table as JSON."""
+    return [{"name": row.name, **row.facts, "benchmarks": {k: vars(v) for k, v in row.cells.items()}} for row in rows]
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """The table as the terminal shows it."""
+    header, *lines = _lines(rows)
+    shown = Table(title=title)
+    for column in header:
+        shown.add_column(column, justify="left" if not column else "right")
+    for line in lines:
+        shown.add_row(*line)
+    return shown
+
+
+def markdown(rows: Sequence[Row], title: str) -> str:
+    """The same as Markdown."""
+    header, *lines = _lines(rows)
+    note = "Accuracy, its 95% interval over problems, ± its standard deviation between seeds where there are several."
+    return "\n".join([f"# {title}", "", *markdown_table(header, lines), "", note, ""])
+
+
+def _lines(rows: Sequence[Row]) -> list[list[str]]:
+    base = rows[0]
+    header = ["", *base.facts, *(label for name in base.cells for label in (name, "gain"))]
+    lines = [header]
+    for row in rows:
+        line = [row.name, *("" if value is None else f"{value:,.0f}" for value in row.facts.values())]
+        for name, found in row.cells.items():
+            gain = f"{100 * (found.accuracy - base.cells[name].accuracy):+.1f}" if row is not base else ""
+            line += [str(found), gain]
+        lines.append(line)
+    return lines

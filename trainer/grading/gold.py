@@ -1,0 +1,161 @@
+"""What a row of a benchmark gives as its answer, and how its question is put.
+
+In: rows of problem sets, as the published files have them. Out: `Gold` values. Never judges an output: that is
+`trainer.grading.grader`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from client.errors import ProblemSetError
+from client.problems.reader import ProblemRow
+
+ANSWER_FIELDS = ("answer", "Answer", "final_answer", "solution")
+GSM8K_MARK = "####"
+"""What follows it in GSM8K's worked answers is the answer."""
+BEHIND = re.compile(r"(?<=\d)\s+\(([A-Za-z][A-Za-z .,'/-]*)\)$")
+"""ASDiv writes '9 (apples)'. Without the space it may be algebra."""
+NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(\.\d+)?|[-+]?\.\d+")
+CLOCK = re.compile(r"(\d{1,2}:\d\d)\s*(?:([ap])\.?\s*m\.?)?", re.IGNORECASE)
+ROUNDED = re.compile(r"-?\d*\.\d+|-?\d+(\.\d+)?\s*(e|\\times\s*10\^)\s*\{?[-+]?\d+\}?")
+BRACKETS = re.compile(r"\\(?:left|right|big|Big|bigl|bigr)(?=[\[\](){}.|])|\\[,;! ]|\$")
+"""What LaTeX puts around brackets, and between what they hold."""
+BRACE = re.compile(r"\\f?boxed\s*\{|[{}]")
+RELATIVE_TOLERANCE = 0.01
+"""Of Minerva Math's rounded numbers. Its problems take measured constants, and ask for no number of digits."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Kind(StrEnum):
+    """How an answer is compared."""
+
+    MATH = "math"  # by value, with math-verify
+    TUPLE = "tuple"  # lists in brackets: order within one counts, and among several does not
+    INTERVAL = "interval"  # brackets count
+    CLOCK = "clock"  # 3:30 p.m.
+    WORDS = "words"  # a name, yes or no
+    CHOICE = "choice"  # a letter
+
+
+@dataclass(frozen=True)
+class Gold:
+    """A gold answer."""
+
+    text: str
+    kind: Kind = Kind.MATH
+    unit: str = ""  # what stands behind the number: a measure, or things that are counted
+    relative: float = 0.0  # how far a number may be away, in parts of the gold number
+    absolute: float = 0.0  # the same, as a number
+    choices: tuple[str, ...] = ()
+
+
+def gold_answer(problem: ProblemRow) -> Gold:
+    """The answer that a row gives. Raises ProblemSetError naming file and row where it gives none."""
+    row = problem.row
+    if "choices" in row:
+        return _choice(problem)
+    field = next((field for field in ANSWER_FIELDS if row.get(field) is not None), None)
+    text = "" if field is None or isinstance(row[field], bool) else _text(row[field])
+    if field == "solution":  # MATH and Minerva Math
+        gold = _boxed(text, relative="level" not in row)
+    elif "answer_type" in row:
+        gold = _olympiad(text, row)
+    else:
+        gold = _plain(text)
+    if not gold.text:
+        raise ProblemSetError(
+            f"{problem.where}: no answer in {', '.join(ANSWER_FIELDS)} ({text[-80:]!r}); "
+            "evaluation needs one in every row"
+        )
+    return gold
+
+
+def question_of(problem: ProblemRow) -> str:
+    """The question as it is asked: with its choices, where it has some."""
+    choices = problem.row.get("choices")
+    if not choices:
+        return problem.question
+    listed = "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    return f"{problem.question}\n{listed}\nAnswer with the letter of the right choice."
+
+
+def last_box(text: str) -> tuple[str, str] | None:
+    """What the last \\boxed{…} that is closed and not empty holds, and what follows it; None where there is none."""
+    opened: list[tuple[int, bool]] = []  # where what a brace encloses begins, and whether it is a box
+    last: tuple[int, int] | None = None
+    for brace in BRACE.finditer(text):
+        if brace[0] != "}":
+            opened.append((brace.end(), len(brace[0]) > 1))
+        elif opened:
+            begin, boxed = opened.pop()
+            if boxed and (last is None or begin > last[0]) and text[begin : brace.start()].strip():
+                last = begin, brace.start()
+    return (text[last[0] : last[1]].strip(), text[last[1] + 1 :]) if last else None
+
+
+def unit_behind(text: str) -> str:
+    """The unit behind a box, if one stands there: up to the end of the formula or of the sentence."""
+    return re.split(r"\\[\])]|\\end\b|\n|[.,;:)]\s|[.,;]?\s*$|\$\s+\w+\s+\w+", text[:200].lstrip("$ "), maxsplit=1)[0][
+        :60
+    ]
+
+
+def _plain(text: str) -> Gold:
+    """GSM8K, SVAMP, ASDiv, and what is like them."""
+    text = text.rpartition(GSM8K_MARK)[2].strip()
+    unit = BEHIND.search(text)
+    text = BEHIND.sub("", text)
+    if CLOCK.fullmatch(text):
+        return Gold(text, Kind.CLOCK)
+    if unit is None and re.search(r"[A-Za-z]{2}", text) and "\\" not in text and not re.search(r"[=^]", text):
+        return Gold(text, Kind.WORDS)
+    return Gold(text, _kind(text), unit=unit[1] if unit else "")
+
+
+def _boxed(text: str, relative: bool) -> Gold:
+    box = last_box(text)
+    if box is None:
+        return Gold("")
+    held, behind = box
+    rounded = relative and ROUNDED.fullmatch(held.replace(" ", ""))
+    return Gold(held, _kind(held), unit=unit_behind(behind), relative=RELATIVE_TOLERANCE if rounded else 0.0)
+
+
+def _olympiad(text: str, row: dict[str, Any]) -> Gold:
+    kind = {"Tuple": Kind.TUPLE, "Interval": Kind.INTERVAL}.get(row["answer_type"])
+    return Gold(text, kind or _kind(text), unit=row.get("unit") or "", absolute=float(row.get("error") or 0.0))
+
+
+def _choice(problem: ProblemRow) -> Gold:
+    choices, answer = problem.row["choices"], problem.row.get("answer")
+    if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
+        answer = LETTERS.index(answer)
+    if (
+        not isinstance(choices, list)
+        or not 1 < len(choices) <= len(LETTERS)
+        or isinstance(answer, bool)
+        or not isinstance(answer, int)
+        or not 0 <= answer < len(choices)
+    ):
+        raise ProblemSetError(
+            f"{problem.where}: a question with choices needs 2 to {len(LETTERS)} of them, and as its answer the right"
+            f" one's letter or number from 0 ({answer!r} of {len(choices) if isinstance(choices, list) else choices!r})"
+        )
+    return Gold(LETTERS[answer], Kind.CHOICE, choices=tuple(map(str, choices)))
+
+
+def _kind(text: str) -> Kind:
+    """What brackets around the whole of an answer say of it; an open interval is compared as a pair is."""
+    plain = BRACKETS.sub("", text).strip()
+    if re.fullmatch(r"\([^()]*,[^()]*\)(\s*,\s*\([^()]*,[^()]*\))*", plain):
+        return Kind.TUPLE
+    interval = r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]"
+    return Kind.INTERVAL if re.fullmatch(rf"{interval}(\s*\\cup\s*{interval})*", plain) else Kind.MATH
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)  # OlympiadBench has lists

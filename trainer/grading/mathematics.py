@@ -1,0 +1,135 @@
+"""What LaTeX texts mean, and whether two mean the same: math-verify and sympy within a time limit.
+
+In: texts. Out: sympy's values, numbers, verdicts. Runs in a main thread only: the limit is a signal.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import sympy
+from math_verify import LatexExtractionConfig, parse, verify
+from math_verify.errors import TimeoutException
+
+from trainer.grading.normalize import squeezed
+
+SECONDS = 3
+"""For one comparison, and as much for reading each side."""
+AGAIN_SECONDS = 0.5
+"""What is over its time is told again: Python drops an exception that is raised in a callback of its own."""
+TOTAL_SECONDS = 10
+"""For all of an answer: no comparison begins later."""
+ROUNDING = 1e-12
+"""Of floating point, in parts of a number."""
+WHOLE = [LatexExtractionConfig(boxed_match_priority=0)]
+"""math-verify's other readings take a number out of what they do not understand."""
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off: they end another's
+
+
+class Mathematics:
+    """math-verify and sympy, each call within a time limit, and all of them within one. Raise TimeoutException."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + TOTAL_SECONDS
+
+    def value(self, text: str) -> Any:
+        """What a whole LaTeX text is, as sympy has it; None where it is nothing that can be read."""
+        boxed = rf"\boxed{{{text}}}"
+        found = self._limited(
+            lambda: parse(boxed, extraction_config=WHOLE, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
+        )
+        return found[0] if found else None
+
+    def number(self, text: str) -> Any:
+        """The real number that a text is: exact where it is rational, else a float; None where it is none."""
+        return self._number(self.value(text)) if text.strip() else None
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two texts are the same, or the same in mathematics."""
+        if squeezed(one) == squeezed(other):
+            return True
+        mine, theirs = self.value(one), self.value(other)
+        if mine is None or theirs is None:
+            return False
+        numbers = self._number(mine), self._number(theirs)
+        if None not in numbers:
+            return close(*numbers, ROUNDING)
+        if isinstance(mine, sympy.Eq) and isinstance(theirs, sympy.Eq):
+            return self._same_equation(mine, theirs)
+        return bool(self._limited(lambda: verify([mine], [theirs], timeout_seconds=None)))
+
+    def points(self, text: str) -> Any:
+        """The set of real numbers that a text describes, as brackets or as relations; None where it is none."""
+        value = self.value(text)
+        return self._limited(lambda: _points(value))
+
+    def same_sets(self, ones: Sequence[Any], others: Sequence[Any]) -> bool:
+        """Whether two unions of sets, as `points` gives them, are the same."""
+        return bool(self._limited(lambda: sympy.Union(*ones) == sympy.Union(*others)))
+
+    def _number(self, value: Any) -> Any:
+        def computed() -> Any:
+            exact = value.doit()
+            if not (exact.is_number and exact.is_real):
+                return None
+            return exact if exact.is_Rational and not exact.is_Float else float(exact)
+
+        return self._limited(computed)
+
+    def _same_equation(self, one: sympy.Eq, other: sympy.Eq) -> bool:
+        def computed() -> bool:
+            mine, theirs = (_frozen(side.lhs) - _frozen(side.rhs) for side in (one, other))
+            share = sympy.simplify(mine / theirs)
+            return bool(share.is_number and share.is_finite and share != 0)
+
+        return bool(self._limited(computed))
+
+    def _limited(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives; None where sympy cannot do it."""
+        if time.monotonic() > self._until:
+            raise TimeoutException("an answer that takes too long")
+        before, began = signal.signal(signal.SIGALRM, _too_long), time.monotonic()
+        others, interval = signal.getitimer(signal.ITIMER_REAL)
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, SECONDS, AGAIN_SECONDS)
+                return work()
+            except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError, RecursionError):
+                return None
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:  # also where the time was over in the line before
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
+            if others:
+                signal.setitimer(signal.ITIMER_REAL, max(others - (time.monotonic() - began), 0.001), interval)
+
+
+def _too_long(signum: int, frame: FrameType | None) -> None:
+    raise TimeoutException("a comparison that takes too long")
+
+
+def _frozen(value: Any) -> Any:
+    """Derivatives as symbols, for sympy takes the functions in them for constants."""
+    return value.subs({found: sympy.Symbol(str(found)) for found in value.atoms(sympy.Derivative)})
+
+
+def close(one: Any, other: Any, part: float) -> bool:
+    """Whether numbers are the same: rational ones exactly, others within `part` of either."""
+    exact = isinstance(one, sympy.Rational) and isinstance(other, sympy.Rational)
+    return bool(one == other) if exact else math.isclose(float(one), float(other), rel_tol=part)
+
+
+def _points(value: Any) -> Any:
+    if isinstance(value, sympy.Set):
+        return value
+    if isinstance(value, tuple | sympy.Tuple) and len(value) == 2:  # an open interval is written as a pair is
+        return sympy.Interval.open(*value)
+    return value.as_set()

@@ -1,0 +1,130 @@
+"""Whether a text is a certain number: in the gold's unit, in one that can be turned into it, or in several together.
+
+In: texts, a `Gold` that is a number. Out: verdicts. What is left over of a text and not understood makes it another.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import sympy
+
+from trainer.grading.gold import NUMBER, Gold, unit_behind
+from trainer.grading.mathematics import ROUNDING, Mathematics, close
+from trainer.grading.normalize import TEXT
+from trainer.grading.units import ratio, unit_of
+
+ABOUT = 0.01
+"""How far the sides of an ≈ may be apart, in parts of a number."""
+BASE = re.compile(r"(?<=\d)_\s*\{?\s*(\d+)\s*\}?\s*$")
+TOKEN = re.compile(rf"{TEXT}|\\?%|\\?¢|°|\^\s*\{{?\s*\\(?:circ|degree)\b|\\[A-Za-z]+|[{{}}]|[A-Za-z]+")
+UNIT_COMMANDS = (r"\mu", r"\Omega", r"\AA", r"\degree")
+MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
+SECOND_NUMBER = re.compile(r"(?<=[\s~,{])\d[\d,]*(?:\.\d+)?(?!\s*\}?\s*\\times)")
+
+
+def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths: Mathematics) -> bool:
+    """Whether a text is the number that is wanted, in its unit or in one that can be turned into it."""
+    said, tail = cut(text)
+    bases = [BASE.search(one) for one in (value, said)]
+    if bases[1] and (bases[0] is None or bases[0][1] != bases[1][1]):
+        return False
+    numbers = _sides(BASE.sub("", said), maths)
+    if not numbers:
+        return False
+    if tail and (second := SECOND_NUMBER.search(tail)):
+        total = _added_up(numbers[-1], tail, second.start(), gold.unit, maths)
+        return total is not None and _within(total, wanted, gold)
+    if tail.lstrip("\\").startswith("%") and gold.unit != "%" and 0 < abs(float(wanted)) <= 1:
+        numbers += [number / 100 for number in numbers]
+    factor = _factor(gold, tail or unit_behind(behind))
+    return any(factor is not None and _within(number * factor, wanted, gold) for number in numbers)
+
+
+def _sides(text: str, maths: Mathematics) -> list[Any]:
+    """The number that a text is: of a = b the last, if all are the same, and of a ≈ b each; none of anything else."""
+    nearly = re.split(r"\\approx\b|≈", text)
+    found = []
+    for side in nearly if nearly[0].strip() else nearly[1:]:
+        numbers = [maths.number(part) for part in side.split("=")]
+        if None in numbers or not all(close(number, numbers[-1], ROUNDING) for number in numbers):
+            return []
+        found.append(numbers[-1])
+    return found if all(close(number, found[-1], ABOUT) for number in found) else []
+
+
+def _within(number: Any, wanted: Any, gold: Gold) -> bool:
+    if room := max(gold.absolute, gold.relative * abs(float(wanted))):
+        return abs(float(number) - float(wanted)) <= room + ROUNDING * abs(float(wanted))
+    return close(number, wanted, ROUNDING)
+
+
+def _factor(gold: Gold, tail: str) -> Any:
+    """What an answer is to be multiplied with to be in the gold's unit; None where it measures another thing.
+
+    1 where either names no measure: then it is in the unit that the question asks for.
+    """
+    times, tail = _multiplier(tail)
+    expected, unit = _multiplier(gold.unit)
+    times = sympy.Rational(times, expected)
+    mine, theirs = unit_of(unit), unit_of(tail)
+    if theirs is not None and mine is None and unit.strip() and unit.strip(" \\%.") != "":
+        return None  # hours are no apples
+    if mine is None or theirs is None or mine == theirs:
+        return times
+    factor = ratio(theirs, mine)
+    return None if factor is None else times * factor
+
+
+def _added_up(first: Any, tail: str, at: int, unit: str, maths: Mathematics) -> Any:
+    """3 hours 30 minutes in the gold's unit; None where that is not what stands there."""
+    total, expected = 0.0, unit_of(unit)
+    rest = f"{first} {tail}"
+    number, behind = first, tail[:at]
+    while expected is not None:
+        measure = unit_of(behind)
+        factor = None if measure is None else ratio(measure, expected)
+        if factor is None:
+            return None
+        total += float(number) * factor
+        if at >= len(tail):
+            return total
+        rest = tail[at:]
+        digits = NUMBER.match(rest)
+        if digits is None:
+            return None
+        number = float(digits[0].replace(",", ""))
+        second = SECOND_NUMBER.search(rest, digits.end())
+        behind = rest[digits.end() : second.start() if second else len(rest)]
+        tail, at = rest, second.start() if second else len(rest)
+    return None
+
+
+def _multiplier(tail: str) -> tuple[int, str]:
+    """18 thousand: the number that a tail begins with, and what is left."""
+    times = 1
+    while word := MULTIPLIER.match(tail):
+        times, tail = times * MULTIPLIERS[word[1].lower()], tail[word.end() :]
+    return times, tail
+
+
+def cut(text: str) -> tuple[str, str]:
+    """A number's text, and the unit, words or percent sign behind it."""
+    text = re.sub(r"^\s*\\\$\s*", "", text) + (r" \$" if re.match(r"\s*\\\$", text) else "")
+    depth = 0
+    for token in TOKEN.finditer(text):
+        sign, begin = token[0], token.start()
+        if sign in "{}":
+            depth += 1 if sign == "{" else -1
+        elif depth == 0 and (
+            not re.match(r"\\[A-Za-z]", sign)
+            or re.match(TEXT, sign)
+            or sign in UNIT_COMMANDS
+        ):  # fmt: skip
+            if re.fullmatch(r"[A-Za-z]", sign) and unit_of(text[begin:]) is None:
+                continue
+            return text[:begin].rstrip(" ~\\,;"), text[begin:]
+    dollar = text.find(r"\$")
+    return (text[:dollar].strip(), text[dollar:]) if dollar > 0 else (text, "")

@@ -1,0 +1,180 @@
+"""OUT: the folder of the final adapter, with checkpoints below it, on this machine or in a bucket.
+
+    OUT/…                              the final adapter
+    OUT/checkpoints/checkpoint-N/…     what is needed to go on after optimizer step N
+    OUT/checkpoints/checkpoint-N/whole.json   its files with their digests, written last
+
+A checkpoint without whole.json, or whose files are not those it lists, is torn: it is passed over for the one before.
+In a bucket, files are written to a folder of this machine first and then put, whole.json last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from client.errors import ModelError
+from client.storage.bucket import Bucket, local_folder
+from trainer.adapters.adapter import PROVENANCE
+
+CHECKPOINTS = "checkpoints"
+WHOLE = "whole.json"
+KEPT = 2
+"""Checkpoints that are kept: the newest, and one before it in case the newest is torn."""
+
+
+class Output:
+    """OUT by its URL. `folder` is where files are written; `publish` puts them where they belong.
+
+    `staging`: for a bucket, a folder of this machine to write to; without it a new one is made.
+    """
+
+    def __init__(self, url: str, staging: Path | None = None) -> None:
+        remote = "://" in url and not url.startswith("file:")
+        self.url = url
+        self.bucket = Bucket(url) if remote else None
+        if remote:
+            self.folder = staging or Path(tempfile.mkdtemp(prefix="lightreasoner-"))
+        else:
+            self.folder = local_folder(url)
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / CHECKPOINTS
+
+    def claim(self) -> None:
+        """Make the folder. Raises ModelError where OUT holds anything, or cannot be made."""
+        taken = any(self.bucket.names("")) if self.bucket is not None else _made(self.folder)
+        if taken:
+            begun = bool(self._numbers())
+            remedy = "go on with --resume, name a new folder" if begun else "name a new folder"
+            raise ModelError(f"{self} is not empty; {remedy} or remove this one")
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint, brought here if need be; torn ones are removed. None where there is none."""
+        if self.bucket is None:
+            _made(self.folder)
+        for number in sorted(self._numbers(), reverse=True):
+            folder = self.checkpoints / f"checkpoint-{number}"
+            if self.bucket is not None:
+                self._fetch(number, folder)
+            if _is_whole(folder):
+                return folder
+            self._remove(number)
+        return None
+
+    def finished(self) -> dict[str, Any] | None:
+        """lightreasoner.json of a training that came to its end, or None."""
+        if self.bucket is not None:
+            data = self.bucket.get(PROVENANCE)
+        else:
+            file = self.folder / PROVENANCE
+            data = file.read_bytes() if file.is_file() else None
+        try:
+            return json.loads(data) if data is not None else None
+        except ValueError as error:
+            raise ModelError(f"{self}/{PROVENANCE} is damaged ({error}); remove it, and go on with --resume") from error
+
+    def withdraw(self) -> None:
+        """No longer say that the adapter here is finished: it is going to be another."""
+        (self.folder / PROVENANCE).unlink(missing_ok=True)
+        if self.bucket is not None and self.bucket.get(PROVENANCE) is not None:
+            self.bucket.remove(PROVENANCE)
+
+    def seal(self, number: int, state: dict[str, Any]) -> None:
+        """Complete a checkpoint: `state` beside it, and the list of its files; older ones in the bucket go."""
+        folder = self.checkpoints / f"checkpoint-{number}"
+        (folder / PROVENANCE).write_text(json.dumps(state, indent=2) + "\n")
+        digests = {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
+        whole = json.dumps(digests, indent=2) + "\n"
+        if self.bucket is not None:
+            for name in digests:
+                self.bucket.put(f"{CHECKPOINTS}/{folder.name}/{name}", (folder / name).read_bytes())
+            self.bucket.put(f"{CHECKPOINTS}/{folder.name}/{WHOLE}", whole.encode())
+            for old in sorted(self._numbers())[:-KEPT]:
+                self._remove(old)
+        (folder / WHOLE).write_text(whole)
+
+    def publish(self) -> None:
+        """Put the final files, lightreasoner.json last, and remove this machine's copy, where OUT is in a bucket."""
+        if self.bucket is None:
+            return
+        files = [file for file in self.folder.iterdir() if file.is_file()]
+        for file in sorted(files, key=lambda file: (file.name == PROVENANCE, file.name)):
+            self.bucket.put(file.name, file.read_bytes())
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove this machine's copy of what is in a bucket."""
+        if self.bucket is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _numbers(self) -> list[int]:
+        if self.bucket is not None:
+            names = {name.split("/")[1] for name in self.bucket.names(CHECKPOINTS)}  # a store may list empty folders
+        else:
+            names = {folder.name for folder in self.checkpoints.glob("checkpoint-*")}
+        numbers = (name.removeprefix("checkpoint-") for name in names)
+        return [int(number) for number in numbers if number.isdecimal()]
+
+    def _fetch(self, number: int, folder: Path) -> None:
+        assert self.bucket is not None
+        prefix = f"{CHECKPOINTS}/checkpoint-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in self.bucket.names(prefix):
+            data = self.bucket.get(name)
+            if data is not None:
+                (folder / Path(name).name).write_bytes(data)
+
+    def _remove(self, number: int) -> None:
+        if self.bucket is not None:
+            names = list(self.bucket.names(f"{CHECKPOINTS}/checkpoint-{number}"))
+            for name in sorted(names, key=lambda name: not name.endswith(WHOLE)):  # torn from the first on
+                self.bucket.remove(name)
+        shutil.rmtree(self.checkpoints / f"checkpoint-{number}", ignore_errors=True)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text)
+    part.replace(file)
+
+
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    """What `Output.seal` wrote beside a checkpoint."""
+    return json.loads((checkpoint / PROVENANCE).read_bytes())
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        listed = json.loads((folder / WHOLE).read_bytes())
+        return bool(listed) and all(_digest(folder / name) == digest for name, digest in listed.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _made(folder: Path) -> bool:
+    """Make a folder; whether it holds any file. Raises ModelError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return any(file.is_file() for file in folder.rglob("*"))
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be made a folder: {error.strerror}; name another") from None

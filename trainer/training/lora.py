@@ -1,0 +1,96 @@
+"""The expert with a LoRA adapter, made to compute the contrast loss in its own forward pass.
+
+In: a loaded model, the adapter's settings. Out: a PeftModel whose forward takes a packed batch and returns `StepSums`.
+The loss is computed inside forward because that is the one call that DDP and FSDP wrap. Knows nothing of RUNs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from client.errors import ModelError
+from trainer.settings import ALL_LINEAR, Lora
+from trainer.training.loss import StepSums, contrast_sums
+
+
+class Head:
+    """From the decoder's last hidden states to logits, as the model's own forward pass does it.
+
+    After the LM head, Cohere and Falcon-H1 multiply, Granite divides, and Gemma 2 bends: the fields of their
+    configurations say so. `trainer.training.packing_check` holds the result against the model's own logits.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        config = model.config.get_text_config()
+        self.linear: nn.Module = model.get_output_embeddings()
+        self.vocab_size: int = self.linear.weight.shape[0]
+        self.scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+        self.scale /= getattr(config, "logits_scaling", None) or 1.0
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[n, d] to [n, V]."""
+        logits = self.linear(hidden)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
+
+
+def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
+    """The model with a fresh adapter, in float32 whatever the model's type, that remembers its base by `name`.
+
+    Raises ModelError where the model has no such layers.
+    """
+    check_targets(model, name, lora)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora, target_modules=lora.target_modules, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"{name} cannot take the adapter on {', '.join(lora.targets)}: {error}") from error
+    adapted.peft_config["default"].base_model_name_or_path = name
+    compute_loss_in_forward(adapted)
+    return adapted
+
+
+def check_targets(model: PreTrainedModel, name: str, lora: Lora) -> None:
+    """Raises ModelError where a name that is to be adapted is no layer's: peft would leave it out and say nothing."""
+    modules = dict(model.named_modules())
+    wanted = () if lora.targets == (ALL_LINEAR,) else lora.targets
+    if unknown := [target for target in wanted if not any(f".{module}".endswith(f".{target}") for module in modules)]:
+        linear = sorted({path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, nn.Linear)})
+        raise ModelError(
+            f"{name} has no layer {', '.join(unknown)}; its linear layers are {', '.join(linear)}, or give "
+            f"{ALL_LINEAR} alone"
+        )
+
+
+def compute_loss_in_forward(adapted: PeftModel) -> None:
+    """Replace the base model's forward by one that takes a `trainer.data.packing.Batch` and returns `StepSums`."""
+    model: Any = adapted.get_base_model()
+    decoder, head = model.get_decoder(), Head(model)
+
+    def forward(
+        input_ids: Tensor, position_ids: Tensor, kept: Tensor, label_ids: Tensor, label_weights: Tensor, **_: Any
+    ) -> StepSums:
+        states = hidden_states(decoder, input_ids, position_ids)
+        return contrast_sums(states[0, kept], head, label_ids, label_weights, head.vocab_size)
+
+    model.forward = forward
+
+
+def hidden_states(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """[1, L] ids of packed trajectories to the states [1, L, d] that the LM head reads."""
+    return decoder(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=None,
+        use_cache=False,  # with a cache transformers would not look for packs
+    ).last_hidden_state

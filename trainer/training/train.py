@@ -1,0 +1,323 @@
+"""Fine-tunes the expert on its contrast samples by LoRA: one forward a trajectory, many in one sequence.
+
+In: a RUN, the model that sampled it, a recipe. Out: a folder or bucket prefix with the adapter in PEFT format, where it
+came from (lightreasoner.json, README.md) and how it went (metrics.jsonl, loss.png), which the RUN gets too. The base
+model's files are never touched. Started by torchrun or accelerate, each process is a rank of one training.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from safetensors import SafetensorError
+from transformers import TrainingArguments
+
+from client.errors import ModelError
+from client.models.fingerprints import model_fingerprint, model_folder
+from client.runs.run import Run
+from client.storage.bucket import BucketError
+from trainer.adapters.adapter import PROVENANCE, versions
+from trainer.adapters.base_model import config_of, default_precision, load, weights_dtype
+from trainer.data.dataset import Limits, TrainingSet, check_expert, mismatches
+from trainer.data.follow import Arrivals, WriterStalled
+from trainer.data.solutions import SolutionSet, read_answers
+from trainer.data.steps import Steps
+from trainer.settings import TOKEN_BUDGET, Objective, Recipe, Running, Unit
+from trainer.training.checkpoints import Output, state_of, write_whole
+from trainer.training.loop import ContrastTrainer, arguments
+from trainer.training.lora import with_lora
+from trainer.training.model_card import card
+from trainer.training.packing_check import check_packing
+from trainer.training.progress import CURVE, METRICS, Journal, TrainingError, draw_curve
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What was done."""
+
+    optimizer_steps: int
+    trajectories: int
+    without_kept_steps: int
+    kept_steps: int
+    first_loss: float
+    last_loss: float
+    seconds: float
+    already_done: bool = False  # by a training before; the others are its figures, and seconds are 0
+
+
+def train(
+    run_url: str, model: str, output: str, recipe: Recipe, running: Running, console: Console
+) -> TrainReport | None:
+    """Train an adapter for `model` on the RUN and write it to `output`; None on ranks other than the first.
+
+    Raises RunError where the RUN cannot teach this model, ModelError where `model` or `output` will not do.
+    """
+    if running.follow and recipe.unit == Unit.STEP:
+        raise ModelError("--follow takes trajectories as they come; --preset paper draws from the whole RUN: give one")
+    if (recipe.objective == Objective.SFT) != (recipe.answers is not None):
+        raise ModelError("--objective sft and --answers FILE belong together: the right solutions are trained on")
+    if recipe.objective == Objective.SFT and recipe.unit == Unit.STEP:
+        raise ModelError("--preset paper is the contrast's recipe; --objective sft takes whole solutions: give one")
+    run, base = Run(run_url), model_folder(model)
+    recipe = replace(recipe, dtype=recipe.dtype or default_precision())
+    args = arguments(recipe, running)
+    console.quiet = args.process_index != 0
+    if not running.allow_mismatch:
+        check_expert(run, base)
+    # What can be wrong with the RUN is found before anything is written.
+    training_set = None if running.resume or running.follow else read(run, base, recipe, running)
+    identity = identity_of(run, base, recipe, running)
+    out, checkpoint, done = prepare(output, identity, running.resume, args.process_index == 0)
+    with out:
+        if done:
+            return report_of(done, 0.0, already_done=True)
+        if training_set is None:
+            parts = state_of(checkpoint)["parts"] if checkpoint else ([] if running.follow else None)
+            training_set = read(run, base, recipe, running, parts)
+        training = Training(run, base, model, recipe, running, args, training_set, out, checkpoint, identity)
+        try:
+            report = carry_out(training, console)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{out} cannot be written ({error}); make room there, and go on with --resume"
+            ) from error
+        ranks = PartialState()  # they leave together: one that is gone can bring down those that are not
+        ranks.wait_for_everyone()
+        ranks.destroy_process_group()
+        return report
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a training is made of, once it is known to be possible."""
+
+    run: Run
+    base: Path
+    model: str  # as the user names the base
+    recipe: Recipe
+    running: Running
+    args: TrainingArguments
+    training_set: TrainingSet
+    out: Output
+    checkpoint: Path | None
+    identity: dict[str, Any]
+
+    @property
+    def leads(self) -> bool:
+        return self.args.process_index == 0
+
+    @property
+    def name(self) -> str:
+        """By which the adapter remembers its base: a Hub id, or a folder's full path."""
+        return str(self.base.absolute()) if self.base == Path(self.model) else self.model
+
+    def state(self) -> dict[str, Any]:
+        """What a training must agree with that goes on with this one, and where it stands."""
+        ranks = self.args.world_size
+        return {**self.identity, "run": str(self.run), "ranks": ranks, "parts": self.training_set.parts}
+
+
+def carry_out(training: Training, console: Console) -> TrainReport | None:
+    """Load, adapt, train, write."""
+    began, recipe, running, args = time.monotonic(), training.recipe, training.running, training.args
+    if not running.follow:
+        announce(training.run, training.training_set, console)
+    transformers.set_seed(recipe.seed)
+    loaded = load(training.base, weights_dtype(recipe.dtype, training.base), running.attention)
+    adapted = with_lora(loaded, training.name, recipe.lora)
+    transformers.set_seed(recipe.seed + args.process_index)  # ranks drop out different things
+    steps, most = steps_of(training, console)
+    args.output_dir, args.max_steps = str(training.out.checkpoints), most
+    journal = Journal(training.out.folder / METRICS, console)
+    trainer = ContrastTrainer(
+        model=adapted,
+        args=args,
+        steps=steps,
+        seal=lambda number: training.out.seal(number, training.state()),
+        callbacks=[journal] if training.leads else [],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    check_packing(adapted, training.name)
+    if training.checkpoint:
+        say_where(training, steps.first, most, console)
+    if training.leads:
+        training.out.withdraw()
+    try:
+        trainer.train(resume_from_checkpoint=str(training.checkpoint) if training.checkpoint else None)
+    except WriterStalled:
+        if trainer.state.global_step > steps.first:
+            trainer.save_now()
+        raise
+    finally:
+        if training.leads:
+            journal.close()
+    training.training_set.check_not_empty()
+    trainer.save_adapter(training.out.folder)
+    if not training.leads:
+        return None
+    provenance = provenance_of(training, trainer.state.global_step, journal.losses)
+    finish(training, provenance, journal.losses, console)
+    return report_of(provenance, time.monotonic() - began)
+
+
+def say_where(training: Training, first: int, most: int, console: Console) -> None:
+    """Say from where it goes on. Raises ModelError where that is past the end."""
+    if first > most:
+        raise ModelError(
+            f"{training.out} stands at optimizer step {first}, and {most} were asked for: "
+            "give more --epochs or --max-steps, or name a new folder"
+        )
+    console.print(f"resuming after step {first}")
+    assert training.checkpoint
+    before, now = state_of(training.checkpoint)["ranks"], training.args.world_size
+    if before != now:
+        console.print(
+            f"warning: {before} processes trained so far and {now} will: dropout falls otherwise than in a training "
+            "without a stop",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def steps_of(training: Training, console: Console) -> tuple[Steps, int]:
+    """The optimizer steps of this rank, and how many there will be; for a RUN that is followed, at most."""
+    args, running = training.args, training.running
+    budget = running.token_budget or TOKEN_BUDGET[args.device.type]
+    steps = Steps(training.training_set, training.recipe, budget, args.process_index, args.world_size)
+    if training.checkpoint:
+        steps.first = int(training.checkpoint.name.rpartition("-")[2])
+    if not running.follow:
+        return steps, steps.total()
+    steps.source = Arrivals(training.training_set, running.follow_timeout, from_the_first_rank, training.leads, console)
+    manifest = training.run.manifest()
+    return steps, steps.total(manifest.problems.count * manifest.decoding.n)
+
+
+def provenance_of(training: Training, optimizer_steps: int, losses: list[float]) -> dict[str, Any]:
+    """lightreasoner.json of the adapter: what made it, and what came of it."""
+    allowed = mismatches(training.run, training.base) if training.running.allow_mismatch else []
+    return {
+        **training.state(),
+        "mismatches": allowed,
+        "running": asdict(training.running),
+        "versions": versions(),
+        "optimizer_steps": optimizer_steps,
+        "trajectories": len(training.training_set.examples),
+        "without_kept_steps": training.training_set.without_kept_steps,
+        "kept_steps": training.training_set.kept_steps,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+    }
+
+
+def read(run: Run, base: Path, recipe: Recipe, running: Running, parts: list[str] | None = None) -> TrainingSet:
+    """What is to be trained on: all that the RUN holds, or `parts`."""
+    config = config_of(base).get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    limits = Limits(config.vocab_size, context, running.token_budget)
+    if recipe.objective == Objective.SFT:
+        assert recipe.answers is not None
+        training_set: TrainingSet = SolutionSet(run, limits, read_answers(recipe.answers))
+    else:
+        training_set = TrainingSet(run, limits)
+    training_set.read(parts)
+    return training_set
+
+
+def identity_of(run: Run, base: Path, recipe: Recipe, running: Running) -> dict[str, Any]:
+    """What one training is, and another is not: as it comes back from JSON."""
+    return plain(
+        {
+            "recipe": asdict(recipe),
+            "follow": running.follow,
+            "run_identity": run.manifest().identity(),
+            "base_model_fingerprint": model_fingerprint(base),
+        }
+    )
+
+
+def prepare(
+    output: str, identity: dict[str, Any], resume: bool, leads: bool
+) -> tuple[Output, Path | None, dict[str, Any] | None]:
+    """OUT, the checkpoint to go on from, and the state of a training that is already done; agreed by all ranks.
+
+    Raises ModelError where OUT is taken, or was made by another recipe, from another RUN or for another model.
+    """
+    out, checkpoint, done = None, None, None
+    if leads:
+        out = Output(output)
+        if not resume:
+            out.claim()
+        else:
+            done = out.finished()
+            checkpoint = out.newest()
+            made = done or (state_of(checkpoint) if checkpoint else None)
+            if made:
+                check_same(out, made, identity)
+            if done and done["recipe"] != identity["recipe"]:
+                done = None  # it is to go on
+    found = (str(out.folder) if out else None, str(checkpoint) if checkpoint else None, done)
+    folder, newest, done = from_the_first_rank(found)
+    if out is None:
+        out = Output(output, Path(folder))
+    return out, Path(newest) if newest else None, done
+
+
+def check_same(out: Output, made: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raises ModelError naming every setting in which a training that is to go on differs; its length may."""
+    mine, theirs = identity["recipe"], made["recipe"]
+    pairs = {name: (theirs.get(name), mine[name]) for name in mine if name not in ("epochs", "max_steps")}
+    of_run = identity["run_identity"]
+    pairs |= {f"RUN, {name}": (made["run_identity"].get(name), of_run[name]) for name in of_run}
+    pairs |= {"--follow": (made["follow"], identity["follow"])}
+    pairs |= {"model, weights": (made["base_model_fingerprint"], identity["base_model_fingerprint"])}
+    if different := [f"{name}: {was!r} against {now!r}" for name, (was, now) in pairs.items() if was != now]:
+        listed = "\n  ".join(different)
+        raise ModelError(f"{out} was trained with other settings; use the same or name a new folder:\n  {listed}")
+
+
+def plain(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    return json.loads(json.dumps(value))
+
+
+def from_the_first_rank(value: Any) -> Any:
+    """What the first rank says, told to all."""
+    box = [value]
+    broadcast_object_list(box)
+    return box[0]
+
+
+def finish(training: Training, provenance: dict[str, Any], losses: list[float], console: Console) -> None:
+    """Write what goes beside the weights, and put metrics and picture into the RUN, where its report finds them."""
+    folder = training.out.folder
+    draw_curve(losses, folder / CURVE)
+    (folder / "README.md").write_text(card(provenance, training.name))
+    write_whole(folder / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
+    for name in (METRICS, CURVE):
+        try:
+            training.run.bucket.put(f"training/{name}", (folder / name).read_bytes())
+        except BucketError as error:
+            console.print(f"warning: the RUN gets no {name}: {error}", style="yellow", soft_wrap=True)
+    training.out.publish()
+
+
+def report_of(provenance: dict[str, Any], seconds: float, already_done: bool = False) -> TrainReport:
+    names = "optimizer_steps", "trajectories", "without_kept_steps", "kept_steps", "first_loss", "last_loss"
+    figures = {name: provenance[name] for name in names}
+    return TrainReport(**figures, seconds=seconds, already_done=already_done)
+
+
+def announce(run: Run, training_set: TrainingSet, console: Console) -> None:
+    """Say what is about to be trained on, and what is odd about it."""
+    if not training_set.sealed:
+        console.print(f"warning: {run} is not sealed; training on what it holds now", style="yellow", soft_wrap=True)
+    console.print(str(training_set), soft_wrap=True)
