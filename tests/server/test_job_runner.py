@@ -12,9 +12,9 @@ import client.problems.reader
 from client.protocol.requests import Failure, JobRequest
 from client.runs.run import Run
 from client.storage.bucket import Bucket, BucketError
+from server.jobs import runner as jobs
 from server.jobs.leases import Claimant
 from server.jobs.runner import JobRunner
-from server.jobs.runner import runner as jobs
 from server.jobs.store import JobStore
 from server.settings import ServerSettings
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from client.protocol.requests import MAX_JOB_PROBLEMS, JobError, JobRequest, Problem, RequestCounts
 from client.sampling.sampler import Counts
 from client.storage.bucket import Bucket
+from server.jobs import runner as jobs
 from server.jobs.leases import MOST_FRUITLESS, Claimant, Verdict
-from server.jobs.runner import runner as jobs
 from server.jobs.store import JobStore, KeyReused, TooManyJobs
 
 MANY = 1000
