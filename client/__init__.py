@@ -26,14 +26,12 @@ if TYPE_CHECKING:
     from client.contrast import Contrast
     from client.errors import LightReasonerError
     from client.problems.reader import ProblemRow, read_problems
-    from client.protocol.requests import Decoding, Failure, Problem, Trajectory
+    from client.protocol.requests import Decoding, Failure, Problem, SamplingSettings, Trajectory
     from client.runs.run import Run, read_samples, read_trajectories
     from client.runs.tables import Sample
     from client.servers.client import SamplingClient
-    from client.servers.connection import Asking
 
 __all__ = [
-    "Asking",
     "Contrast",
     "Decoding",
     "Failure",
@@ -43,6 +41,7 @@ __all__ = [
     "Run",
     "Sample",
     "SamplingClient",
+    "SamplingSettings",
     "Trajectory",
     "read_problems",
     "read_samples",
@@ -50,11 +49,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "client.servers.connection": ["Asking"],
     "client.contrast": ["Contrast"],
     "client.errors": ["LightReasonerError"],
     "client.problems.reader": ["ProblemRow", "read_problems"],
-    "client.protocol.requests": ["Decoding", "Failure", "Problem", "Trajectory"],
+    "client.protocol.requests": ["Decoding", "Failure", "Problem", "SamplingSettings", "Trajectory"],
     "client.runs.run": ["Run", "read_samples", "read_trajectories"],
     "client.runs.tables": ["Sample"],
     "client.servers.client": ["SamplingClient"],

@@ -43,7 +43,7 @@ from client.cli.options import (
 from client.cli.progress import Terminal, warn
 from client.contrast import Labels, Selection
 from client.errors import LightReasonerError, Stopped
-from client.protocol.requests import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, Decoding
+from client.protocol.requests import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, SamplingSettings
 from client.runs.run import Run, RunTotals
 from client.sampling.sampler import Counts, Sampled
 
@@ -103,15 +103,18 @@ def sample(
     from client.problems.reader import read_problem_set
     from client.sampling.sampler import sample as run_sampling
     from client.sampling.shards import Shard
-    from client.servers.client import Asking, SamplingClient
+    from client.servers.client import SamplingClient
 
     part = Shard.parse(shard) if shard else Shard()
     if retry_failed and part.count > 1:
         raise LightReasonerError("--retry-failed goes without --shard: one client retries what all left")
-    decoding = checked(Decoding, max_tokens=max_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed)
-    settings = checked(ContrastSettings, alpha=alpha, beta=beta, first_step=first_step, keep_incomplete=keep_incomplete)
-    asking = Asking(decoding, top_k, system_prompt or None)
     check_text("--system-prompt", system_prompt)
+    settings = checked(
+        SamplingSettings,
+        max_tokens=max_tokens, n=n, temperature=temperature, top_p=top_p, seed=seed, top_k=top_k,
+        system_prompt=system_prompt or None,
+    )  # fmt: skip
+    contrast = checked(ContrastSettings, alpha=alpha, beta=beta, first_step=first_step, keep_incomplete=keep_incomplete)
     asked = read_problem_set(problems, limit, question_field=question_field, shuffle=shuffle, tell=warn)
 
     async def sampling() -> Sampled:
@@ -121,7 +124,16 @@ def sample(
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, stop, number, connection, progress)
                 return await run_sampling(
-                    asked, Run(run), connection, asking, settings, progress, part, retry_failed, max_failures, patience
+                    asked,
+                    Run(run),
+                    connection,
+                    settings,
+                    contrast,
+                    progress,
+                    part,
+                    retry_failed,
+                    max_failures,
+                    patience,
                 )
 
     def stop(number: signal.Signals, connection: SamplingClient, progress: Terminal) -> None:

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 
 from client.protocol.requests import FailureLine, ModelList, ProblemDetails, TrajectoryLine, TrajectoryRequest
 from server import metrics
-from server.engines.pair import Pair, Terms
+from server.engines.pair import Pair, Turn
 from server.jobs.routes import job_routes
 from server.jobs.runner import JobRunner
 from server.logs import log
@@ -176,8 +176,7 @@ async def trajectories(request: Request, asked: TrajectoryRequest, pair: ReadyPa
     if count > queue.most:
         raise invalid("problems", f"{count} trajectories in one request; this server takes at most {queue.most}")
     queue.enter(count)
-    terms = Terms(asked, asked.top_k, asked.system_prompt, asked.chat_template_kwargs)
-    answer = functools.partial(pair.trajectory, terms=terms)
+    answer = functools.partial(pair.trajectory, sampling=asked, turn=Turn())
     return TrajectoryStream(asked, answer, queue)
 
 

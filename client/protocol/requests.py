@@ -105,8 +105,11 @@ class ContrastSettings(Strict):
     select_seed: int = Field(0, ge=0, le=2**63 - 1)  # of select "random"
 
 
-class Answering(Decoding):
-    """How problems are to be answered: what every kind of request says beside its problems."""
+class SamplingSettings(Decoding):
+    """How problems are answered: what every request, every job and the sampler share. Frozen.
+
+    Raises pydantic's ValidationError, naming the field, where no server takes it.
+    """
 
     top_k: int = Field(DEFAULT_TOP_K, ge=1, description="Ids a step; at most the engines' max_logprobs.")
     system_prompt: str | None = Field(
@@ -127,8 +130,13 @@ class Answering(Decoding):
             raise ValueError(f"{size} bytes as JSON; at most {MAX_SHARED_CHARACTERS} are taken")
         return value
 
+    @property
+    def decoding(self) -> Decoding:
+        """The expert's decoding alone, as run.json records it."""
+        return Decoding(**{name: getattr(self, name) for name in Decoding.model_fields})
 
-class TrajectoryRequest(Answering):
+
+class TrajectoryRequest(SamplingSettings):
     """The body of POST /v1/trajectories."""
 
     problems: list[Problem] = Field(min_length=1, max_length=MAX_PROBLEMS, fail_fast=True)
@@ -140,7 +148,7 @@ class TrajectoryRequest(Answering):
         return self
 
 
-class JobTerms(Answering, ContrastSettings):
+class JobTerms(SamplingSettings, ContrastSettings):
     """What a job is to do, but for problems that come with the request."""
 
     run: str = Field(

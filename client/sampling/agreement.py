@@ -10,14 +10,14 @@ from importlib.metadata import version
 
 from client.errors import RunError, ServiceError
 from client.problems.problem_set import ProblemSet
-from client.protocol.requests import ContrastSettings
+from client.protocol.requests import ContrastSettings, SamplingSettings
 from client.runs.run import Run
 from client.runs.tables import RunManifest
-from client.servers.connection import Asking, Pair
+from client.servers.connection import Pair
 
 
 def manifest_of(
-    problems: ProblemSet, pair: Pair, versions: dict[str, str], asking: Asking, settings: ContrastSettings
+    problems: ProblemSet, pair: Pair, versions: dict[str, str], sampling: SamplingSettings, contrast: ContrastSettings
 ) -> RunManifest:
     """run.json of a new RUN; `versions` are the source's."""
     expert, amateur = pair
@@ -26,26 +26,26 @@ def manifest_of(
         created_at=int(time.time()),
         expert=expert,
         amateur=amateur,
-        system_prompt=asking.system_prompt,
-        chat_template_kwargs=asking.chat_template_kwargs,
-        decoding=asking.decoding,
-        top_k=asking.top_k,
-        **settings.model_dump(),
+        system_prompt=sampling.system_prompt,
+        chat_template_kwargs=sampling.chat_template_kwargs,
+        decoding=sampling.decoding,
+        top_k=sampling.top_k,
+        **contrast.model_dump(),
         problems=problems.identity(),
         versions={"client": version("lightreasoner"), **versions},
     )
 
 
-def check_sealed(run: Run, problems: ProblemSet, asking: Asking, settings: ContrastSettings) -> None:
+def check_sealed(run: Run, problems: ProblemSet, sampling: SamplingSettings, contrast: ContrastSettings) -> None:
     """A sealed RUN is done only for those who ask for what it holds."""
     made = run.manifest()
     asked = made.model_copy(
         update={
-            "system_prompt": asking.system_prompt,
-            "chat_template_kwargs": asking.chat_template_kwargs,
-            "decoding": asking.decoding,
-            "top_k": asking.top_k,
-            **settings.model_dump(),
+            "system_prompt": sampling.system_prompt,
+            "chat_template_kwargs": sampling.chat_template_kwargs,
+            "decoding": sampling.decoding,
+            "top_k": sampling.top_k,
+            **contrast.model_dump(),
             "problems": problems.identity(),
         }
     )

@@ -16,13 +16,20 @@ from typing import Any, Protocol
 
 from client.errors import RunError, ServiceError, Stopped, TooManyFailures
 from client.problems.problem_set import ProblemSet
-from client.protocol.requests import PASSING_ERRORS, ContrastSettings, Failure, ModelCard, Problem, Trajectory
+from client.protocol.requests import (
+    PASSING_ERRORS,
+    ContrastSettings,
+    Failure,
+    ModelCard,
+    Problem,
+    SamplingSettings,
+    Trajectory,
+)
 from client.runs.keys import Key, Keys
 from client.runs.run import Run, RunTotals
 from client.runs.tables import RunManifest, Sample
 from client.sampling.agreement import check_sealed, check_top_k, manifest_of
 from client.sampling.shards import WHOLE, Settled, Shard, keys_of, settled
-from client.servers.connection import Asking
 from client.storage.bucket import BucketError
 
 PART_TRAJECTORIES, PART_BYTES = 256, 2**25
@@ -54,7 +61,9 @@ class Source(Protocol):
     async def versions(self) -> dict[str, str]:
         """Versions of what its numbers rest on."""
 
-    def trajectories(self, problems: Iterable[Problem], asking: Asking) -> AsyncIterator[Trajectory | Failure]:
+    def trajectories(
+        self, problems: Iterable[Problem], sampling: SamplingSettings
+    ) -> AsyncIterator[Trajectory | Failure]:
         """Every trajectory of the problems as it completes; ends early, without an error, when `stopping`."""
 
     def stop(self) -> None:
@@ -116,8 +125,8 @@ async def sample(
     problems: ProblemSet,
     run: Run,
     source: Source,
-    asking: Asking,
-    settings: ContrastSettings,
+    sampling: SamplingSettings,
+    contrast: ContrastSettings,
     progress: Progress,
     shard: Shard = WHOLE,
     retry_failed: bool = False,
@@ -134,23 +143,22 @@ async def sample(
     BucketError when the store does. What was answered by then is in the RUN, but for what BucketError says could not
     be written, and the same call goes on from there.
     """
-    asking.check()  # before it becomes a RUN's
     if not problems:
         raise RunError(f"no problem was given, so there is nothing to sample into {run}")
     if (completion := await asyncio.to_thread(run.completion)) is not None:
-        await asyncio.to_thread(check_sealed, run, problems, asking, settings)
+        await asyncio.to_thread(check_sealed, run, problems, sampling, contrast)
         if not (retry_failed and completion["failed"]):
             return Sampled(_totals_in(completion), None)
     await source.wait_until_ready(tell=lambda reason: progress.say(f"waiting for {source}: {reason}"))
     pair, versions = await source.models(), await source.versions()
-    manifest = await asyncio.to_thread(manifest_of, problems, pair, versions, asking, settings)
+    manifest = await asyncio.to_thread(manifest_of, problems, pair, versions, sampling, contrast)
     check_top_k(manifest)
     await asyncio.to_thread(run.claim, manifest, await source.tokenizer())
     manifest = await asyncio.to_thread(run.manifest)
     if completion is not None:
         await asyncio.to_thread(run.reopen)
     await asyncio.to_thread(run.mend, manifest)
-    mine, n = shard.of(problems), asking.decoding.n
+    mine, n = shard.of(problems), sampling.n
     missing, had, counts = await asyncio.to_thread(_missing, mine, run, n, retry_failed)
     if len(missing) < len(mine):
         progress.say(f"resuming {run}: {len(mine) - len(missing):,} of {len(mine):,} problems are there")
@@ -161,7 +169,7 @@ async def sample(
     ticking = asyncio.create_task(_every_second(writer, counts, progress))
     try:
         if not _too_many(counts, max_failures):
-            async for line in source.trajectories(missing, asking):
+            async for line in source.trajectories(missing, sampling):
                 await writer.add(line, counts)
                 progress.update(counts)
                 if _too_many(counts, max_failures) and not source.stopping:

@@ -15,12 +15,10 @@ from contextlib import aclosing
 from typing import Self, TypeVar
 
 from client.errors import ServiceError, Stopped, Unreachable
-from client.protocol.requests import Failure, Problem, Trajectory
-from client.servers.connection import Asking, Connection, Pair
+from client.protocol.requests import Failure, Problem, SamplingSettings, Trajectory
+from client.servers.connection import Connection, Pair
 from client.servers.dispatch import Dispatch
 from client.servers.window import Server, pair_differences
-
-__all__ = ["PATIENCE_SECONDS", "Asking", "SamplingClient"]
 
 Answer = TypeVar("Answer")
 PATIENCE_SECONDS = 1800.0
@@ -112,19 +110,18 @@ class SamplingClient:
         return await self._patiently(self._connections[0].versions)
 
     async def trajectories(
-        self, problems: Iterable[Problem], asking: Asking | None = None
+        self, problems: Iterable[Problem], sampling: SamplingSettings | None = None
     ) -> AsyncGenerator[Trajectory | Failure, None]:
         """Every trajectory of `problems` once, as it completes; a `Failure` where one cannot be had.
 
         Ends early after `stop`. Raises ServiceError, after everything that was answered, when every server refuses or
-        nothing is answered for as long as `patience`, LightReasonerError when the problems or `asking` cannot be put
-        to any. `asking` defaults to the published way.
+        nothing is answered for as long as `patience`, LightReasonerError when the problems make no valid request.
+        `sampling` defaults to the published settings.
         """
-        asking = asking or Asking()
-        asking.check()
+        sampling = sampling or SamplingSettings()
         pair = await self.models()
         servers = [Server(connection, pair) for connection in self._connections]
-        call = Dispatch(servers, problems, asking, self._patience, self._tell)
+        call = Dispatch(servers, problems, sampling, self._patience, self._tell)
         self._calls.append(call)
         if self.stopping:
             call.stop()

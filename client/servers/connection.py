@@ -13,8 +13,6 @@ import email.utils
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -23,15 +21,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from client.errors import Busy, LightReasonerError, ServiceError, Unreachable
 from client.protocol.requests import (
-    DEFAULT_TOP_K,
-    SYSTEM_PROMPT,
-    Decoding,
     Failure,
     Job,
     JobRequest,
     ModelCard,
     ModelList,
     Problem,
+    SamplingSettings,
     Trajectory,
     TrajectoryRequest,
     key_of_line,
@@ -53,38 +49,6 @@ BEFORE_A_SERVER = (408, 429, 502, 504)
 """What a proxy says of /ready while there is nothing behind it, or too much."""
 BAD_LINE = "bad_line"
 """The type of failure that stands for a line which is not of the contract."""
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How problems are to be answered: everything of a request but the problems."""
-
-    decoding: Decoding = field(default_factory=Decoding)
-    top_k: int = DEFAULT_TOP_K
-    system_prompt: str | None = SYSTEM_PROMPT
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def request(self, problems: list[Problem]) -> bytes:
-        """The body of POST /v1/trajectories for some problems. Raises LightReasonerError where there can be none."""
-        try:
-            request = TrajectoryRequest(
-                **self.decoding.model_dump(),
-                problems=problems,
-                top_k=self.top_k,
-                system_prompt=self.system_prompt,
-                chat_template_kwargs=self.chat_template_kwargs,
-                encoding="base64",
-            )
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            said = first["msg"].removeprefix("Value error, ")
-            raise LightReasonerError(f"this cannot be asked: {where + ': ' if where else ''}{said}") from None
-        return request.model_dump_json().encode()
-
-    def check(self) -> None:
-        """Raises LightReasonerError where every request would be refused for it."""
-        self.request([Problem(id="any", question="Any?")])
 
 
 class LineTooLong(Exception):
@@ -153,22 +117,22 @@ class Connection:
             raise ServiceError(f"{self} is no lightreasoner-server: its /version lists no versions") from None
 
     async def answer(
-        self, problems: list[Problem], asking: Asking, vocab_size: int
+        self, problems: list[Problem], sampling: SamplingSettings, vocab_size: int
     ) -> AsyncGenerator[Trajectory | Failure, None]:
         """Stream one request: every trajectory asked for comes once, or an error is raised after those that came.
 
         A line that is not of the contract fails its trajectory alone, where it says which that is. `vocab_size`:
         columns of the expert's head.
         """
-        missing = {(problem.id, index) for problem in problems for index in range(asking.decoding.n)}
-        headers, body = {"content-type": "application/json"}, asking.request(problems)
+        missing = {(problem.id, index) for problem in problems for index in range(sampling.n)}
+        headers, body = {"content-type": "application/json"}, _body(problems, sampling)
         try:
             async with self._http.stream("POST", "/v1/trajectories", content=body, headers=headers) as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise self._refusal(response, f"{self} refused the request")
                 async for text in _lines(response):
-                    if line := self._read(text, asking.top_k, vocab_size):
+                    if line := self._read(text, sampling.top_k, vocab_size):
                         key = line.problem_id, line.sample_index
                         if key not in missing:
                             raise ServiceError(f"{self} answered {key!r:.200}, which it was not asked, or twice")
@@ -257,6 +221,18 @@ class Connection:
     def _unreachable(self, error: Exception) -> Unreachable:
         reason = str(error) or type(error).__name__
         return Unreachable(f"lost or cannot reach {self} ({reason}); is lightreasoner-server running there?")
+
+
+def _body(problems: list[Problem], sampling: SamplingSettings) -> bytes:
+    """The body of POST /v1/trajectories. Raises LightReasonerError where the problems make no valid request."""
+    try:
+        request = TrajectoryRequest(**dict(sampling), problems=problems, encoding="base64")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        said = first["msg"].removeprefix("Value error, ")
+        raise LightReasonerError(f"this cannot be asked: {where + ': ' if where else ''}{said}") from None
+    return request.model_dump_json().encode()
 
 
 def _authorization(api_key: str | None) -> dict[str, str]:

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from client.errors import Busy, ServiceError, Unreachable
-from client.protocol.requests import PASSING_ERRORS, Failure, Problem, Trajectory
-from client.servers.connection import Asking
+from client.protocol.requests import PASSING_ERRORS, Failure, Problem, SamplingSettings, Trajectory
 from client.servers.window import Server, roomiest
 
 TRAJECTORIES_A_REQUEST = 16
@@ -95,15 +94,15 @@ class Dispatch:
         self,
         servers: Sequence[Server],
         problems: Iterable[Problem],
-        asking: Asking,
+        sampling: SamplingSettings,
         patience: float,
         tell: Callable[[str], None],
     ) -> None:
-        self.servers, self._asking = list(servers), asking
+        self.servers, self._sampling = list(servers), sampling
         self._patience, self._tell = patience, tell
-        self._backlog = Backlog(problems, asking.decoding.n)
+        self._backlog = Backlog(problems, sampling.n)
         self._lines: asyncio.Queue[Trajectory | Failure | None] = asyncio.Queue()  # None: look what has changed
-        size = BYTES_AN_ID * asking.decoding.max_tokens * asking.top_k
+        size = BYTES_AN_ID * sampling.max_tokens * sampling.top_k
         self._room = asyncio.Semaphore(min(LINES_WAITING, max(1, BYTES_WAITING // size)))
         self._open: set[Request] = set()
         self._usual = 0.0  # seconds a request takes, of late
@@ -194,7 +193,7 @@ class Dispatch:
         failed: set[str] = set()
         problems = [one.problem for one in request.batch]
         try:
-            async with aclosing(server.connection.answer(problems, self._asking, server.vocab_size)) as answer:
+            async with aclosing(server.connection.answer(problems, self._sampling, server.vocab_size)) as answer:
                 async for line in answer:
                     one = pending[line.problem_id]
                     if line.sample_index not in one.missing:

@@ -29,7 +29,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from client.protocol.requests import Answering, Decoding, FinishReason, ModelCard, Problem, Trajectory
+from client.protocol.requests import FinishReason, ModelCard, Problem, SamplingSettings, Trajectory
 from server import metrics
 from server.engines.engine import Engine, EngineStartError
 from server.engines.preflight import ModelFacts, PairFacts
@@ -47,13 +47,9 @@ INTERACTIVE, JOB = 0, 1
 
 
 @dataclass(frozen=True)
-class Terms:
-    """How the problems of one request, or of one job, are to be answered."""
+class Turn:
+    """When the problems of one request, or of one job, have their turn at the pair."""
 
-    decoding: Decoding
-    top_k: int
-    system_prompt: str | None = None
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     priority: int = INTERACTIVE
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One of its prompts is rendered at a time, so that nobody waits for all of another's."""
@@ -123,7 +119,7 @@ class Pair:
         """Characters. A longer one cannot fit, so its tokens are not even counted: that would keep others waiting."""
         return CHARACTERS_A_TOKEN * self.expert.max_model_len
 
-    def objection(self, asked: Answering) -> tuple[str, str] | None:
+    def objection(self, asked: SamplingSettings) -> tuple[str, str] | None:
         """A field that the schema allows and this pair does not, and why; None where there is none."""
         if asked.top_k > self.max_top_k:
             return "top_k", f"{asked.top_k} is more than this pair answers for, {self.max_top_k}"
@@ -154,17 +150,19 @@ class Pair:
             raise EngineStartError(f"a max_model_len below {WARM_UP_TOKENS + 2} leaves no room for a trajectory")
         known = known[:room]
         problems = [Problem(id=str(size), prompt_token_ids=known[:size]) for size in range(len(known), 0, -6)]
-        terms = Terms(Decoding(max_tokens=WARM_UP_TOKENS), top_k=1)
-        await asyncio.gather(*(self._trajectory(problem, 0, terms) for problem in problems))
+        sampling, turn = SamplingSettings(max_tokens=WARM_UP_TOKENS, top_k=1), Turn()
+        await asyncio.gather(*(self._trajectory(problem, 0, sampling, turn) for problem in problems))
 
-    async def trajectory(self, problem: Problem, sample_index: int, terms: Terms) -> Trajectory:
+    async def trajectory(
+        self, problem: Problem, sample_index: int, sampling: SamplingSettings, turn: Turn
+    ) -> Trajectory:
         """The expert's trajectory of a problem, or the completion it gives, scored by both models.
 
         Both engines start what has a smaller `priority` first, and what came first among equals.
         Raises TrajectoryError where this problem cannot be had; others are not disturbed.
         """
         try:
-            trajectory = await self._trajectory(problem, sample_index, terms)
+            trajectory = await self._trajectory(problem, sample_index, sampling, turn)
         except TrajectoryError as error:
             metrics.count_failure(error.type)
             raise
@@ -177,21 +175,23 @@ class Pair:
         metrics.count_trajectory(trajectory, self.expert.facts.vocab_size)
         return trajectory
 
-    async def _trajectory(self, problem: Problem, sample_index: int, terms: Terms) -> Trajectory:
-        async with terms.rendering:
-            rendered = asyncio.get_running_loop().run_in_executor(self._renderer, self._prompt, problem, terms)
+    async def _trajectory(
+        self, problem: Problem, sample_index: int, sampling: SamplingSettings, turn: Turn
+    ) -> Trajectory:
+        async with turn.rendering:
+            rendered = asyncio.get_running_loop().run_in_executor(self._renderer, self._prompt, problem, sampling)
             prompt = await rendered
-        self._check_context(len(prompt), len(problem.token_ids) if problem.token_ids else terms.decoding.max_tokens)
+        self._check_context(len(prompt), len(problem.token_ids) if problem.token_ids else sampling.max_tokens)
         self._check_ids(prompt, problem.token_ids or [])
         try:
             if problem.token_ids:
-                answer = await self._score_completion(prompt, problem.token_ids, terms)
+                answer = await self._score_completion(prompt, problem.token_ids, sampling.top_k, turn.priority)
             else:
-                seed = _request_seed(terms.decoding.seed, problem.id, sample_index)
-                answer = await self._generate(prompt, seed, terms)
+                seed = _request_seed(sampling.seed, problem.id, sample_index)
+                answer = await self._generate(prompt, seed, sampling, turn.priority)
             token_ids, top_ids, expert_logprobs, finish_reason = answer
             prompt_array = np.array(prompt, np.int32)
-            amateur_logprobs = await self._score_by_amateur(prompt_array, token_ids, top_ids, terms.priority)
+            amateur_logprobs = await self._score_by_amateur(prompt_array, token_ids, top_ids, turn.priority)
         except (EngineDeadError, EngineGenerateError) as error:
             raise TrajectoryError("engine_error", self.failure() or str(error) or repr(error)) from error
         return Trajectory(
@@ -219,7 +219,7 @@ class Pair:
         with ThreadPoolExecutor() as pool:
             list(pool.map(Engine.stop, (self.expert, self.amateur)))
 
-    def _prompt(self, problem: Problem, terms: Terms) -> list[int]:
+    def _prompt(self, problem: Problem, sampling: SamplingSettings) -> list[int]:
         if problem.prompt_token_ids is not None:
             return problem.prompt_token_ids
         if self.facts.expert.chat_template_digest is None:
@@ -229,15 +229,15 @@ class Pair:
                 " or add chat_template.jinja to its folder",
             )
         question = problem.question or ""
-        if (length := len(question) + len(terms.system_prompt or "")) > self.longest_prompt:
+        if (length := len(question) + len(sampling.system_prompt or "")) > self.longest_prompt:
             raise TrajectoryError(
                 "context_length_exceeded", f"question and system prompt have {length} characters; {self._too_long}"
             )
-        messages = [{"role": "system", "content": terms.system_prompt}] if terms.system_prompt else []
+        messages = [{"role": "system", "content": sampling.system_prompt}] if sampling.system_prompt else []
         messages.append({"role": "user", "content": question})
         try:
             prompt = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **terms.chat_template_kwargs
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **sampling.chat_template_kwargs
             )
         except Exception as error:  # a template may raise anything; it is the user's data that it disliked
             raise TrajectoryError("chat_template", f"the chat template refused the question: {error}") from error
@@ -264,40 +264,39 @@ class Pair:
         context = self.expert.max_model_len
         return f"more than {self.longest_prompt} are taken to exceed the expert's context of {context}"
 
-    async def _generate(self, prompt: list[int], seed: int | None, terms: Terms) -> Answer:
-        decoding, top_k = terms.decoding, terms.top_k
+    async def _generate(self, prompt: list[int], seed: int | None, sampling: SamplingSettings, priority: int) -> Answer:
         params = SamplingParams(
-            max_tokens=decoding.max_tokens,
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
             seed=seed,
-            logprobs=top_k,
+            logprobs=sampling.top_k,
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        completion = (await self.expert.run(prompt, params, terms.priority)).outputs[0]
+        completion = (await self.expert.run(prompt, params, priority)).outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise TrajectoryError("engine_error", f"vLLM ended the request with {completion.finish_reason!r}")
         finish_reason: FinishReason = "stop" if completion.finish_reason == "stop" else "length"
-        top_ids, logprobs = _top_k(completion.logprobs, top_k)
+        top_ids, logprobs = _top_k(completion.logprobs, sampling.top_k)
         return np.array(completion.token_ids, np.int32), top_ids, logprobs, finish_reason
 
-    async def _score_completion(self, prompt: list[int], completion: list[int], terms: Terms) -> Answer:
+    async def _score_completion(self, prompt: list[int], completion: list[int], top_k: int, priority: int) -> Answer:
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
-            prompt_logprobs=terms.top_k,
+            prompt_logprobs=top_k,
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             ignore_eos=True,
         )
         rows = await _twice(
-            functools.partial(self.expert.run, prompt + completion, params, terms.priority),
+            functools.partial(self.expert.run, prompt + completion, params, priority),
             lambda output: output.prompt_logprobs,
         )
-        top_ids, logprobs = _top_k(rows, terms.top_k, first_row=len(prompt))
+        top_ids, logprobs = _top_k(rows, top_k, first_row=len(prompt))
         finish_reason: FinishReason = "stop" if completion[-1] in self._end_tokens else "length"
         return np.array(completion, np.int32), top_ids, logprobs, finish_reason
 

@@ -17,20 +17,19 @@ from client.errors import ProblemSetError, RunError, ServiceError, Stopped
 from client.problems.problem_set import ProblemSet
 from client.protocol.requests import (
     ContrastSettings,
-    Decoding,
     Failure,
     JobError,
     ModelCard,
     Problem,
     RequestCounts,
+    SamplingSettings,
     Trajectory,
 )
 from client.runs.run import Run
 from client.sampling.sampler import Counts, sample
-from client.servers.client import Asking
 from client.storage.bucket import BucketError
 from server import logs, metrics
-from server.engines.pair import JOB, Pair, Terms, TrajectoryError
+from server.engines.pair import JOB, Pair, TrajectoryError, Turn
 from server.jobs.leases import Claim, Claimant, Verdict
 from server.jobs.paths import OutsideBucket
 from server.jobs.store import JobRecord, JobStore
@@ -91,18 +90,20 @@ class PairSource:
     async def versions(self) -> dict[str, str]:
         return self._versions
 
-    async def trajectories(self, problems: Iterable[Problem], asking: Asking) -> AsyncIterator[Trajectory | Failure]:
+    async def trajectories(
+        self, problems: Iterable[Problem], sampling: SamplingSettings
+    ) -> AsyncIterator[Trajectory | Failure]:
         """Every trajectory as it completes, behind all requests. Raises ServiceError when an engine has died."""
         answered: asyncio.Queue[asyncio.Task[Trajectory | Failure]] = asyncio.Queue()
-        waiting = ((problem, index) for problem in problems for index in range(asking.decoding.n))
+        waiting = ((problem, index) for problem in problems for index in range(sampling.n))
         most = max(1, int(SHARE_OF_SLOTS * min(self.pair.expert.slots, self.pair.amateur.slots)))
-        terms = Terms(asking.decoding, asking.top_k, asking.system_prompt, asking.chat_template_kwargs, priority=JOB)
+        turn = Turn(priority=JOB)
         try:
             while True:
                 while not self.stopping and len(self._running) < most and (asked := next(waiting, None)):
                     if reason := self.pair.failure():
                         raise ServiceError(reason)
-                    task = asyncio.create_task(self._answer(*asked, terms))
+                    task = asyncio.create_task(self._answer(*asked, sampling, turn))
                     self._running.add(task)
                     task.add_done_callback(answered.put_nowait)
                     await asyncio.sleep(0)  # each begins with work on the event loop, which requests need as well
@@ -117,9 +118,11 @@ class PairSource:
                 task.cancel()
             self._running.clear()
 
-    async def _answer(self, problem: Problem, index: int, terms: Terms) -> Trajectory | Failure:
+    async def _answer(
+        self, problem: Problem, index: int, sampling: SamplingSettings, turn: Turn
+    ) -> Trajectory | Failure:
         try:
-            return await self.pair.trajectory(problem, index, terms)
+            return await self.pair.trajectory(problem, index, sampling, turn)
         except TrajectoryError as error:
             return Failure(problem.id, index, error.type, error.detail)
         except Exception as error:  # one problem must never take its neighbours with it
@@ -342,14 +345,10 @@ class JobRunner:
         """Fill and seal the job's RUN; what it holds then."""
         problems = await asyncio.to_thread(self._problems, claim.job_id, record, source)
         run = Run(await asyncio.to_thread(self.store.places.url, record.run), claim.owner)
-        asking = Asking(
-            Decoding(**record.model_dump(include=set(Decoding.model_fields))),
-            record.top_k,
-            record.system_prompt or None,
-            record.chat_template_kwargs,
-        )
+        asked = record.model_copy(update={"system_prompt": record.system_prompt or None})
+        sampling = SamplingSettings(**asked.model_dump(include=set(SamplingSettings.model_fields)))
         contrast = ContrastSettings(**record.model_dump(include=set(ContrastSettings.model_fields)))
-        totals = (await sample(problems, run, source, asking, contrast, progress)).totals
+        totals = (await sample(problems, run, source, sampling, contrast, progress)).totals
         assert totals is not None  # it asked for all shards
         total = len(problems) * record.n
         return RequestCounts(total=total, completed=totals.trajectories, failed=total - totals.trajectories)

@@ -35,13 +35,13 @@ def hidden_by_the_tail(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
 
 async def asked(url: str, problems: str, count: int, k: int) -> tuple[list, float]:
     """The trajectories at one k, by problem, and seconds a problem."""
-    from client import Asking, Decoding, SamplingClient, read_problems
+    from client import SamplingClient, SamplingSettings, read_problems
 
     rows = [row.problem for row in read_problems(problems, count)]
     async with SamplingClient(url) as client:
         await client.models()
         began = time.perf_counter()
-        lines = [line async for line in client.trajectories(rows, Asking(Decoding(max_tokens=MAX_TOKENS), top_k=k))]
+        lines = [line async for line in client.trajectories(rows, SamplingSettings(max_tokens=MAX_TOKENS, top_k=k))]
         seconds = time.perf_counter() - began
     return sorted(lines, key=lambda line: line.problem_id), seconds / count
 

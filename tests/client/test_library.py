@@ -10,13 +10,12 @@ from support.servers.contract_server import ContractServer
 import client
 import client.servers.connection
 from client import (
-    Asking,
-    Decoding,
     Failure,
     LightReasonerError,
     Problem,
     Sample,
     SamplingClient,
+    SamplingSettings,
     Trajectory,
     read_problems,
     read_samples,
@@ -44,7 +43,7 @@ def test_trajectories_come_from_servers_as_they_complete(tmp_path):
     async def ask(urls):
         async with SamplingClient(urls) as asked:
             problems = [*(row.problem for row in read_problems(str(file))), Problem(id="c", prompt_token_ids=[1, 2])]
-            return [line async for line in asked.trajectories(problems, Asking(Decoding(max_tokens=8), top_k=5))]
+            return [line async for line in asked.trajectories(problems, SamplingSettings(max_tokens=8, top_k=5))]
 
     with ContractServer().running() as one, ContractServer().running() as other:
         lines = asyncio.run(ask([one.url, other.url]))
@@ -54,22 +53,28 @@ def test_trajectories_come_from_servers_as_they_complete(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("problems", "asking", "said"),
+    ("problems", "settings", "said"),
     [
-        ([Problem(id="a", question="?")] * 2, Asking(), "problem"),
-        ([Problem(id="a", question="?")], Asking(top_k=0), "top_k"),
-        ([Problem(id="a", question="?")], Asking(system_prompt="x" * 100_001), "system_prompt"),
-        ([Problem(id="a", question="?", token_ids=[1])], Asking(Decoding(n=2, temperature=1.0)), "token_ids"),
-        ([Problem(id="a", question="?")], Asking(chat_template_kwargs={"a": object()}), "chat_template_kwargs"),
+        ([Problem(id="a", question="?")] * 2, SamplingSettings(), "problem"),
+        ([Problem(id="a", question="?", token_ids=[1])], SamplingSettings(n=2, temperature=1.0), "token_ids"),
     ],
 )
-def test_what_cannot_be_asked_is_an_error_of_the_librarys_own_family(problems, asking, said):
+def test_problems_that_make_no_valid_request_are_an_error_of_the_librarys_own_family(problems, settings, said):
     async def ask(url):
         async with SamplingClient(url) as asked:
-            return [line async for line in asked.trajectories(problems, asking)]
+            return [line async for line in asked.trajectories(problems, settings)]
 
     with ContractServer().running() as server, pytest.raises(LightReasonerError, match=f"cannot be asked: .*{said}"):
         asyncio.run(ask(server.url))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("top_k", 0), ("n", 2), ("system_prompt", "x" * 100_001), ("chat_template_kwargs", {"a": object()})],
+)
+def test_settings_that_no_server_takes_are_refused_where_they_are_made(field, value):
+    with pytest.raises(ValueError, match=field if field != "n" else "n > 1 needs temperature"):
+        SamplingSettings(**{field: value})
 
 
 def test_two_calls_of_one_client_at_a_time_wait_for_each_others_connections(monkeypatch):

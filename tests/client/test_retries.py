@@ -27,7 +27,7 @@ import client.servers.client
 import client.servers.connection
 import client.servers.window
 from client.errors import ServiceError
-from client.protocol.requests import Decoding, Failure, Problem, Trajectory, parse_line
+from client.protocol.requests import Failure, Problem, SamplingSettings, Trajectory, parse_line
 from client.servers.client import SamplingClient
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
@@ -359,7 +359,7 @@ def test_of_several_trajectories_a_problem_each_is_had_once_though_it_is_asked_f
         if len(lines) == 10:
             proxy.cut_after = None
 
-    lines = sampled(proxy.url, PROBLEMS[:10], Decoding(n=8, temperature=1.0), on_line=mend)
+    lines = sampled(proxy.url, PROBLEMS[:10], SamplingSettings(n=8, temperature=1.0), on_line=mend)
     assert keys(lines) == once(PROBLEMS[:10], 8) and proxy.cuts > 2
     assert all(len(batch) <= 2 for batch in server.asked)  # a request is 16 trajectories, not 16 problems
 

@@ -45,11 +45,11 @@ class StandIn:
     async def versions(self):
         return {}
 
-    async def trajectories(self, problems, asking):
+    async def trajectories(self, problems, sampling):
         self.pair.attempts += 1
         for problem in problems:
             yield make_trajectory(problem.id, seed=1, tokens=4)
-            for index in range(1, asking.decoding.n):
+            for index in range(1, sampling.n):
                 yield Failure(problem.id, index, "no_scores", "vLLM returned no scores, twice; try again")
 
 
@@ -162,7 +162,7 @@ def test_a_job_whose_end_outlasts_the_grace_is_handed_back(quick, tmp_path, monk
 class Endless(StandIn):
     """Answers one problem, and is then busy with the next until it is told to stop."""
 
-    async def trajectories(self, problems, asking):
+    async def trajectories(self, problems, sampling):
         self.pair.attempts += 1
         first, *_ = problems
         yield make_trajectory(first.id, seed=1, tokens=4)

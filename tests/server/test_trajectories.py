@@ -14,9 +14,16 @@ from support.models.oracle import Oracle, disagreement, first_tie
 from word_problems import rows
 
 from client.contrast import contrast, kl_lower_bound
-from client.protocol.requests import Decoding, Failure, JobRequest, Problem, TrajectoryRequest, parse_line
-from client.servers.client import Asking, SamplingClient
-from server.engines.pair import Pair, Terms, TrajectoryError
+from client.protocol.requests import (
+    Failure,
+    JobRequest,
+    Problem,
+    SamplingSettings,
+    TrajectoryRequest,
+    parse_line,
+)
+from client.servers.client import SamplingClient
+from server.engines.pair import Pair, TrajectoryError, Turn
 
 TOLERANCE = 2e-4
 
@@ -273,15 +280,15 @@ def test_nobodys_prompt_waits_for_all_prompts_of_another_request():
         def __init__(self):
             self._renderer, self.rendered = ThreadPoolExecutor(1), []
 
-        def _prompt(self, problem, terms):
+        def _prompt(self, problem, sampling):
             time.sleep(0.01)
             self.rendered.append(problem.id)
             raise TrajectoryError("chat_template", "far enough")
 
     async def go():
-        pair, many, single = Rendering(), Terms(Decoding(), 1), Terms(Decoding(), 1)
-        wanted = [pair.trajectory(Problem(id=f"many-{n}", question="q"), 0, many) for n in range(50)]
-        wanted.append(pair.trajectory(Problem(id="single", question="q"), 0, single))
+        pair, sampling, many, single = Rendering(), SamplingSettings(), Turn(), Turn()
+        wanted = [pair.trajectory(Problem(id=f"many-{n}", question="q"), 0, sampling, many) for n in range(50)]
+        wanted.append(pair.trajectory(Problem(id="single", question="q"), 0, sampling, single))
         await asyncio.gather(*wanted, return_exceptions=True)
         return pair.rendered
 
@@ -331,7 +338,7 @@ def test_the_client_streams_every_problem_once(demo_server):
 
     async def gather():
         async with SamplingClient(demo_server.url) as client:
-            return [line async for line in client.trajectories(problems, Asking(Decoding(max_tokens=40)))]
+            return [line async for line in client.trajectories(problems, SamplingSettings(max_tokens=40))]
 
     lines = asyncio.run(gather())
     assert sorted(line.problem_id for line in lines) == sorted(problem.id for problem in problems)

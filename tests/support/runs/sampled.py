@@ -3,19 +3,19 @@
 import asyncio
 from collections import Counter
 
-from client.protocol.requests import Decoding, Problem
-from client.servers.client import Asking, SamplingClient
+from client.protocol.requests import Problem
+from client.servers.client import SamplingClient
 
 PROBLEMS = [Problem(id=f"p{index}", question=f"What is {index}?") for index in range(100)]
 
 
-def sampled(url, problems=PROBLEMS, decoding=None, patience=60.0, on_line=None, tell=lambda _: None):
+def sampled(url, problems=PROBLEMS, settings=None, patience=60.0, on_line=None, tell=lambda _: None):
     """Every line that a client yields; `on_line` hears of each as it comes."""
 
     async def gather():
         lines = []
         async with SamplingClient(url, patience=patience, tell=tell) as connection:
-            async for line in connection.trajectories(problems, Asking(decoding or Decoding())):
+            async for line in connection.trajectories(problems, settings):
                 lines.append(line)
                 if on_line:
                     on_line(lines)
