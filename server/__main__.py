@@ -57,8 +57,8 @@ def run(settings: ServerSettings) -> None:
     """Check the pair, start it and serve. Returns when told to stop; raises LightReasonerError if it cannot."""
     from client.models.fingerprints import model_folder
     from server import watchdog
+    from server.api.guard import Guard, load_keys
     from server.engines.preflight import inspect_pair
-    from server.guard import Guard, load_keys
     from server.logs import log
 
     keys = load_keys(settings)
@@ -69,9 +69,9 @@ def run(settings: ServerSettings) -> None:
         listed = ", ".join(f"{entry.id} {entry.expert!r} / {entry.amateur!r}" for entry in facts.differences)
         log.info("added tokens that differ, unknown to the amateur (id expert / amateur): %s", listed)
 
-    from server.app import create_app
+    from server.api.app import create_app
+    from server.api.serving import DrainingServer
     from server.engines.pair import Pair
-    from server.serving import DrainingServer
 
     failures: list[BaseException] = []
 

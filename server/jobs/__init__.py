@@ -1,1 +1,1 @@
-"""jobs: see the files."""
+"""Jobs of the bucket: where they are stored, which server owns one, how a server works on it."""

@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 from client.errors import ProblemSetError, RunError, ServiceError, Stopped
 from client.problems.problem_set import ProblemSet
 from client.protocol.requests import (
     ContrastSettings,
-    Failure,
     JobError,
-    ModelCard,
-    Problem,
     RequestCounts,
     SamplingSettings,
-    Trajectory,
 )
 from client.runs.run import Run
 from client.sampling.sampler import Counts, sample
 from client.storage.bucket import BucketError
 from server import logs, metrics
-from server.engines.pair import JOB, Pair, TrajectoryError, Turn
+from server.engines.pair import Pair
+from server.jobs.heartbeat import Heartbeat
 from server.jobs.leases import Claim, Claimant, Verdict
+from server.jobs.pair_source import PairSource
 from server.jobs.paths import OutsideBucket
 from server.jobs.store import JobRecord, JobStore
 from server.logs import log
@@ -40,15 +35,12 @@ POLL_SECONDS = 1.0
 """Between two looks for work, and as much again for every thousand jobs that a look has to list."""
 COUNT_SECONDS = 15.0
 """Between two counts of the open jobs."""
-BEATS_A_LEASE = 6
 ATTEMPTS = 8
 """At a job, one after the other, that bring nothing; then what passes is taken to stay, and the job fails."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 """After an attempt that brought nothing; doubled each time."""
 HAND_BACK_SECONDS = 5.0
 """For a job that is still at work after the grace period."""
-SHARE_OF_SLOTS = 0.75
-"""Of the engines' slots that job work may fill, so that a request soon finds one free."""
 ERROR_TYPES: dict[type[Exception], str] = {
     ProblemSetError: "problem_set_error",
     RunError: "run_error",
@@ -56,78 +48,6 @@ ERROR_TYPES: dict[type[Exception], str] = {
     BucketError: "bucket_error",
     OutsideBucket: "outside_bucket",
 }
-
-
-class PairSource:
-    """The pair as the sampler's source of answers."""
-
-    asks_again = False  # the job does, in its next attempt
-
-    def __init__(self, pair: Pair, versions: dict[str, str]) -> None:
-        self.pair, self.stopping = pair, False
-        self._versions = versions
-        self._running: set[asyncio.Task[Trajectory | Failure]] = set()
-
-    def __str__(self) -> str:
-        return "the server's pair"
-
-    def stop(self) -> None:
-        """`trajectories` ends after what has been answered; what is in the engines is dropped."""
-        self.stopping = True
-        for task in self._running:
-            task.cancel()
-
-    async def wait_until_ready(self, tell: Callable[[str], None]) -> None:
-        """It is: jobs are worked on once the pair is."""
-
-    async def models(self) -> tuple[ModelCard, ModelCard]:
-        return self.pair.card(self.pair.expert), self.pair.card(self.pair.amateur)
-
-    async def tokenizer(self) -> bytes:
-        file = self.pair.facts.expert.folder / "tokenizer.json"
-        return await asyncio.to_thread(file.read_bytes)
-
-    async def versions(self) -> dict[str, str]:
-        return self._versions
-
-    async def trajectories(
-        self, problems: Iterable[Problem], sampling: SamplingSettings
-    ) -> AsyncIterator[Trajectory | Failure]:
-        """Every trajectory as it completes, behind all requests. Raises ServiceError when an engine has died."""
-        answered: asyncio.Queue[asyncio.Task[Trajectory | Failure]] = asyncio.Queue()
-        waiting = ((problem, index) for problem in problems for index in range(sampling.n))
-        most = max(1, int(SHARE_OF_SLOTS * min(self.pair.expert.slots, self.pair.amateur.slots)))
-        turn = Turn(priority=JOB)
-        try:
-            while True:
-                while not self.stopping and len(self._running) < most and (asked := next(waiting, None)):
-                    if reason := self.pair.failure():
-                        raise ServiceError(reason)
-                    task = asyncio.create_task(self._answer(*asked, sampling, turn))
-                    self._running.add(task)
-                    task.add_done_callback(answered.put_nowait)
-                    await asyncio.sleep(0)  # each begins with work on the event loop, which requests need as well
-                if not self._running:
-                    return
-                task = await answered.get()
-                self._running.discard(task)
-                if not task.cancelled():
-                    yield task.result()
-        finally:
-            for task in self._running:
-                task.cancel()
-            self._running.clear()
-
-    async def _answer(
-        self, problem: Problem, index: int, sampling: SamplingSettings, turn: Turn
-    ) -> Trajectory | Failure:
-        try:
-            return await self.pair.trajectory(problem, index, sampling, turn)
-        except TrajectoryError as error:
-            return Failure(problem.id, index, error.type, error.detail)
-        except Exception as error:  # one problem must never take its neighbours with it
-            log.exception("problem %r failed", problem.id)
-            return Failure(problem.id, index, "internal_error", f"{type(error).__name__}: {error}")
 
 
 class JobProgress:
@@ -156,47 +76,6 @@ class JobProgress:
                 ),
             }
         )
-
-
-class Heart:
-    """Beats for a claim, in a thread of its own: neither a busy event loop nor other waits for the bucket delay it."""
-
-    def __init__(self, claim: Claim, lease_seconds: float) -> None:
-        self._claim, self._lease = claim, lease_seconds
-        self._written = time.monotonic()
-        self._enough = threading.Event()
-        self._beating: asyncio.Future[Verdict] | None = None
-
-    async def beats(self) -> Verdict:
-        """Return when there is a reason to stop. Raises BucketError when no beat could be written for a lease."""
-        thread = ThreadPoolExecutor(1, f"beat-{self._claim.job_id}")
-        beating = self._beating = asyncio.get_running_loop().run_in_executor(thread, self._beat)
-        try:
-            while True:
-                done, _ = await asyncio.wait({beating}, timeout=self._lease / BEATS_A_LEASE)
-                if done:
-                    return beating.result()
-                if time.monotonic() - self._written > self._lease:
-                    raise BucketError(f"{self._claim.job_id}: no sign of life could be written for {self._lease:g} s")
-        finally:
-            self._enough.set()
-            thread.shutdown(wait=False)
-
-    async def stopped(self) -> None:
-        """Return when no beat is on its way any more: it must not come after a last word."""
-        if self._beating:
-            await asyncio.wait({self._beating})
-
-    def _beat(self) -> Verdict:
-        while not self._enough.wait(self._lease / BEATS_A_LEASE):
-            began = time.monotonic()
-            try:
-                if (verdict := self._claim.beat()) is not Verdict.GO_ON:
-                    return verdict
-                self._written = began
-            except BucketError as error:
-                log.warning("%s: %s", self._claim.job_id, error)
-        return Verdict.GO_ON
 
 
 class JobRunner:
@@ -279,8 +158,8 @@ class JobRunner:
         about = logs.job_id.set(claim.job_id)  # in every line from here, and from the tasks made here
         log.info("job taken, as owner %d", claim.owner)
         source = self._source = PairSource(pair, self._versions)
-        heart = Heart(claim, self.settings.lease_seconds)
-        work, beats = asyncio.create_task(self._work(claim, source)), asyncio.create_task(heart.beats())
+        heartbeat = Heartbeat(claim, self.settings.lease_seconds)
+        work, beats = asyncio.create_task(self._work(claim, source)), asyncio.create_task(heartbeat.beats())
         verdict = Verdict.GO_ON
         try:
             if self._stopping:
@@ -295,7 +174,7 @@ class JobRunner:
             work.cancel()
             beats.cancel()
             await asyncio.wait({beats})
-            await heart.stopped()
+            await heartbeat.stopped()
             if verdict is not Verdict.LOST:
                 await asyncio.to_thread(claim.release, told_to=True)
             raise
@@ -305,7 +184,7 @@ class JobRunner:
             await asyncio.gather(work, beats, return_exceptions=True)
             self._source = None
             logs.job_id.reset(about)
-        await heart.stopped()
+        await heartbeat.stopped()
         if verdict is Verdict.CANCEL:
             await asyncio.to_thread(claim.cancelled)
         elif verdict is Verdict.LOST:

@@ -12,10 +12,11 @@ import httpx
 import pytest
 from support.servers.real_server import command
 
-from server import guard, logs, metrics
-from server.app import create_app
-from server.guard import ApiKeys, Guard, load_keys
-from server.serving import DrainingServer
+from server import logs, metrics
+from server.api import guard
+from server.api.app import create_app
+from server.api.guard import ApiKeys, Guard, load_keys
+from server.api.serving import DrainingServer
 from server.settings import ServerSettings, SettingsError
 
 BODY_BYTES = 50_000

@@ -128,7 +128,7 @@ def test_what_hangs_after_the_drain_does_not_keep_the_process(tmp_path):
     """A process without engines, whose thread waits for a store that does not answer."""
     code = """
 import asyncio, os, signal, threading, time
-from server import serving
+from server.api import serving
 serving.ENDING_SECONDS = 1.0
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":

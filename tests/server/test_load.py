@@ -13,7 +13,7 @@ from support.servers.real_server import DEMO, running_server
 from word_problems import rows
 
 from client.protocol.requests import Failure, parse_line
-from server.streaming import WINDOW
+from server.api.streaming import WINDOW
 
 REQUESTS, DISTINCT = 500, 100
 FIELDS = {"max_tokens": 48, "top_k": 8, "encoding": "base64"}

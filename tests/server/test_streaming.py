@@ -3,7 +3,7 @@
 import pytest
 
 from client.protocol.requests import TrajectoryRequest
-from server.streaming import WAITING_BYTES, WINDOW, window_of
+from server.api.streaming import WAITING_BYTES, WINDOW, window_of
 
 
 def asked(**fields):

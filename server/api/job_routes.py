@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 
 from client.protocol.requests import Job, JobList, JobRequest
 from client.storage.bucket import BucketError
+from server.api.problem_details import documented, invalid
 from server.jobs.runner import JobRunner
 from server.jobs.store import KeyReused, TooManyJobs
-from server.problem_details import documented, invalid
 
 RETRY_SECONDS = 30
 """When a client that met too many open jobs may ask again."""

