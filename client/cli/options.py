@@ -1,52 +1,153 @@
-"""Options that several of the client's commands share, and how their values are checked."""
+"""The arguments and options that several of the client's commands share, their help, and what they become.
+
+In: what a user typed. Out: settings of the protocol, a problem set; or an error that names the option. What `sample`
+and `submit` have in common is one value, `SamplingOptions`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
 
 from client.errors import LightReasonerError
+from client.protocol.requests import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, SamplingSettings
+
+if TYPE_CHECKING:
+    from client.problems.problem_set import ProblemSet
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
-Server = Annotated[str, typer.Option(help="The server's URL.")]
+PROBLEM_PANEL, DECODING_PANEL, CONTRAST_PANEL = "Problems", "Trajectories", "Samples"
+"""Groups of options in --help."""
+
+Problems = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROBLEMS",
+        help="One problem a row: a .jsonl, .jsonl.gz or .parquet file, by path or URL, or a data set of the Hugging "
+        "Face Hub, hf://NAME?config=…&split=…",
+    ),
+]
+SOURCE = "A RUN with trajectories: a path, file://… or s3://bucket/prefix."
+TARGET = "Where to write: a path, file://… or s3://bucket/prefix."
+SourceRun = Annotated[str, typer.Argument(metavar="RUN", help=SOURCE)]
+TargetRun = Annotated[str, typer.Argument(metavar="RUN", help=TARGET)]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submit printed.")]
+
+Server = Annotated[str, typer.Option(help="URL of the server.")]
 Servers = Annotated[
-    list[str],
-    typer.Option("--server", help="A server's URL; given again for each of several that serve the same pair."),
+    list[str], typer.Option("--server", help="URL of a server. Repeat it for several servers of the same pair.")
 ]
 ApiKey = Annotated[
     str | None,
     typer.Option(
-        envvar="LIGHTREASONER_API_KEY", show_envvar=True, show_default=False, help="Where the server asks for one."
+        envvar="LIGHTREASONER_API_KEY", show_envvar=True, show_default=False, help="API key, if the server needs one."
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N problems; of a shuffled set, N at random.")]
-Shuffle = Annotated[
-    int | None, typer.Option(metavar="SEED", help="Ask in an order drawn by SEED, the same in every client.")
-]
-QuestionField = Annotated[
-    str | None,
-    typer.Option(help="What the question is called, where not question, problem, input, or Body and Question."),
-]
-N = Annotated[int, typer.Option(help="Trajectories a problem; more than 1 needs a temperature.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-TopP = Annotated[float, typer.Option(help="Nucleus sampling, with a temperature.")]
-Seed = Annotated[int | None, typer.Option(help="Makes sampling with a temperature repeatable.")]
-MaxTokens = Annotated[int, typer.Option(help="Longest trajectory.")]
-TopK = Annotated[int, typer.Option(min=1, help="Ids a step that both models score.")]
-Alpha = Annotated[float, typer.Option(help="Plausible: at least this share of the best token's probability.")]
-Beta = Annotated[float, typer.Option(help="A step is kept when its KL, in nats, is proved to be above this.")]
-FirstStep = Annotated[int, typer.Option(help="Steps before this one are never kept.")]
-KeepIncomplete = Annotated[
-    bool, typer.Option("--keep-incomplete", help="Also keep steps whose plausible set is not proved whole.")
-]
-Patience = Annotated[
-    float,
-    typer.Option(min=0.0, help="Give up when servers, or the bucket, have answered nothing for this many seconds."),
-]
-SystemPrompt = Annotated[str, typer.Option(help="Empty: none.")]
+
+CHOICE_OF_PROBLEMS = "limit", "shuffle", "question_field"
+"""Fields of `SamplingOptions` that say which problems are meant, and how they are read."""
+
+ALPHA = "A token is plausible if it has at least this share of the best token's probability."
+BETA = "Keep a step if its KL is proved to be above this, in nats."
+FIRST_STEP = "Never keep the steps before this one."
+KEEP_INCOMPLETE = "Also keep steps whose plausible set may be incomplete."
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The options of `sample` and `submit`: which problems, how they are answered, which steps are kept."""
+
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, rich_help_panel=PROBLEM_PANEL, help="Only the first N problems; with --shuffle, N random ones."
+        ),
+    ] = None
+    shuffle: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SEED",
+            rich_help_panel=PROBLEM_PANEL,
+            help="Shuffle the problems. The same SEED gives the same order everywhere.",
+        ),
+    ] = None
+    question_field: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=PROBLEM_PANEL,
+            help="The field with the question.",
+            show_default="question, problem, input, or Body and Question",
+        ),
+    ] = None
+    n: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=DECODING_PANEL, help="Trajectories a problem. More than 1 needs --temperature above 0."
+        ),
+    ] = 1
+    temperature: Annotated[
+        float, typer.Option(rich_help_panel=DECODING_PANEL, help="Sampling temperature; 0 is greedy.")
+    ] = 0.0
+    top_p: Annotated[
+        float, typer.Option(rich_help_panel=DECODING_PANEL, help="Nucleus sampling, with --temperature above 0.")
+    ] = 1.0
+    seed: Annotated[
+        int | None, typer.Option(rich_help_panel=DECODING_PANEL, help="Seed for --temperature above 0.")
+    ] = None
+    max_tokens: Annotated[
+        int, typer.Option(rich_help_panel=DECODING_PANEL, help="Maximum length of a trajectory, in tokens.")
+    ] = 128
+    top_k: Annotated[
+        int, typer.Option(min=1, rich_help_panel=DECODING_PANEL, help="Tokens a step that both models score.")
+    ] = DEFAULT_TOP_K
+    system_prompt: Annotated[str, typer.Option(rich_help_panel=DECODING_PANEL, help='System prompt; "" for none.')] = (
+        SYSTEM_PROMPT
+    )
+    alpha: Annotated[float, typer.Option(rich_help_panel=CONTRAST_PANEL, help=ALPHA)] = 0.2
+    beta: Annotated[float, typer.Option(rich_help_panel=CONTRAST_PANEL, help=BETA)] = 0.4
+    first_step: Annotated[int, typer.Option(rich_help_panel=CONTRAST_PANEL, help=FIRST_STEP)] = 1
+    keep_incomplete: Annotated[
+        bool, typer.Option("--keep-incomplete", rich_help_panel=CONTRAST_PANEL, help=KEEP_INCOMPLETE)
+    ] = False
+
+    @property
+    def chooses(self) -> bool:
+        """Whether an option says which problems of the set are meant, or where their questions are."""
+        return any(getattr(self, name) is not None for name in CHOICE_OF_PROBLEMS)
+
+    def read(self, problems: str, most: int | None = None) -> ProblemSet:
+        """The problems that are meant, `most` of them where --limit is not given. Raises ProblemSetError."""
+        from client.cli.progress import warn
+        from client.problems.reader import read_problem_set
+
+        limit = most if self.limit is None else self.limit
+        return read_problem_set(
+            problems, limit, question_field=self.question_field, shuffle=self.shuffle, tell=warn
+        )  # fmt: skip
+
+    def fields(self) -> dict[str, Any]:
+        """What a request says beside its problems, by the protocol's names. Raises LightReasonerError."""
+        try:
+            self.system_prompt.encode()
+        except UnicodeEncodeError:
+            raise LightReasonerError(f"--system-prompt: {self.system_prompt!r} is not valid UTF-8") from None
+        values = {name: value for name, value in vars(self).items() if name not in CHOICE_OF_PROBLEMS}
+        return values | {"system_prompt": self.system_prompt or None}
+
+    def settings(self) -> SamplingSettings:
+        """How problems are answered. Raises LightReasonerError naming the option at fault."""
+        return self._checked(SamplingSettings)
+
+    def contrast(self) -> ContrastSettings:
+        """Which steps are kept. Raises LightReasonerError naming the option at fault."""
+        return self._checked(ContrastSettings)
+
+    def _checked(self, model: type[Settings]) -> Settings:
+        return checked(model, **{name: value for name, value in self.fields().items() if name in model.model_fields})
 
 
 def checked(model: type[Settings], **values: Any) -> Settings:
@@ -57,11 +158,3 @@ def checked(model: type[Settings], **values: Any) -> Settings:
         first = error.errors()[0]
         option = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
         raise LightReasonerError(f"{option}{first['msg'].removeprefix('Value error, ')}") from None
-
-
-def check_text(option: str, value: str) -> None:
-    """Raises LightReasonerError naming the option whose text cannot be sent."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise LightReasonerError(f"{option}: {value!r} is not valid UTF-8") from None

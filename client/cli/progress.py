@@ -1,15 +1,18 @@
-"""How a run's progress looks: a bar on a terminal, a line now and then elsewhere; each server's state below it.
+"""What the client's commands print: a run's progress, what a RUN holds in the end, a warning.
 
-In: counts as they change. Out: text on stderr. Never decides anything.
+In: counts and totals. Out: a bar on a terminal, a line now and then elsewhere, each server's state below it; all that
+on stderr, and a table of totals on stdout. Never decides anything.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
+import rich.progress
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -19,21 +22,60 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
-from client.sampling.sampler import Counts
+if TYPE_CHECKING:
+    from client.runs.run import RunTotals
+    from client.sampling.sampler import Counts
 
 PLAIN_SECONDS = 10.0
 """Between progress lines where the output is not a terminal."""
 
 
 def warn(text: str) -> None:
-    """Say something beside what a command prints."""
+    """Print a line on stderr, beside what a command prints."""
     Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def track(parts: Sequence[str]) -> Iterable[str]:
+    """The same parts, with a bar on a terminal."""
+    console = Console(stderr=True)
+    return rich.progress.track(parts, "parts", console=console, disable=not console.is_terminal)
+
+
+def print_totals(run: str, totals: RunTotals, counts: Counts | None) -> None:
+    """Print what a RUN holds. `counts`: of the attempt that has just ended, if there was one."""
+    table = Table(title=Text(run), title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    rows = {
+        "problems": f"{totals.problems:,}",
+        "trajectories": f"{totals.trajectories:,}",
+        "failed": f"{totals.failed:,}",
+        "tokens": f"{totals.tokens:,}",
+        "steps kept": f"{totals.kept:,} of {totals.steps:,} ({totals.kept_share:.1%})",
+        "mean plausible set": f"{totals.mean_plausible_set:.2f} tokens",
+        "incomplete sets": f"{totals.incomplete:,}",
+        "covered mass": f"{totals.mean_covered_mass:.4f}",
+    }
+    rows |= {f"KL bound, quantile {q}": f"{value:.3f} nats" for q, value in totals.kl_quantiles.items()}
+    if counts:
+        rows["this attempt"] = (
+            f"{counts.done:,} trajectories in {counts.seconds:.1f} s, {counts.tokens / counts.seconds:,.0f} tokens/s"
+        )
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+    if totals.failed:
+        print(f"{totals.failed} trajectories failed; the reasons are in {run}/failures/")
+    if not totals.kept:
+        remedy = "increase --top-k to prove more plausible sets complete" if totals.incomplete else "lower --beta"
+        print(f"no step was kept, so there is nothing to train on: {remedy}, or use another amateur")
+
+
 class Terminal:
-    """What hears of a run while it goes on. `servers`: each server's state in words, shown where there are several."""
+    """Shows a run while it goes on. `servers`: each server's state in words, shown if there are several."""
 
     def __init__(self) -> None:
         self.servers: Callable[[], list[str]] = list
@@ -45,7 +87,7 @@ class Terminal:
 
     @property
     def began(self) -> bool:
-        """Whether the run has begun, and no longer waits for what it needs."""
+        """Whether sampling has begun; before that, the run waits for the server and the bucket."""
         return self._printed < math.inf
 
     def __enter__(self) -> Terminal:
@@ -59,7 +101,7 @@ class Terminal:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def server_lines(self) -> list[str]:
-        """The servers' states; of a single one there is nothing to say."""
+        """The servers' states; none for a single server."""
         states = self.servers()
         return states if len(states) > 1 else []
 
@@ -80,14 +122,14 @@ class Terminal:
 
 
 def _time_left(counts: Counts) -> str:
-    """At the rate so far; nothing before there is one."""
+    """An estimate by the rate so far; empty before the first trajectory."""
     if not counts.settled:
         return ""
     return f"{timedelta(seconds=round(counts.seconds / counts.settled * (counts.total - counts.settled)))} left, "
 
 
 class Bar(Progress):
-    """The bar, and below it what there is to say of the run, and a line for each server."""
+    """The bar, and below it the run's rates and a line for each server."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal

@@ -44,7 +44,7 @@ def test_what_is_not_given_to_build_stays_as_it_is_in_the_run(source, tmp_path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seed", "1"], "--seed: only --select random draws anything"),
+        (["--seed", "1"], "--seed needs --select random"),
         (["--alpha", "0"], "--alpha: Input should be greater than 0"),
         (["--select", "random", "--seed", "-1"], "2"),  # the command line's own refusal
     ],

@@ -150,7 +150,10 @@ def test_three_clients_fill_one_run_and_whoever_is_last_seals_it(server, problem
     problems = problem_file(PROBLEMS)
     for index, waiting in ((2, 400), (1, 200)):
         said = sample(problems, bucket, server, "--shard", f"{index}/3")
-        assert said.returncode == 0 and f"shard {index}/3 is done; {waiting} trajectories of the others" in said.stdout
+        assert (
+            said.returncode == 0
+            and f"shard {index}/3 is done; the other shards lack {waiting} trajectories" in said.stdout
+        )
         assert Run(bucket).completion() is None
     assert sorted(problem for batch in server.asked for problem in batch) == sorted(
         problem for place, problem in enumerate(sorted(row["id"] for row in PROBLEMS)) if place % 3 != 2
@@ -217,7 +220,9 @@ def test_what_is_no_shard_is_refused(server, problem_file, tmp_path, shard):
 
 def test_failures_are_retried_by_one_client(server, problem_file, tmp_path):
     said = sample(problem_file(PROBLEMS), tmp_path / "run", server, "--shard", "1/2", "--retry-failed")
-    assert said.returncode == 1 and "--retry-failed goes without --shard" in said.stderr and not server.requests
+    assert (
+        said.returncode == 1 and "--retry-failed cannot be combined with --shard" in said.stderr and not server.requests
+    )
 
 
 def test_two_clients_by_mistake_leave_every_key_once_to_a_reader(server, problem_file, bucket, tmp_path):
@@ -387,7 +392,7 @@ def test_engine_errors_that_stay_are_failures_with_their_reason_and_can_be_retri
     problems, run = problem_file(PROBLEMS[:10]), Run(str(tmp_path / "run"))
     said = sample(problems, run, server)
     assert said.returncode == 0 and "1 trajectories failed; the reasons are in" in said.stdout
-    assert "the same command with --retry-failed asks for them again" in said.stdout
+    assert "run the same command with --retry-failed" in said.stdout
     assert sum(batch.count("p1") for batch in server.asked) == 4
     assert run.failures()[("p1", 0)] == Failure("p1", 0, "engine_error", "died")
     server.line = line_of
@@ -452,7 +457,7 @@ def test_a_client_that_is_told_to_stop_writes_what_was_answered(server, problem_
     time.sleep(0.5)
     process.send_signal(number)
     said = process.communicate(timeout=30)[1]
-    assert process.returncode == status and "Run the same command again to go on" in said, said
+    assert process.returncode == status and "Run the same command again to " in said, said
     assert len(Run(str(tmp_path / "run")).keys()) == 100
 
 
@@ -472,7 +477,7 @@ def test_a_client_that_waits_for_somebody_mute_stops_at_once(server, problem_fil
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=5)[1]
         connection.close()
-    assert process.returncode == 130 and "stopped; nothing was asked of a server yet" in said
+    assert process.returncode == 130 and "stopped before the first request to a server" in said
     assert "Traceback" not in said and not server.asked
 
 

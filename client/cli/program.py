@@ -1,0 +1,100 @@
+"""The habits that the three programs' command lines share: --version, shell completion, help that flows.
+
+In: command functions as typer takes them. Out: a `Program`. Imports nothing heavy: a shell that completes a word starts
+the program each time.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+PACKAGE = "lightreasoner"
+Function = Callable[..., Any]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(PACKAGE, version(PACKAGE))
+        raise typer.Exit()
+
+
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+]
+
+
+class Program(typer.Typer):
+    """A command line, or a part of one.
+
+    `help` describes a program of several commands, which then has --version. A program of a single command, and a part
+    that a program adds with `add_typer`, has none; the single command takes `version: Version = False`.
+    """
+
+    def __init__(self, help: str | None = None) -> None:
+        super().__init__(
+            help=help, no_args_is_help=help is not None, pretty_exceptions_enable=False, rich_markup_mode="rich"
+        )
+        if help is not None:
+            self.callback(help=help)(_with_version)
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:  # type: ignore[override]
+        """Register a command. Its docstring is its help; a parameter that is a dataclass stands for its fields."""
+
+        def register(function: Function) -> Function:
+            help = flowing(function.__doc__ or "")
+            super(Program, self).command(name, cls=_Command, help=help, **options)(spread(function))
+            return function
+
+        return register
+
+
+class _Command(TyperCommand):
+    """A command whose usage names its arguments as its help does: PROBLEMS, where typer writes {PROBLEMS}."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
+
+def _with_version(version: Version = False) -> None:
+    """What a program of several commands takes before a command's name."""
+
+
+def flowing(docstring: str) -> str:
+    """A text with each paragraph on one line: a terminal breaks lines where it ends, not where the source did."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(docstring).split("\n\n"))
+
+
+def spread(function: Function) -> Function:
+    """The same command with a keyword for each field of a parameter that is a dataclass, in that parameter's place."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type] = {}
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        if is_dataclass(group := parameter.annotation) and isinstance(group, type):
+            groups[parameter.name] = group
+            types = get_type_hints(group, include_extras=True)
+            taken = [(field.name, field.default, types[field.name]) for field in fields(group)]
+        else:
+            taken = [(parameter.name, parameter.default, parameter.annotation)]
+        parameters += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, default, annotation in taken
+        ]
+
+    @functools.wraps(function)
+    def gathered(**values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        return function(**values)
+
+    gathered.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    gathered.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return gathered

@@ -1,0 +1,134 @@
+"""report, build, compare and import: commands on RUNs alone, without a server.
+
+In: RUNs, or a file of the published sampling. Out: a page, a new RUN, a table.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.cli.options import ALPHA, BETA, FIRST_STEP, KEEP_INCOMPLETE, SOURCE, TARGET, SourceRun, TargetRun, checked
+from client.contrast import Labels, Selection
+from client.errors import LightReasonerError
+from client.protocol.requests import ContrastSettings
+
+
+def report(
+    run: SourceRun,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write an HTML page about RUN: its divergences, what other settings would keep, its trajectories token by token.
+
+    The page is one file without links to others.
+    """
+    from client.report.page import report as page_of
+    from client.runs.run import Run
+
+    page = page_of(Run(run))
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise LightReasonerError(f"--output {output} cannot be written: {error.strerror}") from None
+    print(f"{output}: {len(page.encode()) / 1e6:.1f} MB in one file; open it in a browser")
+
+
+def build(
+    run: SourceRun,
+    new_run: Annotated[str, typer.Argument(metavar="NEW_RUN", help=TARGET)],
+    alpha: Annotated[float | None, typer.Option(help=ALPHA)] = None,
+    beta: Annotated[float | None, typer.Option(help=BETA)] = None,
+    first_step: Annotated[int | None, typer.Option(help=FIRST_STEP)] = None,
+    select: Annotated[
+        Selection | None,
+        typer.Option(help="Steps to keep: kl, those above --beta; all; or random, as many random steps as kl keeps."),
+    ] = None,
+    labels: Annotated[
+        Labels | None,
+        typer.Option(help="Labels: contrast; expert, the expert's probabilities; or onehot, the token that it chose."),
+    ] = None,
+    keep_incomplete: Annotated[bool | None, typer.Option(help=KEEP_INCOMPLETE)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for --select random.")] = None,
+) -> None:
+    """Make NEW_RUN from the trajectories of RUN with other settings. Needs no server and no GPU.
+
+    A setting that is not given is that of RUN. To resume, run the same command again.
+    """
+    from client.cli.progress import print_totals, track
+    from client.runs.build import build as make
+    from client.runs.run import Run
+
+    source = Run(run)
+    given = {
+        "alpha": alpha, "beta": beta, "first_step": first_step, "select": select, "labels": labels,
+        "keep_incomplete": keep_incomplete, "select_seed": seed,
+    }  # fmt: skip
+    old = source.manifest().model_dump(include=set(ContrastSettings.model_fields))
+    settings = checked(ContrastSettings, **old | {name: value for name, value in given.items() if value is not None})
+    if seed is not None and settings.select != "random":
+        raise LightReasonerError("--seed needs --select random")
+    built = make(source, Run(new_run), settings, track)
+    print_totals(new_run, built.totals, None)
+    if not built.sealed:
+        print(f"{run} is not complete yet; run the same command later to add its new trajectories")
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help=f"{SOURCE} All have the same problems and expert.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare RUNs of the same problems and expert: what each amateur, or each choice of settings, keeps and labels."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from client.report.compare import compare as figures_of
+    from client.report.compare import rows
+    from client.runs.run import Run
+
+    compared = figures_of([Run(run) for run in runs])
+    if as_json:
+        print(json.dumps({"runs": [asdict(figures) for figures in compared]}, indent=2))
+        return
+    table = Table("")
+    for run in runs:
+        table.add_column(Text(run), justify="right", overflow="fold")
+    for name, cells in rows(compared):
+        table.add_row(name, *map(Text, cells))
+    Console().print(table)
+
+
+def import_file(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSONL of the published sampling script, one kept step a row.")
+    ],
+    run: TargetRun,
+    tokenizer: Annotated[
+        str, typer.Option(help="The expert's folder. To train on RUN, it must hold the expert's weights too.")
+    ],
+    alpha: Annotated[float, typer.Option(help="The alpha that FILE was made with.")] = 0.2,
+    beta: Annotated[float, typer.Option(help="The beta that FILE was made with, in nats.")] = 0.4,
+) -> None:
+    """Import the samples of the published implementation into RUN, for training.
+
+    RUN then has samples but no trajectories, so build, report and compare cannot read it.
+    """
+    from client.models.fingerprints import model_folder
+    from client.runs.published import import_samples
+    from client.runs.run import Run
+
+    settings = checked(ContrastSettings, alpha=alpha, beta=beta)
+    imported = import_samples(file, Run(run), model_folder(tokenizer), settings)
+    totals, left_out = imported.totals, imported.left_out
+    print(f"{run}: {totals.kept:,} kept steps of {totals.trajectories:,} problems")
+    if left_out.counts:
+        print("\n  ".join((f"skipped {left_out.counts.total():,} rows:", *left_out.lines())))
+    if not imported.whole_model:
+        print(
+            f"{tokenizer} has no weights: lightreasoner-trainer will refuse {run}, because it cannot check its model. "
+            "To train, import into a new RUN with the expert's whole folder"
+        )
