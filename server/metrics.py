@@ -53,8 +53,8 @@ class StepHistogram(Collector):
     def observe(self, values: npt.NDArray[np.floating]) -> None:
         """Count values, [T]; a value equal to a bound counts as below it, as Prometheus has it."""
         values = values[np.isfinite(values)]  # one that is not would spoil the sum for ever
-        places = np.searchsorted(self._edges[1:-1], values, side="left")
-        self._counts += np.bincount(places, minlength=len(self._counts))
+        buckets = np.searchsorted(self._edges[1:-1], values, side="left")
+        self._counts += np.bincount(buckets, minlength=len(self._counts))
         self._sum += float(values.sum())
 
     def collect(self) -> Iterator[Metric]:
@@ -67,7 +67,7 @@ class StepHistogram(Collector):
 
 TRAJECTORIES = Counter("lightreasoner_trajectories", "Trajectories by how they ended.", ["outcome"], registry=OURS)
 STEPS = Counter("lightreasoner_steps", "Steps scored by both models.", registry=OURS)
-TOKENS = Counter("lightreasoner_tokens", "Tokens of trajectories, by kind.", ["kind"], registry=OURS)
+TOKEN_COUNTS = Counter("lightreasoner_tokens", "Tokens of trajectories, by kind.", ["kind"], registry=OURS)
 ENGINE_SECONDS = Histogram(
     "lightreasoner_engine_seconds", "A request's time in an engine, its waiting included.", ["role"],
     buckets=LONG, registry=OURS,
@@ -109,8 +109,8 @@ def count_trajectory(trajectory: Trajectory, vocab_size: int) -> None:
     """Count a trajectory that is complete, its steps under the default settings of the contrast."""
     TRAJECTORIES.labels("completed").inc()
     STEPS.inc(len(trajectory.token_ids))
-    TOKENS.labels("prompt").inc(len(trajectory.prompt_token_ids))
-    TOKENS.labels("completion").inc(len(trajectory.token_ids))
+    TOKEN_COUNTS.labels("prompt").inc(len(trajectory.prompt_token_ids))
+    TOKEN_COUNTS.labels("completion").inc(len(trajectory.token_ids))
     logprobs = trajectory.expert_logprobs[DEFAULTS.first_step :], trajectory.amateur_logprobs[DEFAULTS.first_step :]
     if len(logprobs[0]):
         bound = kl_lower_bound(*logprobs)
@@ -162,6 +162,6 @@ ENGINES = EngineMetrics()
 OURS.register(ENGINES)
 
 
-def exposition() -> bytes:
+def prometheus_text() -> bytes:
     """Everything, in Prometheus' text format."""
     return generate_latest(OURS)

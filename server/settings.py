@@ -42,7 +42,7 @@ class SettingsError(LightReasonerError):
     """A setting that is missing or wrong: names the file or flag and the key."""
 
 
-class Limits(BaseModel):
+class ServerLimits(BaseModel):
     """What the service takes at most; beyond it a request is refused, never delayed without bound."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,7 +67,7 @@ class ServerSettings(BaseModel):
     grace_seconds: float = Field(30.0, ge=0.0)  # for what is running when the server is told to stop
     lease_seconds: float = Field(30.0, ge=1.0)  # without a beat for this long, a job's owner is taken for dead
     hang_seconds: float = Field(300.0, ge=1.0)  # an engine that has requests and takes no step for this long is killed
-    limits: Limits = Field(default_factory=Limits)
+    limits: ServerLimits = Field(default_factory=ServerLimits)
 
     def arguments(self, role: Role) -> EngineArguments:
         return self.expert if role == "expert" else self.amateur

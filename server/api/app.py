@@ -213,7 +213,7 @@ async def ready(_: ReadyPair) -> Ready:
 async def exposition(request: Request) -> Response:
     """Prometheus metrics: the service's own and both engines', by role."""
     service_of(request).measure()
-    return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+    return Response(metrics.prometheus_text(), media_type=metrics.CONTENT_TYPE)
 
 
 @routes.get("/version")

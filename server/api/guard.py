@@ -31,7 +31,7 @@ QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 """Asked every few seconds by machines, and not logged."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 KEYS_VARIABLE = "LIGHTREASONER_API_KEYS"
-LEFT = 499
+CLIENT_LEFT = 499
 """What is counted where the client went away before its answer was whole, as nginx has it."""
 BODY_SECONDS = 60.0
 """A body must have arrived by then."""
@@ -139,10 +139,10 @@ class Guard:
             else:
                 await self._app(scope, body.receive, sending)
         except asyncio.CancelledError:
-            status = LEFT
+            status = CLIENT_LEFT
             raise
         finally:
-            self._record(scope, LEFT if body.abandoned else status, time.perf_counter() - began)
+            self._record(scope, CLIENT_LEFT if body.abandoned else status, time.perf_counter() - began)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """The answer to a request that no route shall see."""

@@ -18,7 +18,7 @@ from server.api.problem_details import documented, invalid
 from server.jobs.runner import JobRunner
 from server.jobs.store import KeyReused, TooManyJobs
 
-RETRY_SECONDS = 30
+OPEN_JOBS_RETRY_SECONDS = 30
 """When a client that met too many open jobs may ask again."""
 MOST_LISTED = 100
 
@@ -61,20 +61,20 @@ def create_job(
         raise invalid(*objection)
     if (count := len(body.problems or []) * body.n) > limits.job_trajectories:
         raise invalid("problems", f"{count} trajectories; a job of this server has at most {limits.job_trajectories}")
-    names = {"run": _checked("run", jobs.store.places.run, body.run)}
+    names = {"run": _checked("run", jobs.store.paths.run, body.run)}
     if body.problems_url is not None:
-        names["problems_url"] = _checked("problems_url", jobs.store.places.name, body.problems_url)
+        names["problems_url"] = _checked("problems_url", jobs.store.paths.name, body.problems_url)
     try:
         job_id = jobs.store.post(body.model_copy(update=names), idempotency_key, limits.open_jobs)
     except TooManyJobs:
         raise HTTPException(
             429,
             f"{limits.open_jobs} jobs are open, as many as this service takes; ask again when some have ended",
-            headers={"Retry-After": str(RETRY_SECONDS)},
+            headers={"Retry-After": str(OPEN_JOBS_RETRY_SECONDS)},
         ) from None
     except KeyReused as first:
         raise invalid("Idempotency-Key", f"made job {first} from another request; take a new key", "header") from None
-    jobs.kick()
+    jobs.wake()
     response.headers["Location"] = f"/v1/jobs/{job_id}"
     return _told(jobs, job_id)
 
@@ -105,7 +105,7 @@ def cancel_job(job_id: str, jobs: Jobs) -> Job:
     """Cancel a job. What its RUN holds by then stays there."""
     job = jobs.store.cancel(job_id)
     if job is None:
-        raise _missing(job_id)
+        raise _no_such_job(job_id)
     if job.status in ("completed", "failed"):
         raise HTTPException(409, f"{job_id} has {job.status} already; there is nothing to cancel")
     return job
@@ -113,7 +113,7 @@ def cancel_job(job_id: str, jobs: Jobs) -> Job:
 
 def _told(jobs: JobRunner, job_id: str) -> Job:
     if (job := jobs.store.job(job_id)) is None:
-        raise _missing(job_id)
+        raise _no_such_job(job_id)
     return job
 
 
@@ -124,5 +124,5 @@ def _checked(field: str, check: Callable[[str], str], given: str) -> str:
         raise invalid(field, str(error)) from None
 
 
-def _missing(job_id: str) -> HTTPException:
+def _no_such_job(job_id: str) -> HTTPException:
     return HTTPException(404, f"there is no job {job_id!r} in this server's bucket")

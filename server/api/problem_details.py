@@ -16,7 +16,7 @@ MEDIA_TYPE = "application/problem+json"
 Responses = dict[int | str, dict[str, Any]]
 MOST_ERRORS = 20
 """That an answer lists of a request which is wrong in many places."""
-MOST_CHARACTERS = 200
+MOST_FIELD_CHARACTERS = 200
 """Of a field's name, which may be a stranger's."""
 
 
@@ -65,4 +65,4 @@ def _field(location: tuple[Any, ...] | list[Any]) -> str:
     path = ""
     for part in location[1:]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path[:MOST_CHARACTERS] or str(location[0])
+    return path[:MOST_FIELD_CHARACTERS] or str(location[0])

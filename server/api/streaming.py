@@ -28,10 +28,10 @@ WAITING_BYTES = 512 * 1024**2
 """Of one request's lines that wait to be read, at most."""
 VALUE_BYTES: dict[Encoding, int] = {"json": 50, "base64": 16}
 """Of an id with both its log-probabilities, in a line."""
-RETRY_SECONDS = 2
+QUEUE_RETRY_SECONDS = 2
 NDJSON = "application/x-ndjson"
 
-Answer = Callable[[Problem, int], Awaitable[Trajectory]]
+TrajectoryOf = Callable[[Problem, int], Awaitable[Trajectory]]
 
 
 class RequestQueue:
@@ -50,7 +50,7 @@ class RequestQueue:
             raise HTTPException(
                 429,
                 f"{self.depth} trajectories are queued and {count} more would exceed the bound of {self.most}",
-                headers={"Retry-After": str(RETRY_SECONDS)},
+                headers={"Retry-After": str(QUEUE_RETRY_SECONDS)},
             )
         self._change(count)
 
@@ -91,8 +91,8 @@ def window_of(asked: TrajectoryRequest) -> int:
 class TrajectoryStream(StreamingResponse):
     """The trajectories that a request asks for, as NDJSON. The queue must have let them in."""
 
-    def __init__(self, asked: TrajectoryRequest, answer: Answer, queue: RequestQueue) -> None:
-        self._answer, self._encoding, self._queue = answer, asked.encoding, queue
+    def __init__(self, asked: TrajectoryRequest, trajectory_of: TrajectoryOf, queue: RequestQueue) -> None:
+        self._trajectory_of, self._encoding, self._queue = trajectory_of, asked.encoding, queue
         wanted = [(problem, index) for problem in asked.problems for index in range(asked.n)]
         self._unsent = len(wanted)
         self._window = asyncio.Semaphore(window_of(asked))
@@ -128,7 +128,7 @@ class TrajectoryStream(StreamingResponse):
     async def _line(self, problem: Problem, index: int) -> None:
         try:
             await self._window.acquire()
-            line = (await self._answer(problem, index)).to_line(self._encoding)
+            line = (await self._trajectory_of(problem, index)).to_line(self._encoding)
         except TrajectoryError as error:
             line = Failure(problem.id, index, error.type, error.detail).to_line()
         except asyncio.CancelledError:

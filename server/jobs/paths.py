@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from client.storage.bucket import BucketError, local_folder
 
-JOBS = "jobs"
+JOBS_FOLDER = "jobs"
 """The folder of the bucket in which jobs live; no request may point into it."""
 OF_A_RUN = frozenset({"trajectories", "samples", "failures", "training", "evaluation"}) | {
     f"{name}.json" for name in ("run", "tokenizer", "complete")
@@ -20,15 +20,15 @@ OF_A_RUN = frozenset({"trajectories", "samples", "failures", "training", "evalua
 """What a RUN holds: a RUN within one of them would be taken for a part of the RUN around it."""
 SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,+@-]{0,199}")
 """A whitelist: no leading dot or dash, no escape, no control character, nothing that a store or shell reads twice."""
-MOST_CHARACTERS = 700  # an S3 key holds 1024, a RUN's own names among them
+MOST_PATH_CHARACTERS = 700  # an S3 key holds 1024, a RUN's own names among them
 
 
 class OutsideBucket(ValueError):
     """A place that links lead out of the bucket, or nowhere."""
 
 
-class Places:
-    """The places inside one bucket, by its URL."""
+class BucketPaths:
+    """The paths inside one bucket, by its URL."""
 
     def __init__(self, bucket: str) -> None:
         self._folder = local_folder(bucket) if urlsplit(bucket).scheme in ("", "file") else None
@@ -37,9 +37,9 @@ class Places:
     def name(self, given: str) -> str:
         """The name in the bucket of what `given` points to. Raises ValueError saying why it is refused."""
         relative = self._relative(given)
-        if len(relative) > MOST_CHARACTERS:
+        if len(relative) > MOST_PATH_CHARACTERS:
             raise ValueError(
-                f"names {len(relative)} characters below the bucket; at most {MOST_CHARACTERS} are allowed"
+                f"names {len(relative)} characters below the bucket; at most {MOST_PATH_CHARACTERS} are allowed"
             )
         segments = relative.split("/")
         for segment in segments:
@@ -48,8 +48,8 @@ class Places:
                     f"{segment!r} is no name inside the bucket: letters, digits and ._=,+@- are allowed, a letter,"
                     " digit or _ in front"
                 )
-        if segments[0].lower() == JOBS:
-            raise ValueError(f"the folder {JOBS}/ of the bucket is the service's own")
+        if segments[0].lower() == JOBS_FOLDER:
+            raise ValueError(f"the folder {JOBS_FOLDER}/ of the bucket is the service's own")
         self._check_links(relative)
         return relative
 
@@ -89,7 +89,7 @@ class Places:
         try:
             for path in (place, *(place.iterdir() if place.is_dir() else ())):
                 real = path.resolve()
-                if root not in real.parents or real.relative_to(root).parts[0].lower() == JOBS:
+                if root not in real.parents or real.relative_to(root).parts[0].lower() == JOBS_FOLDER:
                     raise OutsideBucket("leads out of the server's bucket by a symbolic link")
         except (OSError, RuntimeError) as error:  # a loop of links, no permission, a name too long for the file system
             raise OutsideBucket(f"cannot be followed: {error}") from None

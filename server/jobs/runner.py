@@ -23,21 +23,21 @@ from client.sampling.sampler import Counts, sample
 from client.storage.bucket import BucketError
 from server import logs, metrics
 from server.engines.pair import Pair
-from server.jobs.heartbeat import Heartbeat
-from server.jobs.leases import Claim, Claimant, Verdict
+from server.jobs.heartbeat import HeartbeatThread
+from server.jobs.leases import Claim, Claimant, LeaseState
 from server.jobs.pair_source import PairSource
 from server.jobs.paths import OutsideBucket
 from server.jobs.store import JobRecord, JobStore
 from server.logs import log
 from server.settings import ServerSettings
 
-POLL_SECONDS = 1.0
+JOB_POLL_SECONDS = 1.0
 """Between two looks for work, and as much again for every thousand jobs that a look has to list."""
-COUNT_SECONDS = 15.0
+JOB_COUNT_SECONDS = 15.0
 """Between two counts of the open jobs."""
-ATTEMPTS = 8
+MOST_JOB_ATTEMPTS = 8
 """At a job, one after the other, that bring nothing; then what passes is taken to stay, and the job fails."""
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
+FIRST_JOB_PAUSE_SECONDS, LONGEST_JOB_PAUSE_SECONDS = 1.0, 30.0
 """After an attempt that brought nothing; doubled each time."""
 HAND_BACK_SECONDS = 5.0
 """For a job that is still at work after the grace period."""
@@ -85,7 +85,7 @@ class JobRunner:
         self.store, self.settings = JobStore(bucket), settings
         self._versions = versions
         self._claimant = Claimant(self.store, settings.lease_seconds)
-        self._undertaker = Claimant(self.store, settings.lease_seconds)  # while the other is at work on a job
+        self._reaper = Claimant(self.store, settings.lease_seconds)  # while the other is at work on a job
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
@@ -100,7 +100,7 @@ class JobRunner:
             self._task = asyncio.create_task(self._run(pair))
             self._counting = asyncio.create_task(self._count())
 
-    def kick(self) -> None:
+    def wake(self) -> None:
         """There may be a new job. May be called from any thread."""
         if self._loop:
             self._loop.call_soon_threadsafe(self._woken.set)
@@ -122,12 +122,12 @@ class JobRunner:
         """Keep the metric of open jobs for as long as the server runs, and end those that nobody else will end."""
         while True:
             try:
-                await asyncio.to_thread(self._undertaker.end_cancelled)
+                await asyncio.to_thread(self._reaper.end_cancelled)
                 for status, count in (await asyncio.to_thread(self.store.open_by_status)).items():
                     metrics.JOBS.labels(status).set(count)
             except Exception as error:  # a store that fails, an object that is damaged: the next count may do
                 log.warning("the open jobs cannot be counted: %s", error)
-            await asyncio.sleep(COUNT_SECONDS)
+            await asyncio.sleep(JOB_COUNT_SECONDS)
 
     async def _run(self, pair: Pair) -> None:
         while not self._stopping and not pair.failure():
@@ -140,7 +140,7 @@ class JobRunner:
                 log.warning("jobs wait for the bucket: %s", error)
             except Exception:
                 log.exception("jobs: something went wrong; trying again")
-            await self._pause(POLL_SECONDS * (1 + self.store.listed / 1000))
+            await self._pause(JOB_POLL_SECONDS * (1 + self.store.listed / 1000))
 
         if not self._stopping:
             log.warning("no more jobs are taken: %s", pair.failure())
@@ -158,25 +158,25 @@ class JobRunner:
         about = logs.job_id.set(claim.job_id)  # in every line from here, and from the tasks made here
         log.info("job taken, as owner %d", claim.owner)
         source = self._source = PairSource(pair, self._versions)
-        heartbeat = Heartbeat(claim, self.settings.lease_seconds)
-        work, beats = asyncio.create_task(self._work(claim, source)), asyncio.create_task(heartbeat.beats())
-        verdict = Verdict.GO_ON
+        heartbeat = HeartbeatThread(claim, self.settings.lease_seconds)
+        work, beats = asyncio.create_task(self._work(claim, source)), asyncio.create_task(heartbeat.until_ended())
+        lease = LeaseState.HELD
         try:
             if self._stopping:
                 source.stop()
             await asyncio.wait({work, beats}, return_when=asyncio.FIRST_COMPLETED)
             source.stop()
             if beats.done():
-                verdict = beats.result()
-            if verdict is not Verdict.LOST:
+                lease = beats.result()
+            if lease is not LeaseState.LOST:
                 await work  # it writes what has been answered
         except asyncio.CancelledError:  # no time is left; a thread of it may go on for a moment, as a late owner would
             work.cancel()
             beats.cancel()
             await asyncio.wait({beats})
             await heartbeat.stopped()
-            if verdict is not Verdict.LOST:
-                await asyncio.to_thread(claim.release, told_to=True)
+            if lease is not LeaseState.LOST:
+                await asyncio.to_thread(claim.release, stopping=True)
             raise
         finally:
             for task in (work, beats):
@@ -185,12 +185,12 @@ class JobRunner:
             self._source = None
             logs.job_id.reset(about)
         await heartbeat.stopped()
-        if verdict is Verdict.CANCEL:
+        if lease is LeaseState.CANCELLED:
             await asyncio.to_thread(claim.cancelled)
-        elif verdict is Verdict.LOST:
+        elif lease is LeaseState.LOST:
             log.info("%s: another server has it", claim.job_id)
         else:
-            await asyncio.to_thread(claim.release, told_to=self._stopping)
+            await asyncio.to_thread(claim.release, stopping=self._stopping)
 
     async def _work(self, claim: Claim, source: PairSource) -> None:
         """Sample and end the job, or return where it is to be handed back."""
@@ -210,11 +210,11 @@ class JobRunner:
                     return
                 fruitless = 0 if progress.brought else fruitless + 1
                 log.warning("job, attempt %d: %s", fruitless, error)
-                if fruitless == ATTEMPTS:
+                if fruitless == MOST_JOB_ATTEMPTS:
                     return await self._fail(claim, error)
             except Exception as error:
                 return await self._fail(claim, error)
-            await _rest(min(FIRST_PAUSE_SECONDS * 2**fruitless, LONGEST_PAUSE_SECONDS), source)
+            await _rest(min(FIRST_JOB_PAUSE_SECONDS * 2**fruitless, LONGEST_JOB_PAUSE_SECONDS), source)
             if source.stopping:
                 return
 
@@ -223,7 +223,7 @@ class JobRunner:
     ) -> RequestCounts:
         """Fill and seal the job's RUN; what it holds then."""
         problems = await asyncio.to_thread(self._problems, claim.job_id, record, source)
-        run = Run(await asyncio.to_thread(self.store.places.url, record.run), claim.owner)
+        run = Run(await asyncio.to_thread(self.store.paths.url, record.run), claim.owner)
         asked = record.model_copy(update={"system_prompt": record.system_prompt or None})
         sampling = SamplingSettings(**asked.model_dump(include=set(SamplingSettings.model_fields)))
         contrast = ContrastSettings(**record.model_dump(include=set(ContrastSettings.model_fields)))

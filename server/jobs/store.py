@@ -33,12 +33,12 @@ from client.problems.reader import read_problem_set
 from client.protocol.requests import ENDED, Job, JobError, JobRequest, JobStatus, JobTerms, Problem, RequestCounts
 from client.storage.bucket import Bucket
 from server import metrics
-from server.jobs.paths import JOBS, OutsideBucket, Places
+from server.jobs.paths import JOBS_FOLDER, BucketPaths, OutsideBucket
 from server.logs import log
 
 ID = re.compile(r"job-\d{13}-[0-9a-f]{8}")
-KEYS, ENDS = f"{JOBS}/idempotency", f"{JOBS}/ended"
-AT_ONCE = 16
+KEYS, ENDS = f"{JOBS_FOLDER}/idempotency", f"{JOBS_FOLDER}/ended"
+LOOKUP_THREADS = 16
 """Jobs that a page looks up side by side: a remote store is slow one by one."""
 
 
@@ -59,7 +59,7 @@ class JobRecord(JobTerms):
     total: int
 
 
-class Beat(BaseModel):
+class Heartbeat(BaseModel):
     """beat-N: that its owner lives, and how far the job is."""
 
     counter: int = 0
@@ -81,7 +81,7 @@ class JobFolder:
         self.ended = "end.json" in names
         self.owner = _highest("owner-", names)
         """The number of the last owner; 0: none yet."""
-        self.beat = _highest("beat-", names)
+        self.heartbeat_owner = _highest("beat-", names)
         """The last owner that gave a sign of life."""
 
 
@@ -89,7 +89,7 @@ class JobStore:
     """The jobs of one bucket."""
 
     def __init__(self, bucket: str) -> None:
-        self.bucket, self.places = Bucket(bucket), Places(bucket)
+        self.bucket, self.paths = Bucket(bucket), BucketPaths(bucket)
         self.listed = 0  # jobs that the last listing named, ended ones among them
         self._ended: set[str] | None = None  # known to have ended, which is for good
 
@@ -115,7 +115,7 @@ class JobStore:
 
     def ids(self) -> list[str]:
         """The IDs of all jobs, oldest first, ended or not, whole or not."""
-        found = [name for name in self.bucket.folders(JOBS) if ID.fullmatch(name)]
+        found = [name for name in self.bucket.folders(JOBS_FOLDER) if ID.fullmatch(name)]
         self.listed = len(found)
         return found
 
@@ -126,20 +126,20 @@ class JobStore:
 
     def open_by_status(self) -> dict[str, int]:
         """How many of the jobs that have not ended are in each state."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
             found = Counter(pool.map(lambda job: self._status(*job), self._open().items()))
         return {status: found[status] for status in get_args(JobStatus) if status not in ENDED}
 
     def _open(self) -> dict[str, JobFolder]:
         """The jobs that are there and have not ended."""
         unfinished = self.unfinished()
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
             looks = zip(unfinished, pool.map(self.folder, unfinished), strict=True)
             return {job_id: folder for job_id, folder in looks if folder.whole and not folder.ended}
 
     def _status(self, job_id: str, folder: JobFolder) -> JobStatus:
-        beat = self.beat(job_id, folder.beat)
-        return "cancelling" if folder.cancelled else beat.phase if beat else "validating"
+        heartbeat = self.heartbeat(job_id, folder.heartbeat_owner)
+        return "cancelling" if folder.cancelled else heartbeat.phase if heartbeat else "validating"
 
     def _known_ends(self) -> set[str]:
         if self._ended is None:
@@ -148,7 +148,7 @@ class JobStore:
 
     def folder(self, job_id: str) -> JobFolder:
         """One look at a job; remembers that it has ended."""
-        folder = JobFolder({name.rpartition("/")[2] for name in self.bucket.names(f"{JOBS}/{job_id}")})
+        folder = JobFolder({name.rpartition("/")[2] for name in self.bucket.names(f"{JOBS_FOLDER}/{job_id}")})
         if folder.ended:
             self._known_ends().add(job_id)
         return folder
@@ -168,7 +168,7 @@ class JobStore:
         """The newest `limit` jobs, older than `after` where given, newest first; and whether there are more."""
         ids = [job_id for job_id in reversed(self.ids()) if after is None or job_id < after]
         found: list[Job] = []
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
             while ids and len(found) <= limit:
                 wanted = limit + 1 - len(found)
                 found += filter(None, pool.map(self._readable, ids[:wanted]))
@@ -192,38 +192,42 @@ class JobStore:
     ) -> ProblemSet:
         """A job's problems, one more than `most` at most. Raises ProblemSetError, OutsideBucket, or Stopped."""
         if record.problems_url:
-            url = self.places.url(record.problems_url)
+            url = self.paths.url(record.problems_url)
             return read_problem_set(url, most + 1, stopped=stopped)
         if (data := self._get(job_id, "problems.jsonl")) is None:
             raise ProblemSetError(f"{job_id}: its problems.jsonl is gone from the bucket; submit the job again")
         return ProblemSet.of(map(Problem.model_validate_json, data.splitlines()))
 
-    def state(self, job_id: str, record: JobRecord, folder: JobFolder, last: Beat | None = None) -> Job:
+    def state(self, job_id: str, record: JobRecord, folder: JobFolder, last: Heartbeat | None = None) -> Job:
         """An unfinished job, from what lies in its folder and the last beat, unless that is given."""
-        beat = last or self.beat(job_id, folder.beat) or Beat(request_counts=RequestCounts(total=record.total))
+        heartbeat = (
+            last
+            or self.heartbeat(job_id, folder.heartbeat_owner)
+            or Heartbeat(request_counts=RequestCounts(total=record.total))
+        )
         cancelled_from = self._get(job_id, "cancel") if folder.cancelled else None
         return Job(
             id=job_id,
-            status="cancelling" if folder.cancelled else beat.phase,
+            status="cancelling" if folder.cancelled else heartbeat.phase,
             run=record.run,
             created_at=record.created_at,
-            in_progress_at=beat.in_progress_at,
-            finalizing_at=beat.finalizing_at,
+            in_progress_at=heartbeat.in_progress_at,
+            finalizing_at=heartbeat.finalizing_at,
             cancelling_at=int(cancelled_from) if cancelled_from else None,
-            request_counts=beat.request_counts,
+            request_counts=heartbeat.request_counts,
         )
 
-    def beat(self, job_id: str, owner: int) -> Beat | None:
+    def heartbeat(self, job_id: str, owner: int) -> Heartbeat | None:
         """The last sign of life of an owner, or None where it has given none."""
         data = self._get(job_id, f"beat-{owner}") if owner else None
-        return Beat.model_validate_json(data) if data else None
+        return Heartbeat.model_validate_json(data) if data else None
 
-    def write_beat(self, job_id: str, owner: int, beat: Beat) -> None:
-        self.bucket.put(f"{JOBS}/{job_id}/beat-{owner}", beat.model_dump_json().encode())
+    def write_heartbeat(self, job_id: str, owner: int, heartbeat: Heartbeat) -> None:
+        self.bucket.put(f"{JOBS_FOLDER}/{job_id}/beat-{owner}", heartbeat.model_dump_json().encode())
 
     def take(self, job_id: str, owner: int) -> bool:
         """Become a job's owner of this number; whether this call was the one that did."""
-        return self.bucket.create(f"{JOBS}/{job_id}/owner-{owner}", b"%d" % int(time.time()))
+        return self.bucket.create(f"{JOBS_FOLDER}/{job_id}/owner-{owner}", b"%d" % int(time.time()))
 
     def cancel(self, job_id: str) -> Job | None:
         """Ask for a job to be cancelled, and cancel it at once where nobody owns it; the job as it is then.
@@ -233,7 +237,7 @@ class JobStore:
         job = self.job(job_id)
         if job is None or job.status in ENDED:
             return job
-        self.bucket.create(f"{JOBS}/{job_id}/cancel", b"%d" % int(time.time()))
+        self.bucket.create(f"{JOBS_FOLDER}/{job_id}/cancel", b"%d" % int(time.time()))
         if self.folder(job_id).owner == 0:
             self.end(job_id, "cancelled")
         return self.job(job_id)
@@ -242,7 +246,7 @@ class JobStore:
         self,
         job_id: str,
         status: Literal["completed", "failed", "cancelled"],
-        last: Beat | None = None,
+        last: Heartbeat | None = None,
         error: JobError | None = None,
     ) -> bool:
         """Write how a job ended, after the last beat, unless that is given; whether this call was the one that did."""
@@ -251,7 +255,7 @@ class JobStore:
         job = self.state(job_id, record, self.folder(job_id), last)
         changes = {"status": status, f"{status}_at": int(time.time()), "error": error}
         ended = job.model_copy(update=changes).model_dump_json().encode()
-        first = self.bucket.create(f"{JOBS}/{job_id}/end.json", ended)
+        first = self.bucket.create(f"{JOBS_FOLDER}/{job_id}/end.json", ended)
         self.bucket.create(f"{ENDS}/{job_id}", b"")
         self._known_ends().add(job_id)
         if first:
@@ -272,17 +276,17 @@ class JobStore:
         )
         if problems:
             lines = (problem.model_dump_json(exclude_none=True).encode() for problem in problems)
-            self.bucket.create(f"{JOBS}/{job_id}/problems.jsonl", b"\n".join(lines))
-        self.bucket.create(f"{JOBS}/{job_id}/job.json", record.model_dump_json().encode())
+            self.bucket.create(f"{JOBS_FOLDER}/{job_id}/problems.jsonl", b"\n".join(lines))
+        self.bucket.create(f"{JOBS_FOLDER}/{job_id}/job.json", record.model_dump_json().encode())
 
     def _told(self, job: Job) -> Job:
         try:
-            return job.model_copy(update={"run": self.places.url(job.run)})
+            return job.model_copy(update={"run": self.paths.url(job.run)})
         except OutsideBucket:  # a link has come in between; the job will say so
             return job
 
     def _get(self, job_id: str, name: str) -> bytes | None:
-        return self.bucket.get(f"{JOBS}/{job_id}/{name}")
+        return self.bucket.get(f"{JOBS_FOLDER}/{job_id}/{name}")
 
 
 def _new_id() -> str:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from support.servers.real_server import command
 
-from server.settings import Limits, load_settings
+from server.settings import ServerLimits, load_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DOCKER, MONITORING, SLURM = DEPLOY / "docker", DEPLOY / "monitoring", DEPLOY / "slurm"
@@ -95,7 +95,7 @@ def test_every_alert_is_tested_and_says_what_to_do() -> None:
 
 def test_the_queue_alert_is_at_four_fifths_of_the_default_bound() -> None:
     (rule,) = (rule for rule in alerts() if rule["alert"] == "QueueNearlyFull")
-    assert int(rule["expr"].rpartition(">")[2]) == int(0.8 * Limits().queued_trajectories)
+    assert int(rule["expr"].rpartition(">")[2]) == int(0.8 * ServerLimits().queued_trajectories)
 
 
 def test_every_flag_in_scripts_and_instructions_is_one_that_the_command_has() -> None:

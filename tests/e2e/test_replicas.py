@@ -99,7 +99,7 @@ def test_an_owner_that_sleeps_past_its_lease_stops_when_it_wakes_and_harms_nothi
         sleeper.signal(signal.SIGCONT)
     done = ended(other, job_id)
     assert done["request_counts"] == {"total": 1500, "completed": 1500, "failed": 0}
-    noticed = (f"{job_id}: another server has it", f"{job_id}: no sign of life")
+    noticed = (f"{job_id}: another server has it", f"{job_id}: no heartbeat written")
     wait_until(lambda: any(words in sleeper.log.read_text() for words in noticed), "the sleeper to notice")
     end = Bucket(bucket).get(f"jobs/{job_id}/end.json")
     print(read_by_others(done["run"], problems, tmp_path))

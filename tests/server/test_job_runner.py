@@ -65,7 +65,7 @@ class NoPair:
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(jobs, "PairSource", StandIn)
-    monkeypatch.setattr(jobs, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(jobs, "FIRST_JOB_PAUSE_SECONDS", 0.01)
 
 
 async def until(condition):
@@ -95,7 +95,7 @@ def ended(bucket, **fields):
 def test_a_sample_that_never_comes_ends_the_job_and_does_not_write_the_others_again(quick, tmp_path):
     job, attempts = ended(tmp_path / "b", n=2, temperature=1.0)
     assert (job.status, job.error.type) == ("failed", "engine_error") and "3 trajectories failed" in job.error.detail
-    assert attempts == 1 + jobs.ATTEMPTS  # the first brought half of them
+    assert attempts == 1 + jobs.MOST_JOB_ATTEMPTS  # the first brought half of them
     assert job.request_counts.model_dump() == {"total": 6, "completed": 3, "failed": 0}
     run = Run(str(tmp_path / "b" / "r"))
     assert len(run.parts("trajectories")) == 1 and len(run.keys()) == 3
@@ -112,11 +112,11 @@ def test_what_cannot_be_written_is_not_told_as_completed_and_ends_the_job(quick,
     monkeypatch.setattr(Bucket, "_put", full)
     job, attempts = ended(tmp_path / "b")
     assert (job.status, job.error.type) == ("failed", "bucket_error") and "No space left" in job.error.detail
-    assert attempts == jobs.ATTEMPTS and job.request_counts.completed == 0
+    assert attempts == jobs.MOST_JOB_ATTEMPTS and job.request_counts.completed == 0
 
 
 def test_a_new_job_does_not_hurry_the_attempts_at_another(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "FIRST_PAUSE_SECONDS", 30.0)
+    monkeypatch.setattr(jobs, "FIRST_JOB_PAUSE_SECONDS", 30.0)
     request = JobRequest(problems=[{"id": "a", "question": "q"}], run="r", top_k=8, n=2, temperature=1.0)
 
     async def go():
@@ -125,7 +125,7 @@ def test_a_new_job_does_not_hurry_the_attempts_at_another(quick, tmp_path, monke
         runner.store.post(request, None, 10)
         runner.start(pair)
         for _ in range(40):
-            runner.kick()
+            runner.wake()
             await asyncio.sleep(0.05)
         await runner.drain(5)
         return pair.attempts
@@ -192,15 +192,15 @@ def test_what_was_answered_by_the_time_of_a_cancel_is_written(quick, tmp_path, m
 
 def test_an_owner_that_can_give_no_sign_of_life_stops_and_lets_others_take_the_job(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "PairSource", Endless)
-    bucket, written = str(tmp_path / "b"), JobStore.write_beat
+    bucket, written = str(tmp_path / "b"), JobStore.write_heartbeat
     failing = threading.Event()
 
-    def write_beat(self, *args):
+    def write_heartbeat(self, *args):
         if failing.is_set():
             raise BucketError("no route to host")
         written(self, *args)
 
-    monkeypatch.setattr(JobStore, "write_beat", write_beat)
+    monkeypatch.setattr(JobStore, "write_heartbeat", write_heartbeat)
     request = JobRequest(problems=[{"id": name, "question": "q"} for name in "ab"], run="r", top_k=8)
 
     async def go():

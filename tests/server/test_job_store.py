@@ -11,7 +11,7 @@ from client.protocol.requests import MAX_JOB_PROBLEMS, JobError, JobRequest, Pro
 from client.sampling.sampler import Counts
 from client.storage.bucket import Bucket
 from server.jobs import runner as jobs
-from server.jobs.leases import MOST_FRUITLESS, Claimant, Verdict
+from server.jobs.leases import MOST_FRUITLESS_OWNERS, Claimant, LeaseState
 from server.jobs.store import JobStore, KeyReused, TooManyJobs
 
 MANY = 1000
@@ -50,7 +50,7 @@ def test_a_job_is_told_as_it_was_posted_and_its_problems_are_kept(store):
     job_id = store.post(request(problems=problems, alpha=0.3), None, MANY)
     job = store.job(job_id)
     assert (job.id, job.status, job.object) == (job_id, "validating", "job")
-    assert job.run == f"{store.places._root}/runs/r" and abs(job.created_at - time.time()) < 60
+    assert job.run == f"{store.paths._root}/runs/r" and abs(job.created_at - time.time()) < 60
     assert job.request_counts == RequestCounts(total=2)
     record = store.record(job_id)
     assert record.alpha == 0.3 and record.run == "runs/r"
@@ -130,7 +130,7 @@ def test_an_owner_is_taken_for_dead_when_its_beat_stands_still_for_a_lease_and_n
     assert other.claim() is None
     clock.now = 29
     assert other.claim() is None
-    assert first.beat() is Verdict.GO_ON  # it changes, so the lease starts again
+    assert first.renew() is LeaseState.HELD  # it changes, so the lease starts again
     clock.now = 58
     assert other.claim() is None
     clock.now = 89
@@ -138,8 +138,8 @@ def test_an_owner_is_taken_for_dead_when_its_beat_stands_still_for_a_lease_and_n
     assert (second.job_id, second.owner) == (job_id, 2)
 
     before = objects(store, job_id), store.bucket.get(f"jobs/{job_id}/beat-1")
-    assert first.beat() is Verdict.LOST
-    first.release(told_to=True)
+    assert first.renew() is LeaseState.LOST
+    first.release(stopping=True)
     first.fail(JobError(type="x", detail="late"))
     assert (objects(store, job_id), store.bucket.get(f"jobs/{job_id}/beat-1")) == before
     second.complete(DONE)
@@ -161,10 +161,10 @@ def test_a_job_that_was_handed_back_is_taken_at_once_and_goes_on_from_its_counts
     first = Claimant(store, 30).claim()
     counts = RequestCounts(total=9, completed=5)
     first.state = first.state.model_copy(update={"phase": "in_progress", "in_progress_at": 7, "request_counts": counts})
-    first.beat()
-    first.release(told_to=True)
+    first.renew()
+    first.release(stopping=True)
     second = Claimant(store, 30).claim()
-    assert second.owner == 2 and first.beat() is Verdict.LOST
+    assert second.owner == 2 and first.renew() is LeaseState.LOST
     job = store.job(job_id)
     assert (job.status, job.in_progress_at, job.request_counts) == ("in_progress", 7, counts)
     assert Claimant(store, 30).claim() is None  # it is owned again
@@ -214,7 +214,7 @@ def test_a_queued_job_is_cancelled_at_once_and_an_owned_one_by_its_owner(store):
     claim = Claimant(store, 30).claim()
     job = store.cancel(owned)
     assert job.status == "cancelling" and job.cancelling_at
-    assert claim.beat() is Verdict.CANCEL
+    assert claim.renew() is LeaseState.CANCELLED
     claim.fail(JobError(type="x", detail="at the same time"))
     job = store.job(owned)
     assert job.status == "cancelled" and job.cancelled_at and job.cancelling_at and job.error is None
@@ -243,7 +243,7 @@ def test_no_cancel_is_lost_between_a_job_and_its_first_owner(store, bucket):
             mine, _ = claiming.result(), cancelling.result()
         if mine:
             taken += 1
-            assert mine.beat() in (Verdict.CANCEL, Verdict.LOST)
+            assert mine.renew() in (LeaseState.CANCELLED, LeaseState.LOST)
             mine.cancelled()
         assert store.job(job_id).status == "cancelled"
     print(f"{taken} of 25 were taken before they were cancelled")
@@ -293,28 +293,32 @@ def test_a_server_that_starts_does_not_look_at_jobs_that_have_ended(store, bucke
 def test_a_job_that_ends_its_servers_is_given_up_and_one_of_servers_that_were_told_to_stop_is_not(store):
     unlucky = post(store)
     for _ in range(20):
-        Claimant(store, 30).claim().release(told_to=True)
-    for _ in range(MOST_FRUITLESS):
-        Claimant(store, 30).claim().release(told_to=False)
+        Claimant(store, 30).claim().release(stopping=True)
+    for _ in range(MOST_FRUITLESS_OWNERS):
+        Claimant(store, 30).claim().release(stopping=False)
     assert Claimant(store, 30).claim() is None
     job = store.job(unlucky)
-    assert job.status == "failed" and job.error.type == "engine_error" and "5 servers took it" in job.error.detail
+    assert (
+        job.status == "failed"
+        and job.error.type == "engine_error"
+        and "5 servers in a row took this job" in job.error.detail
+    )
 
 
 def test_an_owner_that_adds_to_the_run_lets_the_count_begin_anew(store):
     job_id = post(store)
-    for owner in range(3 * MOST_FRUITLESS):
+    for owner in range(3 * MOST_FRUITLESS_OWNERS):
         claim = Claimant(store, 30).claim()
         if owner % 3 == 0:
             jobs.JobProgress(claim).update(Counts(total=9, done=1, written=1))
-        claim.release(told_to=False)
+        claim.release(stopping=False)
     assert store.job(job_id).status == "in_progress"
 
 
 @pytest.mark.parametrize("name", ["job.json", "beat-1"])
 def test_a_damaged_job_keeps_no_other_waiting_and_hides_none(store, bucket, name):
     damaged = post(store, "damaged")
-    Claimant(store, 30).claim().release(told_to=False)
+    Claimant(store, 30).claim().release(stopping=False)
     time.sleep(0.002)
     other = post(store, "other")
     store.bucket.put(f"jobs/{damaged}/{name}", b"{")
