@@ -71,7 +71,7 @@ def run(settings: ServerSettings) -> None:
 
     from server.api.app import create_app
     from server.api.serving import DrainingServer
-    from server.engines.pair import Pair
+    from server.engines.start import start_pair
 
     failures: list[BaseException] = []
 
@@ -80,7 +80,7 @@ def run(settings: ServerSettings) -> None:
         server.should_exit = True
 
     _watchdog = watchdog.start()  # its pipe closes with this process
-    application = create_app(settings, lambda stopping: Pair.start(settings, facts, stopping), stop)
+    application = create_app(settings, lambda stopping: start_pair(settings, facts, stopping), stop)
     service = application.state.service
     guarded = Guard(application, keys, settings.limits.body_bytes, lambda: service.draining)
     server = DrainingServer(guarded, lambda: service.drain(settings.grace_seconds))

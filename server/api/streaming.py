@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from client.protocol.requests import Encoding, Failure, Problem, Trajectory, TrajectoryRequest
 from server import metrics
-from server.engines.pair import TrajectoryError
+from server.engines.prompts import TrajectoryError
 
 log = logging.getLogger("lightreasoner.server")
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import inspect
 import json
-import os
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,27 +18,20 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm import SamplingParams
 from vllm.outputs import RequestOutput
-from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from client.protocol.requests import FinishReason, ModelCard, Problem, SamplingSettings, Trajectory
 from server import metrics
 from server.engines.engine import Engine, EngineStartError
-from server.engines.preflight import ModelFacts, PairFacts
+from server.engines.preflight import PairFacts
+from server.engines.prompts import Prompts, TrajectoryError
 from server.engines.scoring import scoring_params, scoring_passes
-from server.settings import Role, ServerSettings, cpu_cores, engine_arguments
+from server.settings import Role
 
-CPU_WORKER = "server.engines.worker.ScoringWorker"
 WARM_UP_PROMPT, WARM_UP_TOKENS = 24, 8
-CHARACTERS_A_TOKEN = 16
-"""More than any text has on average."""
-TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
-"""What transformers takes for itself; everything else is the template's."""
 INTERACTIVE, JOB = 0, 1
 """Priorities: a request goes ahead of job work wherever it must wait."""
 
@@ -55,79 +45,29 @@ class Turn:
     """One of its prompts is rendered at a time, so that nobody waits for all of another's."""
 
 
-class TrajectoryError(Exception):
-    """Why one trajectory cannot be had; `type` is the error type of its line."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.type, self.detail = kind, detail
-
-
 class Pair:
-    """The two engines, started one after the other, and what they do together."""
+    """Two running engines, and what they do together."""
 
     def __init__(self, expert: Engine, amateur: Engine, facts: PairFacts, native: bool) -> None:
         self.expert, self.amateur, self.facts = expert, amateur, facts
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(expert.facts.folder)
-        self._end_tokens = _end_tokens(expert, self._tokenizer)
+        self.prompts = Prompts(
+            expert.facts,
+            {"expert": expert.max_model_len, "amateur": amateur.max_model_len},
+            expert.llm.model_config.try_get_generation_config(),
+        )
         self._native = native  # does vLLM itself score the expert's ids, or our worker?
         self._started_at = int(time.time())
-        self._renderer = ThreadPoolExecutor(1, "renderer")  # one: a tokenizer may not be used by two threads at once
-
-    @classmethod
-    def start(cls, settings: ServerSettings, facts: PairFacts, stopping: threading.Event) -> Pair:
-        """Start both engines; blocks until both have loaded, or gives up between them when `stopping` is set.
-
-        Raises EngineStartError or SettingsError.
-        """
-        on_cpu = current_platform.is_cpu()
-        bind = on_cpu and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
-        weights: dict[Role, int] = {"expert": facts.expert.weight_bytes, "amateur": facts.amateur.weight_bytes}
-        cores = cpu_cores(sorted(os.sched_getaffinity(0)))
-        engines: dict[Role, Engine] = {}
-        roles: tuple[tuple[Role, ModelFacts], ...] = (("expert", facts.expert), ("amateur", facts.amateur))
-        try:
-            for role, model in roles:
-                if stopping.is_set():
-                    raise EngineStartError("told to stop before both engines had started")
-                arguments = engine_arguments(settings, role, weights, on_cpu) | {"model": str(model.folder)}
-                if on_cpu and role == "amateur":
-                    arguments["worker_cls"] = CPU_WORKER
-                # vLLM's CPU build gives an engine's worker a process of its own in order to bind its threads. They are
-                # bound here, so one process does: it starts sooner, and no step waits for another process.
-                if bind and arguments.get("tensor_parallel_size", 1) == 1:
-                    arguments.setdefault("distributed_executor_backend", UniProcExecutor)
-                engines[role] = Engine(role, model, arguments, cores[role] if bind else None)
-            if not on_cpu and not engines["amateur"].llm.vllm_config.use_v2_model_runner:
-                raise EngineStartError(
-                    "on a GPU the amateur needs vLLM's V2 model runner, and vLLM chose V1: unset"
-                    " VLLM_USE_V2_MODEL_RUNNER, or remove the engine argument under 'amateur:' that V2 does not support"
-                )
-        except BaseException:
-            for engine in engines.values():
-                engine.stop()
-            raise
-        return cls(engines["expert"], engines["amateur"], facts, native=not on_cpu)
 
     @property
     def max_top_k(self) -> int:
         """The largest top_k that both engines answer for; never more than the expert's head has columns."""
         return min(self.expert.max_logprobs, self.amateur.max_logprobs, self.expert.facts.vocab_size)
 
-    @property
-    def longest_prompt(self) -> int:
-        """Characters. A longer one cannot fit, so its tokens are not even counted: that would keep others waiting."""
-        return CHARACTERS_A_TOKEN * self.expert.max_model_len
-
     def objection(self, asked: SamplingSettings) -> tuple[str, str] | None:
         """A field that the schema allows and this pair does not, and why; None where there is none."""
         if asked.top_k > self.max_top_k:
             return "top_k", f"{asked.top_k} is more than this pair answers for, {self.max_top_k}"
-        if len(asked.system_prompt or "") > self.longest_prompt:
-            return "system_prompt", f"{len(asked.system_prompt or '')} characters; {self._too_long}"
-        for name in asked.chat_template_kwargs.keys() & TEMPLATE_ARGUMENTS:
-            return f"chat_template_kwargs.{name}", "not a template's own variable; the service sets it itself"
-        return None
+        return self.prompts.objection(asked)
 
     def dead(self) -> dict[Role, str]:
         """The engines that have died, each with what vLLM says of it."""
@@ -179,10 +119,8 @@ class Pair:
         self, problem: Problem, sample_index: int, sampling: SamplingSettings, turn: Turn
     ) -> Trajectory:
         async with turn.rendering:
-            rendered = asyncio.get_running_loop().run_in_executor(self._renderer, self._prompt, problem, sampling)
-            prompt = await rendered
-        self._check_context(len(prompt), len(problem.token_ids) if problem.token_ids else sampling.max_tokens)
-        self._check_ids(prompt, problem.token_ids or [])
+            prompt = await self.prompts.render(problem, sampling)
+        self.prompts.check(prompt, problem.token_ids or [], sampling.max_tokens)
         try:
             if problem.token_ids:
                 answer = await self._score_completion(prompt, problem.token_ids, sampling.top_k, turn.priority)
@@ -219,51 +157,6 @@ class Pair:
         with ThreadPoolExecutor() as pool:
             list(pool.map(Engine.stop, (self.expert, self.amateur)))
 
-    def _prompt(self, problem: Problem, sampling: SamplingSettings) -> list[int]:
-        if problem.prompt_token_ids is not None:
-            return problem.prompt_token_ids
-        if self.facts.expert.chat_template_digest is None:
-            raise TrajectoryError(
-                "no_chat_template",
-                "the expert has no chat template, so a question cannot be rendered: send prompt_token_ids,"
-                " or add chat_template.jinja to its folder",
-            )
-        question = problem.question or ""
-        if (length := len(question) + len(sampling.system_prompt or "")) > self.longest_prompt:
-            raise TrajectoryError(
-                "context_length_exceeded", f"question and system prompt have {length} characters; {self._too_long}"
-            )
-        messages = [{"role": "system", "content": sampling.system_prompt}] if sampling.system_prompt else []
-        messages.append({"role": "user", "content": question})
-        try:
-            prompt = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **sampling.chat_template_kwargs
-            )
-        except Exception as error:  # a template may raise anything; it is the user's data that it disliked
-            raise TrajectoryError("chat_template", f"the chat template refused the question: {error}") from error
-        if not prompt:
-            raise TrajectoryError("chat_template", "the chat template rendered the question to nothing")
-        return prompt
-
-    def _check_ids(self, *groups: list[int]) -> None:
-        size = self.facts.expert.vocab_size
-        for index in (index for group in groups for index in group if index >= size):
-            raise TrajectoryError("unknown_token", f"token id {index} is beyond the expert's vocabulary of {size}")
-
-    def _check_context(self, prompt: int, completion: int) -> None:
-        for engine in (self.expert, self.amateur):
-            if prompt + completion + 1 > engine.max_model_len:
-                raise TrajectoryError(
-                    "context_length_exceeded",
-                    f"{prompt} prompt tokens + {completion} completion tokens + 1 exceed the {engine.role}'s context"
-                    f" of {engine.max_model_len}; shorten the question or lower max_tokens",
-                )
-
-    @property
-    def _too_long(self) -> str:
-        context = self.expert.max_model_len
-        return f"more than {self.longest_prompt} are taken to exceed the expert's context of {context}"
-
     async def _generate(self, prompt: list[int], seed: int | None, sampling: SamplingSettings, priority: int) -> Answer:
         params = SamplingParams(
             max_tokens=sampling.max_tokens,
@@ -297,7 +190,7 @@ class Pair:
             lambda output: output.prompt_logprobs,
         )
         top_ids, logprobs = _top_k(rows, top_k, first_row=len(prompt))
-        finish_reason: FinishReason = "stop" if completion[-1] in self._end_tokens else "length"
+        finish_reason: FinishReason = "stop" if completion[-1] in self.prompts.end_tokens else "length"
         return np.array(completion, np.int32), top_ids, logprobs, finish_reason
 
     async def _score_by_amateur(
@@ -350,10 +243,3 @@ def _request_seed(seed: int | None, problem_id: str, sample_index: int) -> int |
         return None
     digest = hashlib.sha256(json.dumps([seed, problem_id, sample_index]).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def _end_tokens(engine: Engine, tokenizer: Any) -> set[int]:
-    """The ids at which the expert's engine stops: the tokenizer's end token and the generation config's."""
-    configured = engine.llm.model_config.try_get_generation_config().get("eos_token_id")
-    listed = configured if isinstance(configured, list) else [configured]
-    return {index for index in (*listed, tokenizer.eos_token_id) if index is not None}

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 
 from client.errors import ServiceError
 from client.protocol.requests import Failure, ModelCard, Problem, SamplingSettings, Trajectory
-from server.engines.pair import JOB, Pair, TrajectoryError, Turn
+from server.engines.pair import JOB, Pair, Turn
+from server.engines.prompts import TrajectoryError
 from server.logs import log
 
 SHARE_OF_SLOTS = 0.75

@@ -23,7 +23,8 @@ from client.protocol.requests import (
     parse_line,
 )
 from client.servers.client import SamplingClient
-from server.engines.pair import Pair, TrajectoryError, Turn
+from server.engines.pair import Pair, Turn
+from server.engines.prompts import Prompts, TrajectoryError
 
 TOLERANCE = 2e-4
 
@@ -276,21 +277,25 @@ def test_a_question_too_long_for_the_context_is_refused_by_its_characters_and_al
 def test_nobodys_prompt_waits_for_all_prompts_of_another_request():
     """A pair without engines: what is tested ends before they are asked."""
 
-    class Rendering(Pair):
+    class Slow(Prompts):
         def __init__(self):
             self._renderer, self.rendered = ThreadPoolExecutor(1), []
 
-        def _prompt(self, problem, sampling):
+        def _render(self, problem, sampling):
             time.sleep(0.01)
             self.rendered.append(problem.id)
             raise TrajectoryError("chat_template", "far enough")
 
+    class Unstarted(Pair):
+        def __init__(self):
+            self.prompts = Slow()
+
     async def go():
-        pair, sampling, many, single = Rendering(), SamplingSettings(), Turn(), Turn()
+        pair, sampling, many, single = Unstarted(), SamplingSettings(), Turn(), Turn()
         wanted = [pair.trajectory(Problem(id=f"many-{n}", question="q"), 0, sampling, many) for n in range(50)]
         wanted.append(pair.trajectory(Problem(id="single", question="q"), 0, sampling, single))
         await asyncio.gather(*wanted, return_exceptions=True)
-        return pair.rendered
+        return pair.prompts.rendered
 
     rendered = asyncio.run(go())
     assert len(rendered) == 51 and rendered.index("single") <= 2
