@@ -266,7 +266,7 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(tmp_path, 
     (mute / "chat_template.jinja").unlink(missing_ok=True)
     (tmp_path / "mine.md").write_text("my own notes")
     for words, code, message in (
-        ((expert, *good, "-o", tmp_path / "mine.json"), 1, "mine.md is there, and no"),
+        ((expert, *good, "-o", tmp_path / "mine.json"), 1, "mine.md exists, but "),
         ((expert, "--benchmark", f"bad={tmp_path / 'bad.jsonl'}"), 1, "bad.jsonl:2: no answer"),
         ((expert, "--benchmark", "bad=none.jsonl"), 1, "no problem set at none.jsonl"),
         ((expert, *good, "--adapter", tmp_path), 1, "no adapter at"),

@@ -1,1 +1,1 @@
-"""cli: see the files."""
+"""The trainer's commands, a file each: they check options, call the rooms below and print results."""

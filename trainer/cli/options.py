@@ -1,11 +1,49 @@
-"""What the trainer's commands share: how options are checked, how output looks. Imports nothing heavy."""
+"""What the trainer's commands share: options, how their values are checked, and where output goes.
+
+In: what a user typed. Out: checked values, a console. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
+import math
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from trainer.settings import Precision
+
+RECIPE, ADAPTER, MACHINE = "Recipe", "Adapter", "Machine"
+BENCHMARKS, DECODING, RESULTS = "Benchmarks", "Decoding", "Results"
+PROGRESS = "Checkpoints and the RUN"
+"""Groups of options in --help."""
+
+
+def positive(value: float | None) -> float | None:
+    """A finite number above 0, or None where the option was left out."""
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value} is not a number above 0")
+    return value
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list."""
+    return tuple(filter(None, map(str.strip, text.split(","))))
+
+
+def at_least_one(text: str) -> str:
+    """A comma-separated list with at least one name."""
+    if not listed(text):
+        raise typer.BadParameter(f"{text!r} names nothing")
+    return text
+
+
+def share(value: float) -> float:
+    """A number above 0 and at most 1."""
+    if not 0 < value <= 1:
+        raise typer.BadParameter(f"{value} is not above 0 and at most 1")
+    return value
 
 
 def named_files(values: list[str]) -> list[str]:
@@ -20,13 +58,45 @@ def named_files(values: list[str]) -> list[str]:
     return values
 
 
+def files_by_name(values: list[str]) -> dict[str, str]:
+    """The values of --benchmark, as `named_files` has checked them, by name."""
+    return dict(value.split("=", 1) for value in values)
+
+
+Dtype = Annotated[
+    Precision | None,
+    typer.Option(
+        help="Type of the model's weights in memory; auto keeps the stored type.",
+        show_default="bfloat16 on a GPU, float32 on a CPU",
+    ),
+]
+Benchmarks = Annotated[
+    list[str],
+    typer.Option(
+        "--benchmark",
+        metavar="NAME=FILE",
+        callback=named_files,
+        rich_help_panel=BENCHMARKS,
+        help="A problem set with answers, and the name it gets in the results. Repeat it for several benchmarks.",
+    ),
+]
+ProblemLimit = Annotated[
+    int | None,
+    typer.Option(min=1, rich_help_panel=BENCHMARKS, help="Only the first problems of each benchmark."),
+]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-tokens", min=1, rich_help_panel=DECODING, help="Maximum length of an output, in tokens.")
+]
+SystemPrompt = Annotated[str, typer.Option(rich_help_panel=DECODING, help='System prompt; "" for none.')]
+
+
 def wide_console() -> Console:
-    """Standard output, wide enough for the table where it is no terminal."""
+    """Standard output; wide enough for a table where it is not a terminal."""
     return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def quiet_transformers() -> None:
-    """No progress bars or advice from transformers: commands say what there is to say."""
+    """Turn off progress bars and advice of transformers: the commands print what matters."""
     import transformers
 
     transformers.logging.set_verbosity_error()

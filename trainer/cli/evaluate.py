@@ -1,0 +1,120 @@
+"""evaluate: a model, its adapters and benchmarks in; accuracy, examples and every output out.
+
+Parses options, prints and writes results; `trainer.evaluation.evaluate`, which loads torch and vLLM, does the work.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.errors import LightReasonerError
+from trainer.cli.options import (
+    DECODING,
+    RESULTS,
+    Benchmarks,
+    Dtype,
+    MaxNewTokens,
+    ProblemLimit,
+    SystemPrompt,
+    files_by_name,
+    quiet_transformers,
+    share,
+    wide_console,
+)
+from trainer.settings import Examination
+
+
+def evaluate_command(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The model to evaluate: a folder or a Hugging Face Hub id.")
+    ],
+    benchmark: Benchmarks,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also evaluate MODEL with this adapter, unmerged: a folder, file://… or s3://…. "
+            "Repeat it for several adapters."
+        ),
+    ] = None,
+    dtype: Dtype = None,
+    limit: ProblemLimit = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.json",
+            rich_help_panel=RESULTS,
+            help="Write the results to FILE.json, examples to FILE.md and every output to FILE.jsonl. "
+            "If the command stops early, repeat it: it continues from FILE.jsonl.",
+        ),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", rich_help_panel=RESULTS, help="Also write the results to RUN, for its report."),
+    ] = None,
+    max_tokens: MaxNewTokens = Examination.max_tokens,
+    system_prompt: SystemPrompt = Examination.system_prompt,
+    n: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=256,
+            rich_help_panel=DECODING,
+            help="Outputs per problem, for pass@k. More than 1 needs --temperature above 0.",
+        ),
+    ] = Examination.n,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=2.0, rich_help_panel=DECODING, help="Sampling temperature; 0 is greedy.")
+    ] = Examination.temperature,
+    top_p: Annotated[
+        float,
+        typer.Option(callback=share, rich_help_panel=DECODING, help="Nucleus sampling, with --temperature above 0."),
+    ] = Examination.top_p,
+    seed: Annotated[
+        int, typer.Option(min=0, rich_help_panel=DECODING, help="Seed for --temperature above 0.")
+    ] = Examination.seed,
+) -> None:
+    """Measure the zero-shot accuracy of a model, without and with adapters.
+
+    Decoding is greedy by default. math-verify compares the answers.
+    """
+    if output and (output.suffix != ".json" or output.is_dir() or not output.absolute().parent.is_dir()):
+        raise LightReasonerError(
+            f"--output {output} cannot be written: name a file that ends in .json, in an existing folder"
+        )
+    kept = output and output.with_suffix(".jsonl")
+    if output and kept and not kept.exists():
+        for file in (output, output.with_suffix(".md")):
+            if file.exists():
+                raise LightReasonerError(
+                    f"{file} exists, but {kept}, which it came from, does not; move {file} or name another --output"
+                )
+    if n > 1 and temperature == 0:
+        raise LightReasonerError(
+            "--n above 1 needs --temperature above 0: all greedy outputs of a problem are the same"
+        )
+    quiet_transformers()
+    from client.runs.run import Run
+    from trainer.evaluation.evaluate import evaluate
+    from trainer.evaluation.summary import figures, markdown, table
+
+    if run:
+        Run(run).manifest()
+    files = files_by_name(benchmark)
+    settings = Examination(max_tokens, system_prompt, limit, n, temperature, top_p, seed, dtype)
+    console, adapters = wide_console(), adapter or []
+    found = evaluate(model, adapters, files, settings, console, kept)
+    console.print(table(found))
+    about = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
+    text = json.dumps(figures(found) | about, indent=2) + "\n"
+    if output:
+        output.write_text(text)
+        output.with_suffix(".md").write_text(markdown(found))
+    if run:
+        Run(run).write_evaluation(output.stem if output else "evaluation", text.encode())

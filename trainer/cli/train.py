@@ -1,0 +1,207 @@
+"""train: a RUN and its expert in, a LoRA adapter out.
+
+Parses options and prints figures; `trainer.training.train`, which loads torch, does the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from trainer.cli.options import (
+    ADAPTER,
+    MACHINE,
+    PROGRESS,
+    RECIPE,
+    Dtype,
+    at_least_one,
+    listed,
+    positive,
+    quiet_transformers,
+    wide_console,
+)
+from trainer.settings import ALL_LINEAR, PRESETS, Lora, Objective, Preset, Recipe, Running
+
+
+def train_command(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="The RUN to train on: a path, file://… or s3://bucket/prefix.")
+    ],
+    model: Annotated[str, typer.Option(help="The expert that sampled RUN: a folder or a Hugging Face Hub id.")],
+    output: Annotated[str, typer.Option(help="Where to write the adapter: a new path, file://… or s3://….")],
+    dtype: Dtype = None,
+    objective: Annotated[
+        Objective,
+        typer.Option(
+            rich_help_panel=RECIPE,
+            help="contrast trains on the contrast samples. sft, the baseline, trains on RUN's correct solutions.",
+        ),
+    ] = Objective.CONTRAST,
+    answers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=RECIPE,
+            help="For --objective sft: the problem set that was sampled, with answers.",
+        ),
+    ] = None,
+    preset: Annotated[
+        Preset,
+        typer.Option(
+            rich_help_panel=RECIPE,
+            help="paper is the published recipe: 1,000 optimizer steps of 16 kept steps, drawn from the whole RUN.",
+        ),
+    ] = Preset.DEFAULT,
+    epochs: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=RECIPE, help="Passes over RUN.", callback=positive, show_default="2"),
+    ] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(min=1, rich_help_panel=RECIPE, help="Number of optimizer steps; overrides --epochs."),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            rich_help_panel=RECIPE,
+            help="Trajectories per optimizer step; with --preset paper, kept steps.",
+            show_default="16",
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=RECIPE,
+            callback=positive,
+            help="Learning rate of AdamW.",
+            show_default=f"{Recipe.learning_rate:g}",
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            rich_help_panel=RECIPE,
+            help="Seed for the adapter's first weights, the order of trajectories and dropout.",
+        ),
+    ] = Recipe.seed,
+    rank: Annotated[int, typer.Option(min=1, rich_help_panel=ADAPTER, help="Rank r of LoRA.")] = Lora.rank,
+    alpha: Annotated[
+        int, typer.Option(min=1, rich_help_panel=ADAPTER, help="Alpha of LoRA: the update is scaled by alpha / r.")
+    ] = Lora.alpha,
+    dropout: Annotated[
+        float, typer.Option(min=0, max=0.99, rich_help_panel=ADAPTER, help="Dropout of LoRA.")
+    ] = Lora.dropout,
+    targets: Annotated[
+        str,
+        typer.Option(
+            callback=at_least_one,
+            rich_help_panel=ADAPTER,
+            help=f"Layers to adapt, separated by commas, or {ALL_LINEAR}.",
+        ),
+    ] = ",".join(Lora.targets),
+    use_rslora: Annotated[
+        bool, typer.Option("--use-rslora", rich_help_panel=ADAPTER, help="Scale the update by alpha / √r (rsLoRA).")
+    ] = False,
+    use_dora: Annotated[
+        bool,
+        typer.Option("--use-dora", rich_help_panel=ADAPTER, help="Learn the magnitudes of weights apart (DoRA)."),
+    ] = False,
+    token_budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            rich_help_panel=MACHINE,
+            help="Tokens in one forward pass. A longer trajectory is an error.",
+            show_default="8192 on a GPU, 512 on a CPU; more for a longer trajectory",
+        ),
+    ] = Running.token_budget,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option("--gradient-checkpointing", rich_help_panel=MACHINE, help="Use less memory, at the cost of time."),
+    ] = False,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=MACHINE,
+            help="Attention of transformers: sdpa, flash_attention_2, flex_attention, …",
+            show_default="chosen by transformers",
+        ),
+    ] = None,
+    report_to: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=MACHINE,
+            help="Loggers of transformers, separated by commas: tensorboard, wandb, …",
+        ),
+    ] = "",
+    save_steps: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            rich_help_panel=PROGRESS,
+            help="Optimizer steps between checkpoints. The newest two are kept.",
+        ),
+    ] = Running.save_steps,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", rich_help_panel=PROGRESS, help="Continue from the last complete checkpoint in --output."
+        ),
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", rich_help_panel=PROGRESS, help="Train while RUN is still being sampled.")
+    ] = False,
+    follow_timeout: Annotated[
+        float,
+        typer.Option(
+            callback=positive,
+            rich_help_panel=PROGRESS,
+            help="With --follow: stop after this many seconds without a new part.",
+        ),
+    ] = Running.follow_timeout,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mismatch",
+            rich_help_panel=PROGRESS,
+            help="Train a model that is not RUN's expert. The adapter records the difference.",
+        ),
+    ] = False,
+) -> None:
+    """Train a LoRA adapter for the expert on the contrast samples of a RUN.
+
+    On several GPUs: torchrun --nproc-per-node N -m trainer train … The GPUs share each batch.
+    """
+    given = {"batch_size": batch_size, "epochs": epochs, "max_steps": max_steps, "learning_rate": learning_rate}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if epochs is not None:
+        changed.setdefault("max_steps", None)
+    lora = Lora(rank, alpha, dropout, listed(targets), use_rslora, use_dora)
+    recipe = replace(
+        PRESETS[preset], **changed, dtype=dtype, seed=seed, lora=lora, objective=objective, answers=answers
+    )
+    loggers = tuple(name for name in listed(report_to) if name != "none")
+    running = Running(
+        token_budget, gradient_checkpointing, attention, save_steps, loggers, resume, follow, follow_timeout,
+        allow_mismatch,
+    )  # fmt: skip
+    quiet_transformers()
+    from trainer.training.train import train
+
+    report = train(run, model, output, recipe, running, wide_console())
+    if report is None:  # a rank that is not the first
+        return
+    if report.already_done:
+        print(f"{output} is complete: {report.optimizer_steps} optimizer steps; nothing to do")
+        return
+    print(
+        f"{report.optimizer_steps} optimizer steps over {report.trajectories} trajectories "
+        f"with {report.kept_steps} kept steps in {report.seconds:.1f} s\n"
+        f"loss {report.first_loss:.4f} at the first step, {report.last_loss:.4f} at the last\n"
+        f"adapter in {output}"
+    )
