@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from client.problems.reader import ProblemRow, read_problems
     from client.protocol.requests import Decoding, Failure, Problem, SamplingSettings, Trajectory
     from client.runs.run import Run, read_samples, read_trajectories
-    from client.runs.tables import Sample
+    from client.runs.samples import Sample
     from client.servers.client import SamplingClient
 
 __all__ = [
@@ -54,7 +54,7 @@ _HOMES = {
     "client.problems.reader": ["ProblemRow", "read_problems"],
     "client.protocol.requests": ["Decoding", "Failure", "Problem", "SamplingSettings", "Trajectory"],
     "client.runs.run": ["Run", "read_samples", "read_trajectories"],
-    "client.runs.tables": ["Sample"],
+    "client.runs.samples": ["Sample"],
     "client.servers.client": ["SamplingClient"],
 }
 

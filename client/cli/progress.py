@@ -27,7 +27,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from client.runs.run import RunTotals
-    from client.sampling.sampler import Counts
+    from client.sampling.writer import Counts
 
 PLAIN_SECONDS = 10.0
 """Between progress lines where the output is not a terminal."""

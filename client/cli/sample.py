@@ -88,9 +88,17 @@ def sample(
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, stop, number, connection, progress)
                 return await run_sampling(
-                    asked, Run(run), connection, settings, contrast, progress, part, retry_failed, max_failures,
-                    patience,
-                )  # fmt: skip
+                    asked,
+                    Run(run),
+                    connection,
+                    sampling=settings,
+                    contrast=contrast,
+                    progress=progress,
+                    shard=part,
+                    retry_failed=retry_failed,
+                    max_failures=max_failures,
+                    patience=patience,
+                )
 
     def stop(number: signal.Signals, connection: SamplingClient, progress: Terminal) -> None:
         """Once sampling has begun, the first signal lets answers on their way be written; any other ends at once."""

@@ -9,10 +9,29 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, KeysView
 
 import orjson
+from pydantic import BaseModel, ConfigDict
 
-from client.errors import ProblemSetError
+from client.errors import ProblemSetError, cut
 from client.protocol.requests import Problem
-from client.runs.tables import ProblemSetIdentity
+
+DIGEST_SHOWN = 12
+"""Characters of a digest in a message: enough to find it in a run.json."""
+
+
+class Frozen(BaseModel):
+    """Base of what run.json is made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ProblemSetIdentity(Frozen):
+    """How many problems a RUN is of, and a SHA-256 over them (`ProblemSet.identity`)."""
+
+    count: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.count:,} problem{'' if self.count == 1 else 's'}, digest {cut(self.digest, DIGEST_SHOWN)}"
 
 
 class ProblemSet:

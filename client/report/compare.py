@@ -11,8 +11,8 @@ from functools import partial
 
 from client.errors import RunError
 from client.runs.build import trajectory_parts
+from client.runs.manifest import RunManifest
 from client.runs.run import Run
-from client.runs.tables import RunManifest
 from client.runs.tally import Tally
 
 SHARED = ("problems", "expert.", "decoding.", "system_prompt", "chat_template_kwargs")

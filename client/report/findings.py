@@ -25,8 +25,9 @@ from client.protocol.requests import Trajectory, fault_of
 from client.report.analysis import StepAnalysis
 from client.runs.build import trajectory_parts
 from client.runs.keys import Key
+from client.runs.manifest import RunManifest
 from client.runs.run import Run, RunTotals
-from client.runs.tables import RunManifest, Sample, sample_of
+from client.runs.samples import Sample, sample_of
 from client.runs.tally import Tally
 
 DRAWN, MOST_DIVERGENT, TOKENS = 5, 3, 25

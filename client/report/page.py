@@ -28,8 +28,9 @@ from client.report.analysis import TENTHS, by_kind
 from client.report.charts import Axis, Bars, Line, Mark, Note, Threshold, chart, decades, even
 from client.report.findings import Findings, TokenDivergence, gather
 from client.runs.keys import Key
+from client.runs.manifest import RunManifest
 from client.runs.run import Run
-from client.runs.tables import RunManifest, Sample
+from client.runs.samples import Sample
 from client.runs.tally import Divergences
 
 PAGE = Path(__file__).parent / "template"

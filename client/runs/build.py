@@ -13,8 +13,8 @@ from typing import Any
 
 from client.errors import RunError
 from client.protocol.requests import ContrastSettings
+from client.runs.manifest import RunManifest
 from client.runs.run import Run, RunTotals
-from client.runs.tables import RunManifest
 from client.runs.tally import Tally
 
 Shown = Callable[[Sequence[str]], Any]
@@ -51,7 +51,7 @@ def build(source: Run, target: Run, settings: ContrastSettings, shown: Shown = i
             raise RunError(
                 f"{target} is complete, and {source} has been given {len(more)} more parts since; name a new RUN"
             )
-        return Built(RunTotals(**{name: completion[name] for name in RunTotals.__dataclass_fields__}), sealed=True)
+        return Built(completion.totals, sealed=True)
     done = set(target.parts("samples"))
     tally = Tally(made)  # of every part, for what an earlier attempt wrote counts too
     for part in shown(parts):

@@ -38,10 +38,11 @@ from client.models.fingerprints import (
     token_map,
     tokenizer_fingerprint,
 )
-from client.problems.problem_set import ProblemSet
+from client.problems.problem_set import ProblemSet, ProblemSetIdentity
 from client.protocol.requests import SYSTEM_PROMPT, ContrastSettings, Decoding, ModelCard
+from client.runs.manifest import RunManifest
 from client.runs.run import Run
-from client.runs.tables import ProblemSetIdentity, RunManifest, Sample
+from client.runs.samples import Sample
 from client.runs.tally import RunTotals
 
 if TYPE_CHECKING:

@@ -15,46 +15,42 @@ is a pure function of trajectories/part-X, so a crash between the two costs noth
 
 from __future__ import annotations
 
-import io
-import re
-import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any, BinaryIO, TypeVar
+from typing import TypeVar
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from client.errors import RunError
-from client.protocol.requests import Failure, Trajectory, parse_line
+from client.protocol.requests import Failure, Trajectory
 from client.runs.keys import Key, Keys
-from client.runs.tables import (
-    SAMPLE_SCHEMA,
-    TRAJECTORY_SCHEMA,
-    RunManifest,
-    Sample,
-    check_no_nulls,
-    sample_of,
-    sample_table,
-    samples_in,
-    trajectories_in,
-    trajectory_table,
-)
+from client.runs.manifest import RunManifest
+from client.runs.parts import Kind, Parts
+from client.runs.samples import Sample, sample_of
 from client.runs.tally import RunTotals, Tally
 from client.storage.bucket import Bucket
 
-Row = TypeVar("Row", Trajectory, Sample)
-Read = TypeVar("Read")
+Keyed = TypeVar("Keyed", Trajectory, Sample)
+
+
 TOTALS = TypeAdapter(RunTotals)
-COLUMN_RANGE_BYTES = 2**16
-"""Of a part of which a few columns are wanted, at a time."""
-REMOVE = "remove it, and complete.json where there is one, and sample again"
-"""What helps against a part that is damaged: what it held is lacking then, and is done again."""
-ENDINGS = {"trajectories": "parquet", "samples": "parquet", "failures": "jsonl"}
+
+
+class Seal(BaseModel):
+    """What complete.json says beside the totals."""
+
+    sealed_at: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """complete.json: when the RUN was sealed, in seconds since the epoch, and what it holds."""
+
+    sealed_at: int
+    totals: RunTotals
 
 
 class Run:
@@ -65,7 +61,7 @@ class Run:
 
     def __init__(self, url: str, owner: int | None = None) -> None:
         self.bucket = Bucket(url)
-        self._owner = owner
+        self._parts = Parts(self.bucket, owner)
 
     def __str__(self) -> str:
         return str(self.bucket)
@@ -92,18 +88,18 @@ class Run:
             raise RunError(f"{self} was made with other settings; {listed}")
         self.bucket.create("tokenizer.json", tokenizer)
 
-    def completion(self) -> dict[str, Any] | None:
+    def completion(self) -> Completion | None:
         """complete.json, or None while the RUN is not sealed."""
         data = self.bucket.get("complete.json")
         if data is None:
             return None
         try:
-            TOTALS.validate_json(data, strict=True)
+            sealed_at = Seal.model_validate_json(data, strict=True).sealed_at
+            return Completion(sealed_at, TOTALS.validate_json(data, strict=True))
         except ValidationError as error:
             first = error.errors()[0]
             reason = ": ".join((*map(str, first["loc"]), first["msg"]))
             raise RunError(f"{self}/complete.json is damaged ({reason}); remove it and sample again") from None
-        return orjson.loads(data)
 
     def seal(self, totals: RunTotals) -> bool:
         """Write complete.json; whether this call was the one that wrote it. The first writer's stands."""
@@ -114,34 +110,34 @@ class Run:
         """Take the seal off, for trajectories that failed are to be asked for again."""
         self.bucket.remove("complete.json")
 
-    def parts(self, kind: str) -> list[str]:
+    def parts(self, kind: Kind) -> list[str]:
         """Names, sorted, of the parts under trajectories, samples or failures, without folder and ending."""
-        parts = (re.fullmatch(rf"{kind}/(part-[^/]+)\.{ENDINGS[kind]}", name) for name in self.bucket.names(kind))
-        return [part[1] for part in parts if part]  # others may keep what they like beside them
+        return self._parts.names(kind)
 
     def write(
         self, trajectories: Sequence[Trajectory], questions: dict[str, str | None], manifest: RunManifest
     ) -> list[Sample]:
         """Write one part of trajectories, then its samples, and return those; `questions` by problem_id."""
-        part = self._new_part()
-        self._put_table("trajectories", part, trajectory_table(trajectories, questions))
-        return self._write_samples(part, trajectories, manifest)
+        part = self._parts.new_name()
+        self._parts.write_trajectories(part, trajectories, questions)
+        return self._write_samples_of(part, trajectories, manifest)
 
     def adopt(self, part: str, other: Run, manifest: RunManifest, write: bool) -> tuple[list[Trajectory], list[Sample]]:
         """A part of another RUN's trajectories with its samples made anew; written, byte for byte, where asked to."""
-        data = other._part("trajectories", part)
-        trajectories = other._values(trajectories_in, "trajectories", part, data, TRAJECTORY_SCHEMA)
+        data = other._parts.data("trajectories", part)
+        trajectories = other._parts.trajectories(part, data)
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
         if write:
-            self.bucket.put(f"trajectories/{part}.parquet", data)
-            self.write_samples(part, samples)
+            self._parts.copy("trajectories", part, data)
+            self._parts.write_samples(part, samples)
         return trajectories, samples
 
     def copy_failures(self, other: Run) -> None:
         """Take over what failed in another RUN."""
+        had = set(self.parts("failures"))
         for part in other.parts("failures"):
-            name = f"failures/{part}.jsonl"
-            self.bucket.create(name, other.bucket.get(name) or b"")
+            if part not in had:
+                self._parts.copy("failures", part, other._parts.data("failures", part))
 
     def tokenizer(self) -> bytes:
         """The expert's tokenizer.json. Raises RunError where it is missing."""
@@ -152,11 +148,11 @@ class Run:
 
     def write_samples(self, part: str, samples: Sequence[Sample]) -> None:
         """Write one part of samples; those of a part of trajectories only after it."""
-        self._put_table("samples", part, sample_table(samples))
+        self._parts.write_samples(part, samples)
 
     def write_failures(self, failures: Sequence[Failure]) -> None:
         """Write one part of failures, each a line as the server sent it."""
-        self.bucket.put(f"failures/{self._new_part()}.jsonl", b"".join(failure.to_line() for failure in failures))
+        self._parts.write_failures(self._parts.new_name(), failures)
 
     def write_evaluation(self, name: str, body: bytes) -> None:
         """Keep what an evaluation found, for the report; one of the same name gives way."""
@@ -166,7 +162,7 @@ class Run:
         """Make the samples parts that a crash left out; returns how many."""
         missing = sorted(set(self.parts("trajectories")) - set(self.parts("samples")))
         for part in missing:
-            self._write_samples(part, self.trajectories_of(part), manifest)
+            self._write_samples_of(part, self.trajectories_of(part), manifest)
         return len(missing)
 
     def trajectories(self) -> Iterator[Trajectory]:
@@ -177,19 +173,23 @@ class Run:
         """Every trajectory's samples once; one with no kept step is among them."""
         return _first_of_each_key(chain.from_iterable(map(self.samples_of, self.parts("samples"))))
 
+    def trajectories_of(self, part: str) -> list[Trajectory]:
+        """A part's trajectories. Raises RunError naming the part where it cannot be read."""
+        return self._parts.trajectories(part)
+
     def samples_of(self, part: str) -> list[Sample]:
         """One part's samples; a key that another part holds may be among them."""
-        return self._values(samples_in, "samples", part, self._part("samples", part), SAMPLE_SCHEMA)
+        return self._parts.samples(part)
 
     def keys(self) -> Keys:
         """The keys of all trajectories; reads two columns of each part."""
         names = "problem_id", "sample_index"
-        return Keys(key for part in self.parts("trajectories") for key in self._columns(part, names))
+        return Keys(key for part in self.parts("trajectories") for key in self._parts.columns(part, names))
 
     def questions(self, keys: set[Key]) -> dict[Key, str]:
         """The questions of some trajectories; those sampled from token ids have none. Reads three columns."""
         names = "problem_id", "sample_index", "question"
-        rows = (row for part in self.parts("trajectories") for row in self._columns(part, names))
+        rows = (row for part in self.parts("trajectories") for row in self._parts.columns(part, names))
         found: dict[Key, str] = {}
         for problem_id, sample_index, question in rows:
             if (problem_id, sample_index) in keys and question is not None:
@@ -198,7 +198,7 @@ class Run:
 
     def failures(self) -> dict[Key, Failure]:
         """What failed, by key; a key that was had after all may be among them."""
-        found = chain.from_iterable(map(self._failures_of, self.parts("failures")))
+        found = chain.from_iterable(map(self._parts.failures, self.parts("failures")))
         return {(failure.problem_id, failure.sample_index): failure for failure in found}
 
     def tally(self, manifest: RunManifest, expected: Iterable[str] = ()) -> Tally:
@@ -213,67 +213,10 @@ class Run:
         """What complete.json would say now."""
         return self.tally(manifest).totals(self.failures())
 
-    def _new_part(self) -> str:
-        """A name that sorts by time and never collides.
-
-        By time before all else: what an owner of a job writes after it was taken for dead comes after what was
-        there, as far as clocks agree.
-        """
-        owner = "" if self._owner is None else f"{self._owner}-"
-        return f"part-{time.time_ns() // 1_000_000:013d}-{owner}{secrets.token_hex(4)}"
-
-    def _write_samples(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> list[Sample]:
+    def _write_samples_of(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> list[Sample]:
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
-        self.write_samples(part, samples)
+        self._parts.write_samples(part, samples)
         return samples
-
-    def trajectories_of(self, part: str) -> list[Trajectory]:
-        """A part's trajectories. Raises RunError naming the part where it cannot be read."""
-        data = self._part("trajectories", part)
-        return self._values(trajectories_in, "trajectories", part, data, TRAJECTORY_SCHEMA)
-
-    def _failures_of(self, part: str) -> list[Failure]:
-        name = f"failures/{part}.jsonl"
-        try:
-            lines = [parse_line(line) for line in (self.bucket.get(name) or b"").splitlines()]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self}/{name} is damaged ({error}); {REMOVE}") from error
-        return [line for line in lines if isinstance(line, Failure)]
-
-    def _put_table(self, kind: str, part: str, table: pa.Table) -> None:
-        floats = [f"{field.name}.list.element" for field in table.schema if field.type == pa.list_(pa.float32())]
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", use_dictionary=False, use_byte_stream_split=floats)  # type: ignore[arg-type]
-        self.bucket.put(f"{kind}/{part}.parquet", sink.getvalue().to_pybytes())
-
-    def _columns(self, part: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
-        """Some columns of a part of trajectories, the key first, row by row; of the rest nothing is read."""
-        schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in names])
-        file = self.bucket.open(f"trajectories/{part}.parquet", COLUMN_RANGE_BYTES) or io.BytesIO()
-
-        def rows(table: pa.Table) -> list[tuple[Any, ...]]:
-            found = list(zip(*table.to_pydict().values(), strict=True))
-            if odd := next((row for row in found if row[1] < 0), None):
-                raise ValueError(f"problem {odd[0]!r}: its sample_index is {odd[1]}")
-            return found
-
-        with file:
-            return self._values(rows, "trajectories", part, file, schema)
-
-    def _part(self, kind: str, part: str) -> bytes:
-        return self.bucket.get(f"{kind}/{part}.parquet") or b""
-
-    def _values(
-        self, read: Callable[[pa.Table], Read], kind: str, part: str, data: bytes | BinaryIO, schema: pa.Schema
-    ) -> Read:
-        """What `read` makes of a part. Raises RunError naming the part where that cannot be."""
-        try:
-            source = pa.BufferReader(data) if isinstance(data, bytes) else data
-            table = pq.read_table(source, columns=schema.names, pre_buffer=False).select(schema.names).cast(schema)
-            check_no_nulls(table)
-            return read(table)
-        except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-            raise RunError(f"{self}/{kind}/{part}.parquet cannot be read ({error}); {REMOVE}") from error
 
 
 def read_samples(url: str) -> Iterator[Sample]:
@@ -295,7 +238,7 @@ def _there(url: str) -> Run:
     return run
 
 
-def _first_of_each_key(rows: Iterator[Row]) -> Iterator[Row]:
+def _first_of_each_key(rows: Iterator[Keyed]) -> Iterator[Keyed]:
     seen = Keys()
     for row in rows:
         if seen.add((row.problem_id, row.sample_index)):

@@ -1,26 +1,22 @@
-"""The bucket contract in values: run.json, the two Parquet tables, and the pure function between them.
+"""The two Parquet tables of a RUN: their schemas, and values to rows and back.
 
-In: trajectories. Out: samples, and Arrow tables of both that `client.runs.run` stores. No I/O here.
+In: trajectories and samples, or Arrow tables of them. Out: the other. No I/O here.
 The key of a row is (problem_id, sample_index).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
 
-from client.contrast import Contrast, contrast
-from client.errors import cut
-from client.protocol.requests import ContrastSettings, Decoding, ModelCard, Trajectory, fault_of
+from client.contrast import Contrast
+from client.protocol.requests import Trajectory, fault_of
+from client.runs.samples import Sample
 
 INTS, FLOATS, BOOLS = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.bool_())
 TRAJECTORY_SCHEMA = pa.schema(
@@ -52,127 +48,6 @@ SAMPLE_SCHEMA = pa.schema(
         ("label_weights", pa.list_(FLOATS)),  # [n][plausible set], each summing to 1
     ]
 )
-
-
-DIGEST_SHOWN = 12
-"""Characters of a digest in a message: enough to find it in a run.json."""
-TEXT_SHOWN = 80
-"""Characters of another value, of a system prompt for one."""
-ALIKE_SHOWN = 20
-"""Of what two long values have in common, before the place where they part."""
-
-
-class Frozen(BaseModel):
-    """Base of what run.json is made of."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ProblemSetIdentity(Frozen):
-    """How many problems a RUN is of, and a SHA-256 over them (`client.problems.reader.identity`)."""
-
-    count: int
-    digest: str
-
-    def __str__(self) -> str:
-        return f"{self.count:,} problem{'' if self.count == 1 else 's'}, digest {cut(self.digest, DIGEST_SHOWN)}"
-
-
-class RunManifest(ContrastSettings, Frozen):
-    """run.json: what made a RUN, the settings of the contrast among it.
-
-    A second writer must agree with it in all that `identity` names.
-    """
-
-    format: int = Field(1, ge=1, le=1)
-    created_at: int
-    expert: ModelCard
-    amateur: ModelCard
-    system_prompt: str | None
-    chat_template_kwargs: dict[str, Any]
-    decoding: Decoding
-    top_k: int
-    problems: ProblemSetIdentity
-    versions: dict[str, str]
-    built_from: str | None = None  # the RUN whose trajectories these are
-    imported_from: str | None = None  # the file whose samples these are; such a RUN has no trajectories
-    imported_digest: str | None = None  # SHA-256 of that file's lines; RUNs imported by early versions lack it
-
-    def identity(self) -> dict[str, Any]:
-        """What must agree between two writers: dotted name -> value. Models count by fingerprint, not by path."""
-        named = {
-            "system_prompt": self.system_prompt,
-            "chat_template_kwargs": self.chat_template_kwargs,
-            "top_k": self.top_k,
-            "expert.chat_template_digest": self.expert.chat_template_digest,
-            "imported_digest": self.imported_digest,
-        }
-        for role, card in (("expert", self.expert), ("amateur", self.amateur)):
-            for field in ("model_fingerprint", "tokenizer_fingerprint", "dtype"):
-                named[f"{role}.{field}"] = getattr(card, field)
-        named |= {field: getattr(self, field) for field in ContrastSettings.model_fields}
-        for section in ("decoding", "problems"):
-            for field, value in getattr(self, section).model_dump().items():
-                named[f"{section}.{field}"] = value
-        return named
-
-    def differences(self, other: RunManifest) -> list[str]:
-        """Where `other` differs, each as 'name: this against that'; a problem set is one thing, long values are cut."""
-        mine, theirs = self.identity(), other.identity()
-        different = [name for name in mine if mine[name] != theirs[name] and not name.startswith("problems.")]
-        lines = [f"{name}: {_against(name, mine[name], theirs[name])}" for name in different]
-        if self.problems != other.problems:
-            lines.append(f"problems: {self.problems} against {other.problems}")
-        return lines
-
-
-def _against(name: str, mine: Any, theirs: Any) -> str:
-    """Two values that differ; long ones from shortly before the place where they part."""
-    if name.endswith(("digest", "fingerprint")):
-        return " against ".join(cut(value, DIGEST_SHOWN) if value else repr(value) for value in (mine, theirs))
-    texts = repr(mine), repr(theirs)
-    alike = next((index for index, (a, b) in enumerate(zip_longest(*texts)) if a != b), 0)
-    begin = max(alike - ALIKE_SHOWN, 0) if max(map(len, texts)) > TEXT_SHOWN else 0
-    return " against ".join(("…" if begin else "") + cut(text[begin:], TEXT_SHOWN) for text in texts)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A trajectory with its contrast samples, as a trainer wants it. Step t is predicted at position P + t - 1."""
-
-    problem_id: str
-    sample_index: int
-    prompt_token_ids: npt.NDArray[np.int32]  # [P]
-    token_ids: npt.NDArray[np.int32]  # [T]
-    contrast: Contrast
-
-
-def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
-    """The samples of a trajectory under a RUN's settings: pure, so they can be made again at any time.
-
-    A random selection is drawn by (select_seed, problem_id, sample_index), whatever part or order a trajectory is in.
-    """
-    drawn_by = orjson.dumps([manifest.select_seed, trajectory.problem_id, trajectory.sample_index])
-    return Sample(
-        problem_id=trajectory.problem_id,
-        sample_index=trajectory.sample_index,
-        prompt_token_ids=trajectory.prompt_token_ids,
-        token_ids=trajectory.token_ids,
-        contrast=contrast(
-            trajectory.top_ids,
-            trajectory.expert_logprobs,
-            trajectory.amateur_logprobs,
-            alpha=manifest.alpha,
-            beta=manifest.beta,
-            first_step=manifest.first_step,
-            vocab_size=manifest.expert.vocab_size,
-            keep_incomplete=manifest.keep_incomplete,
-            select=manifest.select,
-            labels=manifest.labels,
-            token_ids=trajectory.token_ids,
-            seed=int.from_bytes(hashlib.sha256(drawn_by).digest()[:16], "little"),
-        ),
-    )
 
 
 def trajectory_table(trajectories: Sequence[Trajectory], questions: dict[str, str | None]) -> pa.Table:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from client.contrast import Contrast, covered_mass, kl_lower_bound, mask_complete, top1
 from client.protocol.requests import Trajectory
 from client.runs.keys import Key, Keys
-from client.runs.tables import RunManifest, sample_of
+from client.runs.manifest import RunManifest
+from client.runs.samples import sample_of
 
 KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
 

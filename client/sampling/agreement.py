@@ -11,8 +11,8 @@ from importlib.metadata import version
 from client.errors import RunError, ServiceError
 from client.problems.problem_set import ProblemSet
 from client.protocol.requests import ContrastSettings, SamplingSettings
+from client.runs.manifest import RunManifest
 from client.runs.run import Run
-from client.runs.tables import RunManifest
 from client.servers.connection import Pair
 
 

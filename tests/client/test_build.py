@@ -11,8 +11,8 @@ from client.contrast import contrast, kl_lower_bound, top1
 from client.errors import RunError
 from client.protocol.requests import ContrastSettings, Failure
 from client.runs.build import build
+from client.runs.manifest import RunManifest
 from client.runs.run import Run
-from client.runs.tables import RunManifest
 from client.runs.tally import Divergences
 
 
@@ -72,7 +72,7 @@ def test_a_built_run_holds_what_sampling_with_those_settings_would_have_left(sou
         np.testing.assert_array_equal(one.contrast.label_weights, other.contrast.label_weights)
     assert not new.manifest().differences(sampled.manifest())
     totals = dataclasses.asdict(sampled.totals(sampled.manifest())) | {"failed": 1}
-    assert {name: new.completion()[name] for name in totals} == totals
+    assert dataclasses.asdict(new.completion().totals) == totals
 
 
 def test_the_new_run_stands_alone_and_the_old_one_is_untouched(source, tmp_path):

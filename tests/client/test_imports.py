@@ -82,8 +82,8 @@ def test_what_is_imported_is_what_the_file_says(rows, tokenizer, tmp_path):
         assert kept.label_ids.tolist() == [token for row in mine for token in row["token_ids"]]
         np.testing.assert_allclose(kept.label_weights, [w for row in mine for w in row["weights"]], rtol=1e-6)
         assert kept.label_offsets.tolist() == [0, 3, 6, 9, 12]
-    completion = run.completion()
-    assert (completion["kept"], completion["trajectories"], completion["tokens"]) == (8, 2, 2 * len(ids))
+    totals = run.completion().totals
+    assert (totals.kept, totals.trajectories, totals.tokens) == (8, 2, 2 * len(ids))
 
 
 def test_an_imported_run_is_one_that_the_trainer_takes_with_the_expert_it_names(rows, tmp_path):
@@ -228,7 +228,7 @@ def test_an_import_that_was_cut_off_is_finished_by_the_same_call(rows, tmp_path,
     run.reopen()
     (tmp_path / "run" / "samples" / "part-000001.parquet").unlink()
     import_samples(file, run, EXPERT, SETTINGS)
-    assert len(list(run.samples())) == 2 and run.completion()["kept"] == 8
+    assert len(list(run.samples())) == 2 and run.completion().totals.kept == 8
 
 
 def test_a_run_that_was_imported_before_files_had_digests_is_read_and_not_joined(rows, tmp_path):

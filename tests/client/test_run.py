@@ -12,12 +12,13 @@ from support.runs.made_run import make_manifest, make_trajectory, tokenizer_json
 
 from client.contrast import contrast
 from client.errors import RunError
+from client.problems.problem_set import ProblemSetIdentity
 from client.protocol.requests import ContrastSettings, Failure
 from client.report.compare import compare
 from client.report.page import report
 from client.runs.build import build
 from client.runs.run import Run
-from client.runs.tables import ProblemSetIdentity, sample_of
+from client.runs.samples import sample_of
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ def test_the_first_seal_stands(run):
     assert run.completion() is None
     run.seal(totals)
     run.seal(dataclasses.replace(totals, problems=99))
-    assert run.completion()["problems"] == 0
+    assert run.completion().totals.problems == 0
 
 
 def test_a_file_url_is_the_same_place(run, tmp_path):
@@ -229,6 +230,7 @@ def test_a_damaged_part_of_failures_is_named(tmp_path, line):
         ("kept_share", None, "kept_share: Input should be a valid number"),
         ("kl_quantiles", [], "kl_quantiles: Input should be an object"),
         ("problems", ..., "problems: Field required"),
+        ("sealed_at", "today", "sealed_at: Input should be a valid integer"),
     ],
 )
 def test_a_damaged_seal_is_named(run, tmp_path, field, value, said):

@@ -9,9 +9,10 @@ from support.runs.made_run import make_manifest, make_trajectory
 
 import client.runs.run
 import client.sampling.sampler
+import client.sampling.writer
 from client.protocol.requests import Failure, Trajectory
 from client.runs.run import Run
-from client.sampling.sampler import Counts, Writer
+from client.sampling.writer import Counts, Writer
 from client.storage.bucket import BucketError
 
 
@@ -53,7 +54,7 @@ async def take(writer, counts, some):
 
 
 def test_a_full_part_is_written_while_lines_go_on_and_the_rest_at_the_end(run, monkeypatch):
-    monkeypatch.setattr(client.sampling.sampler, "PART_TRAJECTORIES", 4)
+    monkeypatch.setattr(client.sampling.writer, "PART_TRAJECTORIES", 4)
 
     async def go():
         writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=11)
@@ -68,7 +69,7 @@ def test_a_full_part_is_written_while_lines_go_on_and_the_rest_at_the_end(run, m
 
 
 def test_an_old_part_is_written_and_progress_is_told_though_no_line_comes(run, monkeypatch):
-    monkeypatch.setattr(client.sampling.sampler, "PART_SECONDS", 1.5)
+    monkeypatch.setattr(client.sampling.writer, "PART_SECONDS", 1.5)
     told = []
 
     class Progress:
@@ -88,7 +89,7 @@ def test_an_old_part_is_written_and_progress_is_told_though_no_line_comes(run, m
 
 def test_a_part_is_written_when_it_is_large_in_memory(run, monkeypatch):
     size = sum(getattr(lines(1)[0], name).nbytes for name in Trajectory.ARRAYS)
-    monkeypatch.setattr(client.sampling.sampler, "PART_BYTES", 3 * size)
+    monkeypatch.setattr(client.sampling.writer, "PART_BYTES", 3 * size)
 
     async def go():
         writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=7)
@@ -107,7 +108,7 @@ def test_parts_are_named_by_the_time_of_their_writing(run, monkeypatch):
 
 
 def test_sampling_goes_on_while_parts_are_written_until_too_many_wait(run, monkeypatch):
-    monkeypatch.setattr(client.sampling.sampler, "PART_TRAJECTORIES", 4)
+    monkeypatch.setattr(client.sampling.writer, "PART_TRAJECTORIES", 4)
     slow, write, begun = threading.Event(), run.write, []
 
     def write_slowly(trajectories, *others):
@@ -116,13 +117,13 @@ def test_sampling_goes_on_while_parts_are_written_until_too_many_wait(run, monke
         return write(trajectories, *others)
 
     monkeypatch.setattr(run, "write", write_slowly)
-    most = 4 * client.sampling.sampler.PARTS_AT_A_TIME
+    most = 4 * client.sampling.writer.PARTS_AT_A_TIME
 
     async def go():
         writer, counts = Writer(run, make_manifest(), {}.get), Counts(total=most + 4)
         some = lines(most + 4)
         await take(writer, counts, some[:-1])  # three of them belong to the part that has to wait
-        await until(lambda: len(begun) == client.sampling.sampler.PARTS_AT_A_TIME)
+        await until(lambda: len(begun) == client.sampling.writer.PARTS_AT_A_TIME)
         one_more = asyncio.create_task(take(writer, counts, some[-1:]))
         _, waiting = await asyncio.wait([one_more], timeout=0.2)
         assert waiting and not run.parts("trajectories")
@@ -131,12 +132,12 @@ def test_sampling_goes_on_while_parts_are_written_until_too_many_wait(run, monke
         await writer.close(counts)
 
     asyncio.run(go())
-    assert len(run.keys()) == most + 4 and begun == [4] * (client.sampling.sampler.PARTS_AT_A_TIME + 1)
+    assert len(run.keys()) == most + 4 and begun == [4] * (client.sampling.writer.PARTS_AT_A_TIME + 1)
 
 
 def test_a_store_that_is_out_is_waited_for_and_told_of_once(run, monkeypatch):
-    monkeypatch.setattr(client.sampling.sampler, "PART_TRAJECTORIES", 4)
-    monkeypatch.setattr(client.sampling.sampler, "STORE_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(client.sampling.writer, "PART_TRAJECTORIES", 4)
+    monkeypatch.setattr(client.sampling.writer, "STORE_PAUSE_SECONDS", 0.1)
     told = []
     refusing(run, monkeypatch, *[BucketError("out", may_pass=True)] * 3)
 
@@ -152,8 +153,8 @@ def test_a_store_that_is_out_is_waited_for_and_told_of_once(run, monkeypatch):
 
 @pytest.mark.parametrize("ended_by", ["patience", "stopping", "an error that stays"])
 def test_a_store_that_stays_out_is_named_in_the_end(run, monkeypatch, ended_by):
-    monkeypatch.setattr(client.sampling.sampler, "PART_TRAJECTORIES", 4)
-    monkeypatch.setattr(client.sampling.sampler, "STORE_PAUSE_SECONDS", 0.1 if ended_by == "patience" else 1000)
+    monkeypatch.setattr(client.sampling.writer, "PART_TRAJECTORIES", 4)
+    monkeypatch.setattr(client.sampling.writer, "STORE_PAUSE_SECONDS", 0.1 if ended_by == "patience" else 1000)
     stopping, patience = [], 0.2 if ended_by == "patience" else 1000
 
     def never(*_):
@@ -179,7 +180,7 @@ def test_a_store_that_stays_out_is_named_in_the_end(run, monkeypatch, ended_by):
 
 
 def test_what_is_being_written_when_cancelled_is_still_counted_and_its_errors_are_raised(run, monkeypatch):
-    monkeypatch.setattr(client.sampling.sampler, "PART_TRAJECTORIES", 1)
+    monkeypatch.setattr(client.sampling.writer, "PART_TRAJECTORIES", 1)
 
     def fail(*_):
         raise OSError("disk full")
@@ -215,7 +216,7 @@ def test_a_failure_that_may_pass_is_kept_only_where_it_has_been_asked_again(run,
 
 
 def test_a_part_that_could_not_be_written_once_is_written_in_the_end(run, monkeypatch):
-    monkeypatch.setattr(client.sampling.sampler, "PART_TRAJECTORIES", 4)
+    monkeypatch.setattr(client.sampling.writer, "PART_TRAJECTORIES", 4)
     refusing(run, monkeypatch, BucketError("No space left"))
 
     async def go():

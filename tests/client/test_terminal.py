@@ -2,7 +2,7 @@
 
 import client.cli.progress
 from client.cli.progress import Terminal
-from client.sampling.sampler import Counts
+from client.sampling.writer import Counts
 
 
 def test_plain_lines_tell_of_every_server_where_there_are_several(monkeypatch, capsys):

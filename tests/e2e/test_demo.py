@@ -42,8 +42,8 @@ def test_the_expert_is_better_afterwards_on_problems_that_nobody_has_seen(demo):
 def test_what_it_leaves_is_a_sealed_run_and_an_adapter(demo):
     folder, _ = demo
     run = Run(str(folder / "run"))
-    assert run.completion()["problems"] == 1000 and run.completion()["failed"] == 0
-    assert sum(len(sample.contrast.steps) for sample in run.samples()) == run.completion()["kept"] > 1000
+    assert run.completion().totals.problems == 1000 and run.completion().totals.failed == 0
+    assert sum(len(sample.contrast.steps) for sample in run.samples()) == run.completion().totals.kept > 1000
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
 
 

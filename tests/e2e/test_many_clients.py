@@ -78,7 +78,9 @@ def test_too_many_failures_stop_a_run_and_keep_what_was_answered(server, problem
     held = Run(str(run))
     assert held.completion() is None and len(held.keys()) >= 16 and len(held.failures()) == 3
     said = sample(problems, run, server, "--max-failures", 3)
-    assert said.returncode == 0 and held.completion()["failed"] == 3 and held.completion()["trajectories"] == 600
+    assert (
+        said.returncode == 0 and held.completion().totals.failed == 3 and held.completion().totals.trajectories == 600
+    )
 
 
 def test_what_had_arrived_when_a_run_is_stopped_is_written(server, problem_file, tmp_path):
@@ -107,8 +109,8 @@ def test_what_failed_is_asked_again_and_its_trajectory_is_what_readers_find(serv
     assert said.returncode == 0, said.stderr
     asked = [problem for batch in server.asked for problem in batch]
     assert {"a", "b"} <= set(asked) and not {problem for problem, _ in there} & set(asked)
-    totals = run.completion()
-    assert (totals["trajectories"], totals["failed"], totals["problems"]) == (31, 1, 31)
+    totals = run.completion().totals
+    assert (totals.trajectories, totals.failed, totals.problems) == (31, 1, 31)
     assert "a" in {sample.problem_id for sample in run.samples()}
 
 
@@ -123,7 +125,7 @@ def test_without_being_told_to_nothing_that_failed_is_asked_again(server, proble
 def test_a_complete_run_is_opened_again_for_what_failed_and_for_nothing_else(server, problem_file, bucket, tmp_path):
     problems, run = problem_file([*PROBLEMS[:30], *unanswerable("a", "b")]), Run(bucket)
     assert sample(problems, bucket, server).returncode == 0
-    assert (run.completion()["trajectories"], run.completion()["failed"]) == (30, 2)
+    assert (run.completion().totals.trajectories, run.completion().totals.failed) == (30, 2)
     assert "nothing to do" in sample(problems, bucket, server).stdout
     server.asked.clear()
     server.refuse = lambda request: refusal(422, "no") if request.method == "POST" else None
@@ -134,11 +136,11 @@ def test_a_complete_run_is_opened_again_for_what_failed_and_for_nothing_else(ser
     said = sample(problems, bucket, server, "--retry-failed")
     assert said.returncode == 0, said.stderr
     assert sorted(problem for batch in server.asked for problem in batch) == ["a", "b"]
-    totals = run.completion()
-    assert (totals["trajectories"], totals["failed"]) == (31, 1) == (len(run.keys()), 1)
+    totals = run.completion().totals
+    assert (totals.trajectories, totals.failed) == (31, 1) == (len(run.keys()), 1)
     server.line = lambda problem, index: line_of(problem | {"question": "?"}, index)
     assert sample(problems, bucket, server, "--retry-failed").returncode == 0
-    assert run.completion()["failed"] == 0
+    assert run.completion().totals.failed == 0
     server.asked.clear()
     assert "nothing to do" in sample(problems, bucket, server, "--retry-failed").stdout and not server.asked
 
@@ -243,10 +245,10 @@ def test_two_clients_by_mistake_leave_every_key_once_to_a_reader(server, problem
         assert process.returncode == 0
     assert sum(map(len, server.asked)) == 1200
     assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
-    totals = Run(bucket).completion()
-    assert totals["trajectories"] == len(list(Run(bucket).samples())) == 600
-    assert (totals["tokens"], totals["steps"]) == (600 * TOKENS, 600 * (TOKENS - 1))
-    assert all(f"{totals['tokens']:,}" in said for said in outputs)
+    totals = Run(bucket).completion().totals
+    assert totals.trajectories == len(list(Run(bucket).samples())) == 600
+    assert (totals.tokens, totals.steps) == (600 * TOKENS, 600 * (TOKENS - 1))
+    assert all(f"{totals.tokens:,}" in said for said in outputs)
 
 
 # Killed clients.
@@ -514,7 +516,7 @@ def test_a_second_signal_waits_for_nothing(server, problem_file, tmp_path, s3, m
 def test_a_setting_that_no_server_would_take_does_not_become_a_runs(server, problem_file, tmp_path):
     problems = problem_file(PROBLEMS[:5])
     said = sample(problems, tmp_path / "run", server, "--system-prompt", "x" * 100_001)
-    assert said.returncode == 1 and "system_prompt" in said.stderr and "Traceback" not in said.stderr
+    assert said.returncode == 1 and "--system-prompt" in said.stderr and "Traceback" not in said.stderr
     assert sample(problems, tmp_path / "run", server).returncode == 0
 
 

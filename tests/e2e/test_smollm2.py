@@ -44,6 +44,6 @@ def test_both_models_agree_with_transformers_over_a_vocabulary_of_49152(sampled,
 
 
 def test_the_summary_counts_steps_of_a_real_model(sampled):
-    totals = sampled.completion()
-    assert totals["problems"] == 12 and totals["failed"] == 0
-    assert 0 < totals["kept_share"] < 1 and 0.5 < totals["mean_covered_mass"] < 1
+    totals = sampled.completion().totals
+    assert totals.problems == 12 and totals.failed == 0
+    assert 0 < totals.kept_share < 1 and 0.5 < totals.mean_covered_mass < 1

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from client.protocol.requests import MAX_JOB_PROBLEMS, JobError, JobRequest, Problem, RequestCounts
-from client.sampling.sampler import Counts
+from client.sampling.writer import Counts
 from client.storage.bucket import Bucket
 from server.jobs import runner as jobs
 from server.jobs.leases import MOST_FRUITLESS_OWNERS, Claimant, LeaseState

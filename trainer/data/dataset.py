@@ -16,7 +16,7 @@ from client.models.fingerprints import chat_template_digest, model_fingerprint, 
 from client.protocol.requests import Trajectory
 from client.runs.keys import Keys
 from client.runs.run import Run
-from client.runs.tables import Sample
+from client.runs.samples import Sample
 from trainer.data.example import Example
 
 DIGITS = 12

@@ -151,7 +151,7 @@ def sampling_seconds(run: Run) -> float | None:
     if source := run.manifest().built_from:
         return sampling_seconds(Run(source))
     completion = run.completion()
-    return completion["sealed_at"] - run.manifest().created_at if completion else None
+    return completion.sealed_at - run.manifest().created_at if completion else None
 
 
 def _rows(names: dict[str, list[str]], facts: dict[str, dict[str, Any]], plan: Plan, console: Console) -> list[Row]:

@@ -9,9 +9,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from client.models.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
+from client.problems.problem_set import ProblemSetIdentity
 from client.protocol.requests import Decoding, ModelCard, Trajectory
+from client.runs.manifest import RunManifest
 from client.runs.run import Run
-from client.runs.tables import ProblemSetIdentity, RunManifest
 
 SPECIAL = ("<|pad|>", "<|unk|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 WORDS = (

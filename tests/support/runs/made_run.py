@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer, models
 
+from client.problems.problem_set import ProblemSetIdentity
 from client.protocol.requests import Decoding, ModelCard, Trajectory
-from client.runs.tables import ProblemSetIdentity, RunManifest
+from client.runs.manifest import RunManifest
 
 VOCABULARY, TOP_K = 50, 8
 

@@ -1,0 +1,78 @@
+"""run.json in values: what made a RUN, and where two writers of one RUN differ.
+
+In: a model, settings, problems. Out: `RunManifest`, and differences as lines of text. No I/O here.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import Any
+
+from pydantic import Field
+
+from client.errors import cut
+from client.problems.problem_set import DIGEST_SHOWN, Frozen, ProblemSetIdentity
+from client.protocol.requests import ContrastSettings, Decoding, ModelCard
+
+TEXT_SHOWN = 80
+"""Characters of another value, of a system prompt for one."""
+ALIKE_SHOWN = 20
+"""Of what two long values have in common, before the place where they part."""
+
+
+class RunManifest(ContrastSettings, Frozen):
+    """run.json: what made a RUN, the settings of the contrast among it.
+
+    A second writer must agree with it in all that `identity` names.
+    """
+
+    format: int = Field(1, ge=1, le=1)
+    created_at: int
+    expert: ModelCard
+    amateur: ModelCard
+    system_prompt: str | None
+    chat_template_kwargs: dict[str, Any]
+    decoding: Decoding
+    top_k: int
+    problems: ProblemSetIdentity
+    versions: dict[str, str]
+    built_from: str | None = None  # the RUN whose trajectories these are
+    imported_from: str | None = None  # the file whose samples these are; such a RUN has no trajectories
+    imported_digest: str | None = None  # SHA-256 of that file's lines; RUNs imported by early versions lack it
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree between two writers: dotted name -> value. Models count by fingerprint, not by path."""
+        named = {
+            "system_prompt": self.system_prompt,
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "top_k": self.top_k,
+            "expert.chat_template_digest": self.expert.chat_template_digest,
+            "imported_digest": self.imported_digest,
+        }
+        for role, card in (("expert", self.expert), ("amateur", self.amateur)):
+            for field in ("model_fingerprint", "tokenizer_fingerprint", "dtype"):
+                named[f"{role}.{field}"] = getattr(card, field)
+        named |= {field: getattr(self, field) for field in ContrastSettings.model_fields}
+        for section in ("decoding", "problems"):
+            for field, value in getattr(self, section).model_dump().items():
+                named[f"{section}.{field}"] = value
+        return named
+
+    def differences(self, other: RunManifest) -> list[str]:
+        """Where `other` differs, each as 'name: this against that'; a problem set is one thing, long values are cut."""
+        mine, theirs = self.identity(), other.identity()
+        different = [name for name in mine if mine[name] != theirs[name] and not name.startswith("problems.")]
+        lines = [f"{name}: {_against(name, mine[name], theirs[name])}" for name in different]
+        if self.problems != other.problems:
+            lines.append(f"problems: {self.problems} against {other.problems}")
+        return lines
+
+
+def _against(name: str, mine: Any, theirs: Any) -> str:
+    """Two values that differ; long ones from shortly before the place where they part."""
+    if name.endswith(("digest", "fingerprint")):
+        return " against ".join(cut(value, DIGEST_SHOWN) if value else repr(value) for value in (mine, theirs))
+    texts = repr(mine), repr(theirs)
+    alike = next((index for index, (a, b) in enumerate(zip_longest(*texts)) if a != b), 0)
+    begin = max(alike - ALIKE_SHOWN, 0) if max(map(len, texts)) > TEXT_SHOWN else 0
+    return " against ".join(("…" if begin else "") + cut(text[begin:], TEXT_SHOWN) for text in texts)

@@ -1,0 +1,139 @@
+"""The parts of a RUN: their names, and each as one Parquet or JSONL object.
+
+In: trajectories, samples or failures. Out: one object of the bucket, or the values that it holds. A part appears
+whole or not at all, and is never written again. Which parts make a RUN is `client.runs.run`'s.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from client.errors import RunError
+from client.protocol.requests import Failure, Trajectory, parse_line
+from client.runs.samples import Sample
+from client.runs.tables import (
+    SAMPLE_SCHEMA,
+    TRAJECTORY_SCHEMA,
+    check_no_nulls,
+    sample_table,
+    samples_in,
+    trajectories_in,
+    trajectory_table,
+)
+from client.storage.bucket import Bucket
+
+Kind = Literal["trajectories", "samples", "failures"]
+Read = TypeVar("Read")
+COLUMN_RANGE_BYTES = 2**16
+"""Of a part of which a few columns are wanted, at a time."""
+REMOVE = "remove it, and complete.json where there is one, and sample again"
+"""The remedy for a damaged part: its trajectories are missing then, and are sampled again."""
+ENDINGS: dict[Kind, str] = {"trajectories": "parquet", "samples": "parquet", "failures": "jsonl"}
+
+
+class Parts:
+    """The parts in the bucket of one RUN. `owner`: the number of a job's owner, which new names carry."""
+
+    def __init__(self, bucket: Bucket, owner: int | None = None) -> None:
+        self._bucket, self._owner = bucket, owner
+
+    def names(self, kind: Kind) -> list[str]:
+        """Names, sorted, without folder and ending."""
+        parts = (re.fullmatch(rf"{kind}/(part-[^/]+)\.{ENDINGS[kind]}", name) for name in self._bucket.names(kind))
+        return [part[1] for part in parts if part]  # others may keep what they like beside them
+
+    def new_name(self) -> str:
+        """A name that sorts by time and never collides.
+
+        By time before all else: what an owner of a job writes after it was taken for dead comes after what was
+        there, as far as clocks agree.
+        """
+        owner = "" if self._owner is None else f"{self._owner}-"
+        return f"part-{time.time_ns() // 1_000_000:013d}-{owner}{secrets.token_hex(4)}"
+
+    def write_trajectories(
+        self, part: str, trajectories: Sequence[Trajectory], questions: dict[str, str | None]
+    ) -> None:
+        """Write a part of trajectories; `questions` by problem_id."""
+        self._bucket.put(_object("trajectories", part), _parquet(trajectory_table(trajectories, questions)))
+
+    def write_samples(self, part: str, samples: Sequence[Sample]) -> None:
+        """Write a part of samples; those of a part of trajectories only after it."""
+        self._bucket.put(_object("samples", part), _parquet(sample_table(samples)))
+
+    def write_failures(self, part: str, failures: Sequence[Failure]) -> None:
+        """Write a part of failures, each a line as the server sent it."""
+        self._bucket.put(_object("failures", part), b"".join(failure.to_line() for failure in failures))
+
+    def copy(self, kind: Kind, part: str, data: bytes) -> None:
+        """Write a part as another RUN holds it, byte for byte."""
+        self._bucket.put(_object(kind, part), data)
+
+    def data(self, kind: Kind, part: str) -> bytes:
+        """A part's bytes; none where there is no such part."""
+        return self._bucket.get(_object(kind, part)) or b""
+
+    def trajectories(self, part: str, data: bytes | None = None) -> list[Trajectory]:
+        """A part's trajectories; `data`: its bytes, where they are at hand.
+
+        Raises RunError naming the part where it cannot be read, as the next three do.
+        """
+        data = self.data("trajectories", part) if data is None else data
+        return self._values(trajectories_in, "trajectories", part, data, TRAJECTORY_SCHEMA)
+
+    def samples(self, part: str) -> list[Sample]:
+        """A part's samples."""
+        return self._values(samples_in, "samples", part, self.data("samples", part), SAMPLE_SCHEMA)
+
+    def failures(self, part: str) -> list[Failure]:
+        """A part's failures."""
+        try:
+            lines = [parse_line(line) for line in self.data("failures", part).splitlines()]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self._bucket}/{_object('failures', part)} is damaged ({error}); {REMOVE}") from error
+        return [line for line in lines if isinstance(line, Failure)]
+
+    def columns(self, part: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Some columns of a part of trajectories, the key first, row by row; of the rest nothing is read."""
+        schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in names])
+        file = self._bucket.open(_object("trajectories", part), COLUMN_RANGE_BYTES) or io.BytesIO()
+
+        def rows(table: pa.Table) -> list[tuple[Any, ...]]:
+            found = list(zip(*table.to_pydict().values(), strict=True))
+            if odd := next((row for row in found if row[1] < 0), None):
+                raise ValueError(f"problem {odd[0]!r}: its sample_index is {odd[1]}")
+            return found
+
+        with file:
+            return self._values(rows, "trajectories", part, file, schema)
+
+    def _values(
+        self, read: Callable[[pa.Table], Read], kind: Kind, part: str, data: bytes | BinaryIO, schema: pa.Schema
+    ) -> Read:
+        """What `read` makes of a part. Raises RunError naming the part where that cannot be."""
+        try:
+            source = pa.BufferReader(data) if isinstance(data, bytes) else data
+            table = pq.read_table(source, columns=schema.names, pre_buffer=False).select(schema.names).cast(schema)
+            check_no_nulls(table)
+            return read(table)
+        except (pa.ArrowException, KeyError, OSError, ValueError) as error:
+            raise RunError(f"{self._bucket}/{_object(kind, part)} cannot be read ({error}); {REMOVE}") from error
+
+
+def _object(kind: Kind, part: str) -> str:
+    return f"{kind}/{part}.{ENDINGS[kind]}"
+
+
+def _parquet(table: pa.Table) -> bytes:
+    floats = [f"{field.name}.list.element" for field in table.schema if field.type == pa.list_(pa.float32())]
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", use_dictionary=False, use_byte_stream_split=floats)  # type: ignore[arg-type]
+    return sink.getvalue().to_pybytes()

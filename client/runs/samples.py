@@ -1,0 +1,53 @@
+"""A trajectory's contrast samples: a pure function of the trajectory and the RUN's settings. No I/O here."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from client.contrast import Contrast, contrast
+from client.protocol.requests import Trajectory
+from client.runs.manifest import RunManifest
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A trajectory with its contrast samples, as a trainer wants it. Step t is predicted at position P + t - 1."""
+
+    problem_id: str
+    sample_index: int
+    prompt_token_ids: npt.NDArray[np.int32]  # [P]
+    token_ids: npt.NDArray[np.int32]  # [T]
+    contrast: Contrast
+
+
+def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
+    """The samples of a trajectory under a RUN's settings: pure, so they can be made again at any time.
+
+    A random selection is drawn by (select_seed, problem_id, sample_index), whatever part or order a trajectory is in.
+    """
+    drawn_by = orjson.dumps([manifest.select_seed, trajectory.problem_id, trajectory.sample_index])
+    return Sample(
+        problem_id=trajectory.problem_id,
+        sample_index=trajectory.sample_index,
+        prompt_token_ids=trajectory.prompt_token_ids,
+        token_ids=trajectory.token_ids,
+        contrast=contrast(
+            trajectory.top_ids,
+            trajectory.expert_logprobs,
+            trajectory.amateur_logprobs,
+            alpha=manifest.alpha,
+            beta=manifest.beta,
+            first_step=manifest.first_step,
+            vocab_size=manifest.expert.vocab_size,
+            keep_incomplete=manifest.keep_incomplete,
+            select=manifest.select,
+            labels=manifest.labels,
+            token_ids=trajectory.token_ids,
+            seed=int.from_bytes(hashlib.sha256(drawn_by).digest()[:16], "little"),
+        ),
+    )

@@ -1,0 +1,204 @@
+"""Writes what a source answers into a RUN, in parts, in the background, and waits for a store that is out.
+
+In: trajectories and failures, one at a time. Out: parts of a RUN, and counts of what was done. What was added is
+written before `close` returns; a kill -9 loses what had not become a part. Never asks a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
+
+from client.protocol.requests import PASSING_ERRORS, Failure, Trajectory
+from client.runs.keys import Key
+from client.runs.manifest import RunManifest
+from client.runs.run import Run
+from client.runs.samples import Sample
+from client.storage.bucket import BucketError
+
+PART_TRAJECTORIES, PART_BYTES = 256, 2**25
+PART_SECONDS = 10.0
+"""A part is written when it is this large, in memory, or this old: what a kill -9 may cost."""
+PARTS_AT_A_TIME = 4
+"""On their way to the bucket; sampling waits only beyond these, so that a slow store cannot fill the memory."""
+STORE_PAUSE_SECONDS, LONGEST_STORE_PAUSE_SECONDS = 2.0, 60.0
+"""Between two attempts at a part while a store is out; doubled each time."""
+STORE_PATIENCE_SECONDS = 300.0
+STOPPING_POLL_SECONDS = 0.1
+
+
+@dataclass
+class Counts:
+    """What this attempt has done so far; `written`, `kept` and `steps` are of the parts written."""
+
+    total: int  # trajectories that were missing when it began
+    there: int = 0  # trajectories that the RUN held by then
+    given_up: int = 0  # and those that had failed for good
+    done: int = 0  # answered, of those that were missing
+    failed: int = 0
+    passing: int = 0  # failed for a reason that may pass, to be asked for again
+    tokens: int = 0
+    written: int = 0  # of those done
+    written_failures: int = 0
+    steps: int = 0
+    kept: int = 0
+    last_failure: Failure | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def settled(self) -> int:
+        return self.done + self.failed + self.passing
+
+    @property
+    def failures(self) -> int:
+        """Of all attempts."""
+        return self.given_up + self.failed + self.passing
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+
+class Writer:
+    """Gathers lines into parts and writes them in the background, `PARTS_AT_A_TIME`.
+
+    `settled`: the keys that the RUN holds already; what comes for them again is not written again. `tell` hears of a
+    store that is out; it is waited for, `patience` seconds at most, unless everything is to end (`stopping`).
+    `asks_again`: as the source's; without it a failure that may pass is counted and not written.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        manifest: RunManifest,
+        question: Callable[[str], str | None],
+        *,
+        settled: Container[Key] = frozenset(),
+        tell: Callable[[str], None] = lambda _: None,
+        stopping: Callable[[], bool] = lambda: False,
+        patience: float = STORE_PATIENCE_SECONDS,
+        asks_again: bool = False,
+    ) -> None:
+        self._run, self._manifest, self._question, self._settled = run, manifest, question, settled
+        self._tell, self._stopping, self._patience, self._asks_again = tell, stopping, patience, asks_again
+        self._trajectories: list[Trajectory] = []
+        self._failures: list[Failure] = []
+        self._bytes = 0
+        self._oldest = time.monotonic()
+        self._room = asyncio.Semaphore(PARTS_AT_A_TIME)
+        self._writing: set[asyncio.Task[None]] = set()
+        self._error: Exception | None = None  # why a part could not be written
+        self._store_is_out = False
+
+    async def add(self, line: Trajectory | Failure, counts: Counts) -> None:
+        """Take a line; start writing when the part is full. Raises what keeps an earlier part from being written."""
+        if (line.problem_id, line.sample_index) in self._settled:
+            return
+        if not self._trajectories and not self._failures:
+            self._oldest = time.monotonic()
+        if isinstance(line, Trajectory):
+            self._trajectories.append(line)
+            self._bytes += sum(getattr(line, name).nbytes for name in Trajectory.ARRAYS)
+            counts.done += 1
+            counts.tokens += len(line.token_ids)
+        else:
+            counts.last_failure = line
+            if line.type in PASSING_ERRORS and not self._asks_again:
+                counts.passing += 1
+            else:
+                self._failures.append(line)
+                counts.failed += 1
+        if self._error:
+            raise self._error
+        if len(self._trajectories) + len(self._failures) >= PART_TRAJECTORIES or self._bytes >= PART_BYTES:
+            await self._start_writing(counts)
+
+    async def write_what_is_old(self, counts: Counts) -> None:
+        """Write the part that is being gathered if it has grown old; for when no line comes."""
+        if time.monotonic() - self._oldest > PART_SECONDS:
+            await self._start_writing(counts)
+
+    async def close(self, counts: Counts) -> None:
+        """Write what is left and wait until it is there; what could not be written before is tried once more.
+
+        Raises what keeps it from being written, which a BucketError does with how much that is. Cancelled, it leaves
+        all that to the next call.
+        """
+        await self._write_all(counts)
+        if self._error:
+            await self._write_all(counts)
+        if isinstance(self._error, BucketError) and (lost := len(self._trajectories)):
+            raise BucketError(
+                f"{self._error}. {lost} trajectories could not be written and are lost; what {self._run} holds is "
+                "kept, and the same command goes on from there"
+            ) from self._error
+        if self._error:
+            raise self._error
+
+    async def _write_all(self, counts: Counts) -> None:
+        self._error = None
+        await self._start_writing(counts)
+        while self._writing:
+            await asyncio.wait(self._writing)
+
+    async def _start_writing(self, counts: Counts) -> None:
+        """Send what has been gathered on its way, as soon as there is room for another part."""
+        await self._room.acquire()
+        trajectories, self._trajectories, self._bytes = self._trajectories, [], 0
+        failures, self._failures = self._failures, []
+        self._oldest = time.monotonic()
+        if not trajectories and not failures:
+            self._room.release()
+            return
+        task = asyncio.create_task(self._put(trajectories, failures, counts))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _put(self, trajectories: list[Trajectory], failures: list[Failure], counts: Counts) -> None:
+        """Write one part and count its kept steps; what cannot be written is gathered again."""
+        try:
+            samples = await self._patiently(trajectories, failures)
+        except Exception as error:
+            self._trajectories[:0], self._failures[:0] = trajectories, failures
+            self._error = error
+            return
+        finally:
+            self._room.release()
+        counts.written += len(samples)
+        counts.written_failures += len(failures)
+        for sample in samples:
+            counts.steps += max(0, len(sample.token_ids) - self._manifest.first_step)
+            counts.kept += len(sample.contrast.steps)
+
+    async def _patiently(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
+        """Write one part, again and again while the store is out."""
+        pause, until = STORE_PAUSE_SECONDS, time.monotonic() + self._patience
+        while True:
+            try:
+                samples = await asyncio.to_thread(self._write, trajectories, failures)
+            except BucketError as error:
+                if not error.may_pass or self._stopping() or time.monotonic() > until:
+                    raise
+                if not self._store_is_out:
+                    self._tell(f"{error}; trying again")
+                self._store_is_out = True
+            else:
+                if self._store_is_out:
+                    self._tell(f"{self._run} can be written again")
+                self._store_is_out = False
+                return samples
+            for _ in range(round(pause / STOPPING_POLL_SECONDS)):
+                if self._stopping():
+                    break
+                await asyncio.sleep(STOPPING_POLL_SECONDS)
+            pause = min(2 * pause, LONGEST_STORE_PAUSE_SECONDS)
+
+    def _write(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
+        if failures:
+            self._run.write_failures(failures)
+        if not trajectories:
+            return []
+        questions = {line.problem_id: self._question(line.problem_id) for line in trajectories}
+        return self._run.write(trajectories, questions, self._manifest)
