@@ -1,46 +1,62 @@
-"""The command line of the server: checks the pair, then serves until it is told to stop."""
+"""The server's command line: checks the pair, then serves until it is told to stop.
+
+In: flags, as `server.configuration` takes them. Out: an HTTP service, and an exit status. `--help` loads neither torch
+nor vLLM. `lightreasoner-server serve …` and `lightreasoner-server …` are the same command.
+"""
 
 from __future__ import annotations
 
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client.cli.program import Program, Version
 from client.errors import LightReasonerError, missing_extra
-from server.settings import ServerSettings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from server.settings import ServerSettings
 
 STALLED_MILLISECONDS = 60_000
-"""A reader that takes nothing for this long loses its connection."""
+"""A connection whose reader takes nothing for this long is closed."""
+DEFAULT_COMMAND = "serve"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+program = Program()
 
 
-@app.command()
+@program.command(options_metavar=f"[{DEFAULT_COMMAND}] [OPTIONS]")
 def serve(
-    expert: Annotated[str | None, typer.Option(help="The expert: a model folder or a Hugging Face Hub id.")] = None,
-    amateur: Annotated[str | None, typer.Option(help="The weaker model, of the same tokenizer.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.  [default: 8000]")] = None,
+    expert: Annotated[str | None, typer.Option(help="Expert model: a folder or a Hugging Face Hub id.")] = None,
+    amateur: Annotated[str | None, typer.Option(help="Weaker model with the same tokenizer.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  \\[default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.  \\[default: 8000]")] = None,
     bucket: Annotated[
-        str | None, typer.Option(help="Where jobs live and write: a path, file://… or s3://bucket/prefix.")
+        str | None,
+        typer.Option(help="Store of jobs and their RUNs: a path, file://… or s3://bucket/prefix. Without it: no jobs."),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="API keys, one a line; also from LIGHTREASONER_API_KEYS, comma-separated.")
+        Path | None,
+        typer.Option(help="File of API keys, one a line. LIGHTREASONER_API_KEYS adds keys, separated by commas."),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="server.yaml: sections expert: and amateur: of vLLM engine arguments; host, port, limits: …"),
+        typer.Option(
+            help="server.yaml: vLLM engine arguments under expert: and amateur:, and host, port, bucket, limits, …"
+        ),
     ] = None,
+    version: Version = False,
 ) -> None:
-    """Serve an expert and an amateur: POST problems to /v1/trajectories, get both models' view of every step.
+    """Serve an expert and an amateur over HTTP: POST problems to /v1/trajectories, get both models' log-probabilities.
 
-    The models come from the flags or from expert.model and amateur.model in the configuration; a flag wins.
+    Both models are required, by flag, environment variable or configuration file. Every key of server.yaml can also
+    come from the environment: LIGHTREASONER_PORT=9000, LIGHTREASONER_EXPERT__MAX_MODEL_LEN=4096 (two underscores
+    before a nested key). A flag wins over a variable, and a variable wins over the file.
     """
     try:
         from server import logs
+        from server.configuration import load_settings
 
         logs.configure()
         settings = load_settings(
@@ -50,11 +66,11 @@ def serve(
     except LightReasonerError as error:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
-        sys.exit(f"error: {missing_extra(error, 'server')} (or 'cpu' where there is no GPU)")
+        sys.exit(f"error: {missing_extra(error, 'server')} (without a GPU: the extra 'cpu')")
 
 
 def run(settings: ServerSettings) -> None:
-    """Check the pair, start it and serve. Returns when told to stop; raises LightReasonerError if it cannot."""
+    """Check the pair, start it and serve until told to stop. Raises LightReasonerError if the pair cannot serve."""
     from client.models.fingerprints import model_folder
     from server import watchdog
     from server.api.guard import Guard, load_keys
@@ -67,7 +83,7 @@ def run(settings: ServerSettings) -> None:
     log.info("expert %s, amateur %s", facts.expert.folder, facts.amateur.folder)
     if facts.differences:
         listed = ", ".join(f"{entry.id} {entry.expert!r} / {entry.amateur!r}" for entry in facts.differences)
-        log.info("added tokens that differ, unknown to the amateur (id expert / amateur): %s", listed)
+        log.info("added tokens that the amateur does not share (id expert / amateur): %s", listed)
 
     from server.api.app import create_app
     from server.api.serving import DrainingServer
@@ -84,17 +100,21 @@ def run(settings: ServerSettings) -> None:
     service = application.state.service
     guarded = Guard(application, keys, settings.limits.body_bytes, lambda: service.draining)
     server = DrainingServer(guarded, lambda: service.drain(settings.grace_seconds))
-    log.info("listening on http://%s:%d, ready when /ready says so", settings.host, listener.getsockname()[1])
+    log.info(
+        "listening on http://%s:%d; the models load until /ready answers 200", settings.host, listener.getsockname()[1]
+    )
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, before any engine starts. Raises SettingsError where the address cannot be had."""
+    """A listening socket, made before any engine starts. Raises SettingsError if the address is not available."""
+    from server.settings import SettingsError
+
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit these: one whose peer is gone, or has not taken a byte for a while, is ended by the kernel.
+    # Connections inherit these: the kernel closes one whose peer is gone or has not taken a byte for a while.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MILLISECONDS)
     try:
@@ -102,13 +122,15 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen()
     except OSError as error:
         raise SettingsError(
-            f"cannot listen on {host}:{port}: {error.strerror}; name another --port or --host"
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host"
         ) from None
     return listener
 
 
 def main() -> None:
-    app()
+    if sys.argv[1:2] == [DEFAULT_COMMAND]:
+        del sys.argv[1]
+    program()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""What a server is started with: server.yaml and flags, checked, with defaults that fit the machine.
+"""The server's settings, and the vLLM engine arguments that let two engines share one machine.
 
-In: a YAML file and flags (a flag wins). Out: frozen settings, and for each engine the vLLM arguments that let
-two engines live on one machine. Imports neither torch nor vLLM.
+In: checked values. Out: frozen settings, and for each engine its arguments, cores and share of the memory. It reads
+neither files nor environment variables (`server.configuration` does), and imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from client.errors import LightReasonerError
 
@@ -30,70 +32,66 @@ RESERVED: dict[str, Any] = {
     "generation_config": "vllm",
     "scheduling_policy": "priority",
 }
-"""Engine arguments that the answer's meaning rests on, and by which requests go before jobs."""
+"""Engine arguments that fix what an answer means, and that put requests before jobs."""
 RESERVED_AMATEUR: dict[str, Any] = {"enable_prefix_caching": False}
-"""A cached prefix would leave scored rows uncomputed."""
+"""With a cached prefix, vLLM would skip rows that must be scored."""
 RESERVED_CPU_EXPERT: dict[str, Any] = {"enable_chunked_prefill": False}
-"""On a CPU, vLLM's V1 runner rewinds the generator of a seeded request whose prompt is cut into chunks, which a CPU
-generator cannot do: the engine dies of it."""
+"""On a CPU, vLLM's V1 runner rewinds the random generator of a seeded request whose prompt is cut into chunks. A CPU
+generator cannot rewind, and the engine dies."""
+PREFIX, NESTED = "LIGHTREASONER_", "__"
+"""How environment variables name settings: LIGHTREASONER_PORT, LIGHTREASONER_LIMITS__BODY_BYTES."""
+API_KEYS_VARIABLE = f"{PREFIX}API_KEYS"
 
 
 class SettingsError(LightReasonerError):
-    """A setting that is missing or wrong: names the file or flag and the key."""
+    """A setting that is missing or invalid: names the file and key, the environment variable or the flag."""
 
 
 class ServerLimits(BaseModel):
-    """What the service takes at most; beyond it a request is refused, never delayed without bound."""
+    """The most that the service accepts. It refuses a request beyond a limit; it never queues without bound."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     body_bytes: int = Field(16 * 1024**2, ge=1024)
-    queued_trajectories: int = Field(4096, ge=1)  # of requests, accepted and not yet answered
+    queued_trajectories: int = Field(4096, ge=1)  # of requests: accepted and not yet answered
     open_jobs: int = Field(1000, ge=1)
-    job_trajectories: int = Field(1_000_000, ge=1)  # of one job: its problems, n of each
+    job_trajectories: int = Field(1_000_000, ge=1)  # of one job: its problems times n
 
 
-class ServerSettings(BaseModel):
-    """server.yaml. `expert` and `amateur` are vLLM engine arguments, passed through as they are."""
+class ServerSettings(BaseSettings):
+    """The keys of server.yaml. `expert` and `amateur` are vLLM engine arguments, passed through unchanged.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Made from its arguments alone; `server.configuration` adds the file, the environment and the flags.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter=NESTED, env_ignore_empty=True
+    )
 
     expert: EngineArguments = Field(default_factory=dict)
     amateur: EngineArguments = Field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    bucket: str | None = None  # where jobs live and write; without one there are none
+    bucket: str | None = None  # where jobs and their RUNs are stored; without a bucket there are no jobs
     api_key_file: Path | None = None
-    grace_seconds: float = Field(30.0, ge=0.0)  # for what is running when the server is told to stop
-    lease_seconds: float = Field(30.0, ge=1.0)  # without a beat for this long, a job's owner is taken for dead
-    hang_seconds: float = Field(300.0, ge=1.0)  # an engine that has requests and takes no step for this long is killed
+    grace_seconds: float = Field(30.0, ge=0.0)  # for running requests when the server is told to stop
+    lease_seconds: float = Field(30.0, ge=1.0)  # after this long without a heartbeat, another server takes the job
+    hang_seconds: float = Field(300.0, ge=1.0)  # an engine with requests that takes no step for this long is killed
     limits: ServerLimits = Field(default_factory=ServerLimits)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
     def arguments(self, role: Role) -> EngineArguments:
         return self.expert if role == "expert" else self.amateur
-
-
-def load_settings(config: Path | None, **flags: Any) -> ServerSettings:
-    """Settings from a file and flags; `expert` and `amateur` among the flags are model names.
-
-    Raises SettingsError naming the file and the key.
-    """
-    values = _read(config) if config else {}
-    for role in ("expert", "amateur"):
-        section = values.get(role) or {}
-        if not isinstance(section, dict):
-            raise SettingsError(f"{config}: '{role}' must be a mapping of vLLM engine arguments, as 'model: …'")
-        model = flags.pop(role, None) or section.get("model")
-        if not model:
-            raise SettingsError(f"no {role} model: give --{role} MODEL, or '{role}.model' in --config")
-        values[role] = section | {"model": str(model)}
-        _refuse_changes(role, section, RESERVED | (RESERVED_AMATEUR if role == "amateur" else {}))
-    values |= {name: value for name, value in flags.items() if value is not None}
-    try:
-        return ServerSettings(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(f"{config or 'settings'}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def engine_arguments(settings: ServerSettings, role: Role, weights: dict[Role, int], on_cpu: bool) -> EngineArguments:
@@ -108,14 +106,17 @@ def engine_arguments(settings: ServerSettings, role: Role, weights: dict[Role, i
     elif "kv_cache_memory_bytes" not in given:
         defaults["gpu_memory_utilization"] = gpu_share(weights[role], sum(weights.values()))
     needed = RESERVED | (RESERVED_AMATEUR if role == "amateur" else RESERVED_CPU_EXPERT if on_cpu else {})
-    _refuse_changes(role, given, needed)
+    refuse_changes(role, given, needed)
     return defaults | given | needed
 
 
-def _refuse_changes(role: Role, given: EngineArguments, needed: EngineArguments) -> None:
+def refuse_changes(
+    role: Role, given: EngineArguments, needed: EngineArguments, place_of: Callable[[Role, str], str] = "{}.{}".format
+) -> None:
+    """Raise SettingsError where `given` changes an argument that the service needs; `place_of` says where it stands."""
     for key, value in needed.items():
         if given.get(key, value) != value:
-            raise SettingsError(f"{role}.{key} must be {value!r} for this service; remove it from the configuration")
+            raise SettingsError(f"{place_of(role, key)} must be {value!r} for this service; remove it")
 
 
 def gpu_share(weights: int, weights_of_both: int) -> float:
@@ -149,17 +150,3 @@ def cpu_threads(cores: str) -> dict[str, str]:
 def _cpu_kv_cache() -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(min(max(KV_CACHE_SHARE * memory, GIB // 2), 4 * GIB))
-
-
-def _read(config: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(config.read_text())
-    except OSError as error:
-        raise SettingsError(f"--config {config} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(f"--config {config} is not valid YAML: {error}") from None
-    if not isinstance(values or {}, dict):
-        raise SettingsError(f"--config {config} must be a mapping with sections 'expert:' and 'amateur:'")
-    return values or {}

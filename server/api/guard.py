@@ -23,14 +23,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs, metrics
 from server.api.problem_details import problem_response
-from server.settings import ServerSettings, SettingsError
+from server.settings import API_KEYS_VARIABLE, ServerSettings, SettingsError
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Answered without a key: whether the service lives and serves, nothing of what it serves."""
 QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 """Asked every few seconds by machines, and not logged."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-KEYS_VARIABLE = "LIGHTREASONER_API_KEYS"
 CLIENT_LEFT = 499
 """What is counted where the client went away before its answer was whole, as nginx has it."""
 BODY_SECONDS = 60.0
@@ -58,7 +57,7 @@ class ApiKeys:
 
 def load_keys(settings: ServerSettings) -> ApiKeys:
     """The keys from file and environment. Raises SettingsError where one is needed and there is none."""
-    keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
+    keys = [key.strip() for key in os.environ.get(API_KEYS_VARIABLE, "").split(",") if key.strip()]
     if settings.api_key_file:
         try:
             lines = settings.api_key_file.read_text().splitlines()
@@ -73,7 +72,7 @@ def load_keys(settings: ServerSettings) -> ApiKeys:
     if not keys and not _is_loopback(settings.host):
         raise SettingsError(
             f"--host {settings.host} can be reached from other machines, so an API key is needed: give --api-key-file"
-            f" FILE (one key a line) or set {KEYS_VARIABLE}; 'openssl rand -hex 32' makes one"
+            f" FILE (one key a line) or set {API_KEYS_VARIABLE}; 'openssl rand -hex 32' makes one"
         )
     return ApiKeys(keys)
 

@@ -15,7 +15,8 @@ import pytest
 import yaml
 from support.servers.real_server import command
 
-from server.settings import ServerLimits, load_settings
+from server.configuration import load_settings
+from server.settings import ServerLimits
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DOCKER, MONITORING, SLURM = DEPLOY / "docker", DEPLOY / "monitoring", DEPLOY / "slurm"

@@ -5,7 +5,8 @@ import socket
 import pytest
 from support.servers.real_server import DEMO, command
 
-from server.settings import SettingsError, cpu_cores, engine_arguments, gpu_share, load_settings
+from server.configuration import load_settings
+from server.settings import SettingsError, cpu_cores, engine_arguments, gpu_share
 
 
 def written(tmp_path, text):
@@ -25,7 +26,7 @@ def test_a_flag_wins_over_the_file_and_engine_arguments_pass_through(tmp_path):
     ("text", "said"),
     [
         ("expert: {model: one}\n", "no amateur model: give --amateur"),
-        ("expert: one\namateur: {model: two}\n", "'expert' must be a mapping"),
+        ("expert: one\namateur: {model: two}\n", "expert must be a mapping"),
         ("expert: {model: a}\namateur: {model: b}\nprot: 1\n", "prot"),
         ("expert: {model: a}\namateur: {model: b}\nport: many\n", "port"),
         ("expert: {model: a, logprobs_mode: processed_logprobs}\namateur: {model: b}\n", "expert.logprobs_mode"),
