@@ -34,6 +34,13 @@ kill "$server" # its work is done; it winds down by itself
 
 run lightreasoner-trainer train "$OUT/run" --model deploy/demo/expert --output "$OUT/adapter" --epochs 6
 run lightreasoner-trainer evaluate deploy/demo/expert --adapter "$OUT/adapter" --benchmark "unseen=$OUT/test.jsonl" \
-    --system-prompt "Please reason step by step." --max-tokens 64 -o "$OUT/results.json"
+    --system-prompt "Please reason step by step." --max-tokens 64 -o "$OUT/results.json" --run "$OUT/run"
+run lightreasoner-client report "$OUT/run" -o "$OUT/report.html"
 
-printf '\nThe whole job took %d s. RUN, adapter and results are in %s/.\n' $((SECONDS - began)) "$OUT"
+printf '\nThe whole job took %d s. What it left in %s/:\n' $((SECONDS - began)) "$OUT"
+printf '  %-13s %s\n' \
+    report.html "the RUN and its results as one page: open it in a browser" \
+    results.md "problems that the adapter fixed and broke, with both answers" \
+    adapter/ "the LoRA adapter, in PEFT's format" \
+    run/ "the RUN: trajectories and contrast samples as Parquet"
+python deploy/demo/outcome.py "$OUT"

@@ -1,0 +1,70 @@
+"""Makes the two pictures of README.md from what the demo left: result.png and report.png, beside this file.
+
+In: the folder that run.sh wrote (demo-output unless named). Out: the accuracies before and after with their 95%
+intervals, and the report as a browser shows it. Needs matplotlib, playwright and a `chromium` on the PATH; it measures
+nothing itself.
+
+    .venv/bin/python deploy/demo/pictures.py [FOLDER]
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from outcome import outcome, unseen
+from playwright.sync_api import sync_playwright
+
+HERE = Path(__file__).parent
+INK, BEFORE, AFTER = "#1f2328", "#9aa4b2", "#2f6fde"
+PIXELS = {"width": 900, "height": 780}
+"""Of the browser's window: what a reader sees first, at a size that stays legible in half a page."""
+
+
+def draw_result(result: dict[str, Any], file: Path) -> None:
+    """Two bars with 95% intervals; `result` as `evaluate` writes it."""
+    bars = [("the expert\nas it is", result["before"], BEFORE), ("with the\nadapter", result, AFTER)]
+    figure, axes = plt.subplots(figsize=(5.2, 4.5), dpi=150, layout="constrained")
+    for place, (_, bar, colour) in enumerate(bars):
+        accuracy, (low, high) = bar["accuracy"], bar["interval"]
+        axes.bar(place, 100 * accuracy, width=0.56, color=colour)
+        axes.errorbar(
+            place, 100 * accuracy, [[100 * (accuracy - low)], [100 * (high - accuracy)]], color=INK, capsize=6, lw=1.6
+        )
+        axes.text(place, 100 * accuracy / 2, f"{accuracy:.1%}", ha="center", va="center", size=19, color="white")
+    axes.set_xticks(range(len(bars)), [name for name, _, _ in bars], size=13, color=INK)
+    axes.set_xlim(-0.55, 1.55)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel(f"solved of {result['n']:,} unseen problems, %", size=12, color=INK)
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color="#e4e7eb")
+    axes.set_title(f"{outcome(result)}\n95% intervals", size=13, color=INK)
+    figure.savefig(file)
+    plt.close(figure)
+
+
+def photograph_report(page: Path, file: Path) -> None:
+    """The top of the report, in a light theme."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        raise SystemExit("no chromium on the PATH: apt-get install chromium")
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        window = browser.new_page(viewport=PIXELS, color_scheme="light")
+        window.goto(page.resolve().as_uri())
+        window.screenshot(path=file)
+        browser.close()
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
+    draw_result(unseen(folder), HERE / "result.png")
+    photograph_report(folder / "report.html", HERE / "report.png")

@@ -1,0 +1,209 @@
+"""The READMEs hold: links lead somewhere, commands are ones that exist, tables of options say what the programs do.
+
+Commands are parsed by the programs' own command lines and not run; `make demo` runs those of the main job.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from support.servers.real_server import ROOT
+
+from server.settings import ServerSettings
+
+PACKAGES = ("client", "server", "trainer")
+READMES = sorted([*ROOT.glob("*.md"), *(f for d in (*PACKAGES, "tests", "deploy") for f in (ROOT / d).rglob("*.md"))])
+SHELL = {"cd", "curl", "kill", "source", "pip", "docker", "cp", "mkdir", "sbatch"}
+"""Programs of others that the READMEs call."""
+OURS = re.compile(r"(?:lightreasoner-|-m )(client|server|trainer)")
+NO_OPTION_OF_OURS = {"--help", "--version", "--install-completion", "--show-completion"}
+
+
+def tokens(file: Path) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(file.read_text())
+
+
+def anchors(file: Path) -> set[str]:
+    """The headings of a page, as the links to them are written."""
+    made = tokens(file)
+    heads = [after.content for token, after in pairwise(made) if token.type == "heading_open"]
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def links(file: Path) -> Iterator[str]:
+    for token in tokens(file):
+        for child in token.children or ():
+            if child.type in ("link_open", "image"):
+                yield str(child.attrs["href" if child.type == "link_open" else "src"])
+
+
+def statements(file: Path) -> list[list[str]]:
+    """The commands of a page's shell blocks, word by word, with the variables that a block sets filled in."""
+    found = []
+    for token in tokens(file):
+        if token.type != "fence" or token.info:
+            continue
+        text = re.sub(r"(?m)(^|\s)#\s.*", "", token.content.replace("\\\n", " "))
+        for name, value in re.findall(r"""\b([A-Z]+)=(".*?"|[^\s;$]+)""", text):
+            text = re.sub(rf"\${name}\b", value.strip('"'), text)
+        text = re.sub(r"\b[A-Z]+=\$\((.*?)\)", r"\1", text)
+        for line in re.split(r"\n|; ", text):
+            words = [word for word in shlex.split(line) if word != "&"]
+            if words and not re.match(r"[A-Z]+=", words[0]):
+                found.append(words)
+    return found
+
+
+@cache
+def program(package: str) -> Any:
+    """The command line of a package, as click sees it."""
+    made = import_module(f"{package}.__main__")
+    return typer.main.get_command(getattr(made, "program", None) or made.app)
+
+
+@cache
+def command(words: str) -> Any:
+    """A command by its name as the READMEs write it, as `lightreasoner-client sample`."""
+    name, _, rest = words.removeprefix("lightreasoner-").partition(" ")
+    return program(name).commands[rest] if rest else program(name)
+
+
+def option_tables(package: str) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The commands whose options a table of a package's README lists, and the table's rows."""
+    made = tokens(ROOT / package / "README.md")
+    for index, token in enumerate(made):
+        if token.type == "inline" and token.content.startswith("Options of `"):
+            names = re.findall(r"`(lightreasoner-[a-z ]+)`", token.content)
+            header, *rows = table_after(made, index)
+            assert header == ["option", "default", "meaning"], f"the table of {names}"
+            yield names, rows
+
+
+def table_after(made: list[Token], index: int) -> list[list[str]]:
+    """Cells of the table that follows a token, row by row, as they are written."""
+    assert made[index + 2].type == "table_open", f"no table follows {made[index].content!r}"
+    rows: list[list[str]] = []
+    for token, after in pairwise(made[index + 2 :]):
+        if token.type == "table_close":
+            break
+        if token.type == "tr_open":
+            rows.append([])
+        if token.type in ("th_open", "td_open"):
+            rows[-1].append(after.content)
+    return rows
+
+
+def default_of(parameter: Any) -> str:
+    """An option's default as a table writes it."""
+    if parameter.required:
+        return "required"
+    if isinstance(parameter.show_default, str):
+        return parameter.show_default
+    value = parameter.default
+    if value is None or value is False or value == () or value == []:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))
+
+
+@pytest.mark.parametrize("file", READMES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_link_leads_somewhere(file: Path) -> None:
+    for link in links(file):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (file.parent / path).resolve() if path else file
+        assert target.exists() and target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("file", READMES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_command_is_one_that_exists(file: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for words in statements(file):
+        said = shlex.join(words)
+        if ours := OURS.search(said):
+            given = shlex.split(said[ours.end() :].partition(" > ")[0])
+            line = program(ours[1])
+            line = line.commands[given.pop(0)] if hasattr(line, "commands") else line
+            line.make_context(line.name, given)  # raises what the command line itself would say
+        elif words[0] == "make":
+            assert words[1] in targets, said
+        elif words[0] in ("python", ".venv/bin/python") and words[1] != "-m":
+            source = (ROOT / words[1]).read_text()
+            assert all(f'"{word}"' in source for word in words[2:] if word.startswith("--")), said
+        elif "/" in words[0] or words[0] in ("bash", "sh"):
+            assert (ROOT / words[-1 if words[0] in ("bash", "sh") else 0]).exists(), said
+        else:
+            assert words[0] in SHELL or words[:3] == [".venv/bin/python", "-m", "pytest"], said
+        for wanted in re.findall(r"\.\[([a-z,]+)\]", said):
+            assert set(wanted.split(",")) <= set(extras), said
+
+
+def test_the_readme_is_short_and_its_ten_commands_are_explained_one_by_one() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    section = text.partition("## From a model to a better one")[2].partition("\n## ")[0]
+    block, sentences = section.split("```")[1:3]
+    assert len(block.strip().splitlines()) == len(re.findall(r"^\d+\. ", sentences, re.M)) == 10
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_tables_of_options_name_ones_that_exist_with_their_defaults(package: str) -> None:
+    for names, rows in option_tables(package):
+        for options, default, _ in rows:
+            for option in re.findall(r"`(-[\w-]+)`", options):
+                having = [p for name in names for p in command(name).params if option in p.opts]
+                assert having, f"{names} have no {option}"
+                for parameter in having:
+                    assert default.strip("`") == default_of(parameter), f"{names} {option}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_option_stands_in_the_table_of_its_command(package: str) -> None:
+    told: dict[str, set[str]] = {}
+    for names, rows in option_tables(package):
+        for name in names:
+            told.setdefault(name, set()).update(word for row in rows for word in re.findall(r"`(-[\w-]+)`", row[0]))
+    line = program(package)
+    every = [f"lightreasoner-{package} {name}" for name in line.commands] if hasattr(line, "commands") else [line.name]
+    assert set(told) == set(every) or package == "server"
+    for name, options in told.items():
+        takes = {option for p in command(name).params for option in p.opts if option.startswith("--")}
+        assert takes - NO_OPTION_OF_OURS <= options, name
+
+
+def test_the_table_of_server_yaml_has_every_key_with_its_default() -> None:
+    made = tokens(ROOT / "server" / "README.md")
+    (start,) = (index for index, token in enumerate(made) if token.type == "inline" and token.content == "key")
+    header, *rows = table_after(made, start - 6)
+    assert header == ["key", "variable", "default", "meaning"]
+    told = {}
+    for keys, variables, default, _ in rows:
+        for key, variable in zip(re.findall("`(.*?)`", keys), re.findall("`(.*?)`", variables), strict=True):
+            assert variable == f"LIGHTREASONER_{key.upper().replace('.', '__')}"
+            told[key] = default.strip("`")
+    assert told == dict(flat(ServerSettings))
+
+
+def flat(model: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key of settings with its default as the table writes it; a section by its keys."""
+    for name, field in model.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            yield from flat(field.annotation, f"{prefix}{name}.")
+        else:
+            value = field.get_default(call_default_factory=True)
+            shown = "" if value is None or value == {} else f"{value:g}" if isinstance(value, float) else str(value)
+            yield prefix + name, shown
