@@ -23,8 +23,8 @@ say "lightreasoner-server --config deploy/demo/server.yaml --port $PORT > $OUT/s
 lightreasoner-server --config deploy/demo/server.yaml --port "$PORT" > "$OUT/server.log" 2>&1 &
 server=$!
 
-# The client waits until both engines are ready; the first try comes when the server listens.
-until (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; do
+# The client waits until both engines are ready; it can ask from the moment that the server says where it listens.
+until grep -q "listening on" "$OUT/server.log"; do
     kill -0 "$server" 2>/dev/null || { tail -n 20 "$OUT/server.log" >&2; exit 1; }
     sleep 0.5
 done
