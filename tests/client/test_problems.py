@@ -211,5 +211,6 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
 
 
 def test_every_benchmark_file_is_read(shared_data):
-    counts = {file.name: len(read_problems(str(file))) for file in sorted(shared_data.glob("*.jsonl"))}
+    files = [file for file in sorted(shared_data.glob("*.jsonl")) if file.name != "grader_cases.jsonl"]
+    counts = {file.name: len(read_problems(str(file))) for file in files}
     assert len(counts) == 7 and counts["gsm8k_train.jsonl"] == 7473 and counts["gsm8k_test.jsonl"] == 1319
