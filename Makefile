@@ -12,7 +12,7 @@ setup: .venv/ready ## fill .venv with server (CPU), trainer and development tool
 	deploy/setup.sh
 	@touch $@
 
-demo: setup ## problems in, a fine-tuned expert out: server, client and trainer on a small pair
+demo: setup ## sample, train and evaluate with a small pair of models; needs no GPU
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo/run.sh
 
 test: setup ## the whole test suite, on real engines

@@ -39,6 +39,14 @@ def test_the_expert_is_better_afterwards_on_problems_that_nobody_has_seen(demo):
     assert all(word in said for word in ("base", "fixed", "broken", "McNemar's p", f"{unseen['accuracy']:.1%}"))
 
 
+def test_it_ends_with_the_result_in_one_line_and_leaves_a_report(demo):
+    folder, said = demo
+    unseen = json.loads((folder / "results.json").read_text())["benchmarks"]["unseen"]
+    before, after, p = unseen["before"]["accuracy"], unseen["accuracy"], unseen["paired"]["p"]
+    assert said.splitlines()[-1] == f"before {before:.1%} → after {after:.1%} (p {p:.1g})"
+    assert f"{after:.1%}" in (folder / "report.html").read_text()
+
+
 def test_what_it_leaves_is_a_sealed_run_and_an_adapter(demo):
     folder, _ = demo
     run = Run(str(folder / "run"))
