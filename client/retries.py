@@ -19,6 +19,7 @@ from tenacity.stop import stop_after_attempt, stop_after_delay, stop_never
 Answer = TypeVar("Answer")
 JITTER = 0.25
 """The share of a pause that chance may take away, so that clients that failed together do not return together."""
+MOST_DOUBLINGS = 64
 LOOK_SECONDS = 0.1
 """How soon a pause ends once everything is to stop."""
 
@@ -68,14 +69,14 @@ async def retry(
 
 def pause_after(failures: int, first: float, longest: float | None = None) -> float:
     """Seconds to pause after so many failures in a row, at least 1: `first`, doubled each time up to `longest`."""
-    full = first if longest is None else min(first * 2.0 ** (failures - 1), longest)
+    full = first if longest is None else min(first * 2.0 ** min(failures - 1, MOST_DOUBLINGS), longest)
     return full * random.uniform(1 - JITTER, 1)
 
 
 async def rest(seconds: float, stopping: Callable[[], bool]) -> None:
     """Sleep so long, or until everything is to stop."""
     until = time.monotonic() + seconds
-    while not stopping() and (left := until - time.monotonic()) > 0:
+    while not stopping() and (left := until - time.monotonic()) > 0:  # noqa: ASYNC110 - a bool, not an event
         await asyncio.sleep(min(left, LOOK_SECONDS))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated
@@ -96,28 +95,34 @@ async def _wait(connection: Connection, job_id: str) -> Job:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from client.retries import retry
+
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    said, patient_until = "", time.monotonic()  # the first answer must come at once
+    said = ""
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(job_id, total=None)
-        while True:
-            try:
-                job = await connection.job(job_id)
-            except Unreachable as error:
-                if time.monotonic() > patient_until:
-                    raise
-                news = f"{error}; trying again"
-            else:
-                if job.status in ENDED:
-                    return job
-                patient_until = time.monotonic() + PATIENCE_SECONDS
-                counts = job.request_counts
-                bar.update(task, description=job.status, completed=counts.completed, total=counts.total or None)
-                news = f"{job_id} {job.status}" if not console.is_terminal else said
+
+        def say(news: str) -> None:
+            nonlocal said
             if news != said:
                 console.print(said := news, highlight=False, markup=False)
+
+        job = await connection.job(job_id)  # a server that is not there at the start is an error at once
+        while job.status not in ENDED:
+            counts = job.request_counts
+            bar.update(task, description=job.status, completed=counts.completed, total=counts.total or None)
+            if not console.is_terminal:
+                say(f"{job_id} {job.status}")
             await asyncio.sleep(POLL_SECONDS)
+            job = await retry(
+                lambda: connection.job(job_id),
+                may_pass=lambda error: isinstance(error, Unreachable),
+                pause=POLL_SECONDS,
+                seconds=PATIENCE_SECONDS,
+                tell=lambda error: say(f"{error}; trying again"),
+            )
+        return job
 
 
 def _line(job: Job) -> str:

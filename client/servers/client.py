@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 
 from client.errors import ServiceError, Stopped, Unreachable
 from client.protocol.requests import Failure, Problem, SamplingSettings, Trajectory
+from client.retries import retry
 from client.servers.connection import Connection, Pair
 from client.servers.dispatch import Dispatch
 from client.servers.window import Server, pair_differences
@@ -87,7 +88,7 @@ class SamplingClient:
                 if len(self._connections) == 1:
                     raise
                 raise ServiceError(f"{error} Without it the others can go on: leave its --server out") from error
-        pairs = [await self._patiently(connection.models) for connection in self._connections]
+        pairs = [await self._retried(connection.models) for connection in self._connections]
         for connection, pair in zip(self._connections, pairs, strict=True):
             if different := pair_differences(pairs[0], pair):
                 listed = "\n  ".join(("all must serve the same pair. The first's against the other's:", *different))
@@ -103,11 +104,11 @@ class SamplingClient:
 
     async def tokenizer(self) -> bytes:
         """The expert's tokenizer.json."""
-        return await self._patiently(self._connections[0].tokenizer)
+        return await self._retried(self._connections[0].tokenizer)
 
     async def versions(self) -> dict[str, str]:
         """Versions of the (first) server and of what its numbers rest on."""
-        return await self._patiently(self._connections[0].versions)
+        return await self._retried(self._connections[0].versions)
 
     async def trajectories(
         self, problems: Iterable[Problem], sampling: SamplingSettings | None = None
@@ -135,32 +136,45 @@ class SamplingClient:
     async def _until_ready(self, connection: Connection, tell: Callable[[str], None]) -> None:
         deadline, told = time.monotonic() + self._patience, ""
 
-        async def why_not() -> str | None:
+        async def ask() -> None:
+            reason: str | None = "it does not answer"
             with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(connection.why_not_ready(), max(deadline - time.monotonic(), 0.1))
-            return "it does not answer"
+                reason = await asyncio.wait_for(connection.why_not_ready(), max(deadline - time.monotonic(), 0.1))
+            if reason:
+                raise NotReady(reason)
 
-        while reason := await why_not():
+        def tell_once(reason: BaseException) -> None:
+            nonlocal told
+            if str(reason) != told:
+                told = str(reason)
+                tell(told if len(self._connections) == 1 else f"{connection}: {told}")
+
+        try:
+            await self._retried(ask, NotReady, tell_once)
+        except NotReady as reason:
             if self.stopping:
-                raise Stopped(f"stopped waiting for {connection}; nothing was asked of it yet")
-            if time.monotonic() > deadline:
-                raise ServiceError(f"{connection} is still not ready after {self._patience:g} s: {reason}")
-            if reason != told:
-                told = reason
-                tell(reason if len(self._connections) == 1 else f"{connection}: {reason}")
-            await asyncio.sleep(READY_POLL_SECONDS)
+                raise Stopped(f"stopped waiting for {connection}; nothing was asked of it yet") from None
+            raise ServiceError(f"{connection} is still not ready after {self._patience:g} s: {reason}") from None
 
-    async def _patiently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """What a server that is ready answers, asked again while it fails in passing."""
-        deadline = time.monotonic() + self._patience
-        while True:
-            try:
-                return await ask()
-            except Unreachable as error:
-                pause = max(error.retry_after, READY_POLL_SECONDS)
-                if self.stopping or time.monotonic() + pause > deadline:
-                    raise
-            await asyncio.sleep(pause)
+    async def _retried(
+        self,
+        ask: Callable[[], Awaitable[Answer]],
+        passing: type[Exception] = Unreachable,
+        tell: Callable[[BaseException], None] = lambda _: None,
+    ) -> Answer:
+        """What a server answers; asked again, for as long as `patience`, while that raises a `passing` error."""
+        return await retry(
+            ask,
+            may_pass=lambda error: isinstance(error, passing),
+            pause=READY_POLL_SECONDS,
+            seconds=self._patience,
+            stopping=lambda: self.stopping,
+            tell=tell,
+        )
+
+
+class NotReady(Exception):
+    """What a server that is still starting waits for."""
 
 
 def _least(pairs: Sequence[Pair]) -> Pair:

@@ -7,7 +7,6 @@ again.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import email.utils
 import time
@@ -33,6 +32,7 @@ from client.protocol.requests import (
     key_of_line,
     parse_line,
 )
+from client.retries import retry
 
 VERSIONS = TypeAdapter(dict[str, str])
 Pair = tuple[ModelCard, ModelCard]
@@ -148,14 +148,16 @@ class Connection:
     async def submit(self, request: JobRequest) -> Job:
         """Post a job. Lost on the way, it is posted again under the same key, so that it is made once."""
         body, headers = request.model_dump_json(exclude_none=True), {"idempotency-key": uuid.uuid4().hex}
-        for attempt in range(SUBMIT_ATTEMPTS):
-            try:
-                return self._job(await self._post("/v1/jobs", headers, body), 202)
-            except Unreachable:
-                if attempt == SUBMIT_ATTEMPTS - 1:
-                    raise
-            await asyncio.sleep(SUBMIT_PAUSE_SECONDS)
-        raise AssertionError
+
+        async def post() -> Job:
+            return self._job(await self._post("/v1/jobs", headers, body), 202)
+
+        return await retry(
+            post,
+            may_pass=lambda error: isinstance(error, Unreachable),
+            pause=SUBMIT_PAUSE_SECONDS,
+            attempts=SUBMIT_ATTEMPTS,
+        )
 
     async def job(self, job_id: str) -> Job:
         """How far a job is, or how it ended."""
@@ -197,7 +199,7 @@ class Connection:
 
     def _job(self, response: httpx.Response, expected: int) -> Job:
         if response.status_code == 503:
-            raise Unreachable(f"{self} cannot answer now: {_detail(response)}")
+            raise Unreachable(f"{self} cannot answer now: {_detail(response)}", _retry_after(response))
         if response.status_code != expected:
             raise ServiceError(f"{self} refused: {_detail(response)}")
         try:

@@ -18,6 +18,7 @@ from client.protocol.requests import (
     RequestCounts,
     SamplingSettings,
 )
+from client.retries import pause_after, rest
 from client.runs.run import Run
 from client.sampling.sampler import sample
 from client.sampling.writer import Counts
@@ -215,7 +216,8 @@ class JobRunner:
                     return await self._fail(claim, error)
             except Exception as error:
                 return await self._fail(claim, error)
-            await _rest(min(FIRST_JOB_PAUSE_SECONDS * 2**fruitless, LONGEST_JOB_PAUSE_SECONDS), source)
+            pause = pause_after(fruitless + 1, FIRST_JOB_PAUSE_SECONDS, LONGEST_JOB_PAUSE_SECONDS)
+            await rest(pause, lambda: source.stopping)  # a new job is no reason to try this one sooner
             if source.stopping:
                 return
 
@@ -246,10 +248,3 @@ class JobRunner:
         kind = next((name for known, name in ERROR_TYPES.items() if isinstance(error, known)), "internal_error")
         log.error("job failed: %s", error, exc_info=error if kind == "internal_error" else None)
         await asyncio.to_thread(claim.fail, JobError(type=kind, detail=str(error) or repr(error)))
-
-
-async def _rest(seconds: float, source: PairSource) -> None:
-    """Until then, or until the source is told to stop; a new job is no reason to try this one sooner."""
-    until = time.monotonic() + seconds
-    while not source.stopping and time.monotonic() < until:  # noqa: ASYNC110 - sources tell it by a bool
-        await asyncio.sleep(min(seconds, 0.1))
