@@ -64,7 +64,11 @@ async def retry(
         before_sleep=lambda state: tell(_error(state)),
         reraise=True,
     )
-    return await retrying(attempt)
+
+    async def awaited() -> Answer:  # tenacity awaits only what it knows to be a coroutine function: no lambda
+        return await attempt()
+
+    return await retrying(awaited)
 
 
 def pause_after(failures: int, first: float, longest: float | None = None) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from client.protocol.requests import PASSING_ERRORS, Failure, Trajectory
+from client.retries import retry
 from client.runs.keys import Key
 from client.runs.manifest import RunManifest
 from client.runs.run import Run
@@ -26,7 +27,6 @@ PARTS_AT_A_TIME = 4
 STORE_PAUSE_SECONDS, LONGEST_STORE_PAUSE_SECONDS = 2.0, 60.0
 """Between two attempts at a part while a store is out; doubled each time."""
 STORE_PATIENCE_SECONDS = 300.0
-STOPPING_POLL_SECONDS = 0.1
 
 
 @dataclass
@@ -174,26 +174,25 @@ class Writer:
 
     async def _patiently(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
         """Write one part, again and again while the store is out."""
-        pause, until = STORE_PAUSE_SECONDS, time.monotonic() + self._patience
-        while True:
-            try:
-                samples = await asyncio.to_thread(self._write, trajectories, failures)
-            except BucketError as error:
-                if not error.may_pass or self._stopping() or time.monotonic() > until:
-                    raise
-                if not self._store_is_out:
-                    self._tell(f"{error}; trying again")
-                self._store_is_out = True
-            else:
-                if self._store_is_out:
-                    self._tell(f"{self._run} can be written again")
-                self._store_is_out = False
-                return samples
-            for _ in range(round(pause / STOPPING_POLL_SECONDS)):
-                if self._stopping():
-                    break
-                await asyncio.sleep(STOPPING_POLL_SECONDS)
-            pause = min(2 * pause, LONGEST_STORE_PAUSE_SECONDS)
+
+        def tell_once(error: BaseException) -> None:
+            if not self._store_is_out:
+                self._tell(f"{error}; trying again")
+            self._store_is_out = True
+
+        samples = await retry(
+            lambda: asyncio.to_thread(self._write, trajectories, failures),
+            may_pass=lambda error: isinstance(error, BucketError) and error.may_pass,
+            pause=STORE_PAUSE_SECONDS,
+            longest_pause=LONGEST_STORE_PAUSE_SECONDS,
+            seconds=self._patience,
+            stopping=self._stopping,
+            tell=tell_once,
+        )
+        if self._store_is_out:
+            self._tell(f"{self._run} can be written again")
+        self._store_is_out = False
+        return samples
 
     def _write(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
         if failures:

@@ -46,6 +46,11 @@ def test_an_error_that_may_pass_is_told_and_the_answer_after_it_is_returned(paus
     assert told == errors and len(pauses) == 2
 
 
+def test_an_attempt_may_be_any_call_that_can_be_awaited(pauses):
+    attempt = Attempts(Unreachable("passes"))
+    assert retried(lambda: attempt()) == "answer" and attempt.made == 2
+
+
 def test_an_error_that_cannot_pass_is_raised_at_once(pauses):
     attempt = Attempts(Unreachable("passes"), ValueError("does not"))
     with pytest.raises(ValueError, match="does not"):
