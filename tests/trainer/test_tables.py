@@ -88,7 +88,7 @@ def test_what_cannot_be_done_is_said(tmp_path, expert, run, benchmark, trainer_c
     words = ("ablation", run, "--model", expert, "--output", tmp_path / "out", "--benchmark", f"digits={benchmark}")
     for more, code, message in (
         (("--seeds", "0,x"), 1, "--seeds '0,x': give whole numbers"),
-        (("--seeds", "1,1"), 1, "each once"),
+        (("--seeds", "1,1"), 1, "give each seed once"),
         (("--", "--learning-rat", "1"), 1, "full, seed 0: "),
         (("--", "--seed", "4"), 1, "--seed cannot stand after --"),
         (("--", "--output=x"), 1, "--output=x cannot stand after --"),
