@@ -240,18 +240,20 @@ def random_examples(shape: str) -> list[Example]:
 
 
 def real(words: argparse.Namespace) -> Any:
-    from trainer.adapters.base_model import load
+    from trainer.adapters.model_folder import ModelFolder, load
 
-    return load(Path(words.model), torch.bfloat16 if torch.cuda.is_available() else torch.float32, words.attention)
+    return load(
+        ModelFolder.find(words.model), torch.bfloat16 if torch.cuda.is_available() else torch.float32, words.attention
+    )
 
 
 def training_set_of(words: argparse.Namespace) -> Any:
     from client.runs.run import Run
-    from trainer.adapters.base_model import config_of
+    from trainer.adapters.model_folder import ModelFolder
     from trainer.data.dataset import Limits, read_training_set
 
-    base = Path(words.model)
-    return read_training_set(Run(words.run), base, Limits(config_of(base).get_text_config().vocab_size))
+    base = ModelFolder.find(words.model)
+    return read_training_set(Run(words.run), base, Limits(base.vocab_size))
 
 
 def examples_of(words: argparse.Namespace) -> list[Example]:

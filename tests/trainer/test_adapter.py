@@ -11,6 +11,7 @@ from support.models.tiny_pair import load, save_model, write_run
 
 from client.report.page import report
 from client.runs.run import Run
+from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Lora
 from trainer.training.lora import with_lora
 
@@ -88,7 +89,7 @@ def test_the_gradient_of_an_adapted_head_is_that_of_the_whole_logits(expert, exa
 def examples_of_run(run, expert):
     from trainer.data.dataset import Limits, read_training_set
 
-    return read_training_set(run, expert, Limits(load(expert).config.vocab_size)).examples
+    return read_training_set(run, ModelFolder(expert), Limits(load(expert).config.vocab_size)).examples
 
 
 def test_a_foreign_run_can_be_allowed_and_the_adapter_says_so(tmp_path, expert, trainer_cli):
@@ -125,7 +126,7 @@ def test_transformers_and_vllm_load_it_and_agree(tmp_path, run, expert, trainer_
     with torch.no_grad():
         plain = load(expert)(torch.tensor([ids])).logits[0].log_softmax(-1)
         exact = PeftModel.from_pretrained(load(expert), folder)(torch.tensor([ids])).logits[0].log_softmax(-1)
-    engine = AnswerEngine(expert, [folder], Precision.FLOAT32, 64)
+    engine = AnswerEngine(ModelFolder(expert), [folder], Precision.FLOAT32, 64)
     try:
         from vllm.lora.request import LoRARequest
 

@@ -8,6 +8,7 @@ from support.models.tiny_pair import VOCABULARY, WORDS, save_model, save_tokeniz
 
 from client.errors import RunError
 from client.runs.run import Run
+from trainer.adapters.model_folder import ModelFolder
 from trainer.data.dataset import Limits, check_ranges, read_training_set
 
 LIMITS = Limits(VOCABULARY)
@@ -15,7 +16,7 @@ LIMITS = Limits(VOCABULARY)
 
 @pytest.fixture
 def examples(run, expert):
-    return read_training_set(run, expert, LIMITS).examples
+    return read_training_set(run, ModelFolder(expert), LIMITS).examples
 
 
 def test_each_kept_step_is_predicted_from_the_prompt_and_the_tokens_before_it(run, examples):
@@ -31,7 +32,7 @@ def test_a_trajectory_without_a_kept_step_is_left_out_and_counted(tmp_path, expe
     bored = trajectory("bored", 50)
     bored = dataclasses.replace(bored, amateur_logprobs=bored.expert_logprobs)
     run = write_run(tmp_path / "run", expert, trajectories=[trajectory("keen", 51), bored])
-    found = read_training_set(run, expert, LIMITS)
+    found = read_training_set(run, ModelFolder(expert), LIMITS)
     assert len(found.examples) == 1 and found.without_kept_steps == 1
     assert found.kept_steps == len(found.examples[0].positions) > 0
 
@@ -58,7 +59,7 @@ def test_step_0_is_learned_from_the_end_of_the_prompt(tmp_path, expert):
     run = write_run(tmp_path / "run", expert, first_step=0, beta=0.0)
     sample = next(iter(run.samples()))
     assert sample.contrast.steps[0] == 0
-    first = read_training_set(run, expert, LIMITS).examples[0]
+    first = read_training_set(run, ModelFolder(expert), LIMITS).examples[0]
     assert first.positions[0] == len(sample.prompt_token_ids) - 1
 
 
@@ -95,14 +96,14 @@ def test_a_model_with_the_same_weights_but_another_tokenizer_or_template_is_refu
 def test_a_trajectory_that_is_too_long_for_a_micro_batch_or_for_the_model_is_named_and_not_cut(
     tmp_path, run, expert, trainer_cli
 ):
-    longest = max(len(example.input_ids) for example in read_training_set(run, expert, LIMITS).examples)
+    longest = max(len(example.input_ids) for example in read_training_set(run, ModelFolder(expert), LIMITS).examples)
     words = "train", run, "--model", expert, "--max-steps", 1, "--output"
     code, _, err = trainer_cli(*words, tmp_path / "short", "--token-budget", longest - 1)
     assert code == 1 and f"trajectory 'p0', sample 0 has {longest} tokens" in err and "--token-budget" in err
     assert f"give at least {longest}" in err and not (tmp_path / "short").exists()
     assert trainer_cli(*words, tmp_path / "long", "--token-budget", longest)[0] == 0
     with pytest.raises(RunError, match=f"has {longest} tokens; the model's context is {longest - 1}"):
-        read_training_set(run, expert, Limits(VOCABULARY, context=longest - 1))
+        read_training_set(run, ModelFolder(expert), Limits(VOCABULARY, context=longest - 1))
 
 
 def test_a_damaged_part_is_named(tmp_path, expert, trainer_cli):
@@ -116,7 +117,7 @@ def test_a_damaged_part_is_named(tmp_path, expert, trainer_cli):
 def test_a_key_that_two_parts_hold_is_read_once(tmp_path, expert):
     run = write_run(tmp_path / "run", expert, sealed=False)
     run.write([trajectory("p0", 77), trajectory("new", 78)], {}, run.manifest())
-    found = read_training_set(run, expert, LIMITS)
+    found = read_training_set(run, ModelFolder(expert), LIMITS)
     assert len(found.examples) == 7 and found.kept_steps == sum(len(s.contrast.steps) for s in run.samples())
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.models.tiny_pair import VOCABULARY, load, trajectory, write_run
 
+from trainer.adapters.model_folder import ModelFolder
 from trainer.data.dataset import Limits, read_training_set
 from trainer.data.packing import micro_batches, pack
 from trainer.settings import Lora
@@ -16,7 +17,7 @@ from trainer.training.lora import Head, hidden_states, with_lora
 def examples(tmp_path_factory, expert):
     rows = [trajectory(f"p{index}", index) for index in range(13)]
     run = write_run(tmp_path_factory.mktemp("runs") / "thirteen", expert, trajectories=rows)
-    return read_training_set(run, expert, Limits(VOCABULARY)).examples
+    return read_training_set(run, ModelFolder(expert), Limits(VOCABULARY)).examples
 
 
 def logits_of(model, examples):

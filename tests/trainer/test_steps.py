@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.models.tiny_pair import VOCABULARY, trajectory, write_run
 
+from trainer.adapters.model_folder import ModelFolder
 from trainer.data.dataset import Limits, TrainingSet, read_training_set
 from trainer.data.steps import Steps
 from trainer.settings import PRESETS, Preset, Recipe, Unit
@@ -15,7 +16,7 @@ from trainer.settings import PRESETS, Preset, Recipe, Unit
 def training_set(tmp_path_factory, expert):
     rows = [trajectory(f"p{index}", index) for index in range(10)]
     run = write_run(tmp_path_factory.mktemp("runs") / "ten", expert, trajectories=rows)
-    return read_training_set(run, expert, Limits(VOCABULARY))
+    return read_training_set(run, ModelFolder(expert), Limits(VOCABULARY))
 
 
 def taken(steps):

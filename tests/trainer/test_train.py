@@ -19,6 +19,7 @@ from support.training.one_step import one_step
 
 from client.errors import ModelError
 from client.models.fingerprints import model_fingerprint
+from trainer.adapters.model_folder import ModelFolder
 from trainer.data.dataset import Limits, read_training_set
 from trainer.data.packing import pack
 from trainer.settings import Lora
@@ -139,7 +140,7 @@ def test_training_lowers_the_loss_and_leaves_an_adapter_that_says_where_it_came_
     provenance = json.loads((out / "lightreasoner.json").read_text())
     assert provenance["base_model_fingerprint"] == before == model_fingerprint(expert)
     assert provenance["run"] == str(run)
-    batch = pack(read_training_set(run, expert, Limits(VOCABULARY)).examples)
+    batch = pack(read_training_set(run, ModelFolder(expert), Limits(VOCABULARY)).examples)
     adapted = PeftModel.from_pretrained(load(expert), out)
     compute_loss_in_forward(adapted)
     with torch.no_grad():

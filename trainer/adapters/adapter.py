@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from client.errors import ModelError
-from client.models.fingerprints import model_fingerprint
 from client.storage.bucket import Bucket, local_folder
+from trainer.adapters.model_folder import ModelFolder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -73,20 +73,19 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("lightreasoner", "torch", "transformers", "peft", "accelerate")}
 
 
-def check_base(adapter: Path, base: Path) -> None:
-    """Raises ModelError where an adapter says that it was made for other weights than those in `base`.
+def check_base(adapter: Path, base: ModelFolder) -> None:
+    """Raises ModelError if an adapter names other weights than those of `base`.
 
-    An adapter that was not made here says nothing of the kind and is let through.
+    An adapter that another program made names none, and passes.
     """
     file = adapter / PROVENANCE
     try:
         made_for = json.loads(file.read_bytes())["base_model_fingerprint"] if file.is_file() else None
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file} is damaged ({error!r}); remove it to use the adapter unchecked") from None
-    found = model_fingerprint(base)
-    if made_for not in (None, found):
+    if made_for not in (None, base.fingerprint):
         named = read_config(adapter).get("base_model_name_or_path")
         raise ModelError(
-            f"{adapter} was made for other weights ({made_for[:12]}) than those at {base} ({found[:12]}); "
+            f"{adapter} was made for other weights ({made_for[:12]}) than those at {base} ({base.fingerprint[:12]}); "
             f"give the model that it was trained on: {named}"
         )

@@ -20,9 +20,8 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from client.errors import ModelError
-from client.models.fingerprints import model_folder
 from trainer.adapters.adapter import adapter_folder, check_base, new_folder, read_config
-from trainer.adapters.base_model import load, stored_dtype
+from trainer.adapters.model_folder import ModelFolder, load
 from trainer.settings import Precision
 
 COPIED_FILES = (
@@ -65,10 +64,10 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     The sum W + (alpha / r) * B A is taken in float32 and rounded once, to `precision`: the dtype in which the base is
     stored, unless told otherwise. Raises ModelError where the adapter was made for another base or `output` is taken.
     """
-    base, made = model_folder(model), adapter_folder(adapter)
+    base, made = ModelFolder.find(model), adapter_folder(adapter)
     read_config(made)
     check_base(made, base)
-    dtype = stored_dtype(base) if precision == Precision.AUTO else getattr(torch, precision)
+    dtype = base.dtype_for(precision)
     out = new_folder(output)
     whole = load(base, torch.float32)
     try:
@@ -84,7 +83,7 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     merged.to(dtype).save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     for pattern in COPIED_FILES:
-        for file in filter(Path.is_file, base.glob(pattern)):
+        for file in filter(Path.is_file, base.path.glob(pattern)):
             shutil.copy(file, out / file.name)
     return update
 

@@ -101,6 +101,7 @@ def evaluate_command(
         )
     quiet_transformers()
     from client.runs.run import Run
+    from trainer.adapters.model_folder import ModelFolder
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.summary import figures, markdown, table
 
@@ -109,7 +110,7 @@ def evaluate_command(
     files = files_by_name(benchmark)
     settings = Examination(max_tokens, system_prompt, limit, n, temperature, top_p, seed, dtype)
     console, adapters = wide_console(), adapter or []
-    found = evaluate(model, adapters, files, settings, console, kept)
+    found = evaluate(ModelFolder.find(model), adapters, files, settings, console, kept)
     console.print(table(found))
     about = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
     text = json.dumps(figures(found) | about, indent=2) + "\n"

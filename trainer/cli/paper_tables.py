@@ -100,9 +100,17 @@ def _plan(
 ) -> Plan:
     """What both tables are told. Raises LightReasonerError for seeds or options of `train` that are not allowed."""
     quiet_transformers()
+    from trainer.adapters.model_folder import ModelFolder
     from trainer.evaluation.paper_tables import Plan
 
-    return Plan(model, output, files_by_name(benchmark), seeds_of(seeds), examination, train_options(context.args))
+    return Plan(
+        ModelFolder.find(model),
+        output,
+        files_by_name(benchmark),
+        seeds_of(seeds),
+        examination,
+        train_options(context.args),
+    )
 
 
 def seeds_of(text: str) -> list[int]:

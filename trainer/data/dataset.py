@@ -7,16 +7,16 @@ is empty, another model's, or too long for a micro-batch. Never runs a model, ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from client.errors import RunError
-from client.models.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
+from client.models.fingerprints import chat_template_digest, tokenizer_fingerprint
 from client.protocol.requests import Trajectory
 from client.runs.keys import Keys
 from client.runs.run import Run
 from client.runs.samples import Sample
+from trainer.adapters.model_folder import ModelFolder
 from trainer.data.example import Example
 
 DIGITS = 12
@@ -84,24 +84,24 @@ class TrainingSet:
             raise RunError(_nothing_to_learn(self.run, self.without_kept_steps))
 
 
-def read_training_set(run: Run, folder: Path, limits: Limits) -> TrainingSet:
-    """Read the examples of a RUN for the model in `folder`, all that is there.
+def read_training_set(run: Run, model: ModelFolder, limits: Limits) -> TrainingSet:
+    """Read all examples that a RUN holds for `model`.
 
     Raises RunError where the RUN is missing, empty, of another expert, or holds what the model cannot have said.
     """
-    check_expert(run, folder)
+    check_expert(run, model)
     training_set = TrainingSet(run, limits)
     training_set.read()
     return training_set
 
 
-def mismatches(run: Run, folder: Path) -> list[str]:
+def mismatches(run: Run, model: ModelFolder) -> list[str]:
     """Each of weights, tokenizer and chat template that is not that of the RUN's expert, in words."""
     expert = run.manifest().expert
     compared = {
-        "weights": (expert.model_fingerprint, model_fingerprint(folder)),
-        "tokenizer": (expert.tokenizer_fingerprint, tokenizer_fingerprint(folder)),
-        "chat template": (expert.chat_template_digest, chat_template_digest(folder)),
+        "weights": (expert.model_fingerprint, model.fingerprint),
+        "tokenizer": (expert.tokenizer_fingerprint, tokenizer_fingerprint(model.path)),
+        "chat template": (expert.chat_template_digest, chat_template_digest(model.path)),
     }
     return [
         f"{what} {_short(theirs)} in run.json, {_short(ours)} in the model"
@@ -110,11 +110,11 @@ def mismatches(run: Run, folder: Path) -> list[str]:
     ]
 
 
-def check_expert(run: Run, folder: Path) -> None:
-    """Raises RunError naming each way in which the model at `folder` is not the RUN's expert."""
-    if differences := mismatches(run, folder):
+def check_expert(run: Run, model: ModelFolder) -> None:
+    """Raises RunError naming each way in which `model` is not the RUN's expert."""
+    if differences := mismatches(run, model):
         raise RunError(
-            f"{run} was not sampled from the model at {folder}: {'; '.join(differences)}. "
+            f"{run} was not sampled from the model at {model}: {'; '.join(differences)}. "
             f"Train the expert that sampled it ({run.manifest().expert.id}), sample again with this one, or give "
             "--allow-mismatch"
         )

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from client.errors import ModelError
 from trainer.adapters.adapter import read_config
-from trainer.adapters.base_model import weights_dtype
+from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Examination, Precision
 
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
@@ -27,7 +27,9 @@ CPU_CACHE_BYTES = 2**30
 class AnswerEngine:
     """A running engine. Decodes as it is told, whatever generation_config.json says."""
 
-    def __init__(self, folder: Path, adapters: Sequence[Path], dtype: Precision | None, max_model_len: int) -> None:
+    def __init__(
+        self, model: ModelFolder, adapters: Sequence[Path], precision: Precision | None, max_model_len: int
+    ) -> None:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
         warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
@@ -43,8 +45,8 @@ class AnswerEngine:
         try:
             with _in_process() if current_platform.is_cpu() else contextlib.nullcontext():
                 self.llm = LLM(
-                    model=str(folder),
-                    dtype=weights_dtype(dtype, folder),  # type: ignore[arg-type]
+                    model=str(model),
+                    dtype=model.dtype_for(precision),  # type: ignore[arg-type]
                     generation_config="vllm",
                     max_model_len=max_model_len,
                     use_tqdm_on_load=sys.stderr.isatty(),
@@ -53,7 +55,7 @@ class AnswerEngine:
         except Exception as error:  # whatever a model's files are wrong in
             said = str(error).partition("\n")[0]
             raise ModelError(
-                f"vLLM could not start {folder}: {type(error).__name__}: {said}; VLLM_LOGGING_LEVEL=INFO shows its log"
+                f"vLLM could not start {model}: {type(error).__name__}: {said}; VLLM_LOGGING_LEVEL=INFO shows its log"
             ) from error
 
     def answers(self, prompts: Sequence[list[int]], examination: Examination, adapter: Path | None) -> list[list[str]]:

@@ -19,9 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import AutoTokenizer
 
 from client.errors import LightReasonerError
-from client.models.fingerprints import model_fingerprint, model_folder
 from trainer.adapters.adapter import CONFIG, WEIGHTS, adapter_folder, check_base, read_config
-from trainer.adapters.base_model import config_of, weights_dtype
+from trainer.adapters.model_folder import ModelFolder
 from trainer.evaluation.answer_engine import AnswerEngine
 from trainer.evaluation.benchmarks import Benchmark, read_benchmark
 from trainer.evaluation.records import Record, Records
@@ -36,7 +35,7 @@ AT_ONCE = 512
 
 
 def evaluate(
-    model: str,
+    model: ModelFolder,
     adapters: Sequence[str],
     benchmarks: Mapping[str, str],
     examination: Examination,
@@ -50,37 +49,37 @@ def evaluate(
     """
     if len(set(adapters)) < len(adapters):
         raise LightReasonerError("--adapter: the same adapter is given twice")
-    folder, tuned = model_folder(model), {name: adapter_folder(name) for name in adapters}
+    tuned = {name: adapter_folder(name) for name in adapters}
     for adapter in tuned.values():
         read_config(adapter)
-        check_base(adapter, folder)
-    read, about = _benchmarks(folder, benchmarks, examination)
+        check_base(adapter, model)
+    read, about = _benchmarks(model, benchmarks, examination)
     records = Records(file, about | {"adapters": {name: _digest(at) for name, at in tuned.items()}})
     try:
-        _ask_all(folder, tuned, read, examination, records, console)
+        _ask_all(model, tuned, read, examination, records, console)
     finally:
         records.close()
     names = [BASE, *tuned]
     return [compare(benchmark.name, [(name, records.of(name, benchmark.name)) for name in names]) for benchmark in read]
 
 
-def check(model: str, benchmarks: Mapping[str, str], examination: Examination, file: Path) -> None:
+def check(model: ModelFolder, benchmarks: Mapping[str, str], examination: Examination, file: Path) -> None:
     """Raise what `evaluate` would, of what is known before there are adapters: benchmarks, and the file of records."""
-    _, about = _benchmarks(model_folder(model), benchmarks, examination)
+    _, about = _benchmarks(model, benchmarks, examination)
     Records.check(file, about | {"adapters": {}})
 
 
 def _benchmarks(
-    folder: Path, benchmarks: Mapping[str, str], examination: Examination
+    model: ModelFolder, benchmarks: Mapping[str, str], examination: Examination
 ) -> tuple[list[Benchmark], dict[str, Any]]:
     """The benchmarks, read, and what the evaluation of a model on them is of."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(model.path)
     read = [read_benchmark(name, path, tokenizer, examination) for name, path in benchmarks.items()]
     about = {
-        "base": model_fingerprint(folder),
+        "base": model.fingerprint,
         "benchmarks": {benchmark.name: benchmark.digest for benchmark in read},
         **{name: value for name, value in asdict(examination).items() if name != "limit"},
-        "dtype": str(weights_dtype(examination.dtype, folder)).removeprefix("torch."),
+        "dtype": str(model.dtype_for(examination.dtype)).removeprefix("torch."),
     }
     return read, about
 
@@ -91,7 +90,7 @@ def _digest(adapter: Path) -> str:
 
 
 def _ask_all(
-    folder: Path,
+    model: ModelFolder,
     adapters: Mapping[str, Path],
     benchmarks: Sequence[Benchmark],
     examination: Examination,
@@ -107,12 +106,12 @@ def _ask_all(
         for number in range(len(benchmark.questions))
         if any((name, benchmark.name, number, index) not in records for index in range(examination.n))
     ]
-    context = context_for(folder, benchmarks, examination.max_tokens, console)
+    context = context_for(model, benchmarks, examination.max_tokens, console)
     if len(records):
         console.print(f"{len(records):,} outputs are there already", soft_wrap=True)
     if not missing:
         return
-    engine = AnswerEngine(folder, list(adapters.values()), examination.dtype, context)
+    engine = AnswerEngine(model, list(adapters.values()), examination.dtype, context)
     try:
         with _progress(console, len(missing) * examination.n) as advance:
             while missing:
@@ -158,14 +157,13 @@ def _progress(console: Console, total: int) -> Iterator[Callable[[str, int], Non
         yield advance
 
 
-def context_for(folder: Path, benchmarks: Sequence[Benchmark], max_tokens: int, console: Console) -> int:
+def context_for(model: ModelFolder, benchmarks: Sequence[Benchmark], max_tokens: int, console: Console) -> int:
     """The context to ask of the engine: what the longest prompt needs, within what the model has.
 
     Says which prompts do not fit; they are counted as wrong.
     """
     longest = max(len(question.prompt) for benchmark in benchmarks for question in benchmark.questions)
-    context = getattr(config_of(folder).get_text_config(), "max_position_embeddings", None)
-    context = min(context or sys.maxsize, longest + max_tokens)
+    context = min(model.context or sys.maxsize, longest + max_tokens)
     for benchmark in benchmarks:
         if too_long := sum(len(question.prompt) >= context for question in benchmark.questions):
             console.print(

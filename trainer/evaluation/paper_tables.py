@@ -25,6 +25,7 @@ from client.errors import LightReasonerError
 from client.protocol.requests import ContrastSettings
 from client.runs.build import build
 from client.runs.run import Run
+from trainer.adapters.model_folder import ModelFolder
 from trainer.evaluation.evaluate import BASE, check, evaluate
 from trainer.evaluation.records import Record, Records
 from trainer.evaluation.scores import score
@@ -44,7 +45,7 @@ VARIANTS: tuple[tuple[str, Selection, Labels], ...] = (
 class Plan:
     """What is the same for every row of a table."""
 
-    model: str
+    model: ModelFolder
     out: Path
     benchmarks: Mapping[str, str]
     seeds: Sequence[int]
@@ -121,7 +122,17 @@ def train(url: str, name: str, seed: int, plan: Plan, console: Console, options:
     """An adapter, trained unless it is there. Raises LightReasonerError with what the training said."""
     adapter = plan.out / "adapters" / f"{name.replace(' ', '-')}-{seed}"
     console.print(f"{name}, seed {seed}: {adapter}", soft_wrap=True)
-    words = ["train", url, "--model", plan.model, "--output", str(adapter), "--seed", str(seed), "--resume"]
+    words = [
+        "train",
+        url,
+        "--model",
+        plan.model.hub_id or str(plan.model),
+        "--output",
+        str(adapter),
+        "--seed",
+        str(seed),
+        "--resume",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "trainer", *words, *options, *plan.train_options], stderr=subprocess.PIPE, text=True,
         stdout=subprocess.DEVNULL,

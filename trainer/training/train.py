@@ -21,11 +21,10 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from client.errors import ModelError
-from client.models.fingerprints import model_fingerprint, model_folder
 from client.runs.run import Run
 from client.storage.bucket import BucketError
 from trainer.adapters.adapter import PROVENANCE, versions
-from trainer.adapters.base_model import config_of, default_precision, load, weights_dtype
+from trainer.adapters.model_folder import ModelFolder, default_precision, load
 from trainer.data.dataset import Limits, TrainingSet, check_expert, mismatches
 from trainer.data.follow import Arrivals, WriterStalled
 from trainer.data.solutions import SolutionSet, read_answers
@@ -66,7 +65,7 @@ def train(
         raise ModelError("--objective sft and --answers FILE belong together: the right solutions are trained on")
     if recipe.objective == Objective.SFT and recipe.unit == Unit.STEP:
         raise ModelError("--preset paper is the contrast's recipe; --objective sft takes whole solutions: give one")
-    run, base = Run(run_url), model_folder(model)
+    run, base = Run(run_url), ModelFolder.find(model)
     recipe = replace(recipe, dtype=recipe.dtype or default_precision())
     args = arguments(recipe, running)
     console.quiet = args.process_index != 0
@@ -82,7 +81,7 @@ def train(
         if training_set is None:
             parts = state_of(checkpoint)["parts"] if checkpoint else ([] if running.follow else None)
             training_set = read(run, base, recipe, running, parts)
-        training = Training(run, base, model, recipe, running, args, training_set, out, checkpoint, identity)
+        training = Training(run, base, recipe, running, args, training_set, out, checkpoint, identity)
         try:
             report = carry_out(training, console)
         except (OSError, SafetensorError) as error:
@@ -100,8 +99,7 @@ class Training:
     """All that a training is made of, once it is known to be possible."""
 
     run: Run
-    base: Path
-    model: str  # as the user names the base
+    base: ModelFolder
     recipe: Recipe
     running: Running
     args: TrainingArguments
@@ -113,11 +111,6 @@ class Training:
     @property
     def leads(self) -> bool:
         return self.args.process_index == 0
-
-    @property
-    def name(self) -> str:
-        """By which the adapter remembers its base: a Hub id, or a folder's full path."""
-        return str(self.base.absolute()) if self.base == Path(self.model) else self.model
 
     def state(self) -> dict[str, Any]:
         """What a training must agree with that goes on with this one, and where it stands."""
@@ -131,8 +124,8 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
     if not running.follow:
         announce(training.run, training.training_set, console)
     transformers.set_seed(recipe.seed)
-    loaded = load(training.base, weights_dtype(recipe.dtype, training.base), running.attention)
-    adapted = with_lora(loaded, training.name, recipe.lora)
+    loaded = load(training.base, training.base.dtype_for(recipe.dtype), running.attention)
+    adapted = with_lora(loaded, training.base.name, recipe.lora)
     transformers.set_seed(recipe.seed + args.process_index)  # ranks drop out different things
     steps, most = steps_of(training, console)
     args.output_dir, args.max_steps = str(training.out.checkpoints), most
@@ -145,7 +138,7 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
         callbacks=[journal] if training.leads else [],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    check_packing(adapted, training.name)
+    check_packing(adapted, training.base.name)
     if training.checkpoint:
         say_where(training, steps.first, most, console)
     if training.leads:
@@ -218,11 +211,9 @@ def provenance_of(training: Training, optimizer_steps: int, losses: list[float])
     }
 
 
-def read(run: Run, base: Path, recipe: Recipe, running: Running, parts: list[str] | None = None) -> TrainingSet:
+def read(run: Run, base: ModelFolder, recipe: Recipe, running: Running, parts: list[str] | None = None) -> TrainingSet:
     """What is to be trained on: all that the RUN holds, or `parts`."""
-    config = config_of(base).get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
-    limits = Limits(config.vocab_size, context, running.token_budget)
+    limits = Limits(base.vocab_size, base.context, running.token_budget)
     if recipe.objective == Objective.SFT:
         assert recipe.answers is not None
         training_set: TrainingSet = SolutionSet(run, limits, read_answers(recipe.answers))
@@ -232,14 +223,14 @@ def read(run: Run, base: Path, recipe: Recipe, running: Running, parts: list[str
     return training_set
 
 
-def identity_of(run: Run, base: Path, recipe: Recipe, running: Running) -> dict[str, Any]:
+def identity_of(run: Run, base: ModelFolder, recipe: Recipe, running: Running) -> dict[str, Any]:
     """What one training is, and another is not: as it comes back from JSON."""
     return plain(
         {
             "recipe": asdict(recipe),
             "follow": running.follow,
             "run_identity": run.manifest().identity(),
-            "base_model_fingerprint": model_fingerprint(base),
+            "base_model_fingerprint": base.fingerprint,
         }
     )
 
@@ -300,7 +291,7 @@ def finish(training: Training, provenance: dict[str, Any], losses: list[float], 
     """Write what goes beside the weights, and put metrics and picture into the RUN, where its report finds them."""
     folder = training.out.folder
     draw_curve(losses, folder / CURVE)
-    (folder / "README.md").write_text(card(provenance, training.name))
+    (folder / "README.md").write_text(card(provenance, training.base.name))
     write_whole(folder / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
     for name in (METRICS, CURVE):
         try:
