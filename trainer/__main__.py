@@ -7,31 +7,25 @@ from __future__ import annotations
 
 import sys
 
-import typer
-
+from client.cli.program import Program
 from client.errors import LightReasonerError, missing_extra
 from trainer.cli.evaluate import evaluate_command
 from trainer.cli.merge import merge_command
 from trainer.cli.paper_tables import EXTRA, ablation_command, efficiency_command
 from trainer.cli.train import train_command
 
-app = typer.Typer(
-    help="Fine-tune an expert on the contrast samples of a RUN, and measure the gain.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-app.command("train")(train_command)
-app.command("evaluate")(evaluate_command)
-app.command("merge")(merge_command)
-app.command("ablation", context_settings=EXTRA)(ablation_command)
-app.command("efficiency", context_settings=EXTRA)(efficiency_command)
+program = Program("Fine-tune an expert on the contrast samples of a RUN, and measure the gain.")
+program.command("train")(train_command)
+program.command("evaluate")(evaluate_command)
+program.command("merge")(merge_command)
+program.command("ablation", context_settings=EXTRA)(ablation_command)
+program.command("efficiency", context_settings=EXTRA)(efficiency_command)
 
 
 def main() -> None:
     """The console script."""
     try:
-        app()
+        program()
     except (LightReasonerError, ModuleNotFoundError) as error:
         extra = "server" if getattr(error, "name", None) == "vllm" else "trainer"
         said = missing_extra(error, extra) if isinstance(error, ModuleNotFoundError) else error

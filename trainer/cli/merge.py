@@ -27,9 +27,8 @@ def merge_command(
 ) -> None:
     """Merge an adapter into its model: add the two in float32, then round once.
 
-    Prints how much of the adapter is left after rounding: bfloat16 loses small updates.
-
-    If it loses too much, use the adapter unmerged, or give --dtype float32.
+    Prints how much of the adapter is left after rounding: bfloat16 loses small updates. If it
+    loses too much, use the adapter unmerged, or give --dtype float32.
     """
     quiet_transformers()
     from trainer.adapters.merge import merge
