@@ -17,11 +17,12 @@ import numpy as np
 import orjson
 import pytest
 from starlette.responses import Response
+from support.processes.forked import PATH, ROOT
 from support.runs.made_run import make_trajectory
 from support.runs.sampled import PROBLEMS, keys, more, once, sampled
 from support.servers.contract_server import ContractServer, line_of, refusal
 from support.servers.proxy import Proxy
-from support.servers.real_server import PATH, ROOT, free_port
+from support.servers.real_server import free_port
 
 import client.servers.client
 import client.servers.connection

@@ -8,20 +8,20 @@ import asyncio
 import json
 import os
 import random
-import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import obstore
 import pytest
+from support.processes.forked import fork
+from support.processes.forked import run as run_forked
 from support.runs.made_run import TOP_K
 from support.servers.contract_server import TOKENS, ContractServer, line_of, refusal
 from support.servers.job_calls import read_by_others, wait_until
 from support.servers.proxy import Proxy
-from support.servers.real_server import ROOT, command
+from support.servers.real_server import command
 from support.servers.real_store import KEYS
 
 from client.protocol.requests import Failure
@@ -55,8 +55,7 @@ def sample(problems, run, server, *options):
 
 
 def start(problems, run, server, *options):
-    arguments = [sys.executable, "-m", *map(str, words(problems, run, server, *options))]
-    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return fork(*words(problems, run, server, *options))
 
 
 def unanswerable(*ids):
@@ -354,8 +353,7 @@ def test_a_store_that_is_out_for_a_while_costs_nothing(server, problem_file, s3,
 def test_a_full_disk_is_named_and_once_there_is_room_the_same_command_completes(server, problem_file, tmp_path):
     """A limit on the size of files, in KiB, stands for the disk: run.json fits and a part does not."""
     problems, run = problem_file(PROBLEMS), tmp_path / "run"
-    line = shlex.join([sys.executable, "-m", *map(str, words(problems, run, server))])
-    said = subprocess.run(["bash", "-c", f"ulimit -f 8; exec {line}"], cwd=ROOT, capture_output=True, text=True)
+    said = run_forked(*words(problems, run, server), file_bytes=8 * 1024)
     assert said.returncode == 1 and "Traceback" not in said.stderr, said.stderr
     assert f"in {run}: " in said.stderr and not Run(str(run)).parts("trajectories")
     assert sample(problems, run, server).returncode == 0

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from support.models.tiny_pair import manifest_for, trajectory, write_run
-from support.training.launch import metrics, started, torchrun
+from support.training.launch import metrics, ranks, started
 
 import trainer.data.follow
 from client.runs.run import Run
@@ -103,7 +103,7 @@ def test_a_writer_that_stalls_is_reported_the_wait_ends_and_resuming_takes_the_r
 
 def test_ranks_follow_one_list(tmp_path, run, words):
     writer = written(run, pause=1.0)
-    said = torchrun(2, "trainer", *words, "--epochs", 1, module=True)
+    said = ranks(2, *words, "--epochs", 1)
     writer.join()
     assert said.returncode == 0, said.stderr[-3000:]
     lines = metrics(tmp_path / "out")

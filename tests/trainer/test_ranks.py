@@ -1,15 +1,12 @@
 """Two ranks of one training, over gloo on the CPU, are one training."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.models.tiny_pair import trajectory, write_run
-from support.training.launch import metrics, torchrun
-
-SHARDED = Path(__file__).parents[1] / "support" / "training" / "sharded.py"
+from support.training.launch import SHARDED, metrics, ranks, torchrun
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +21,7 @@ def words(tmp_path_factory, expert):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, words):
     out = tmp_path_factory.mktemp("alone") / "out"
-    said = torchrun(1, "trainer", *words, "--output", out, module=True)
+    said = ranks(1, *words, "--output", out)
     assert said.returncode == 0, said.stderr[-3000:]
     return out
 
@@ -40,7 +37,7 @@ def check_the_same(out, alone, tolerance=1e-5):
 
 
 def test_two_ranks_have_the_losses_and_weights_of_one_with_the_same_global_batch(tmp_path, words, alone):
-    said = torchrun(2, "trainer", *words, "--output", tmp_path / "out", module=True)
+    said = torchrun(2, *words, "--output", tmp_path / "out")  # the others are ranks that were forked
     assert said.returncode == 0, said.stderr[-3000:]
     assert said.stdout.count("9 optimizer steps over 13 trajectories") == 1  # the first rank speaks
     check_the_same(tmp_path / "out", alone)
@@ -50,26 +47,26 @@ def test_two_ranks_have_the_losses_and_weights_of_one_with_the_same_global_batch
 def test_two_ranks_resume_from_their_checkpoint(tmp_path, words, alone):
     out = tmp_path / "out"
     shorter = [5 if word == 9 else word for word in words]
-    assert torchrun(2, "trainer", *shorter, "--output", out, module=True).returncode == 0
+    assert ranks(2, *shorter, "--output", out).returncode == 0
     assert {file.name for file in (out / "checkpoints" / "checkpoint-5").iterdir()} > {
         "rng_state_0.pth",
         "rng_state_1.pth",
     }
-    said = torchrun(2, "trainer", *words, "--output", out, "--resume", module=True)
+    said = ranks(2, *words, "--output", out, "--resume")
     assert said.returncode == 0 and "resuming after step 5" in said.stdout, said.stderr[-3000:]
     check_the_same(out, alone)
 
 
 def test_two_ranks_with_sharded_weights_have_the_losses_of_one_and_resume(tmp_path, words, alone):
     out, shorter = tmp_path / "out", [5 if word == 9 else word for word in words]
-    said = torchrun(2, SHARDED, *shorter, "--output", out)
+    said = ranks(2, *shorter, "--output", out, function=SHARDED)
     assert said.returncode == 0, said.stderr[-3000:]
     assert list((out / "checkpoints" / "checkpoint-5").glob("*fsdp*"))  # which only sharded weights leave
-    said = torchrun(2, SHARDED, *words, "--output", out, "--resume")
+    said = ranks(2, *words, "--output", out, "--resume", function=SHARDED)
     assert said.returncode == 0 and "resuming after step 5" in said.stdout, said.stderr[-3000:]
     check_the_same(out, alone)
 
 
 def test_what_is_wrong_ends_every_rank_with_the_reason(tmp_path, words, alone):
-    said = torchrun(2, "trainer", *words, "--output", alone, module=True)
+    said = ranks(2, *words, "--output", alone)
     assert said.returncode != 0 and f"{alone} is not empty" in said.stderr

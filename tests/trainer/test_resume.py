@@ -3,18 +3,16 @@
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.models.tiny_pair import save_model
-from support.training.launch import ROOT, metrics, started
+from support.processes.forked import run as run_forked
+from support.training.launch import metrics, started
 
 from client.storage.bucket import Bucket
 
@@ -199,9 +197,6 @@ def test_a_bucket_that_holds_anything_is_taken(words, bucket, trainer_cli):
 @pytest.mark.parametrize("blocks", [1, 16, 24])  # too small for a log, for the adapter, for the optimizer's state
 def test_a_disk_that_is_full_ends_training_in_a_line_with_the_remedy(tmp_path, words, blocks):
     """A limit on the size of files, in KiB, stands for the disk."""
-    line = f"ulimit -f {blocks}; exec {sys.executable} -m trainer {shlex.join(map(str, words))}"
-    said = subprocess.run(
-        ["bash", "-c", f"{line} --output {tmp_path / 'out'}"], cwd=ROOT, capture_output=True, text=True
-    )
+    said = run_forked("trainer", *words, "--output", tmp_path / "out", file_bytes=blocks * 1024)
     assert said.returncode == 1 and "Traceback" not in said.stderr, said.stderr
     assert "make room" in said.stderr and "--resume" in said.stderr

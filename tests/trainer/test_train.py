@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,8 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from support.models.tiny_pair import VOCABULARY, load, randomised, save_model, write_run
-from support.training.launch import metrics, torchrun
+from support.training.launch import ONE_STEP, metrics
+from support.training.launch import ranks as ranks_of
 from support.training.one_step import one_step
 
 from client.errors import ModelError
@@ -25,8 +25,6 @@ from trainer.data.packing import pack
 from trainer.settings import Lora
 from trainer.training.loop import ContrastTrainer
 from trainer.training.lora import compute_loss_in_forward, with_lora
-
-ONE_STEP = Path(__file__).parents[1] / "support" / "training" / "one_step.py"
 
 
 def per_sample_loss(model, samples):
@@ -86,7 +84,8 @@ def test_loss_and_gradient_equal_a_reference_with_one_forward_per_kept_step(
     if ranks == 1:
         one_step(*words, **options)
     else:
-        said = torchrun(ranks, ONE_STEP, *words, *(f"{name}={json.dumps(value)}" for name, value in options.items()))
+        given = [f"{name}={json.dumps(value)}" for name, value in options.items()]
+        said = ranks_of(ranks, *words, *given, function=ONE_STEP)
         assert said.returncode == 0, said.stderr[-3000:]
     loss, gradients = reference
     assert metrics(tmp_path / "out")[0]["loss"] == pytest.approx(loss, rel=1e-5)

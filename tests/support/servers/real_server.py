@@ -19,12 +19,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-ROOT = Path(__file__).parents[3]
+from support.processes.forked import ROOT, run
+
 DEMO = ROOT / "deploy" / "demo"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 SMOLLM2 = ROOT / ".cache" / "smollm2"
-PATH = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", DEMO)))}
-"""The environment in which a process of its own finds what tests import."""
 START_SECONDS = 300
 
 
@@ -101,9 +100,11 @@ def running_server(
         process.wait()
 
 
-def command(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run one of the public commands, as `command('client', 'sample', …)`."""
-    text = [sys.executable, "-m", *map(str, arguments)]
+def command(package: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run one of the public commands to its end, as `command('client', 'sample', …)`. The client's is a fork."""
+    if package == "client":
+        return run(package, *words, environment={"COLUMNS": "200"})
+    text = [sys.executable, "-m", package, *map(str, words)]
     return subprocess.run(
-        text, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, timeout=600, **options
+        text, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, timeout=600
     )

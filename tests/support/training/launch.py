@@ -4,33 +4,52 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from support.servers.real_server import PATH, ROOT
+from support.processes.forked import PATH, ROOT, fork, fork_server
+from support.servers.real_server import free_port
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+SECONDS = 300
+COMMAND, ONE_STEP, SHARDED = "trainer.__main__:main", "support.training.one_step:main", "support.training.sharded:run"
+"""What a rank may run."""
 
 
-def torchrun(ranks, *words, module=False):
-    """`torchrun --standalone` on this machine's CPU."""
-    launch = "torch.distributed.run", "--standalone", "--nproc-per-node", ranks
-    return process(*launch, *["-m"] * module, *words)
-
-
-def process(module, *words):
-    """`python -m MODULE WORDS`, to its end."""
+def torchrun(count, *words):
+    """`torchrun --standalone -m trainer WORDS` on this machine's CPU."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, "-m", "trainer"]
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, words)], cwd=ROOT, env={**os.environ, **ENVIRONMENT, **PATH},
-        capture_output=True, text=True, timeout=300,
+        [*map(str, launch), *map(str, words)], cwd=ROOT, env={**os.environ, **ENVIRONMENT, **PATH},
+        capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
+
+
+def ranks(count, *words, function=COMMAND):
+    """The same as forks, which have the environment that torchrun gives its ranks; when one fails, all are ended."""
+    port = str(free_port())
+    world = ENVIRONMENT | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": port}
+    started = [
+        fork_server("trainer").fork(
+            function, ["lightreasoner-trainer", *words],
+            world | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"},
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    deadline = time.monotonic() + SECONDS
+    while None in (codes := [rank.poll() for rank in started]):
+        if any(codes) or time.monotonic() > deadline:
+            for rank in started:
+                rank.terminate()
+        time.sleep(0.02)
+    said = [rank.communicate() for rank in started]
+    code = next((rank.returncode for rank in started if rank.returncode), 0)
+    return subprocess.CompletedProcess(words, code, *("".join(streams) for streams in zip(*said, strict=True)))
 
 
 def started(*words, **environment):
     """`lightreasoner-trainer` as a process, its output in one pipe."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "trainer", *map(str, words)], cwd=ROOT, env={**os.environ, **ENVIRONMENT, **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    return fork("trainer", *words, environment=ENVIRONMENT | environment, one_stream=True)
 
 
 def metrics(out):

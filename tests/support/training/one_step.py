@@ -1,7 +1,8 @@
 """Trains one optimizer step by the trainer itself and leaves the gradient as it was before clipping.
 
-One process, or a rank under torchrun. B is randomised, for at its start, 0, A has no gradient.
-`one_step.py RUN MODEL OUT GRADIENTS.safetensors [OPTION=VALUE …]`: options of `Recipe`, `Lora` and `Running`.
+In the test's process, or in a rank. B is randomised, for at its start, 0, A has no gradient.
+`main` reads RUN MODEL OUT GRADIENTS.safetensors [OPTION=VALUE …] from the arguments: options of
+`Recipe`, `Lora` and `Running`.
 """
 
 import json
@@ -39,6 +40,6 @@ def one_step(run, model, out, gradients, **options):
         trainer.training.train.with_lora, ContrastTrainer._clip_grad_norm = with_lora, clip
 
 
-if __name__ == "__main__":
+def main():
     torch.set_num_threads(1)
     one_step(*sys.argv[1:5], **{name: json.loads(value) for name, value in (o.split("=") for o in sys.argv[5:])})

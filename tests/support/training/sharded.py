@@ -1,4 +1,4 @@
-"""`lightreasoner-trainer` under FSDP2, as a rank of torchrun, on a machine without a GPU.
+"""`lightreasoner-trainer` under FSDP2, as a rank, on a machine without a GPU.
 
 accelerate takes up FSDP only where it finds accelerators, so it is told that these ranks are some; the sharding itself
 is torch's own, over gloo. The settings are those that README gives, as `accelerate launch` hands them on.
@@ -27,7 +27,7 @@ def as_accelerators(start):
     return begin
 
 
-if __name__ == "__main__":
+def run():
     torch.set_num_threads(1)
     os.environ |= SETTINGS
     PartialState.__init__ = as_accelerators(PartialState.__init__)

@@ -1,0 +1,163 @@
+"""Starts commands as forks of a process that has imported their package; what a test holds of one is used as Popen is.
+
+A fork runs the same `main` as `python -m PACKAGE` does, with its own arguments, environment, working folder, output and
+signals: only the imports are done before. Where the start itself is what a test is about, use `subprocess`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import io
+import os
+import pickle
+import pkgutil
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+PATH = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "deploy" / "demo")))}
+"""The environment in which a process of its own finds what tests import."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""No library may start a thread in a process that forks."""
+PRELOADED = {
+    "client": (),
+    "trainer": (
+        "transformers.models.llama.modeling_llama", "transformers.trainer", "support.training.one_step",
+        "support.training.sharded",
+    ),
+    "server": ("support.servers.stand_in",),
+}  # fmt: skip
+"""What a package's server imports beside the package."""
+NOT_IMPORTED = ("server.engines.worker",)
+"""Made for vLLM's own processes."""
+
+
+class Forked:
+    """A process that was forked for a test."""
+
+    def __init__(self, words: Sequence[str], output: int, errors: int | None, status: int) -> None:
+        self.args, self.returncode = words, None
+        self.stdout = os.fdopen(output, encoding="utf-8", errors="replace")
+        self.stderr = None if errors is None else os.fdopen(errors, encoding="utf-8", errors="replace")
+        self._status = os.fdopen(status)
+        self.pid = int(self._status.readline() or 0)
+        if not self.pid:
+            raise RuntimeError("the fork server has died; its last words are above")
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._status], [], [], 0)[0]:
+            self.returncode = int(self._status.readline())
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None and not select.select([self._status], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str | None]:
+        """All that it says from now on, and its end."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        said: dict[io.TextIOWrapper, str] = {}
+        readers = []
+        for stream in filter(None, (self.stdout, self.stderr)):
+            readers.append(threading.Thread(target=lambda s=stream: said.update({s: s.read()}), daemon=True))
+            readers[-1].start()
+        for reader in readers:
+            reader.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return said[self.stdout], None if self.stderr is None else said[self.stderr]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkServer:
+    """The process that forks for one package."""
+
+    def __init__(self, package: str) -> None:
+        folder = ROOT / package
+        modules = [module.name for module in pkgutil.walk_packages([str(folder)], f"{package}.")]
+        modules = [name for name in modules if name not in NOT_IMPORTED]
+        self._lock = threading.Lock()
+        self._socket, theirs = socket.socketpair()
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno()), *modules,
+             *PRELOADED[package]],
+            env={**os.environ, **PATH, **ONE_THREAD}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd=ROOT,
+        )  # fmt: skip
+        theirs.close()
+        atexit.register(self._socket.close)  # which ends the server; what it has forked lives on
+
+    def fork(
+        self,
+        function: str,
+        words: Sequence[object],
+        environment: Mapping[str, str] | None = None,
+        output: int | None = None,
+        one_stream: bool = False,
+        session: bool = False,
+        file_bytes: int | None = None,
+    ) -> Forked:
+        """A child that runs `function` ('module:name') with `words` as its arguments.
+
+        `output`: an open file for both of its streams; otherwise they are pipes, or one where `one_stream`. `session`:
+        it leads a session of its own. `file_bytes`: the largest file that it may write.
+        """
+        said = [str(word) for word in words]
+        asked = {
+            "function": function, "words": said, "session": session, "file_bytes": file_bytes, "folder": str(ROOT),
+            "environment": {**os.environ, **(environment or {})},
+        }  # fmt: skip
+        body = pickle.dumps(asked)
+        reading, writing = os.pipe() if output is None else (os.open(os.devnull, os.O_RDONLY), os.dup(output))
+        errors, erring = (None, os.dup(writing)) if one_stream or output is not None else os.pipe()
+        status, telling = os.pipe()
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            socket.send_fds(self._socket, [len(body).to_bytes(8)], [writing, erring, telling])
+            self._socket.sendall(body)
+        for theirs in (writing, erring, telling):
+            os.close(theirs)
+        return Forked(said, reading, errors, status)
+
+
+@functools.cache
+def fork_server(package: str) -> ForkServer:
+    """The one of a package, started when it is first asked for."""
+    return ForkServer(package)
+
+
+def fork(package: str, *words: object, **options) -> Forked:
+    """`lightreasoner-PACKAGE WORDS` as a fork."""
+    command = [f"lightreasoner-{package}", *words]
+    return fork_server(package).fork(f"{package}.__main__:main", command, **options)
+
+
+def run(package: str, *words: object, timeout: float = 600, **options) -> subprocess.CompletedProcess[str]:
+    """The same, to its end."""
+    process = fork(package, *words, **options)
+    try:
+        output, errors = process.communicate(timeout)
+    finally:
+        process.kill()
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
