@@ -1,21 +1,54 @@
-"""What every test may ask for. Helpers stand in `real_server` and `oracle`, which tests import by name."""
+"""What every test may ask for. A pair of engines takes many seconds to start, so those here serve the whole session.
+
+A test that ends one of them is marked `last`: it runs when all others have.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from support.servers.real_server import DEMO, SHARED_DATA, SMOLLM2, RunningServer, running_server
 from support.servers.real_store import BUCKET, running_s3
+from support.servers.restarting import SERVICE, Restarting
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 @pytest.fixture(scope="session")
 def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """The demo pair in float32."""
-    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path_factory.mktemp("demo-server")) as server:
+    """The demo pair in float32, open to all, without a bucket."""
+    folder = tmp_path_factory.mktemp("demo-server")
+    with running_server(DEMO / "expert", DEMO / "amateur", folder, grace_seconds=60) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def service_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bucket of `service`."""
+    return tmp_path_factory.mktemp("jobs") / "bucket"
+
+
+@pytest.fixture(scope="session")
+def service(service_bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarting]:
+    """The demo pair with all that a server can have: a key, a bucket, low limits. It can be killed and restarted."""
+    models, folder = (DEMO / "expert", DEMO / "amateur"), tmp_path_factory.mktemp("service")
+    server = Restarting(partial(running_server, *models, folder, bucket=str(service_bucket), **SERVICE))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def equal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The demo's expert as both models; an engine that takes no step for 4 s is taken to hang."""
+    folder = tmp_path_factory.mktemp("equal-server")
+    with running_server(DEMO / "expert", DEMO / "expert", folder, hang_seconds=4) as server:
         yield server
 
 

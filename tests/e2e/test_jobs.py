@@ -1,63 +1,32 @@
 """Jobs on a server with a local bucket: what they write, what is refused, cancelling, and servers that are killed."""
 
-import contextlib
 import gzip
 import json
 import os
 import random
 import shutil
-import signal
 import time
+from functools import partial
 
-import httpx
 import pytest
 from support.models.oracle import Oracle, first_tie
 from support.servers.job_calls import ended, job, objects, owners, post, posted, questions, read_by_others, wait_until
-from support.servers.real_server import DEMO, command, free_port, running_server
+from support.servers.real_server import command
+from support.servers.restarting import LEASE_SECONDS, OPEN_JOBS, Restarting
+from support.servers.stand_in import stand_in_server
 
 from client.protocol.requests import MAX_JOB_PROBLEMS
 from client.runs.run import Run
 
-LEASE = 2
-OPEN_JOBS = 4
-LIMITS = {"open_jobs": OPEN_JOBS, "job_trajectories": 9000}
+
+@pytest.fixture
+def server(service):
+    return service
 
 
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    return tmp_path_factory.mktemp("jobs") / "bucket"
-
-
-class Restarting:
-    """A server that can be killed and started again at the same address, on the same bucket."""
-
-    def __init__(self, bucket, folder):
-        self._settings = {"bucket": str(bucket), "lease_seconds": LEASE, "limits": LIMITS}
-        self._folder, self._port, self._stack = folder, free_port(), contextlib.ExitStack()
-        self.start()
-
-    def start(self):
-        self._server = self._stack.enter_context(
-            running_server(DEMO / "expert", DEMO / "amateur", self._folder, port=self._port, **self._settings)
-        )
-
-    def kill(self):
-        self._server.signal(signal.SIGKILL)
-        self._server.process.wait()
-        self._stack.close()
-
-    def close(self):
-        self._stack.close()
-
-    def __getattr__(self, name):
-        return getattr(self._server, name)
-
-
-@pytest.fixture(scope="module")
-def server(bucket, tmp_path_factory):
-    server = Restarting(bucket, tmp_path_factory.mktemp("job-server"))
-    yield server
-    server.close()
+@pytest.fixture
+def bucket(service_bucket):
+    return service_bucket
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +37,7 @@ def problem_file(tmp_path_factory):
 
 
 def by_hand(*arguments, server):
-    return command("client", *arguments, "--server", server.url)
+    return command("client", *arguments, *server.options)
 
 
 def test_submit_and_wait_write_what_sample_writes(server, bucket, problem_file, tmp_path):
@@ -172,7 +141,7 @@ def test_the_same_key_makes_one_job(server):
 def test_jobs_are_listed_in_pages_newest_first(server):
     ids, after = [], {}
     while True:
-        page = httpx.get(f"{server.url}/v1/jobs", params={"limit": 3, **after}).json()
+        page = server.ask("GET", "/v1/jobs", params={"limit": 3, **after}).json()
         assert page["object"] == "list" and len(page["data"]) <= 3
         assert (page["first_id"], page["last_id"]) == (page["data"][0]["id"], page["data"][-1]["id"])
         ids += [entry["id"] for entry in page["data"]]
@@ -180,9 +149,9 @@ def test_jobs_are_listed_in_pages_newest_first(server):
             break
         after = {"after": page["last_id"]}
     assert ids == sorted(ids, reverse=True) and len(set(ids)) == len(ids) >= 10
-    assert httpx.get(f"{server.url}/v1/jobs", params={"limit": 100}).json()["has_more"] is False
+    assert server.ask("GET", "/v1/jobs", params={"limit": 100}).json()["has_more"] is False
     for wrong in ({"limit": 0}, {"limit": 101}, {"after": "x"}):
-        assert httpx.get(f"{server.url}/v1/jobs", params=wrong).status_code == 422
+        assert server.ask("GET", "/v1/jobs", params=wrong).status_code == 422
 
 
 def test_running_and_queued_jobs_are_cancelled_and_too_many_are_refused(server, bucket):
@@ -195,14 +164,14 @@ def test_running_and_queued_jobs_are_cancelled_and_too_many_are_refused(server, 
         refused.headers["content-type"] == "application/problem+json" and "4 jobs are open" in refused.json()["detail"]
     )
 
-    first = httpx.post(f"{server.url}/v1/jobs/{queued[-1]}/cancel").json()
+    first = server.ask("POST", f"/v1/jobs/{queued[-1]}/cancel").json()
     assert first["status"] == "cancelled" and first["request_counts"] == {"total": 1, "completed": 0, "failed": 0}
     assert owners(bucket, queued[-1]) == [] and job(server, queued[-1]) == first
 
     wait_until(lambda: Run(f"{bucket}/runs/slow").parts("samples"), "a part")
     assert job(server, running)["status"] == "in_progress"
     body = {"problems": questions(1), "max_tokens": 48}
-    assert httpx.post(f"{server.url}/v1/trajectories", json=body, timeout=60).text.count("finish_reason") == 1
+    assert server.ask("POST", "/v1/trajectories", json=body).text.count("finish_reason") == 1
     assert job(server, running)["status"] == "in_progress"  # the request did not wait for the job
     said = by_hand("cancel", running, server=server)
     assert said.returncode == 0 and said.stdout.startswith((f"{running} cancelling: ", f"{running} cancelled: "))
@@ -211,11 +180,11 @@ def test_running_and_queued_jobs_are_cancelled_and_too_many_are_refused(server, 
     assert cancelled["request_counts"]["total"] == 8000
     run = Run(f"{bucket}/runs/slow")
     assert 0 < len(run.keys()) < 8000 and run.completion() is None
-    assert httpx.post(f"{server.url}/v1/jobs/{running}/cancel").json() == cancelled
+    assert server.ask("POST", f"/v1/jobs/{running}/cancel").json() == cancelled
     assert by_hand("wait", running, server=server).returncode == 1
     for job_id in queued[:-1]:
         assert ended(server, job_id)["status"] == "completed"
-    assert httpx.post(f"{server.url}/v1/jobs/{queued[0]}/cancel").status_code == 409
+    assert server.ask("POST", f"/v1/jobs/{queued[0]}/cancel").status_code == 409
 
 
 def test_nothing_outside_the_bucket_can_be_named(server, bucket, tmp_path):
@@ -266,7 +235,7 @@ def test_nothing_outside_the_bucket_can_be_named(server, bucket, tmp_path):
 )
 def test_a_job_that_is_not_valid_is_refused_naming_the_field(server, fields, field):
     body = {"problems": [{"id": "a", "question": "q"}], "run": "runs/x", **fields}
-    response = httpx.post(f"{server.url}/v1/jobs", json=body)
+    response = server.ask("POST", "/v1/jobs", json=body)
     assert response.status_code == 422 and response.headers["content-type"] == "application/problem+json"
     assert field in [entry["field"] for entry in response.json()["errors"]]
 
@@ -274,18 +243,18 @@ def test_a_job_that_is_not_valid_is_refused_naming_the_field(server, fields, fie
 def test_unknown_and_damaged_jobs_and_a_server_without_a_bucket(server, demo_server, bucket):
     for method, path in (("GET", ""), ("POST", "/cancel")):
         for job_id in ("job-0000000000000-00000000", "nothing", "..%2f..%2fx"):
-            response = httpx.request(method, f"{server.url}/v1/jobs/{job_id}{path}")
+            response = server.ask(method, f"/v1/jobs/{job_id}{path}")
             assert response.status_code == 404 and response.headers["content-type"] == "application/problem+json"
     damaged = bucket / "jobs" / "job-0000000000001-00000000"
     damaged.mkdir(parents=True)
     (damaged / "job.json").write_text("{")
     for method, path in (("GET", ""), ("POST", "/cancel")):
-        response = httpx.request(method, f"{server.url}/v1/jobs/{damaged.name}{path}")
+        response = server.ask(method, f"/v1/jobs/{damaged.name}{path}")
         assert response.status_code == 500 and damaged.name in response.json()["detail"]
         assert "damaged" in response.json()["detail"]
     shutil.rmtree(damaged)
     for method, path in (("POST", ""), ("GET", ""), ("GET", "/x"), ("POST", "/x/cancel")):
-        response = httpx.request(method, f"{demo_server.url}/v1/jobs{path}")
+        response = demo_server.ask(method, f"/v1/jobs{path}")
         assert response.status_code == 501 and "--bucket" in response.json()["detail"]
     said = by_hand("status", "nothing", server=server)
     assert said.returncode == 1 and "there is no job 'nothing'" in said.stderr
@@ -300,15 +269,15 @@ def test_a_set_too_large_for_a_request_is_not_sent(tmp_path):
     assert said.returncode == 1 and "more than" not in said.stderr
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
-def test_a_killed_server_goes_on_where_its_run_stands(server, bucket, tmp_path, capsys, kills):
+def killed_and_restarted(times, server, bucket, folder, capsys):
+    """Each time in another job, after a while that is drawn."""
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
     delays, problems = random.Random(seed), questions(800)
     with capsys.disabled():
         print(f"\nkills at delays of SEED={seed}", flush=True)
-    for kill in range(kills):
-        job_id, delay = posted(server, f"runs/killed-{kills}-{kill}", problems), delays.uniform(0.0, 6.0)
-        run = Run(f"{bucket}/runs/killed-{kills}-{kill}")
+    for kill in range(times):
+        job_id, delay = posted(server, f"runs/killed-{times}-{kill}", problems), delays.uniform(0.0, 6.0)
+        run = Run(f"{bucket}/runs/killed-{times}-{kill}")
         time.sleep(delay)
         server.kill()
         there, unfinished = len(run.keys()), "end.json" not in objects(bucket, job_id)
@@ -317,7 +286,23 @@ def test_a_killed_server_goes_on_where_its_run_stands(server, bucket, tmp_path, 
         assert done["status"] == "completed", done
         assert done["request_counts"] == {"total": 800, "completed": 800, "failed": 0}
         assert len(owners(bucket, job_id)) == (2 if unfinished else 1)
-        found = read_by_others(run, problems, tmp_path)
+        found = read_by_others(run, problems, folder)
         with capsys.disabled():
             print(f"killed after {delay:.2f} s with {there} there: {found.strip()}", flush=True)
         assert there == 0 or "parts, 0 rows written twice" in found  # only what was missing was done again
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
+def test_a_killed_server_goes_on_where_its_run_stands(server, bucket, tmp_path, capsys, kills):
+    killed_and_restarted(kills, server, bucket, tmp_path, capsys)
+
+
+def test_a_server_that_is_killed_again_and_again_goes_on_where_its_runs_stand(tmp_path, capsys):
+    """Stand-ins for engines start in a second, so that it can be killed at more moments of a job."""
+    bucket = tmp_path / "bucket"
+    settings = {"bucket": str(bucket), "lease_seconds": LEASE_SECONDS}
+    server = Restarting(partial(stand_in_server, tmp_path, **settings))
+    try:
+        killed_and_restarted(4, server, bucket, tmp_path, capsys)
+    finally:
+        server.close()

@@ -1,4 +1,7 @@
-"""How a server ends: told to, killed, or with a dead engine. Nothing is left behind, and nobody waits in vain."""
+"""How a server ends: told to, killed, or with a dead engine. Nothing is left behind, and nobody waits in vain.
+
+Real engines where the claim is about engines; stand-ins for them where it is about the server's process alone.
+"""
 
 import contextlib
 import json
@@ -11,13 +14,19 @@ import time
 from pathlib import Path
 
 import httpx
-from support.servers.real_server import DEMO, ROOT, free_port, running_server
+import pytest
+from support.processes.forked import ROOT
+from support.servers.job_calls import ended, owners, posted, questions, read_by_others
+from support.servers.real_server import DEMO, free_port
+from support.servers.restarting import LEASE_SECONDS
+from support.servers.stand_in import stand_in_server
 from word_problems import rows
 
 from client.protocol.requests import parse_line
+from client.runs.run import Run
 from server import watchdog
 
-GRACE_SECONDS = 3
+GRACE_SECONDS = 2
 LONG = {"max_tokens": 200, "top_k": 8, "temperature": 2.0, "seed": 1}
 
 
@@ -112,7 +121,7 @@ def test_a_signal_to_all_while_the_engines_start_ends_well_and_leaves_no_process
 
 
 def test_a_second_signal_waits_for_nothing_and_leaves_no_process(tmp_path):
-    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path, grace_seconds=300) as server:
+    with stand_in_server(tmp_path, grace_seconds=300) as server:
         mark = mark_of(server)
         asking = Asking(server, problems(300), n=8, **LONG)
         assert wait_until(lambda: len(asking.lines) > 0, 60)
@@ -146,7 +155,7 @@ serving.DrainingServer(app, drain).run(sockets=[__import__("socket").create_serv
 
 
 def test_sigterm_lets_what_is_running_finish_within_the_grace_period_and_tells_the_rest(tmp_path):
-    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path, grace_seconds=GRACE_SECONDS) as server:
+    with stand_in_server(tmp_path, grace_seconds=GRACE_SECONDS) as server:
         mark = mark_of(server)
         short = Asking(server, problems(4), max_tokens=40)
         long = Asking(server, problems(300), n=8, **LONG)
@@ -165,70 +174,6 @@ def test_sigterm_lets_what_is_running_finish_within_the_grace_period_and_tells_t
         assert wait_until(lambda: not watchdog.marked(mark), 5)
 
 
-def test_signals_to_all_processes_of_a_server_leave_it_to_the_server_to_end_them(tmp_path):
-    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path, grace_seconds=60) as server:
-        mark = mark_of(server)
-        asking = Asking(server, problems(60), n=4, **LONG)
-        assert wait_until(lambda: len(asking.lines) > 0, 60)
-        guard = next(pid for pid in children_of(server) if b"watchdog" in Path(f"/proc/{pid}/cmdline").read_bytes())
-        began = time.monotonic()
-        for pid in {*children_of(server), *watchdog.marked(mark)}:
-            os.kill(pid, signal.SIGINT)
-            os.kill(pid, signal.SIGTERM)
-        server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        assert Path(f"/proc/{guard}/cmdline").read_bytes()  # a zombie has none
-        lines = asking.all()
-        assert len(lines) == 240 and not any("error" in line for line in lines)
-        assert server.process.wait(30) == 0 and time.monotonic() - began < 60
-        assert not watchdog.marked(mark)
-        assert "Traceback" not in server.log.read_text()
-
-
-def test_an_engine_that_hangs_is_found_and_told_of(tmp_path):
-    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path, hang_seconds=4) as server:
-        expert = min(engine_processes(server))
-        time.sleep(5)  # without requests it takes no step either
-        assert httpx.get(f"{server.url}/ready").status_code == 200
-        asking = Asking(server, problems(300), n=8, **LONG)
-        assert wait_until(lambda: len(asking.lines) > 0, 60)
-        server.process.send_signal(signal.SIGSTOP)  # a server that slept must not take its engines for hung
-        time.sleep(6)
-        server.process.send_signal(signal.SIGCONT)
-        before = len(asking.lines)
-        assert wait_until(lambda: len(asking.lines) > before, 60)
-        os.kill(expert, signal.SIGSTOP)
-        errors = [line["error"] for line in asking.all() if "error" in line]
-        assert errors and {error["type"] for error in errors} == {"engine_error"}
-        reason = "the expert's engine died: it took no step for 4 s"
-        assert all(reason in error["detail"] for error in errors)
-        answer = httpx.get(f"{server.url}/health")
-        assert answer.status_code == 503 and reason in answer.json()["detail"]
-        assert wait_until(lambda: expert not in engine_processes(server), 5)
-
-
-def test_a_dead_engine_is_told_of_and_a_dead_server_takes_its_engines_with_it(tmp_path):
-    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path) as server:
-        mark = mark_of(server)
-        asking = Asking(server, problems(200), n=8, **LONG)
-        assert wait_until(lambda: len(asking.lines) > 0, 60)
-        os.kill(max(engine_processes(server)), signal.SIGKILL)
-        errors = [line["error"] for line in asking.all() if "error" in line]
-        assert errors and {error["type"] for error in errors} == {"engine_error"}
-        assert all("the amateur's engine died" in error["detail"] for error in errors)
-        for path in ("/health", "/ready"):
-            answer = httpx.get(f"{server.url}{path}")
-            assert answer.status_code == 503 and "the amateur's engine died" in answer.json()["detail"]
-        assert httpx.post(f"{server.url}/v1/trajectories", json={"problems": problems(1)}).status_code == 503
-        assert server.metric("lightreasoner_engine_up", role="amateur") == 0
-        assert server.metric("lightreasoner_engine_up", role="expert") == 1
-        assert server.metric("lightreasoner_errors_total", type="engine_error") == len(errors)
-        assert watchdog.marked(mark)  # the expert's live on
-
-        server.process.kill()
-        assert wait_until(lambda: not watchdog.marked(mark), 5)
-
-
 def test_metrics_of_both_engines_are_told_apart(demo_server):
     before = {role: demo_server.metric("vllm:prompt_tokens_total", role=role) for role in ("expert", "amateur")}
     steps = demo_server.metric("lightreasoner_steps_total")
@@ -240,3 +185,87 @@ def test_metrics_of_both_engines_are_told_apart(demo_server):
     assert after["amateur"] - before["amateur"] == prompt + tokens
     assert demo_server.metric("lightreasoner_steps_total") - steps == tokens
     assert demo_server.metric("lightreasoner_event_loop_lag_seconds_count") > 0
+
+
+@pytest.mark.last
+def test_signals_to_all_processes_of_a_server_leave_it_to_the_server_to_end_them(demo_server):
+    server = demo_server
+    mark = mark_of(server)
+    asking = Asking(server, problems(60), n=4, **LONG)
+    assert wait_until(lambda: len(asking.lines) > 0, 60)
+    guard = next(pid for pid in children_of(server) if b"watchdog" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    began, logged = time.monotonic(), len(server.log.read_text())
+    for pid in {*children_of(server), *watchdog.marked(mark)}:
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert Path(f"/proc/{guard}/cmdline").read_bytes()  # a zombie has none
+    lines = asking.all()
+    assert len(lines) == 240 and not any("error" in line for line in lines)
+    assert server.process.wait(30) == 0 and time.monotonic() - began < 60
+    assert not watchdog.marked(mark)
+    assert "Traceback" not in server.log.read_text()[logged:]
+
+
+@pytest.mark.last
+def test_an_engine_that_hangs_is_found_and_told_of(equal_server):
+    server = equal_server
+    expert = min(engine_processes(server))
+    time.sleep(5)  # without requests it takes no step either
+    assert httpx.get(f"{server.url}/ready").status_code == 200
+    asking = Asking(server, problems(300), n=8, **LONG)
+    assert wait_until(lambda: len(asking.lines) > 0, 60)
+    server.process.send_signal(signal.SIGSTOP)  # a server that slept must not take its engines for hung
+    time.sleep(6)
+    server.process.send_signal(signal.SIGCONT)
+    before = len(asking.lines)
+    assert wait_until(lambda: len(asking.lines) > before, 60)
+    os.kill(expert, signal.SIGSTOP)
+    errors = [line["error"] for line in asking.all() if "error" in line]
+    assert errors and {error["type"] for error in errors} == {"engine_error"}
+    reason = "the expert's engine died: it took no step for 4 s"
+    assert all(reason in error["detail"] for error in errors)
+    answer = httpx.get(f"{server.url}/health")
+    assert answer.status_code == 503 and reason in answer.json()["detail"]
+    assert wait_until(lambda: expert not in engine_processes(server), 5)
+
+
+@pytest.mark.last
+def test_a_dead_engine_is_told_of_and_a_dead_server_takes_its_engines_with_it(smollm2_server):
+    server = smollm2_server
+    mark = mark_of(server)
+    before = server.metric("lightreasoner_errors_total", type="engine_error")
+    asking = Asking(server, problems(200), n=8, **LONG | {"max_tokens": 10})
+    assert wait_until(lambda: len(asking.lines) > 0, 60)
+    os.kill(max(engine_processes(server)), signal.SIGKILL)
+    errors = [line["error"] for line in asking.all() if "error" in line]
+    assert errors and {error["type"] for error in errors} == {"engine_error"}
+    assert all("the amateur's engine died" in error["detail"] for error in errors)
+    for path in ("/health", "/ready"):
+        answer = httpx.get(f"{server.url}{path}")
+        assert answer.status_code == 503 and "the amateur's engine died" in answer.json()["detail"]
+    assert httpx.post(f"{server.url}/v1/trajectories", json={"problems": problems(1)}).status_code == 503
+    assert server.metric("lightreasoner_engine_up", role="amateur") == 0
+    assert server.metric("lightreasoner_engine_up", role="expert") == 1
+    assert server.metric("lightreasoner_errors_total", type="engine_error") == before + len(errors)
+    assert watchdog.marked(mark)  # the expert's live on
+
+    server.process.kill()
+    assert wait_until(lambda: not watchdog.marked(mark), 5)
+
+
+@pytest.mark.last
+def test_an_owner_whose_engine_dies_hands_its_job_to_another(service, service_bucket, tmp_path):
+    """The other one has stand-ins for engines: it is enough that it finishes what was begun."""
+    problems = questions(1500)
+    job_id = posted(service, "runs/engine", problems)
+    run = Run(f"{service_bucket}/runs/engine")
+    wait_until(lambda: run.parts("samples"), 60)
+    os.kill(engine_processes(service)[0], signal.SIGKILL)
+    wait_until(lambda: b'"released":true' in (service_bucket / "jobs" / job_id / "beat-1").read_bytes(), 30)
+    with stand_in_server(tmp_path, bucket=str(service_bucket), lease_seconds=LEASE_SECONDS) as other:
+        done = ended(other, job_id)
+    assert done["status"] == "completed" and done["request_counts"]["completed"] == 1500
+    assert owners(service_bucket, job_id) == ["owner-1", "owner-2"]
+    assert "0 rows written twice" in read_by_others(done["run"], problems, tmp_path)

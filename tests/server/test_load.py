@@ -8,8 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from conftest import QUEUED
 from support.models.oracle import Oracle, first_tie
-from support.servers.real_server import DEMO, running_server
+from support.servers.real_server import DEMO
 from word_problems import rows
 
 from client.protocol.requests import Failure, parse_line
@@ -17,15 +18,6 @@ from server.api.streaming import WINDOW
 
 REQUESTS, DISTINCT = 500, 100
 FIELDS = {"max_tokens": 48, "top_k": 8, "encoding": "base64"}
-
-
-@pytest.fixture(scope="module")
-def small_queue(tmp_path_factory):
-    """A server that lets only 50 trajectories in at a time."""
-    folder = tmp_path_factory.mktemp("small-queue")
-    limits = {"queued_trajectories": 50}
-    with running_server(DEMO / "expert", DEMO / "amateur", folder, limits=limits) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +62,9 @@ async def post(http, server, problem):
 
 
 async def post_all(server, requests):
-    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None)) as http:
+    async with httpx.AsyncClient(
+        timeout=120, headers=server.headers, limits=httpx.Limits(max_connections=None)
+    ) as http:
         return await asyncio.gather(*(post(http, server, problem) for problem in requests))
 
 
@@ -80,15 +74,15 @@ def test_500_at_once_each_get_what_they_get_alone(demo_server, requests, solo):
     assert sum(refusals for _, refusals in answers) == 0
 
 
-def test_a_full_queue_refuses_with_a_time_and_those_who_wait_it_out_all_finish(small_queue, requests, solo):
-    answers = asyncio.run(post_all(small_queue, requests))
+def test_a_full_queue_refuses_with_a_time_and_those_who_wait_it_out_all_finish(service, requests, solo):
+    answers = asyncio.run(post_all(service, requests))
     check_each_equals_its_solo_run([line for line, _ in answers], requests, solo)
     assert sum(refusals for _, refusals in answers) > 0
-    assert small_queue.metric("lightreasoner_queue_depth") == 0
+    assert service.metric("lightreasoner_queue_depth") == 0
 
 
-def test_a_request_that_could_never_enter_is_not_told_to_wait(small_queue, requests):
-    answer = httpx.post(f"{small_queue.url}/v1/trajectories", json={"problems": requests[:51], **FIELDS})
+def test_a_request_that_could_never_enter_is_not_told_to_wait(service, requests):
+    answer = service.ask("POST", "/v1/trajectories", json={"problems": requests[: QUEUED + 1], **FIELDS})
     assert answer.status_code == 422 and answer.json()["errors"][0]["field"] == "problems"
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.models.oracle import Oracle, disagreement
 from support.models.small_models import save_small_model
-from support.servers.real_server import DEMO, running_server
+from support.servers.real_server import running_server
 from word_problems import rows
 
 from client.contrast import contrast, covered_mass, kl_lower_bound, mask_complete
@@ -106,10 +106,9 @@ def test_the_contrast_folds_unknown_ids_into_the_remainder_and_never_labels_them
     assert incomplete > 0
 
 
-def test_an_amateur_equal_to_the_expert_gives_no_divergence_and_uniform_labels(tmp_path):
+def test_an_amateur_equal_to_the_expert_gives_no_divergence_and_uniform_labels(equal_server):
     problems = [{"id": row["id"], "question": row["question"]} for row in rows("dev", 32)]
-    with running_server(DEMO / "expert", DEMO / "expert", tmp_path) as server:
-        lines = ask(server, problems, max_tokens=48, top_k=32)
+    lines = ask(equal_server, problems, max_tokens=48, top_k=32)
     assert len(lines) == 32
     for line in lines.values():
         arrays = line.expert_logprobs, line.amateur_logprobs

@@ -34,7 +34,7 @@ PRELOADED = {
         "transformers.models.llama.modeling_llama", "transformers.trainer", "support.training.one_step",
         "support.training.sharded",
     ),
-    "server": ("support.servers.stand_in",),
+    "server": ("support.servers.stand_in_engines",),
 }  # fmt: skip
 """What a package's server imports beside the package."""
 NOT_IMPORTED = ("server.engines.worker",)

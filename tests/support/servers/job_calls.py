@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import httpx
 from word_problems import rows
 
 from client.storage.bucket import Bucket
@@ -23,7 +22,7 @@ def questions(count, first=0):
 def post(server, run, problems, key=None, **fields):
     headers = {"idempotency-key": key} if key else {}
     body = {"problems": problems, "run": run, "max_tokens": 48, **fields}
-    return httpx.post(f"{server.url}/v1/jobs", json=body, headers=headers, timeout=60)
+    return server.ask("POST", "/v1/jobs", json=body, headers=headers)
 
 
 def posted(server, run, problems, **fields):
@@ -33,7 +32,7 @@ def posted(server, run, problems, **fields):
 
 
 def job(server, job_id):
-    response = httpx.get(f"{server.url}/v1/jobs/{job_id}", timeout=30)
+    response = server.ask("GET", f"/v1/jobs/{job_id}")
     assert response.status_code == 200, response.text
     return response.json()
 

@@ -19,7 +19,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.processes.forked import ROOT, run
+from support.processes.forked import ROOT, Forked, run
 
 DEMO = ROOT / "deploy" / "demo"
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -35,11 +35,26 @@ class RunningServer:
     expert: Path
     amateur: Path
     log: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
+    key: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request needs."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    @property
+    def options(self) -> list[str]:
+        """What every command of the client needs."""
+        return ["--server", self.url, *(["--api-key", self.key] if self.key else [])]
+
+    def ask(self, method: str, path: str, headers: dict[str, str] | None = None, **options: Any) -> httpx.Response:
+        """One request."""
+        return httpx.request(method, self.url + path, headers=self.headers | (headers or {}), timeout=60, **options)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples whose labels are these."""
-        families = text_string_to_metric_families(httpx.get(f"{self.url}/metrics", timeout=30).text)
+        families = text_string_to_metric_families(self.ask("GET", "/metrics").text)
         samples = [sample for family in families for sample in family.samples if sample.name == name]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
@@ -65,18 +80,22 @@ def running_server(
     amateur_arguments: dict[str, Any] | None = None,
     port: int | None = None,
     cache_bytes: int = 256 * 1024**2,
+    key: str | None = None,
     **settings: Any,
 ) -> Iterator[RunningServer]:
     """Start a server through its public command, with a server.yaml, and wait until it is ready.
 
     `settings`: more of server.yaml, beside the engines' sections. `cache_bytes`: of each engine's cache; small, for
-    several servers share the machine's memory.
+    several servers share the machine's memory. `key`: which requests need.
     """
     port, log, config = port or free_port(), folder / "server.log", folder / "server.yaml"
     engine = {"dtype": dtype, "kv_cache_memory_bytes": cache_bytes} | (
         {"max_model_len": max_model_len} if max_model_len else {}
     )
     sections = {"expert": engine | (expert_arguments or {}), "amateur": engine | (amateur_arguments or {}), **settings}
+    if key:
+        (folder / "keys").write_text(key)
+        sections["api_key_file"] = str(folder / "keys")
     config.write_text(json.dumps(sections))  # JSON is YAML
     command = [sys.executable, "-m", "server", "--config", config, "--port", port]
     command += ["--expert", expert, "--amateur", amateur]
@@ -84,20 +103,27 @@ def running_server(
         process = subprocess.Popen(
             list(map(str, command)), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+    with watched(RunningServer(f"http://127.0.0.1:{port}", expert, amateur, log, process, key)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def watched(server: RunningServer) -> Iterator[RunningServer]:
+    """Wait until a server that was started is ready; kill it in the end, and its engines."""
     try:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while True:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/ready").status_code == 200:
+                if httpx.get(f"{server.url}/ready").status_code == 200:
                     break
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the server did not become ready:\n{log.read_text(errors='replace')[-4000:]}")
-            time.sleep(0.5)
-        yield RunningServer(url, expert, amateur, log, process)
+            if server.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the server did not become ready:\n{server.log.read_text(errors='replace')[-4000:]}")
+            time.sleep(0.1)
+        yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # ending in good order takes 5 s; test_lifecycle tries that
-        process.wait()
+            os.killpg(server.process.pid, signal.SIGKILL)  # ending in good order takes 5 s; test_lifecycle tries that
+        server.process.wait()
 
 
 def command(package: str, *words: object) -> subprocess.CompletedProcess[str]:
