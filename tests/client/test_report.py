@@ -215,7 +215,7 @@ def test_a_shown_trajectory_says_of_every_token_what_the_run_says(tmp_path):
 
 
 def test_of_a_long_trajectory_the_beginning_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr("client.report.page.LONGEST", 6)
+    monkeypatch.setattr("client.report.trajectories.LONGEST_SHOWN", 6)
     run = make_run(tmp_path / "run", [make_trajectory("p", seed=0, tokens=20)])
     (sample,) = run.samples()
     page = Page(report(run))

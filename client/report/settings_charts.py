@@ -1,0 +1,181 @@
+"""Charts of a report: what other settings would keep, and where and how strongly the two models diverge.
+
+In: findings. Out: markup of charts, and the rows of the table of betas. Counts nothing, reads nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from client.report.analysis import TENTHS
+from client.report.charts import Axis, Bars, Line, Mark, Note, Threshold, chart, decades, even
+from client.report.findings import Findings
+from client.runs.tally import Divergences
+
+SMALLEST_KL = 1e-4
+"""Nats where the axes of divergence begin; what lies below is drawn in the first bar."""
+LARGEST_BETA, SMALLEST_ALPHA = 100.0, 1e-6
+"""Where the axes end that a setting would stretch; one beyond is marked on the edge."""
+BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+HEADROOM = 1.12
+"""So that the words at a threshold stand above the highest bar."""
+CUT = 1.5
+"""How many times as high as any other the first bar of divergences may be; a higher one runs off the scale, else
+nothing could be seen of the others."""
+
+
+def divergence_chart(findings: Findings) -> tuple[Markup, bool]:
+    """How many steps have which divergence, on a logarithmic axis with an edge at beta.
+
+    And whether the first bar runs off the scale, which is the others' then.
+    """
+    bounds = findings.tally.bounds
+    low, high = _kl_range(bounds, findings.manifest.beta)
+    beta = min(max(findings.manifest.beta, low), high)
+    edges = np.unique(np.concatenate([_between(low, beta), _between(beta, high)]))
+    above = bounds.above(edges)
+    heights = above[:-1] - above[1:]
+    heights[0] += bounds.count - above[0]  # above the last there is none: the axis reaches the largest
+    first, others = int(heights[0]), int(heights[1:].max(initial=0))
+    cut = first > CUT * others > 0
+    top = float(others if cut else max(first, others, 1))
+    marks: list[Mark] = [Bars(edges.tolist(), heights.tolist(), beta)]
+    if cut:
+        marks.append(Note(float(edges[1]), f"{first:,} steps"))
+    marks.append(Threshold(beta, f"β = {findings.manifest.beta:g}"))
+    drawn = chart(
+        Axis("certified KL bound, nats (logarithmic)", low, high, decades(low, high), log=True),
+        Axis("steps", 0.0, HEADROOM * top, even(HEADROOM * top)),
+        marks,
+        f"Histogram of the divergence of {bounds.count} steps; the highest bar stands for {max(first, others)} of them"
+        + (f", the next for {others}." if cut else "."),
+    )
+    return drawn, cut
+
+
+def beta_chart(findings: Findings) -> Markup:
+    """The share and number of steps that each beta would keep."""
+    tally, manifest = findings.tally, findings.manifest
+    if not tally.steps:
+        return Markup("")
+    low, high = 1e-3, max(4.0, min(2 * manifest.beta, LARGEST_BETA))
+    betas = np.geomspace(low, high, 120)
+    complete, every = (counts.above(betas) / tally.steps for counts in (tally.complete_bounds, tally.bounds))
+    kept = every if manifest.keep_incomplete else complete
+    top = float(max(kept.max(initial=0.0), every.max(initial=0.0))) or 1.0
+    marks: list[Mark] = [Line(betas.tolist(), kept.tolist())]
+    if (every - kept).max() > 0.002:
+        marks.append(Line(betas.tolist(), every.tolist(), "second"))
+    here = _beta_here(findings) / tally.steps
+    marks.append(Threshold(manifest.beta, f"β = {manifest.beta:g}: {percent(here)}", here))
+    return chart(
+        Axis("β, nats (logarithmic)", low, high, decades(low, high), log=True),
+        Axis("kept share of steps", 0.0, HEADROOM * top, [(tick / 100, label) for tick, label in even(100 * top, "%")]),
+        marks,
+        f"Kept share against beta, falling from {percent(kept[0])} at {low:g} to {percent(kept[-1])} at {high:g}.",
+        Axis("kept steps", 0.0, HEADROOM * top * tally.steps, even(top * tally.steps)),
+    )
+
+
+def beta_rows(findings: Findings) -> list[tuple[float, int, float, float, bool]]:
+    """beta, steps it would keep, their share, how many a trajectory, and whether it is this RUN's."""
+    tally, manifest = findings.tally, findings.manifest
+    betas = sorted({*BETAS, manifest.beta})
+    counts = tally.bounds if manifest.keep_incomplete else tally.complete_bounds
+    kept = {beta: _above(counts, beta) for beta in betas}
+    kept[manifest.beta] = _beta_here(findings)
+    steps, trajectories = max(tally.steps, 1), max(len(tally.keys), 1)
+    return [(beta, kept[beta], kept[beta] / steps, kept[beta] / trajectories, beta == manifest.beta) for beta in betas]
+
+
+def _beta_here(findings: Findings) -> int:
+    """Steps that the RUN's own beta keeps: as counted where it selects by divergence, else from the counters."""
+    tally, manifest = findings.tally, findings.manifest
+    if manifest.select != "all":  # random keeps as many as kl
+        return tally.kept
+    counts = tally.bounds if manifest.keep_incomplete else tally.complete_bounds
+    return _above(counts, manifest.beta)
+
+
+def _above(counts: Divergences, beta: float) -> int:
+    """How many steps a beta leaves; one that is no float32 leaves as many as the largest that is."""
+    return int(counts.above(np.array([min(beta, float(np.finfo(np.float32).max))]))[0])
+
+
+def alpha_charts(findings: Findings) -> list[Markup]:
+    """Mean plausible set, and share proved whole, against alpha."""
+    sets, manifest = findings.plausible_sets, findings.manifest
+    if sets is None:
+        return []
+    low = max(float(sets.alphas[0]), SMALLEST_ALPHA)
+    x = Axis("α (logarithmic)", low, 1.0, _alpha_ticks(low), log=True)
+    size, whole = (float(np.interp(manifest.alpha, sets.alphas, values)) for values in (sets.mean_size, sets.whole))
+    top = float(sets.mean_size.max())
+    return [
+        chart(
+            x,
+            Axis("mean plausible set, tokens", 0.0, HEADROOM * top, even(HEADROOM * top)),
+            [Line(sets.alphas.tolist(), sets.mean_size.tolist()),
+             Threshold(manifest.alpha, f"α = {manifest.alpha:g}: {size:.2f}", size)],
+            f"Mean plausible set against alpha, from {top:.1f} tokens down to {sets.mean_size[-1]:.1f}.",
+        ),
+        chart(
+            x,
+            Axis("sets proved whole", 0.0, HEADROOM, [(tick / 100, label) for tick, label in even(100, "%")]),
+            [Line(sets.alphas.tolist(), sets.whole.tolist()),
+             Threshold(manifest.alpha, f"α = {manifest.alpha:g}: {percent(whole)}", whole)],
+            f"Share of plausible sets proved whole against alpha, {percent(whole)} at this RUN's.",
+        ),
+    ]  # fmt: skip
+
+
+def loss_chart(losses: Sequence[tuple[float, float]]) -> Markup | None:
+    if len(losses) < 2:
+        return None
+    steps, values = zip(*losses, strict=True)
+    return chart(
+        Axis("optimizer step", 0.0, max(steps), even(max(steps))),
+        Axis("loss, nats", 0.0, max(values), even(max(values))),
+        [Line(_thinned(steps), _thinned(values))],
+        f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {len(values)} optimizer steps.",
+    )
+
+
+def place_chart(findings: Findings) -> Markup:
+    """The kept share of the steps in each tenth of their trajectories."""
+    shares = (100 * findings.steps.places.share).tolist()
+    top = max(shares) or 1.0
+    return chart(
+        Axis("place in the trajectory", 0.0, 100.0, even(100, "%")),
+        Axis("kept share of steps", 0.0, HEADROOM * top, even(HEADROOM * top, "%")),
+        [Bars(np.linspace(0, 100, TENTHS + 1).tolist(), shares, 0.0)],
+        "Kept share by tenth of the trajectory: " + ", ".join(f"{share:.1f}%" for share in shares) + ".",
+    )
+
+
+def _kl_range(bounds: Divergences, beta: float) -> tuple[float, float]:
+    """Both ends of an axis of divergence: whole powers of ten below, what is there above."""
+    largest = bounds.quantile(1.0) if bounds.count else 1.0
+    return SMALLEST_KL, max(largest, 1.0, min(2 * beta, LARGEST_BETA))
+
+
+def _between(low: float, high: float) -> np.ndarray:
+    """Edges of about equal width on a logarithmic axis, eight a decade."""
+    return np.geomspace(low, high, max(2, round(8 * math.log10(high / low)) + 1))
+
+
+def _alpha_ticks(low: float) -> list[tuple[float, str]]:
+    return [(tick, f"{tick:g}") for tick in (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if tick >= low]
+
+
+def _thinned(values: Sequence[float]) -> Sequence[float]:
+    """At most about a thousand of them, evenly: more cannot be seen."""
+    return values[:: max(1, len(values) // 1000)]
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}"

@@ -1,0 +1,163 @@
+"""The trajectories that a report shows, token by token.
+
+In: a trajectory, its samples, the settings. Out: `ShownTrajectory`: shaded tokens, and as JSON the detail of each for
+the page's script. Which trajectories are shown is `client.report.findings`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import orjson
+from markupsafe import Markup
+
+from client.contrast import covered_mass, kl_lower_bound, mask_complete, plausible
+from client.models.detokenize import Texts
+from client.protocol.requests import Trajectory
+from client.report.findings import Findings
+from client.runs.keys import Key
+from client.runs.manifest import RunManifest
+from client.runs.samples import Sample
+
+SHADES = (0.05, 0.2, 0.4, 0.8, 1.6)
+"""Nats at which a token's shade deepens. Fixed, so that two reports can be compared by eye."""
+LONGEST_SHOWN = 1024
+"""Tokens of a trajectory that the page shows: eight long ones would make it too large to open."""
+IDS_SHOWN = 20
+"""Ids that a token's detail lists, best first: all of the default top k."""
+
+
+@dataclass(frozen=True)
+class ShownStep:
+    """One token of a shown trajectory."""
+
+    text: str
+    shade: int
+    kept: bool
+
+
+@dataclass(frozen=True)
+class ShownTrajectory:
+    """A trajectory as the page shows it."""
+
+    title: str
+    question: str
+    steps: list[ShownStep]
+    more: int  # tokens after those
+    tokens: int
+    kept: int
+    mean_kl: float
+    detail: Markup  # JSON for the script, unable to end its element
+
+
+def shown_trajectories(findings: Findings, samples: Iterable[Sample], texts: Texts) -> list[ShownTrajectory]:
+    return [
+        shown_trajectory(
+            findings.trajectories[key_of(sample)],
+            sample,
+            findings.manifest,
+            findings.questions.get(key_of(sample)),
+            texts,
+        )
+        for sample in samples
+    ]
+
+
+def key_of(sample: Sample) -> Key:
+    return sample.problem_id, sample.sample_index
+
+
+def title_of(sample: Sample, manifest: RunManifest) -> str:
+    return sample.problem_id + (f", sample {sample.sample_index}" if manifest.decoding.n > 1 else "")
+
+
+def shown_trajectory(
+    trajectory: Trajectory, sample: Sample, manifest: RunManifest, question: str | None, texts: Texts
+) -> ShownTrajectory:
+    log_p, log_q = trajectory.expert_logprobs, trajectory.amateur_logprobs
+    bounds, mass = kl_lower_bound(log_p, log_q), covered_mass(log_p, log_q)
+    whole = mask_complete(log_p, log_q, manifest.alpha, manifest.expert.vocab_size)
+    inside = plausible(log_p, manifest.alpha)
+    kept = sample.contrast
+    labels = {
+        int(step): dict(zip(kept.label_ids[a:b].tolist(), kept.label_weights[a:b].tolist(), strict=True))
+        for step, (a, b) in zip(kept.steps, pairwise(kept.label_offsets), strict=True)
+    }
+    details = []
+    for step in range(min(len(bounds), LONGEST_SHOWN)):
+        label = labels.get(step, {})
+        row = range(log_p.shape[1])
+        listed = [
+            i for i in row if i < IDS_SHOWN or trajectory.top_ids[step, i] in {trajectory.token_ids[step], *label}
+        ]
+        details.append(
+            {
+                "t": step,
+                "token": texts.alone(int(trajectory.token_ids[step])),
+                "kl": nats(bounds[step]),
+                "mass": f"{mass[step]:.4f}",
+                "why": reason(step, bounds[step], bool(whole[step]), step in labels, manifest),
+                "rows": [
+                    [
+                        texts.alone(int(trajectory.top_ids[step, i])),
+                        _probability(log_p[step, i]),
+                        _probability(log_q[step, i]),
+                        f"{label[token]:.3f}" if (token := int(trajectory.top_ids[step, i])) in label else "",
+                        int(trajectory.top_ids[step, i] == trajectory.token_ids[step]),
+                        int(inside[step, i]),
+                    ]
+                    for i in listed
+                ],
+                "rest": log_p.shape[1] - len(listed),
+            }
+        )
+    pieces = texts.pieces(trajectory.token_ids[:LONGEST_SHOWN])
+    return ShownTrajectory(
+        title=title_of(sample, manifest),
+        question=question or texts.whole(trajectory.prompt_token_ids),
+        steps=[
+            ShownStep(piece or "·", int(np.searchsorted(SHADES, bound)), step in labels)
+            for step, (piece, bound) in enumerate(zip(pieces, bounds[:LONGEST_SHOWN], strict=True))
+        ],
+        more=max(len(bounds) - LONGEST_SHOWN, 0),
+        tokens=len(bounds),
+        kept=len(kept.steps),
+        mean_kl=float(bounds[manifest.first_step :].mean()),
+        detail=_script_json(details),
+    )
+
+
+def reason(step: int, bound: float, whole: bool, kept: bool, manifest: RunManifest) -> str:
+    """Why a step was kept or not, in a few words."""
+    if kept:
+        return "kept" if whole else "kept, though its plausible set is not proved whole"
+    if step < manifest.first_step:
+        return f"left out: before step {manifest.first_step}"
+    if not whole and not manifest.keep_incomplete:
+        return "left out: its plausible set is not proved whole"
+    if manifest.select == "kl" and bound <= manifest.beta:
+        return f"left out: not above β = {manifest.beta:g}"
+    return "left out: not drawn" if manifest.select == "random" else "left out"
+
+
+def _script_json(value: Any) -> Markup:
+    """JSON that cannot end the element it stands in, nor start a comment there."""
+    text = orjson.dumps(value).decode()
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def nats(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.0005 else "<0.001"
+
+
+def _probability(logprob: float) -> str:
+    """A probability; '–' where the amateur does not know the id."""
+    if not math.isfinite(logprob):
+        return "–"
+    value = math.exp(logprob)
+    return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
