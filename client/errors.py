@@ -22,14 +22,14 @@ def how_to_install(extra: str) -> str:
     return f"pip install 'lightreasoner[{extra}]' (in a checkout: pip install '.[{extra}]')"
 
 
-def cut(text: str, most: int = MOST_SHOWN) -> str:
+def shorten(text: str, most: int = MOST_SHOWN) -> str:
     """The beginning of a text, as much as a message has room for."""
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 def shown(value: object) -> str:
     """A value of any size and depth as a message shows it; small ones whole."""
-    return cut(reprlib.repr(value))
+    return shorten(reprlib.repr(value))
 
 
 class ProblemSetError(LightReasonerError):

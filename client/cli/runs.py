@@ -26,10 +26,10 @@ def report(
 
     The page is one file without links to others.
     """
-    from client.report.page import report as page_of
+    from client.report.page import report_page
     from client.runs.run import Run
 
-    page = page_of(Run(run))
+    page = report_page(Run(run))
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -59,7 +59,7 @@ def build(
     A setting that is not given is that of RUN. To resume, run the same command again.
     """
     from client.cli.progress import print_totals, track
-    from client.runs.build import build as make
+    from client.runs.build import build_run
     from client.runs.run import Run
 
     source = Run(run)
@@ -71,7 +71,7 @@ def build(
     settings = checked(ContrastSettings, **old | {name: value for name, value in given.items() if value is not None})
     if seed is not None and settings.select != "random":
         raise LightReasonerError("--seed needs --select random")
-    built = make(source, Run(new_run), settings, track)
+    built = build_run(source, Run(new_run), settings, track)
     print_totals(new_run, built.totals, None)
     if not built.sealed:
         print(f"{run} is not complete yet; run the same command later to add its new trajectories")
@@ -86,18 +86,17 @@ def compare(
     from rich.table import Table
     from rich.text import Text
 
-    from client.report.compare import compare as figures_of
-    from client.report.compare import rows
+    from client.report.compare import compare_runs, comparison_rows
     from client.runs.run import Run
 
-    compared = figures_of([Run(run) for run in runs])
+    compared = compare_runs([Run(run) for run in runs])
     if as_json:
         print(json.dumps({"runs": [asdict(figures) for figures in compared]}, indent=2))
         return
     table = Table("")
     for run in runs:
         table.add_column(Text(run), justify="right", overflow="fold")
-    for name, cells in rows(compared):
+    for name, cells in comparison_rows(compared):
         table.add_row(name, *map(Text, cells))
     Console().print(table)
 

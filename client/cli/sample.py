@@ -71,7 +71,7 @@ def sample(
     """
     from client.cli.progress import Terminal, print_totals
     from client.runs.run import Run
-    from client.sampling.sampler import sample as run_sampling
+    from client.sampling.sampler import sample_problems
     from client.sampling.shards import Shard
     from client.servers.client import SamplingClient
 
@@ -87,7 +87,7 @@ def sample(
                 progress.servers = connection.status
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, stop, number, connection, progress)
-                return await run_sampling(
+                return await sample_problems(
                     asked,
                     Run(run),
                     connection,

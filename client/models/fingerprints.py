@@ -65,7 +65,7 @@ def model_fingerprint(folder: Path) -> str:
 def token_map(folder: Path) -> tuple[dict[int, str], set[int]]:
     """A tokenizer's id -> token, and the ids among them that are added tokens; from tokenizer.json."""
     remedy = "save the tokenizer with AutoTokenizer.from_pretrained(…).save_pretrained(…)"
-    tokenizer = _json(folder / "tokenizer.json", remedy)
+    tokenizer = _json_object(folder / "tokenizer.json", remedy)
     try:
         listed = tokenizer["model"]["vocab"]
         pairs = listed.items() if isinstance(listed, dict) else ((row[0], index) for index, row in enumerate(listed))
@@ -93,7 +93,7 @@ def chat_template(folder: Path) -> str | None:
         except UnicodeDecodeError as error:
             raise ModelError(f"{file} is not UTF-8 ({error})") from None
     file = folder / "tokenizer_config.json"
-    template = _json(file).get("chat_template") if file.is_file() else None
+    template = _json_object(file).get("chat_template") if file.is_file() else None
     if isinstance(template, list):
         template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
     return template
@@ -107,10 +107,10 @@ def chat_template_digest(folder: Path) -> str | None:
 
 def model_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder."""
-    return _json(folder / "config.json", "is this a model folder in Hugging Face format?")
+    return _json_object(folder / "config.json", "is this a model folder in Hugging Face format?")
 
 
-def _json(file: Path, remedy: str = "") -> dict[str, Any]:
+def _json_object(file: Path, remedy: str = "") -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, KeysView
 import orjson
 from pydantic import BaseModel, ConfigDict
 
-from client.errors import ProblemSetError, cut
+from client.errors import ProblemSetError, shorten
 from client.protocol.requests import Problem
 
 DIGEST_SHOWN = 12
@@ -31,7 +31,7 @@ class ProblemSetIdentity(Frozen):
     digest: str
 
     def __str__(self) -> str:
-        return f"{self.count:,} problem{'' if self.count == 1 else 's'}, digest {cut(self.digest, DIGEST_SHOWN)}"
+        return f"{self.count:,} problem{'' if self.count == 1 else 's'}, digest {shorten(self.digest, DIGEST_SHOWN)}"
 
 
 class ProblemSet:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.errors import ProblemSetError, cut, shown
+from client.errors import ProblemSetError, shorten, shown
 from client.problems.problem_set import ProblemSet
 from client.problems.rows import column_names, rows
 from client.protocol.requests import MAX_CHARACTERS, Problem
@@ -24,7 +24,7 @@ SPLIT_QUESTION_FIELDS = (("Body", "Question"), ("body", "question"), ("Body", "q
 MOST_ID_CHARACTERS = 512
 MOST_CHARACTERS = 500_000_000
 """Of all questions together: they are held in memory."""
-NAMED = 5
+MOST_ROWS_NAMED = 5
 """Rows that a message names, of those it is about."""
 MOST_NAME_CHARACTERS = 300
 """Of a row's fields together, as a message names them."""
@@ -119,7 +119,7 @@ def _distinct(
                     f"{where}: id {problem_id!r} is already used with another question at {place(problem_id)}; "
                     "ids must differ"
                 )
-            again.add(f"{where} as {place(problem_id)}" if again.count < NAMED else where)
+            again.add(f"{where} as {place(problem_id)}" if again.count < MOST_ROWS_NAMED else where)
             continue
         questions[problem_id] = question
         numbers.append(number)
@@ -137,7 +137,7 @@ def _distinct(
 
 
 def _in_order(ids: Iterable[str], shuffle: int, limit: int | None) -> list[str]:
-    return sorted(ids, key=lambda problem_id: _lot(shuffle, problem_id))[:limit]
+    return sorted(ids, key=lambda problem_id: _place_in_shuffle(shuffle, problem_id))[:limit]
 
 
 @dataclass
@@ -149,11 +149,11 @@ class _Rows:
 
     def add(self, where: str) -> None:
         self.count += 1
-        if len(self.first) < NAMED:
+        if len(self.first) < MOST_ROWS_NAMED:
             self.first.append(where)
 
     def __str__(self) -> str:
-        more = ", …" if self.count > NAMED else ""
+        more = ", …" if self.count > MOST_ROWS_NAMED else ""
         return f"{self.count:,} row{'s' if self.count > 1 else ''} ({', '.join(self.first)}{more})"
 
 
@@ -168,22 +168,22 @@ def _question(row: dict[str, Any], where: str, given: str | None) -> str | None:
     """The question; blank where the row has a field for it and nothing in it, None where it has no field for it."""
     for body, question in () if given else SPLIT_QUESTION_FIELDS:
         if row.get(body) is not None and row.get(question) is not None:
-            parts = [_text(row, name, where).strip() for name in (body, question)]
+            parts = [_text_of(row, name, where).strip() for name in (body, question)]
             return _bounded(" ".join(parts), f"{body!r} and {question!r} together have", where) if all(parts) else ""
     fields = (given,) if given else QUESTION_FIELDS
     for name in fields:
         if row.get(name) is not None:
-            return _bounded(_text(row, name, where), f"{name!r} has", where)
+            return _bounded(_text_of(row, name, where), f"{name!r} has", where)
     return "" if any(name in row for name in fields) else None
 
 
 def _no_question(path: str, where: str, row: dict[str, Any], given: str | None) -> ProblemSetError:
     expected = repr(given) if given else f"one of {', '.join(QUESTION_FIELDS)}, or Body and Question"
-    names = cut(", ".join(sorted(column_names(path) or row)), MOST_NAME_CHARACTERS) or "no field"
+    names = shorten(", ".join(sorted(column_names(path) or row)), MOST_NAME_CHARACTERS) or "no field"
     return ProblemSetError(f"{where}: no question; expected {expected}; it has {names}. --question-field names another")
 
 
-def _text(row: dict[str, Any], name: str, where: str) -> str:
+def _text_of(row: dict[str, Any], name: str, where: str) -> str:
     value = row[name]
     if not isinstance(value, str):
         raise ProblemSetError(f"{where}: {name!r} is {shown(value)}; it must be a text")
@@ -212,6 +212,6 @@ def _id(row: dict[str, Any], question: str, where: str) -> str:
     return str(value)
 
 
-def _lot(seed: int, problem_id: str) -> bytes:
+def _place_in_shuffle(seed: int, problem_id: str) -> bytes:
     """Where a shuffle puts a problem: the same in every client, whatever its Python and the order of the set."""
     return hashlib.sha256(f"{seed}/{problem_id}".encode()).digest()

@@ -25,11 +25,11 @@ from client.storage.bucket import Bucket, local_folder
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 HUB = "hf"
 """The scheme of what is read through `datasets`."""
 HUB_OPTIONS = ("config", "split")
-MOST_LINE_BYTES = 64 * 2**20
+MOST_ROW_BYTES = 64 * 2**20
 """Of a line: the longest question as JSON may escape it, and room for the other fields."""
 MOST_COLUMN_BYTES = 2**30
 """Of a column in a row group, unpacked: a single page may be all of it, and pages are unpacked whole."""
@@ -38,7 +38,7 @@ BATCH_ROWS = 16
 PAGE_BUFFER_BYTES = 2**20
 
 
-def rows(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, Row]]:
+def rows(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, JsonRow]]:
     """Every row with the number of its line or row, from 1.
 
     `fields`: columns but these need not be read; None: all, but for Parquet columns that JSON has no values for.
@@ -83,23 +83,25 @@ def _naming(path: str) -> Iterator[None]:
         raise ProblemSetError(f"{path} cannot be read: {error}") from error
 
 
-def _of_lines(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, Row]]:
+def _of_lines(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, JsonRow]]:
     with _opened(path) as file:
         lines = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
         number = 0
-        while line := lines.readline(MOST_LINE_BYTES + 1):
+        while line := lines.readline(MOST_ROW_BYTES + 1):
             number += 1
             _check(stopped, path)
-            if len(line) > MOST_LINE_BYTES:
+            if len(line) > MOST_ROW_BYTES:
                 raise ProblemSetError(
-                    f"{path}:{number}: longer than {MOST_LINE_BYTES:,} bytes; a problem set has one object a line"
+                    f"{path}:{number}: longer than {MOST_ROW_BYTES:,} bytes; a problem set has one object a line"
                 )
             text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if text.strip():
-                yield number, _object(text, f"{path}:{number}")
+                yield number, _row_in(text, f"{path}:{number}")
 
 
-def _of_parquet(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, Row]]:
+def _of_parquet(
+    path: str, fields: Collection[str] | None, stopped: Callable[[], bool]
+) -> Iterator[tuple[int, JsonRow]]:
     with _opened(path) as file, pq.ParquetFile(file, buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False) as parquet:
         columns = [
             field.name for field in parquet.schema_arrow
@@ -137,7 +139,7 @@ def _has_json(kind: pa.DataType) -> bool:
     return any(is_it(kind) for is_it in plain)
 
 
-def _of_hub(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, Row]]:
+def _of_hub(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, JsonRow]]:
     with _naming_data_set(path):
         found = _data_set(path)
         if fields is not None and (columns := found.column_names):
@@ -184,7 +186,7 @@ def _opened(path: str) -> BinaryIO:
     raise ProblemSetError(f"no problem set at {path}: give a .jsonl, .jsonl.gz or .parquet file, or hf://NAME")
 
 
-def _object(line: bytes, where: str) -> Row:
+def _row_in(line: bytes, where: str) -> JsonRow:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:

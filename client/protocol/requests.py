@@ -7,7 +7,7 @@ which this module gives too. No I/O.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -262,6 +262,13 @@ class ModelCard(BaseModel):
     unknown_tokens: list[TokenDifference] = Field(
         default_factory=list, description="Of the amateur: added tokens of the expert that it does not share."
     )
+
+
+class PairCards(NamedTuple):
+    """What is known of the pair that a server serves."""
+
+    expert: ModelCard
+    amateur: ModelCard
 
 
 class ModelList(BaseModel):

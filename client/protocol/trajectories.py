@@ -66,7 +66,7 @@ class Failure:
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
-ROUNDING = 1e-3
+LOGPROB_ROUNDING = 1e-3
 """Nats by which a model's log-probability may exceed 0, and the order of two."""
 
 
@@ -133,11 +133,13 @@ def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
     ids = np.sort(line.top_ids, axis=1)
     if (ids[:, 1:] == ids[:, :-1]).any():
         return "an id is twice among a step's top k"
-    if not (line.expert_logprobs <= ROUNDING).all() or not (line.amateur_logprobs <= ROUNDING).all():  # nor nan
+    if (
+        not (line.expert_logprobs <= LOGPROB_ROUNDING).all() or not (line.amateur_logprobs <= LOGPROB_ROUNDING).all()
+    ):  # nor nan
         return "a log-probability is NaN or above 0"
     if not np.isfinite(line.expert_logprobs[:, 0]).all():
         return "the expert's best token is impossible"
-    if (line.expert_logprobs[:, 1:] > line.expert_logprobs[:, :-1] + ROUNDING).any():
+    if (line.expert_logprobs[:, 1:] > line.expert_logprobs[:, :-1] + LOGPROB_ROUNDING).any():
         return "its top k are not the best first"
     if line.finish_reason not in get_args(FinishReason):
         return f"its finish_reason is {line.finish_reason!r:.100}"

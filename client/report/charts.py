@@ -105,13 +105,13 @@ def chart(x: Axis, y: Axis, marks: Sequence[Mark], told: str, right: Axis | None
 
     parts = [Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, told)]
     parts += [_level(up(value), WIDTH - margin, label) for value, label in y.ticks]
-    parts += [_text(at(value), TOP + inner[1] + 18, label, "middle") for value, label in x.ticks]
+    parts += [_svg_text(at(value), TOP + inner[1] + 18, label, "middle") for value, label in x.ticks]
     if right:
         for value, label in right.ticks:
-            parts.append(_text(WIDTH - margin + 6, TOP + inner[1] * (1 - right.share(value)) + 4, label, "start"))
-        parts.append(_text(WIDTH - 4, 14, right.title, "end", "title"))
-    parts.append(_text(4, 14, y.title, "start", "title"))
-    parts.append(_text(LEFT + inner[0] / 2, HEIGHT - 8, x.title, "middle", "title"))
+            parts.append(_svg_text(WIDTH - margin + 6, TOP + inner[1] * (1 - right.share(value)) + 4, label, "start"))
+        parts.append(_svg_text(WIDTH - 4, 14, right.title, "end", "title"))
+    parts.append(_svg_text(4, 14, y.title, "start", "title"))
+    parts.append(_svg_text(LEFT + inner[0] / 2, HEIGHT - 8, x.title, "middle", "title"))
     for mark in marks:
         if isinstance(mark, Bars):
             for (left, end), height in zip(pairwise(mark.edges), mark.heights, strict=True):
@@ -126,13 +126,13 @@ def chart(x: Axis, y: Axis, marks: Sequence[Mark], told: str, right: Axis | None
             points = " ".join(f"{at(a)},{up(b)}" for a, b in zip(mark.xs, mark.ys, strict=True))
             parts.append(Markup('<polyline class="line {}" points="{}"/>').format(mark.style, points))
         elif isinstance(mark, Note):
-            parts.append(_text(at(mark.x) + 5, TOP + 31, mark.words, "start", "words"))
+            parts.append(_svg_text(at(mark.x) + 5, TOP + 31, mark.words, "start", "words"))
         else:
             where, anchor = at(mark.x), "start" if x.share(mark.x) < 0.6 else "end"
             parts.append(
                 Markup('<line class="threshold" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(where, TOP, up(y.low))
             )
-            parts.append(_text(where + (5 if anchor == "start" else -5), TOP + 11, mark.words, anchor, "words"))
+            parts.append(_svg_text(where + (5 if anchor == "start" else -5), TOP + 11, mark.words, anchor, "words"))
             if mark.y is not None:
                 parts.append(Markup('<circle class="dot" cx="{}" cy="{}" r="4"/>').format(where, up(mark.y)))
     parts.append(Markup("</svg>"))
@@ -141,10 +141,10 @@ def chart(x: Axis, y: Axis, marks: Sequence[Mark], told: str, right: Axis | None
 
 def _level(height: float, end: float, label: str) -> Markup:
     line = Markup('<line class="level" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(LEFT, end, height)
-    return line + _text(LEFT - 6, height + 4, label, "end")
+    return line + _svg_text(LEFT - 6, height + 4, label, "end")
 
 
-def _text(x: float, y: float, words: str, anchor: str, style: str = "tick") -> Markup:
+def _svg_text(x: float, y: float, words: str, anchor: str, style: str = "tick") -> Markup:
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
         style, x, y, anchor, escape(words)
     )

@@ -48,7 +48,7 @@ class Figures:
     incomplete: int
 
 
-def compare(runs: Sequence[Run]) -> list[Figures]:
+def compare_runs(runs: Sequence[Run]) -> list[Figures]:
     """The figures of each RUN, in order.
 
     Raises RunError where there is only one, where one has no trajectories, or differs from the first in what must
@@ -98,7 +98,7 @@ def _figures(run: Run, manifest: RunManifest) -> Figures:
     )
 
 
-def rows(compared: Sequence[Figures]) -> list[tuple[str, list[str]]]:
+def comparison_rows(compared: Sequence[Figures]) -> list[tuple[str, list[str]]]:
     """What a person reads: a name and a cell a RUN."""
     quantiles = sorted({q for figures in compared for q in figures.kl_quantiles}, key=float)
     named: dict[str, Callable[[Figures], str]] = {

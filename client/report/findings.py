@@ -30,7 +30,7 @@ from client.runs.run import Run, RunTotals
 from client.runs.samples import Sample, sample_of
 from client.runs.tally import Tally
 
-DRAWN, MOST_DIVERGENT, TOKENS = 5, 3, 25
+DRAWN, MOST_DIVERGENT, DIVERGENT_TOKENS = 5, 3, 25
 """How many trajectories a report shows, drawn and for their divergence, and how many tokens."""
 
 
@@ -56,7 +56,7 @@ class PlausibleSets:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class EvaluatedBenchmark:
     """What the trainer found on a benchmark: accuracies with 95% intervals."""
 
     file: str
@@ -86,7 +86,7 @@ class Findings:
     trajectories: dict[Key, Trajectory]  # of those two
     questions: dict[Key, str]
     losses: list[tuple[float, float]]  # optimizer step, loss
-    benchmarks: list[Benchmark]
+    benchmarks: list[EvaluatedBenchmark]
 
 
 class AlphaCurves:
@@ -212,7 +212,7 @@ def gather(run: Run) -> Findings:
         totals=tally.totals(set(failed)),
         failures=reasons.most_common(),
         plausible_sets=alphas.result(),
-        tokens=tokens.most(TOKENS),
+        tokens=tokens.most(DIVERGENT_TOKENS),
         counts=tokens,
         steps=steps,
         drawn=[sample_of(trajectory, manifest) for trajectory in drawn.result()],
@@ -220,7 +220,7 @@ def gather(run: Run) -> Findings:
         trajectories=shown,
         questions=run.questions(set(shown)),
         losses=_losses(run),
-        benchmarks=_benchmarks(run),
+        benchmarks=_evaluated_benchmarks(run),
     )
 
 
@@ -244,13 +244,13 @@ def _losses(run: Run) -> list[tuple[float, float]]:
     return losses
 
 
-def _benchmarks(run: Run) -> list[Benchmark]:
+def _evaluated_benchmarks(run: Run) -> list[EvaluatedBenchmark]:
     """Every benchmark of every evaluation; a file that says something else is left out."""
     found = []
     for file in run.bucket.names("evaluation"):
         try:
             found += [
-                _benchmark(file, name, figures)
+                _evaluated_benchmark(file, name, figures)
                 for name, figures in orjson.loads(run.bucket.get(file) or b"")["benchmarks"].items()
             ]
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -258,13 +258,13 @@ def _benchmarks(run: Run) -> list[Benchmark]:
     return found
 
 
-def _benchmark(file: str, name: str, figures: Any) -> Benchmark:
+def _evaluated_benchmark(file: str, name: str, figures: Any) -> EvaluatedBenchmark:
     before = _accuracy(figures["before"]) if figures.get("before") else None
     p = float(figures["paired"]["p"]) if figures.get("paired") else None
     n = int(figures["n"])
     if n < 0 or not (p is None or 0 <= p <= 1):
         raise ValueError(f"{figures} are no figures of a benchmark")
-    return Benchmark(file, str(name), n, _accuracy(figures), before, p)
+    return EvaluatedBenchmark(file, str(name), n, _accuracy(figures), before, p)
 
 
 def _accuracy(figures: Any) -> tuple[float, float, float]:

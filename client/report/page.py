@@ -36,7 +36,7 @@ PAGE = Path(__file__).parent / "template"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def report(run: Run) -> str:
+def report_page(run: Run) -> str:
     """The page of a RUN. Raises RunError where it has no trajectories, or no tokenizer.json that can be read."""
     findings = gather(run)
     return page(findings, Texts(tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json")))
@@ -61,7 +61,7 @@ def page(findings: Findings, texts: Texts) -> str:
         manifest=findings.manifest,
         name=findings.url.rstrip("/").rsplit("/", 1)[-1],
         policy="; ".join(
-            ("default-src 'none'", f"style-src '{_digest(style)}'", f"script-src '{_digest(script)}'",
+            ("default-src 'none'", f"style-src '{_policy_digest(style)}'", f"script-src '{_policy_digest(script)}'",
              "base-uri 'none'", "form-action 'none'")
         ),
         style=Markup(style),
@@ -130,7 +130,7 @@ def _card(card: ModelCard) -> str:
     return f"{card.id}, {card.dtype}, {card.vocab_size:,} columns, weights {card.model_fingerprint[:12]}"
 
 
-def _digest(text: str) -> str:
+def _policy_digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 

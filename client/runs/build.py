@@ -17,7 +17,7 @@ from client.runs.manifest import RunManifest
 from client.runs.run import Run, RunTotals
 from client.runs.tally import Tally
 
-Shown = Callable[[Sequence[str]], Any]
+Track = Callable[[Sequence[str]], Any]
 """Takes the parts and gives them back one by one, showing how far it is."""
 
 
@@ -29,7 +29,7 @@ class Built:
     sealed: bool
 
 
-def build(source: Run, target: Run, settings: ContrastSettings, shown: Shown = iter) -> Built:
+def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track = iter) -> Built:
     """Make `target` from the trajectories of `source` under other settings.
 
     Interrupted, the same call does what is missing. A `source` that is still being sampled gives what it holds, and
@@ -54,7 +54,7 @@ def build(source: Run, target: Run, settings: ContrastSettings, shown: Shown = i
         return Built(completion.totals, sealed=True)
     done = set(target.parts("samples"))
     tally = Tally(made)  # of every part, for what an earlier attempt wrote counts too
-    for part in shown(parts):
+    for part in track(parts):
         trajectories, samples = target.adopt(part, source, made, write=part not in done)
         for trajectory, sample in zip(trajectories, samples, strict=True):
             tally.add(trajectory, sample.contrast)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from client.errors import cut
+from client.errors import shorten
 from client.problems.problem_set import DIGEST_SHOWN, Frozen, ProblemSetIdentity
 from client.protocol.requests import ContrastSettings, Decoding, ModelCard
 
@@ -71,8 +71,8 @@ class RunManifest(ContrastSettings, Frozen):
 def _against(name: str, mine: Any, theirs: Any) -> str:
     """Two values that differ; long ones from shortly before the place where they part."""
     if name.endswith(("digest", "fingerprint")):
-        return " against ".join(cut(value, DIGEST_SHOWN) if value else repr(value) for value in (mine, theirs))
+        return " against ".join(shorten(value, DIGEST_SHOWN) if value else repr(value) for value in (mine, theirs))
     texts = repr(mine), repr(theirs)
     alike = next((index for index, (a, b) in enumerate(zip_longest(*texts)) if a != b), 0)
     begin = max(alike - ALIKE_SHOWN, 0) if max(map(len, texts)) > TEXT_SHOWN else 0
-    return " against ".join(("…" if begin else "") + cut(text[begin:], TEXT_SHOWN) for text in texts)
+    return " against ".join(("…" if begin else "") + shorten(text[begin:], TEXT_SHOWN) for text in texts)

@@ -30,13 +30,13 @@ from client.runs.tables import (
 )
 from client.storage.bucket import Bucket
 
-Kind = Literal["trajectories", "samples", "failures"]
+PartKind = Literal["trajectories", "samples", "failures"]
 Read = TypeVar("Read")
 COLUMN_RANGE_BYTES = 2**16
 """Of a part of which a few columns are wanted, at a time."""
 REMOVE = "remove it, and complete.json where there is one, and sample again"
 """The remedy for a damaged part: its trajectories are missing then, and are sampled again."""
-ENDINGS: dict[Kind, str] = {"trajectories": "parquet", "samples": "parquet", "failures": "jsonl"}
+ENDINGS: dict[PartKind, str] = {"trajectories": "parquet", "samples": "parquet", "failures": "jsonl"}
 
 
 class Parts:
@@ -45,7 +45,7 @@ class Parts:
     def __init__(self, bucket: Bucket, owner: int | None = None) -> None:
         self._bucket, self._owner = bucket, owner
 
-    def names(self, kind: Kind) -> list[str]:
+    def names(self, kind: PartKind) -> list[str]:
         """Names, sorted, without folder and ending."""
         parts = (re.fullmatch(rf"{kind}/(part-[^/]+)\.{ENDINGS[kind]}", name) for name in self._bucket.names(kind))
         return [part[1] for part in parts if part]  # others may keep what they like beside them
@@ -63,23 +63,23 @@ class Parts:
         self, part: str, trajectories: Sequence[Trajectory], questions: dict[str, str | None]
     ) -> None:
         """Write a part of trajectories; `questions` by problem_id."""
-        self._bucket.put(_object("trajectories", part), _parquet(trajectory_table(trajectories, questions)))
+        self._bucket.put(_object_name("trajectories", part), _parquet(trajectory_table(trajectories, questions)))
 
     def write_samples(self, part: str, samples: Sequence[Sample]) -> None:
         """Write a part of samples; those of a part of trajectories only after it."""
-        self._bucket.put(_object("samples", part), _parquet(sample_table(samples)))
+        self._bucket.put(_object_name("samples", part), _parquet(sample_table(samples)))
 
     def write_failures(self, part: str, failures: Sequence[Failure]) -> None:
         """Write a part of failures, each a line as the server sent it."""
-        self._bucket.put(_object("failures", part), b"".join(failure.to_line() for failure in failures))
+        self._bucket.put(_object_name("failures", part), b"".join(failure.to_line() for failure in failures))
 
-    def copy(self, kind: Kind, part: str, data: bytes) -> None:
+    def copy(self, kind: PartKind, part: str, data: bytes) -> None:
         """Write a part as another RUN holds it, byte for byte."""
-        self._bucket.put(_object(kind, part), data)
+        self._bucket.put(_object_name(kind, part), data)
 
-    def data(self, kind: Kind, part: str) -> bytes:
+    def data(self, kind: PartKind, part: str) -> bytes:
         """A part's bytes; none where there is no such part."""
-        return self._bucket.get(_object(kind, part)) or b""
+        return self._bucket.get(_object_name(kind, part)) or b""
 
     def trajectories(self, part: str, data: bytes | None = None) -> list[Trajectory]:
         """A part's trajectories; `data`: its bytes, where they are at hand.
@@ -98,13 +98,13 @@ class Parts:
         try:
             lines = [parse_line(line) for line in self.data("failures", part).splitlines()]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self._bucket}/{_object('failures', part)} is damaged ({error}); {REMOVE}") from error
+            raise RunError(f"{self._bucket}/{_object_name('failures', part)} is damaged ({error}); {REMOVE}") from error
         return [line for line in lines if isinstance(line, Failure)]
 
     def columns(self, part: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
         """Some columns of a part of trajectories, the key first, row by row; of the rest nothing is read."""
         schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in names])
-        file = self._bucket.open(_object("trajectories", part), COLUMN_RANGE_BYTES) or io.BytesIO()
+        file = self._bucket.open(_object_name("trajectories", part), COLUMN_RANGE_BYTES) or io.BytesIO()
 
         def rows(table: pa.Table) -> list[tuple[Any, ...]]:
             found = list(zip(*table.to_pydict().values(), strict=True))
@@ -116,7 +116,7 @@ class Parts:
             return self._values(rows, "trajectories", part, file, schema)
 
     def _values(
-        self, read: Callable[[pa.Table], Read], kind: Kind, part: str, data: bytes | BinaryIO, schema: pa.Schema
+        self, read: Callable[[pa.Table], Read], kind: PartKind, part: str, data: bytes | BinaryIO, schema: pa.Schema
     ) -> Read:
         """What `read` makes of a part. Raises RunError naming the part where that cannot be."""
         try:
@@ -125,10 +125,10 @@ class Parts:
             check_no_nulls(table)
             return read(table)
         except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-            raise RunError(f"{self._bucket}/{_object(kind, part)} cannot be read ({error}); {REMOVE}") from error
+            raise RunError(f"{self._bucket}/{_object_name(kind, part)} cannot be read ({error}); {REMOVE}") from error
 
 
-def _object(kind: Kind, part: str) -> str:
+def _object_name(kind: PartKind, part: str) -> str:
     return f"{kind}/{part}.{ENDINGS[kind]}"
 
 

@@ -60,12 +60,12 @@ TEXTS = "tokens are not what this tokenizer makes of token_ids: another model's 
 DIVERGENCE = "kl_divergence is below beta"
 AGAIN = "comes again for a step that is there"
 APART = "stands apart from the other rows of its problem"
-TOKENS = "its prefix does not tokenise to `step` tokens"
+PREFIX_TOKENS = "its prefix does not tokenise to `step` tokens"
 DEPARTS = "its prefix is not the beginning of its problem's longest"
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedStep:
     """One kept step as the file has it."""
 
     line: int
@@ -150,13 +150,13 @@ def import_samples(file: Path, run: Run, folder: Path, settings: ContrastSetting
 
 def _problems(
     file: Path, tokenizer: Tokenizer, vocab_size: int, settings: ContrastSettings, left_out: LeftOut
-) -> Iterator[tuple[str, list[Row]]]:
+) -> Iterator[tuple[str, list[PublishedStep]]]:
     """The rows of each problem, which stand together; memory holds one problem's and the questions' digests."""
     seen: set[bytes] = set()
-    whole = _rows(file, tokenizer, vocab_size, settings, left_out)
+    whole = _valid_steps(file, tokenizer, vocab_size, settings, left_out)
     for question, group in groupby(whole, key=lambda row: row.question):
         digest = hashlib.sha256(question.encode()).digest()
-        rows: dict[int, Row] = {}
+        rows: dict[int, PublishedStep] = {}
         for row in group:
             if digest in seen:
                 left_out.add(APART, row.line)
@@ -169,12 +169,12 @@ def _problems(
             yield question, [rows[step] for step in sorted(rows)]
 
 
-def _rows(
+def _valid_steps(
     file: Path, tokenizer: Tokenizer, vocab_size: int, settings: ContrastSettings, left_out: LeftOut
-) -> Iterator[Row]:
+) -> Iterator[PublishedStep]:
     """The rows that are whole in themselves."""
-    for number, line in _lines(file):
-        row = _row(number, line)
+    for number, line in _numbered_lines(file):
+        row = _parsed(number, line)
         if isinstance(row, str):
             left_out.add(row, number)
             continue
@@ -189,7 +189,7 @@ def _rows(
             yield found
 
 
-def _row(number: int, line: bytes) -> tuple[Row, list[str]] | str:
+def _parsed(number: int, line: bytes) -> tuple[PublishedStep, list[str]] | str:
     """A row and its `tokens`, or why there is none."""
     try:
         fields = orjson.loads(line)
@@ -198,7 +198,7 @@ def _row(number: int, line: bytes) -> tuple[Row, list[str]] | str:
     if not isinstance(fields, dict):
         return NOT_JSON
     try:
-        row = Row(
+        row = PublishedStep(
             line=number, question=fields["prompt_id"], step=fields["step"], prefix=fields["prefix"],
             token_ids=list(fields["token_ids"]), weights=[float(weight) for weight in fields["weights"]],
             kl=float(fields["kl_divergence"]),
@@ -214,7 +214,7 @@ def _row(number: int, line: bytes) -> tuple[Row, list[str]] | str:
     return (row, texts) if right else FIELDS
 
 
-def _is_label(row: Row, vocab_size: int) -> bool:
+def _is_label(row: PublishedStep, vocab_size: int) -> bool:
     ids, weights = row.token_ids, row.weights
     return (
         len(ids) == len(weights) == len(set(ids)) > 0
@@ -225,16 +225,16 @@ def _is_label(row: Row, vocab_size: int) -> bool:
 
 
 def _sample(
-    question: str, prompt: list[int], rows: list[Row], tokenizer: Tokenizer, left_out: LeftOut
+    question: str, prompt: list[int], rows: list[PublishedStep], tokenizer: Tokenizer, left_out: LeftOut
 ) -> Sample | None:
     """The samples of a problem, its rows in order of step; the longest prefix that tokenises is the trajectory."""
     trajectory: list[int] | None = None
-    kept: list[Row] = []
+    kept: list[PublishedStep] = []
     for row in reversed(rows):
         if trajectory is None:
             ids = tokenizer.encode(row.prefix, add_special_tokens=False).ids
             if len(ids) != row.step or tokenizer.decode(ids, skip_special_tokens=False) != row.prefix:
-                left_out.add(TOKENS, row.line)
+                left_out.add(PREFIX_TOKENS, row.line)
                 continue
             trajectory = ids
         elif tokenizer.decode(trajectory[: row.step], skip_special_tokens=False) != row.prefix:
@@ -318,7 +318,7 @@ def _identity(file: Path) -> tuple[ProblemSetIdentity, str]:
     """Of every question in the file, and a digest of its lines; a pass of its own, for run.json comes first."""
     questions: set[str] = set()
     digest = hashlib.sha256()  # of what is in the file: packed or not, it is the same one
-    for _, line in _lines(file):
+    for _, line in _numbered_lines(file):
         digest.update(line)
         try:
             questions.add(orjson.loads(line)["prompt_id"])
@@ -346,7 +346,7 @@ def _totals(counts: Counter[str], first_step: int) -> RunTotals:
     )
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+def _numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
     """The lines that hold something, with their numbers from 1."""
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:

@@ -28,7 +28,7 @@ from client.errors import RunError
 from client.protocol.requests import Failure, Trajectory
 from client.runs.keys import Key, Keys
 from client.runs.manifest import RunManifest
-from client.runs.parts import Kind, Parts
+from client.runs.parts import PartKind, Parts
 from client.runs.samples import Sample, sample_of
 from client.runs.tally import RunTotals, Tally
 from client.storage.bucket import Bucket
@@ -110,7 +110,7 @@ class Run:
         """Take the seal off, for trajectories that failed are to be asked for again."""
         self.bucket.remove("complete.json")
 
-    def parts(self, kind: Kind) -> list[str]:
+    def parts(self, kind: PartKind) -> list[str]:
         """Names, sorted, of the parts under trajectories, samples or failures, without folder and ending."""
         return self._parts.names(kind)
 

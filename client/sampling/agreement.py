@@ -10,14 +10,17 @@ from importlib.metadata import version
 
 from client.errors import RunError, ServiceError
 from client.problems.problem_set import ProblemSet
-from client.protocol.requests import ContrastSettings, SamplingSettings
+from client.protocol.requests import ContrastSettings, PairCards, SamplingSettings
 from client.runs.manifest import RunManifest
 from client.runs.run import Run
-from client.servers.connection import Pair
 
 
 def manifest_of(
-    problems: ProblemSet, pair: Pair, versions: dict[str, str], sampling: SamplingSettings, contrast: ContrastSettings
+    problems: ProblemSet,
+    pair: PairCards,
+    versions: dict[str, str],
+    sampling: SamplingSettings,
+    contrast: ContrastSettings,
 ) -> RunManifest:
     """run.json of a new RUN; `versions` are the source's."""
     expert, amateur = pair

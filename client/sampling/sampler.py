@@ -18,7 +18,7 @@ from client.problems.problem_set import ProblemSet
 from client.protocol.requests import (
     ContrastSettings,
     Failure,
-    ModelCard,
+    PairCards,
     Problem,
     SamplingSettings,
     Trajectory,
@@ -27,11 +27,11 @@ from client.runs.keys import Keys
 from client.runs.manifest import RunManifest
 from client.runs.run import Run, RunTotals
 from client.sampling.agreement import check_sealed, check_top_k, manifest_of
-from client.sampling.shards import WHOLE, Settled, Shard, keys_of, settled
+from client.sampling.shards import WHOLE_SET, Settled, Shard, keys_of, settled
 from client.sampling.writer import STORE_PATIENCE_SECONDS, Counts, Writer
 
 
-class Source(Protocol):
+class TrajectorySource(Protocol):
     """What answers problems. Its text (`str`) names it to the user."""
 
     stopping: bool
@@ -40,7 +40,7 @@ class Source(Protocol):
     async def wait_until_ready(self, tell: Callable[[str], None]) -> None:
         """Return when it can answer; `tell` hears what it waits for."""
 
-    async def models(self) -> tuple[ModelCard, ModelCard]:
+    async def models(self) -> PairCards:
         """The expert's card and the amateur's."""
 
     async def tokenizer(self) -> bytes:
@@ -77,15 +77,15 @@ class Sampled:
     waiting: int = 0  # trajectories of other shards that are not done
 
 
-async def sample(
+async def sample_problems(
     problems: ProblemSet,
     run: Run,
-    source: Source,
+    source: TrajectorySource,
     *,
     sampling: SamplingSettings,
     contrast: ContrastSettings,
     progress: Progress,
-    shard: Shard = WHOLE,
+    shard: Shard = WHOLE_SET,
     retry_failed: bool = False,
     max_failures: int | None = None,
     patience: float = STORE_PATIENCE_SECONDS,

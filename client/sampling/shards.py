@@ -41,7 +41,7 @@ class Shard:
         return problems.only(set(sorted(problems.ids)[self.index - 1 :: self.count]).__contains__)
 
 
-WHOLE = Shard()
+WHOLE_SET = Shard()
 
 
 @dataclass(frozen=True)

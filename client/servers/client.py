@@ -15,14 +15,14 @@ from contextlib import aclosing
 from typing import Self, TypeVar
 
 from client.errors import ServiceError, Stopped, Unreachable
-from client.protocol.requests import Failure, Problem, SamplingSettings, Trajectory
+from client.protocol.requests import Failure, PairCards, Problem, SamplingSettings, Trajectory
 from client.retries import retry
-from client.servers.connection import Connection, Pair
+from client.servers.connection import Connection
 from client.servers.dispatch import Dispatch
-from client.servers.window import Server, pair_differences
+from client.servers.window import ServerWindow, pair_differences
 
-Answer = TypeVar("Answer")
-PATIENCE_SECONDS = 1800.0
+Answered = TypeVar("Answered")
+SERVER_PATIENCE_SECONDS = 1800.0
 """How long servers may take to start, as those with large models do, and how long they may answer nothing."""
 READY_POLL_SECONDS = 1.0
 
@@ -42,7 +42,7 @@ class SamplingClient:
         self,
         servers: str | Sequence[str],
         api_key: str | None = None,
-        patience: float = PATIENCE_SECONDS,
+        patience: float = SERVER_PATIENCE_SECONDS,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         urls = dict.fromkeys(url.rstrip("/") for url in ([servers] if isinstance(servers, str) else servers))
@@ -52,7 +52,7 @@ class SamplingClient:
         self.asks_again = True
         self._connections = [Connection(url, api_key) for url in urls]
         self._patience, self._tell = patience, tell
-        self._pair: Pair | None = None
+        self._pair: PairCards | None = None
         self._calls: list[Dispatch] = []
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class SamplingClient:
                 raise ServiceError(f"{self._connections[0]} and {connection} differ; {listed}")
         self._pair = _least(pairs)
 
-    async def models(self) -> Pair:
+    async def models(self) -> PairCards:
         """The expert's card and the amateur's; of several servers, with the least that any takes."""
         if self._pair is None:
             await self.wait_until_ready(self._tell)
@@ -121,7 +121,7 @@ class SamplingClient:
         """
         sampling = sampling or SamplingSettings()
         pair = await self.models()
-        servers = [Server(connection, pair) for connection in self._connections]
+        servers = [ServerWindow(connection, pair) for connection in self._connections]
         call = Dispatch(servers, problems, sampling, self._patience, self._tell)
         self._calls.append(call)
         if self.stopping:
@@ -158,10 +158,10 @@ class SamplingClient:
 
     async def _retried(
         self,
-        ask: Callable[[], Awaitable[Answer]],
+        ask: Callable[[], Awaitable[Answered]],
         passing: type[Exception] = Unreachable,
         tell: Callable[[BaseException], None] = lambda _: None,
-    ) -> Answer:
+    ) -> Answered:
         """What a server answers; asked again, for as long as `patience`, while that raises a `passing` error."""
         return await retry(
             ask,
@@ -177,7 +177,7 @@ class NotReady(Exception):
     """What a server that is still starting waits for."""
 
 
-def _least(pairs: Sequence[Pair]) -> Pair:
+def _least(pairs: Sequence[PairCards]) -> PairCards:
     """The cards of a pair that several servers serve, with the smallest context and top k of any."""
     expert, amateur = (
         cards[0].model_copy(

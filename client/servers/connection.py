@@ -23,8 +23,8 @@ from client.protocol.requests import (
     Failure,
     Job,
     JobRequest,
-    ModelCard,
     ModelList,
+    PairCards,
     Problem,
     SamplingSettings,
     Trajectory,
@@ -35,15 +35,13 @@ from client.protocol.requests import (
 from client.retries import retry
 
 VERSIONS = TypeAdapter(dict[str, str])
-Pair = tuple[ModelCard, ModelCard]
-"""The expert's card and the amateur's."""
 MOST_REQUESTS = 16
 """Of trajectories, at one server at a time."""
 SUBMIT_ATTEMPTS, SUBMIT_PAUSE_SECONDS = 5, 1.0
 READ_TIMEOUT_SECONDS = 60.0
 """Without a line or a heartbeat for this long, the server is taken for dead; heartbeats come every 10 s."""
 CONNECT_TIMEOUT_SECONDS = 10.0
-MOST_LINE_BYTES = 2**28
+MOST_ANSWER_LINE_BYTES = 2**28
 """A trajectory of 100,000 tokens with a top k of 128 takes less."""
 BEFORE_A_SERVER = (408, 429, 502, 504)
 """What a proxy says of /ready while there is nothing behind it, or too much."""
@@ -92,12 +90,12 @@ class Connection:
             raise ServiceError(f"{self} cannot serve: {_detail(response)}")
         return _detail(response)
 
-    async def models(self) -> Pair:
+    async def models(self) -> PairCards:
         """The expert's card and the amateur's."""
         content = (await self._ok("/v1/models")).content
         try:
             cards = {card.role: card for card in ModelList.model_validate_json(content).data}
-            return cards["expert"], cards["amateur"]
+            return PairCards(cards["expert"], cards["amateur"])
         except (ValidationError, KeyError):
             raise ServiceError(f"{self} is no lightreasoner-server: its /v1/models lists no such pair") from None
 
@@ -131,7 +129,7 @@ class Connection:
                 if response.status_code != 200:
                     await response.aread()
                     raise self._refusal(response, f"{self} refused the request")
-                async for text in _lines(response):
+                async for text in _ndjson_lines(response):
                     if line := self._read(text, sampling.top_k, vocab_size):
                         key = line.problem_id, line.sample_index
                         if key not in missing:
@@ -246,7 +244,7 @@ def _authorization(api_key: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {api_key}"}
 
 
-async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _ndjson_lines(response: httpx.Response) -> AsyncIterator[bytes]:
     """NDJSON's lines, which end at a newline and nowhere else: JSON may hold other line separators as they are.
 
     What follows the last newline is a line too, unless the stream was cut in the middle of it.
@@ -256,8 +254,8 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
     async for chunk in response.aiter_bytes():
         first, *others = chunk.split(b"\n")
         pieces.append(first)
-        if (size := size + len(first)) > MOST_LINE_BYTES:
-            raise LineTooLong(f"a line of more than {MOST_LINE_BYTES:,} bytes")
+        if (size := size + len(first)) > MOST_ANSWER_LINE_BYTES:
+            raise LineTooLong(f"a line of more than {MOST_ANSWER_LINE_BYTES:,} bytes")
         if others:
             yield b"".join(pieces)
             for line in others[:-1]:

@@ -17,7 +17,7 @@ from itertools import islice
 
 from client.errors import Busy, ServiceError, Unreachable
 from client.protocol.requests import PASSING_ERRORS, Failure, Problem, SamplingSettings, Trajectory
-from client.servers.window import Server, roomiest
+from client.servers.window import ServerWindow, roomiest
 
 TRAJECTORIES_A_REQUEST = 16
 """Small, so that no request waits long for its slowest problem; large enough that HTTP costs nothing."""
@@ -92,7 +92,7 @@ class Dispatch:
 
     def __init__(
         self,
-        servers: Sequence[Server],
+        servers: Sequence[ServerWindow],
         problems: Iterable[Problem],
         sampling: SamplingSettings,
         patience: float,
@@ -232,7 +232,7 @@ class Dispatch:
                 one.asked -= 1
             self._backlog.give_back(request.batch)
 
-    def _leave_out(self, server: Server, error: ServiceError) -> None:
+    def _leave_out(self, server: ServerWindow, error: ServiceError) -> None:
         """Ask nothing more of a server that cannot be helped, as long as there is another. Raises the error else."""
         if server not in self.servers:
             return

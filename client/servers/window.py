@@ -11,7 +11,8 @@ import random
 from collections.abc import Sequence
 
 from client.errors import Busy, ServiceError, Unreachable
-from client.servers.connection import MOST_REQUESTS, Connection, Pair
+from client.protocol.requests import PairCards
+from client.servers.connection import MOST_REQUESTS, Connection
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 """After a failure; doubled with each that follows before a line comes, and jittered down to its half."""
@@ -19,10 +20,10 @@ PAIR_FIELDS = ("model_fingerprint", "tokenizer_fingerprint", "chat_template_dige
 """Of a model's card: what servers must share for their trajectories to be of one RUN."""
 
 
-class Server:
+class ServerWindow:
     """One server during one call of `trajectories`. Window and in_flight count requests."""
 
-    def __init__(self, connection: Connection, pair: Pair) -> None:
+    def __init__(self, connection: Connection, pair: PairCards) -> None:
         self.connection, self._pair = connection, pair
         self.window = float(MOST_REQUESTS)
         self.in_flight = self.answered = 0
@@ -40,7 +41,7 @@ class Server:
     @property
     def vocab_size(self) -> int:
         """Columns of the expert's head."""
-        return self._pair[0].vocab_size
+        return self._pair.expert.vocab_size
 
     @property
     def room(self) -> int:
@@ -95,13 +96,13 @@ class Server:
         self._failures += 1
 
 
-def roomiest(servers: Sequence[Server]) -> Server | None:
+def roomiest(servers: Sequence[ServerWindow]) -> ServerWindow | None:
     """The server with the most room, or None where none has any."""
     best = max(servers, key=lambda server: server.room)
     return best if best.room > 0 else None
 
 
-def pair_differences(one: Pair, other: Pair) -> list[str]:
+def pair_differences(one: PairCards, other: PairCards) -> list[str]:
     """Where two pairs differ, each as 'expert.field: this against that'."""
     return [
         f"{card.role}.{field}: {getattr(card, field)!r} against {getattr(against, field)!r}"

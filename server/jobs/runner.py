@@ -20,7 +20,7 @@ from client.protocol.requests import (
 )
 from client.retries import pause_after, rest
 from client.runs.run import Run
-from client.sampling.sampler import sample
+from client.sampling.sampler import sample_problems
 from client.sampling.writer import Counts
 from client.storage.bucket import BucketError
 from server import logs, metrics
@@ -230,7 +230,9 @@ class JobRunner:
         asked = record.model_copy(update={"system_prompt": record.system_prompt or None})
         sampling = SamplingSettings(**asked.model_dump(include=set(SamplingSettings.model_fields)))
         contrast = ContrastSettings(**record.model_dump(include=set(ContrastSettings.model_fields)))
-        totals = (await sample(problems, run, source, sampling=sampling, contrast=contrast, progress=progress)).totals
+        totals = (
+            await sample_problems(problems, run, source, sampling=sampling, contrast=contrast, progress=progress)
+        ).totals
         assert totals is not None  # it asked for all shards
         total = len(problems) * record.n
         return RequestCounts(total=total, completed=totals.trajectories, failed=total - totals.trajectories)

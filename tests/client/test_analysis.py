@@ -8,7 +8,7 @@ from support.runs.made_run import make_manifest, make_trajectory, tokenizer_json
 
 from client.report.analysis import StepAnalysis, TokenKind, by_kind, entropy_lower_bound, token_kind
 from client.report.findings import gather
-from client.report.page import report
+from client.report.page import report_page
 from client.runs.run import Run
 
 
@@ -86,6 +86,6 @@ def test_the_report_says_where_the_kept_steps_lie_and_what_they_are(tmp_path):
     places = found.steps.places
     assert places.kept.sum() == sum(len(sample.contrast.steps) for sample in samples) > 0
     assert places.steps.sum() == 6 * (30 - found.manifest.first_step)
-    page = report(run)
+    page = report_page(run)
     assert 'id="steps"' in page and "Kept share by tenth of the trajectory" in page
     assert f"≥ {found.steps.entropies(kept=True).expert:.3f}" in page

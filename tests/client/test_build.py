@@ -10,7 +10,7 @@ from support.runs.made_run import VOCABULARY, make_manifest, make_trajectory
 from client.contrast import contrast, kl_lower_bound, top1
 from client.errors import RunError
 from client.protocol.requests import ContrastSettings, Failure
-from client.runs.build import build
+from client.runs.build import build_run
 from client.runs.manifest import RunManifest
 from client.runs.run import Run
 from client.runs.tally import Divergences
@@ -34,7 +34,7 @@ def source(tmp_path, trajectories):
 
 def built(source, folder, **settings):
     run = Run(str(folder))
-    build(source, run, ContrastSettings(**settings))
+    build_run(source, run, ContrastSettings(**settings))
     return run
 
 
@@ -193,48 +193,48 @@ def test_an_interrupted_build_goes_on_without_writing_anything_twice(source, tmp
 
     new = Run(str(tmp_path / "new"))
     with pytest.raises(KeyboardInterrupt):
-        build(source, new, ContrastSettings(beta=0.1), two_then_stop)
+        build_run(source, new, ContrastSettings(beta=0.1), two_then_stop)
     assert len(new.parts("samples")) == 2 and new.completion() is None
     first, second = (tmp_path / "new" / "samples" / f"{part}.parquet" for part in new.parts("samples"))
     second.unlink()  # as if it had been stopped between a part's trajectories and its samples
     when = first.stat().st_mtime_ns
-    again = build(source, new, ContrastSettings(beta=0.1))
+    again = build_run(source, new, ContrastSettings(beta=0.1))
     assert len(new.parts("samples")) == 3 and first.stat().st_mtime_ns == when
     whole = built(source, tmp_path / "whole", beta=0.1)
     assert second.read_bytes() == whole.bucket.get(f"samples/{second.name}")
-    assert again.sealed and again.totals == build(source, whole, ContrastSettings(beta=0.1)).totals
+    assert again.sealed and again.totals == build_run(source, whole, ContrastSettings(beta=0.1)).totals
 
 
 def test_a_build_that_is_complete_reads_nothing_again(source, tmp_path, monkeypatch):
     new = Run(str(tmp_path / "new"))
-    first = build(source, new, ContrastSettings(beta=0.1))
+    first = build_run(source, new, ContrastSettings(beta=0.1))
     monkeypatch.setattr(Run, "adopt", None)
-    assert build(source, new, ContrastSettings(beta=0.1)) == first and first.sealed
+    assert build_run(source, new, ContrastSettings(beta=0.1)) == first and first.sealed
 
 
 def test_a_complete_build_of_a_run_that_was_given_more_since_says_so(source, tmp_path):
     new = Run(str(tmp_path / "new"))
-    assert build(source, new, ContrastSettings(beta=0.1)).sealed
+    assert build_run(source, new, ContrastSettings(beta=0.1)).sealed
     source.reopen()
     source.write([make_trajectory("late", seed=50, tokens=9)], {}, source.manifest())
     with pytest.raises(RunError, match=r"new is complete, and .*source has been given 1 more parts since; name a new"):
-        build(source, new, ContrastSettings(beta=0.1))
+        build_run(source, new, ContrastSettings(beta=0.1))
 
 
 def test_a_run_that_is_still_being_sampled_gives_what_it_holds_and_later_the_rest(source, trajectories, tmp_path):
     (tmp_path / "source" / "complete.json").unlink()
     new = Run(str(tmp_path / "new"))
-    assert not build(source, new, ContrastSettings(beta=0.1)).sealed and new.completion() is None
+    assert not build_run(source, new, ContrastSettings(beta=0.1)).sealed and new.completion() is None
     source.write([make_trajectory("late", seed=50, tokens=9)], {}, source.manifest())
     source.seal(source.totals(source.manifest()))
-    assert build(source, new, ContrastSettings(beta=0.1)).sealed
+    assert build_run(source, new, ContrastSettings(beta=0.1)).sealed
     assert len(list(new.samples())) == len(trajectories) + 1
 
 
 def test_a_key_that_is_there_twice_is_counted_once_and_copied_as_it_is(source, trajectories, tmp_path):
     source.write(trajectories[:3], {}, source.manifest())
     new = Run(str(tmp_path / "new"))
-    totals = build(source, new, ContrastSettings(beta=0.1)).totals
+    totals = build_run(source, new, ContrastSettings(beta=0.1)).totals
     assert totals.trajectories == 12 and totals == new.totals(new.manifest())
     assert new.parts("samples") == source.parts("trajectories") and len(new.parts("samples")) == 4
 
@@ -242,14 +242,14 @@ def test_a_key_that_is_there_twice_is_counted_once_and_copied_as_it_is(source, t
 def test_a_place_that_is_taken_is_refused(source, tmp_path):
     new = built(source, tmp_path / "new", beta=0.1)
     with pytest.raises(RunError, match=r"beta: 0\.1 against 0\.2"):
-        build(source, new, ContrastSettings(beta=0.2))
+        build_run(source, new, ContrastSettings(beta=0.2))
     with pytest.raises(RunError, match=r"labels: 'contrast' against 'expert'"):
-        build(source, source, ContrastSettings(labels="expert"))
+        build_run(source, source, ContrastSettings(labels="expert"))
     other = Run(str(tmp_path / "other"))
     other.claim(make_manifest(), b"{}")
     other.write([make_trajectory("p0", seed=0, tokens=4)], {}, other.manifest())
     with pytest.raises(RunError, match=r"holds trajectories that .*/other does not"):
-        build(other, new, ContrastSettings(beta=0.1))
+        build_run(other, new, ContrastSettings(beta=0.1))
 
 
 def test_a_run_without_trajectories_is_refused_and_nothing_is_made(tmp_path):

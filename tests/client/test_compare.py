@@ -11,8 +11,8 @@ from client.__main__ import main
 from client.contrast import contrast, kl_lower_bound
 from client.errors import RunError
 from client.protocol.requests import ContrastSettings
-from client.report.compare import compare
-from client.runs.build import build
+from client.report.compare import compare_runs
+from client.runs.build import build_run
 from client.runs.run import Run
 
 
@@ -37,7 +37,7 @@ def test_figures_agree_with_a_plain_computation(run, trajectories, tmp_path):
     amateur = make_manifest().amateur.model_copy(update={"id": "/weaker", "model_fingerprint": "w"})
     weaker = make_run(tmp_path / "two", trajectories, amateur=amateur, alpha=0.1, beta=0.2, first_step=2)
     run.seal(run.totals(run.manifest()))
-    first, second = compare([run, weaker])
+    first, second = compare_runs([run, weaker])
     assert (first.amateur, first.sealed, second.amateur, second.sealed) == ("/amateur", True, "/weaker", False)
     for figures, alpha, beta, start in ((first, 0.2, 0.4, 1), (second, 0.1, 0.2, 2)):
         bounds, best, masses, entropies, kept, incomplete = [], [], [], [], 0, 0
@@ -67,8 +67,8 @@ def test_figures_agree_with_a_plain_computation(run, trajectories, tmp_path):
 
 def test_a_built_run_is_compared_with_the_one_it_was_built_from(run, tmp_path):
     new = Run(str(tmp_path / "new"))
-    build(run, new, ContrastSettings(labels="onehot", select="all"))
-    one, other = compare([run, new])
+    build_run(run, new, ContrastSettings(labels="onehot", select="all"))
+    one, other = compare_runs([run, new])
     assert other.mean_label_entropy == 0.0 < one.mean_label_entropy and other.kept > one.kept
     assert one.kl_quantiles == other.kl_quantiles
 
@@ -85,7 +85,7 @@ def test_runs_of_other_problems_experts_or_decoding_are_refused_with_each_differ
         beta=0.1,
     )
     with pytest.raises(RunError) as caught:
-        compare([run, other])
+        compare_runs([run, other])
     named = [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]]
     assert sorted(named) == ["decoding.max_tokens", "expert.model_fingerprint", "problems", "system_prompt"]
     assert f"{other} cannot be compared with {run}" in str(caught.value)
@@ -93,11 +93,11 @@ def test_runs_of_other_problems_experts_or_decoding_are_refused_with_each_differ
 
 def test_one_run_or_one_without_trajectories_is_refused(run, tmp_path):
     with pytest.raises(RunError, match="at least two"):
-        compare([run])
+        compare_runs([run])
     imported = Run(str(tmp_path / "imported"))
     imported.claim(make_manifest(imported_from="samples.jsonl"), b"{}")
     with pytest.raises(RunError, match="holds samples only"):
-        compare([run, imported])
+        compare_runs([run, imported])
 
 
 def test_the_command_prints_a_table_or_json(run, trajectories, tmp_path, monkeypatch, capsys):

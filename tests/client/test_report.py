@@ -16,7 +16,7 @@ from client.errors import RunError
 from client.models.detokenize import Texts, tokenizer_of, visible
 from client.protocol.requests import Failure
 from client.report.findings import Largest, gather
-from client.report.page import page, report
+from client.report.page import page, report_page
 from client.runs.run import Run
 
 
@@ -63,7 +63,7 @@ def test_nothing_that_models_or_problems_say_becomes_markup(tmp_path):
     )
     run.write_failures([Failure("gone", 0, hostile, hostile)])
     run.bucket.put("evaluation/<script>.json", json.dumps({"benchmarks": {hostile: SCORE}}).encode())
-    written = report(run)
+    written = report_page(run)
     page = Page(written)
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"img", "iframe", "object", "link", "base", "form", "b0"}
@@ -79,7 +79,7 @@ def test_nothing_that_models_or_problems_say_becomes_markup(tmp_path):
 
 
 def test_the_policy_lets_the_pages_own_style_and_script_run_and_nothing_else(tmp_path):
-    page = Page(report(make_run(tmp_path / "run", trajectories_of(3))))
+    page = Page(report_page(make_run(tmp_path / "run", trajectories_of(3))))
     (policy,) = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules.pop("default-src") == "'none'" and rules.pop("base-uri") == "'none'"
@@ -90,7 +90,7 @@ def test_the_policy_lets_the_pages_own_style_and_script_run_and_nothing_else(tmp
 
 
 def test_the_page_stands_alone(tmp_path):
-    page = Page(report(make_run(tmp_path / "run", trajectories_of(3))))
+    page = Page(report_page(make_run(tmp_path / "run", trajectories_of(3))))
     for _, attributes in page.elements:
         assert not {"src", "srcset", "data", "action"} & set(attributes)
         assert attributes.get("href", "#").startswith("#")
@@ -101,7 +101,7 @@ def test_the_page_stands_alone(tmp_path):
 
 def test_the_beta_table_counts_what_a_plain_pass_counts(tmp_path):
     trajectories = trajectories_of(12)
-    page = Page(report(make_run(tmp_path / "run", trajectories, beta=0.5)))
+    page = Page(report_page(make_run(tmp_path / "run", trajectories, beta=0.5)))
     cells = [cell.strip() for cell in page.text["td"]]
     bounds, complete = plain_bounds(trajectories)
     names = [name.split()[0] for name in page.text["th"]]
@@ -161,7 +161,7 @@ def bars_of(page, section):
 def test_the_first_bar_holds_what_is_smaller_and_the_last_the_largest(tmp_path):
     trajectories = with_equal_steps(trajectories_of(12), 1)
     bounds, _ = plain_bounds(trajectories)
-    heights, _ = bars_of(report(make_run(tmp_path / "run", trajectories)), "divergence")
+    heights, _ = bars_of(report_page(make_run(tmp_path / "run", trajectories)), "divergence")
     smallest, largest = (bounds < 1e-4).sum(), (bounds > bounds.max() * 10 ** (-1 / 8)).sum()
     assert smallest == 12 and heights[0] / heights.sum() == pytest.approx(smallest / len(bounds), abs=0.002)
     assert largest and heights[-1] / heights.sum() == pytest.approx(largest / len(bounds), abs=0.002)
@@ -170,7 +170,7 @@ def test_the_first_bar_holds_what_is_smaller_and_the_last_the_largest(tmp_path):
 def test_a_first_bar_that_would_flatten_the_others_runs_off_the_scale_and_says_its_number(tmp_path):
     trajectories = with_equal_steps(trajectories_of(12), 6)
     bounds, _ = plain_bounds(trajectories)
-    written = report(make_run(tmp_path / "run", trajectories))
+    written = report_page(make_run(tmp_path / "run", trajectories))
     heights, tops = bars_of(written, "divergence")
     smallest, largest = (bounds < 1e-4).sum(), (bounds > bounds.max() * 10 ** (-1 / 8)).sum()
     assert tops[0] == 26 < 30 < tops[1:].min() and heights[1:].max() > 0.8 * heights[0]
@@ -180,7 +180,7 @@ def test_a_first_bar_that_would_flatten_the_others_runs_off_the_scale_and_says_i
 
 
 def test_a_first_bar_that_leaves_room_for_the_others_is_drawn_to_scale(tmp_path):
-    written = report(make_run(tmp_path / "run", trajectories_of(12)))
+    written = report_page(make_run(tmp_path / "run", trajectories_of(12)))
     _, tops = bars_of(written, "divergence")
     assert tops.min() > 26 and "runs off the scale" not in written
 
@@ -189,7 +189,7 @@ def test_a_shown_trajectory_says_of_every_token_what_the_run_says(tmp_path):
     (trajectory,) = trajectories_of(1)
     run = make_run(tmp_path / "run", [trajectory], questions={"p0": "How many?"})
     (sample,) = run.samples()
-    page = Page(report(run))
+    page = Page(report_page(run))
     steps = json.loads(page.text["script"][0])
     assert len(steps) == len(trajectory.token_ids) and "How many?" in page.text["p"]
     bounds = kl_lower_bound(trajectory.expert_logprobs, trajectory.amateur_logprobs)
@@ -218,7 +218,7 @@ def test_of_a_long_trajectory_the_beginning_is_shown(tmp_path, monkeypatch):
     monkeypatch.setattr("client.report.trajectories.LONGEST_SHOWN", 6)
     run = make_run(tmp_path / "run", [make_trajectory("p", seed=0, tokens=20)])
     (sample,) = run.samples()
-    page = Page(report(run))
+    page = Page(report_page(run))
     assert len(json.loads(page.text["script"][0])) == 6
     assert sum(attributes.get("role") == "option" for _, attributes in page.elements) == 6
     assert "The first 6 tokens; 14 more are not shown." in page.text["p"]
@@ -231,12 +231,15 @@ def test_a_trajectory_drawn_by_lot_is_not_shown_twice_for_its_divergence(tmp_pat
     drawn, divergent = ([sample.problem_id for sample in group] for group in (found.drawn, found.most_divergent))
     twice = [problem for problem in divergent if problem in drawn]
     assert 0 < len(twice) < 3
-    page = Page(report(run))
+    page = Page(report_page(run))
     shown = [title.split()[0] for title in page.text["h4"]]
     assert shown == drawn + [problem for problem in divergent if problem not in drawn]
     (told,) = (text for text in page.text["p"] if "highest mean divergence" in text)
     assert told.startswith("3 of 12") and told.endswith(f"Shown above already: {', '.join(twice)}.")
-    assert "Shown above already: p0, p1." in Page(report(make_run(tmp_path / "two", trajectories_of(2)))).text["p"][-1]
+    assert (
+        "Shown above already: p0, p1."
+        in Page(report_page(make_run(tmp_path / "two", trajectories_of(2)))).text["p"][-1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -277,7 +280,7 @@ def test_what_is_kept_of_a_part_does_not_hold_the_part_in_memory():
 
 def test_training_and_evaluation_are_shown_where_the_trainer_left_them(tmp_path):
     run = make_run(tmp_path / "run", trajectories_of(3))
-    assert "Training and evaluation" not in report(run)
+    assert "Training and evaluation" not in report_page(run)
     lines = [{"step": step, "loss": 1 / step} for step in range(1, 30)]
     lines.append({"step": 30, "loss": "inf"})
     run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(line).encode() for line in lines) + b'\n{"step": 3')
@@ -292,7 +295,7 @@ def test_training_and_evaluation_are_shown_where_the_trainer_left_them(tmp_path)
     assert [(b.name, b.n, b.accuracy, b.before, b.p) for b in found.benchmarks] == [
         ("gsm8k", 200, (0.75, 0.68, 0.81), (0.75, 0.68, 0.81), 0.0123)
     ]
-    written = report(run)
+    written = report_page(run)
     assert "Training loss from 1.000 to 0.034 over 29 optimizer steps" in written and "gsm8k" in written
     assert "McNemar" in written and "0.012" in written
 
@@ -307,7 +310,9 @@ def test_runs_with_little_in_them_have_a_report_too(tmp_path):
     equal.seal(equal.totals(equal.manifest()))
     assert "not complete yet" not in report(equal)
     for select in ("all", "random"):
-        assert f"selection</dt><dd>{select}" in report(make_run(tmp_path / select, trajectories_of(2), select=select))
+        assert f"selection</dt><dd>{select}" in report_page(
+            make_run(tmp_path / select, trajectories_of(2), select=select)
+        )
 
 
 def test_what_cannot_be_reported_is_named(tmp_path):
@@ -316,7 +321,7 @@ def test_what_cannot_be_reported_is_named(tmp_path):
     with pytest.raises(RunError, match="holds samples only"):
         report(imported)
     with pytest.raises(RunError, match=r"tokenizer\.json is not a tokenizer\.json that can be read"):
-        report(make_run(tmp_path / "run", trajectories_of(1), b"{}"))
+        report_page(make_run(tmp_path / "run", trajectories_of(1), b"{}"))
 
 
 @pytest.mark.parametrize(
@@ -329,7 +334,7 @@ def test_a_loss_curve_is_drawn_of_any_numbers(tmp_path, losses):
     strange = [{"step": step, "loss": 0.5} for step in ("inf", "-inf", "nan", None, [], "later")]
     run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(row).encode() for row in rows + strange))
     assert gather(run).losses == list(enumerate(losses))
-    written = report(run)
+    written = report_page(run)
     assert "Training loss from" in written and "nan" not in places_in_charts(written)
 
 
@@ -344,7 +349,7 @@ def test_an_evaluation_with_impossible_figures_is_left_out(tmp_path, change):
     run = make_run(tmp_path / "run", trajectories_of(2))
     figures = TWO | change | {"paired": TWO["paired"] | change}
     run.bucket.put("evaluation/odd.json", json.dumps({"benchmarks": {"gsm8k": figures}}).encode())
-    assert gather(run).benchmarks == [] and "gsm8k" not in report(run)
+    assert gather(run).benchmarks == [] and "gsm8k" not in report_page(run)
 
 
 @pytest.mark.filterwarnings("error")
@@ -352,7 +357,7 @@ def test_an_evaluation_with_impossible_figures_is_left_out(tmp_path, change):
     "settings", [{"beta": 1e300}, {"beta": 1.7e308}, {"beta": 5e-324}, {"alpha": 1e-300}, {"alpha": 5e-324}]
 )
 def test_settings_at_their_ends_have_a_report_without_a_warning(tmp_path, settings):
-    written = report(make_run(tmp_path / "run", trajectories_of(2), **settings))
+    written = report_page(make_run(tmp_path / "run", trajectories_of(2), **settings))
     assert "nan" not in places_in_charts(written)
     ((name, value),) = settings.items()
     assert f"{ {'alpha': 'α', 'beta': 'β'}[name] } = {value:g}" in written
@@ -364,4 +369,4 @@ def test_a_token_that_the_expert_does_not_have_is_named(tmp_path, name, value):
     getattr(damaged, name)[3] = value
     run = make_run(tmp_path / "run", [sound, damaged])
     with pytest.raises(RunError, match=r"run is damaged: problem 'p1': token 5\d is beyond the expert's 50 columns"):
-        report(run)
+        report_page(run)

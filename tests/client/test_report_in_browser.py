@@ -11,7 +11,7 @@ from support.runs.reported import HOSTILE, TWO, make_run, plain_bounds, trajecto
 
 from client.models.detokenize import Texts, tokenizer_of, visible
 from client.report.findings import gather
-from client.report.page import page, report
+from client.report.page import page, report_page
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_in_a_browser_tokens_are_read_by_pointer_and_by_keyboard_and_nothing_els
     run = make_run(
         tmp_path / "run", trajectories, tokenizer_json(HOSTILE), {t.problem_id: hostile for t in trajectories}
     )
-    (tmp_path / "page.html").write_text(report(run), encoding="utf-8")
+    (tmp_path / "page.html").write_text(report_page(run), encoding="utf-8")
     page = chromium_browser.new_page(viewport={"width": 390, "height": 844})
     said = []
     page.on("console", lambda message: said.append(message.text))
@@ -70,7 +70,7 @@ def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chro
     run = make_run(tmp_path / "run", trajectories, beta=0.5)
     lines = [{"step": step, "loss": 1 / step} for step in range(1, 30)]
     run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(line).encode() for line in lines))
-    (tmp_path / "page.html").write_text(report(run), encoding="utf-8")
+    (tmp_path / "page.html").write_text(report_page(run), encoding="utf-8")
     page = chromium_browser.new_page(viewport={"width": 1200, "height": 900})
     page.goto(f"file://{tmp_path}/page.html")
     drawn = "(chart) => [...chart.querySelectorAll('{}')].map((mark) => {})"
@@ -131,7 +131,7 @@ def test_in_a_browser_every_table_fits_where_it_stands_on_a_phone_too(tmp_path, 
 
 @pytest.mark.parametrize("scheme", ["light", "dark", "print"])
 def test_in_a_browser_text_stands_out_from_its_ground_in_every_theme(tmp_path, chromium_browser, scheme):
-    (tmp_path / "page.html").write_text(report(make_run(tmp_path / "run", trajectories_of(3))), encoding="utf-8")
+    (tmp_path / "page.html").write_text(report_page(make_run(tmp_path / "run", trajectories_of(3))), encoding="utf-8")
     page = chromium_browser.new_page()
     page.emulate_media(
         media="print" if scheme == "print" else "screen", color_scheme="dark" if scheme == "dark" else "light"

@@ -214,7 +214,7 @@ def test_a_line_may_come_in_many_pieces_and_many_lines_in_one(server, monkeypatc
     lines = {line.problem_id: line for line in sampled(server.url, PROBLEMS[:3])}
     assert all(isinstance(line, Trajectory) for line in lines.values()) and len(server.asked) == 1
     assert lines["p0"].to_line("base64") == whole and lines.keys() == {"p0", "p1", "p2"}
-    monkeypatch.setattr(client.servers.connection, "MOST_LINE_BYTES", 300_000)
+    monkeypatch.setattr(client.servers.connection, "MOST_ANSWER_LINE_BYTES", 300_000)
     with pytest.raises(ServiceError, match="a line of more than 300,000 bytes"):
         sampled(server.url, PROBLEMS[:3])
 

@@ -14,9 +14,9 @@ from client.contrast import contrast
 from client.errors import RunError
 from client.problems.problem_set import ProblemSetIdentity
 from client.protocol.requests import ContrastSettings, Failure
-from client.report.compare import compare
-from client.report.page import report
-from client.runs.build import build
+from client.report.compare import compare_runs
+from client.report.page import report_page
+from client.runs.build import build_run
 from client.runs.run import Run
 from client.runs.samples import sample_of
 
@@ -313,9 +313,9 @@ def test_a_key_that_is_none_is_named_by_its_file(damaged):
 def test_commands_name_the_damaged_part(damaged, command, tmp_path):
     name, run = damaged
     calls = {
-        "build": lambda: build(run, Run(str(tmp_path / "new")), ContrastSettings()),
-        "report": lambda: report(run),
-        "compare": lambda: compare([run, run]),
+        "build": lambda: build_run(run, Run(str(tmp_path / "new")), ContrastSettings()),
+        "report": lambda: report_page(run),
+        "compare": lambda: compare_runs([run, run]),
     }
     with pytest.raises(RunError, match=f"run/{name} cannot be read"):
         calls[command]()

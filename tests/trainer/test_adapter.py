@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from support.models.tiny_pair import load, save_model, write_run
 
-from client.report.page import report
+from client.report.page import report_page
 from client.runs.run import Run
 from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Lora
@@ -110,7 +110,7 @@ def test_the_run_gets_losses_and_picture_and_its_report_shows_them(tmp_path, exp
     left = Run(str(run)).bucket
     assert left.get("training/metrics.jsonl") == (tmp_path / "out" / "metrics.jsonl").read_bytes()
     assert left.get("training/loss.png").startswith(b"\x89PNG")
-    assert "Training loss from" in report(run)
+    assert "Training loss from" in report_page(run)
 
 
 def test_transformers_and_vllm_load_it_and_agree(tmp_path, run, expert, trainer_cli):

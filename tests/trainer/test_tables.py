@@ -8,7 +8,7 @@ from support.models.tiny_pair import trajectory, write_run
 from test_solutions import saying
 
 from client.protocol.requests import ContrastSettings
-from client.runs.build import build
+from client.runs.build import build_run
 from client.runs.run import Run
 from trainer.evaluation.paper_tables import cell, sampling_seconds
 from trainer.evaluation.records import Record, Records
@@ -135,7 +135,7 @@ def test_outputs_of_other_benchmarks_are_refused_before_anything_is_trained(
 def test_a_run_that_was_built_took_the_seconds_of_the_one_that_was_sampled(tmp_path, expert):
     sampled = write_run(tmp_path / "run", expert)
     built = Run(str(tmp_path / "built"))
-    build(Run(str(sampled)), built, ContrastSettings(beta=0.1))
+    build_run(Run(str(sampled)), built, ContrastSettings(beta=0.1))
     manifest = Run(str(sampled)).manifest()
     body = manifest.model_copy(update={"created_at": manifest.created_at - 500}).model_dump_json()
     (tmp_path / "run" / "run.json").write_text(body)

@@ -23,7 +23,7 @@ from rich.table import Table
 from client.contrast import Labels, Selection
 from client.errors import LightReasonerError
 from client.protocol.requests import ContrastSettings
-from client.runs.build import build
+from client.runs.build import build_run
 from client.runs.run import Run
 from trainer.adapters.model_folder import ModelFolder
 from trainer.evaluation.evaluate import BASE, check, evaluate
@@ -92,7 +92,7 @@ def ablation(run_url: str, plan: Plan, console: Console) -> list[Row]:
         url = run_url if own else str(plan.out / "runs" / name.replace(" ", "-"))
         if not own:
             given = {field: getattr(manifest, field) for field in ContrastSettings.model_fields}
-            build(source, Run(url), ContrastSettings(**given | {"select": select, "labels": labels}))
+            build_run(source, Run(url), ContrastSettings(**given | {"select": select, "labels": labels}))
         trained = [train(url, name, seed, plan, console) for seed in plan.seeds]
         names[name] = [str(adapter) for adapter in trained]
         facts[name] = {"kept steps": provenance(trained[0])["kept_steps"]}
