@@ -185,4 +185,4 @@ def _least(pairs: Sequence[PairCards]) -> PairCards:
         )
         for cards in zip(*pairs, strict=True)
     )
-    return expert, amateur
+    return PairCards(expert, amateur)

@@ -52,7 +52,7 @@ class Pending:
 class Request:
     """Problems that one server has been asked for together."""
 
-    server: Server
+    server: ServerWindow
     batch: list[Pending]
     since: float
     again: bool = False  # put to another server too
@@ -155,7 +155,7 @@ class Dispatch:
             self._start(self._requests, self._ask(request, server.epoch))
         return any(request.missing for request in self._open) or bool(self._backlog) or not self._lines.empty()
 
-    def _overdue(self, server: Server) -> list[Pending]:
+    def _overdue(self, server: ServerWindow) -> list[Pending]:
         """What another server has had for too long, to be asked of this one as well; the longest first."""
         if not self._usual:
             return []  # nobody knows yet what is long
@@ -241,7 +241,7 @@ class Dispatch:
         self.servers.remove(server)
         self._tell(f"{error}; it is left out")
 
-    async def _recover(self, server: Server) -> None:
+    async def _recover(self, server: ServerWindow) -> None:
         """Wait until a server may be asked again; one that never may is left out, if others are there."""
         failed = server.trouble
         try:

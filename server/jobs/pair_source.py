@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from client.errors import ServiceError
-from client.protocol.requests import Failure, ModelCard, Problem, SamplingSettings, Trajectory
+from client.protocol.requests import Failure, PairCards, Problem, SamplingSettings, Trajectory
 from server.engines.pair import JOB, Pair, Turn
 from server.engines.prompts import TrajectoryError
 from server.logs import log
@@ -41,8 +41,8 @@ class PairSource:
     async def wait_until_ready(self, tell: Callable[[str], None]) -> None:
         """It is: jobs are worked on once the pair is."""
 
-    async def models(self) -> tuple[ModelCard, ModelCard]:
-        return self.pair.card(self.pair.expert), self.pair.card(self.pair.amateur)
+    async def models(self) -> PairCards:
+        return PairCards(self.pair.card(self.pair.expert), self.pair.card(self.pair.amateur))
 
     async def tokenizer(self) -> bytes:
         file = self.pair.facts.expert.folder / "tokenizer.json"

@@ -16,7 +16,7 @@ from client.errors import ModelError, RunError
 from client.models.chat_template import ChatTemplate
 from client.problems.reader import read_problems
 from client.protocol.requests import ContrastSettings
-from client.runs.published import TOKENS, import_samples
+from client.runs.published import PREFIX_TOKENS, import_samples
 from client.runs.run import Run
 
 EXPERT = DEMO / "expert"
@@ -159,7 +159,7 @@ def test_a_prefix_that_reads_otherwise_once_it_is_tokenised_is_left_out_though_i
     rows[3]["prefix"] = rows[3]["prefix"][:-1] + "€"  # the tokenizer has one unknown token for it
     run = Run(str(tmp_path / "run"))
     imported = import_samples(write(tmp_path / "samples.jsonl", rows), run, EXPERT, SETTINGS)
-    assert [line.split(": ")[1] for line in imported.left_out.lines()] == [TOKENS.split(": ")[0] + " (first"]
+    assert [line.split(": ")[1] for line in imported.left_out.lines()] == [PREFIX_TOKENS.split(": ")[0] + " (first"]
     assert [len(sample.contrast.steps) for sample in run.samples()] == [3, 4]
 
 

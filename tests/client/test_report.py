@@ -302,13 +302,13 @@ def test_training_and_evaluation_are_shown_where_the_trainer_left_them(tmp_path)
 
 def test_runs_with_little_in_them_have_a_report_too(tmp_path):
     short = make_run(tmp_path / "short", [make_trajectory("p", seed=0, tokens=1)])
-    assert "No step is above β" in report(short) and "not complete yet" in report(short)
+    assert "No step is above β" in report_page(short) and "not complete yet" in report_page(short)
     (tmp_path / "equal").mkdir()
     trajectory = make_trajectory("p", seed=0, tokens=9)
     trajectory.amateur_logprobs[:] = trajectory.expert_logprobs
     equal = make_run(tmp_path / "equal", [trajectory], beta=0.0)
     equal.seal(equal.totals(equal.manifest()))
-    assert "not complete yet" not in report(equal)
+    assert "not complete yet" not in report_page(equal)
     for select in ("all", "random"):
         assert f"selection</dt><dd>{select}" in report_page(
             make_run(tmp_path / select, trajectories_of(2), select=select)
@@ -319,7 +319,7 @@ def test_what_cannot_be_reported_is_named(tmp_path):
     imported = Run(str(tmp_path / "imported"))
     imported.claim(make_manifest(imported_from="samples.jsonl"), b"{}")
     with pytest.raises(RunError, match="holds samples only"):
-        report(imported)
+        report_page(imported)
     with pytest.raises(RunError, match=r"tokenizer\.json is not a tokenizer\.json that can be read"):
         report_page(make_run(tmp_path / "run", trajectories_of(1), b"{}"))
 

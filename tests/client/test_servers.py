@@ -17,7 +17,7 @@ from client.errors import Busy, ServiceError, Unreachable
 from client.protocol.requests import Failure, Trajectory
 from client.servers.client import SamplingClient
 from client.servers.connection import MOST_REQUESTS, Connection
-from client.servers.window import Server, roomiest
+from client.servers.window import ServerWindow, roomiest
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -280,7 +280,7 @@ def pair():
 
 
 def test_the_window_halves_once_a_moment_and_grows_back_by_one_a_window():
-    server = Server(Connection("http://127.0.0.1:1"), pair())
+    server = ServerWindow(Connection("http://127.0.0.1:1"), pair())
     assert server.window == MOST_REQUESTS
     first = [server.request_failed(Busy("full"), 0) for _ in range(5)]
     assert first == [True, False, False, False, False] and server.window == MOST_REQUESTS / 2
@@ -302,7 +302,7 @@ def test_pauses_grow_to_a_limit_and_are_jittered_down_to_their_half(monkeypatch)
     monkeypatch.setattr(client.servers.window, "LONGEST_PAUSE_SECONDS", 30.0)
     pauses = []
     for _ in range(50):
-        server = Server(Connection("http://127.0.0.1:1"), pair())
+        server = ServerWindow(Connection("http://127.0.0.1:1"), pair())
         for attempt in range(12):
             server.request_failed(Unreachable("gone"), server.epoch)
             pauses.append((min(0.5 * 2**attempt, 30.0), server._pause))
@@ -315,7 +315,7 @@ def test_pauses_grow_to_a_limit_and_are_jittered_down_to_their_half(monkeypatch)
 
 
 def test_the_server_with_the_most_room_is_next():
-    servers = [Server(Connection(f"http://127.0.0.1:{port}"), pair()) for port in (1, 2, 3)]
+    servers = [ServerWindow(Connection(f"http://127.0.0.1:{port}"), pair()) for port in (1, 2, 3)]
     servers[0].in_flight, servers[1].in_flight, servers[2].in_flight = 5, 3, 9
     assert roomiest(servers) is servers[1]
     servers[1].request_failed(Unreachable("gone"), 0)
