@@ -97,9 +97,9 @@ def test_an_engine_argument_in_a_variable_is_read_as_in_the_file(variables, file
 
 
 def test_models_can_come_from_variables_alone_and_their_names_are_not_parsed(variables):
-    variables(EXPERT__MODEL="7", AMATEUR__MODEL="Qwen/Qwen2.5-0.5B", AMATEUR__HF_OVERRIDES__HEAD_DTYPE="float32")
+    variables(EXPERT__MODEL="1e5", AMATEUR__MODEL="Qwen/Qwen2.5-0.5B", AMATEUR__HF_OVERRIDES__HEAD_DTYPE="float32")
     settings = load_settings(None)
-    assert settings.expert == {"model": "7"}
+    assert settings.expert == {"model": "1e5"}
     assert settings.amateur == {"model": "Qwen/Qwen2.5-0.5B", "hf_overrides": {"head_dtype": "float32"}}
 
 
@@ -117,6 +117,7 @@ def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(variables, fil
         ({"PORT": "many"}, {}, "LIGHTREASONER_PORT: Input should be a valid integer"),
         ({"LIMITS__BODY_BYTES": "1"}, {}, "LIGHTREASONER_LIMITS__BODY_BYTES: Input should be greater"),
         ({"LIMITS": '{"body_bytes": 1}'}, {}, "LIGHTREASONER_LIMITS: Input should be greater"),
+        ({"LIMITS": '{"open_jobs": 9}', "LIMITS__BODY_BYTES": "1"}, {}, "^LIGHTREASONER_LIMITS__BODY_BYTES: Input"),
         ({"LIMITS": "{body"}, {}, "LIGHTREASONER_LIMITS: neither JSON nor YAML"),
         ({"LIMITS__BODY_BYTS": "5000"}, {}, "LIGHTREASONER_LIMITS__BODY_BYTS: unknown setting; did you mean 'body_byt"),
         ({"EXPERT": "some/model"}, {}, "LIGHTREASONER_EXPERT must be a mapping.*set .*LIGHTREASONER_EXPERT__MODEL"),
