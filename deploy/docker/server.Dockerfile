@@ -39,5 +39,7 @@ EXPOSE 8000
 # Ready when both engines have loaded, which takes minutes and, with a download, more.
 HEALTHCHECK --start-period=30m --start-interval=5s --interval=30s --timeout=10s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/ready', timeout=5)"]
+# Every setting can come from the environment: LIGHTREASONER_EXPERT__MODEL, LIGHTREASONER_LIMITS__BODY_BYTES, …
+ENV LIGHTREASONER_HOST=0.0.0.0
 # Exec form: SIGTERM reaches the server, which finishes what is running before it ends.
-ENTRYPOINT ["lightreasoner-server", "--host", "0.0.0.0", "--port", "8000"]
+ENTRYPOINT ["lightreasoner-server"]

@@ -150,7 +150,21 @@ def test_what_compose_mounts_and_builds_exists_and_is_where_the_programs_look() 
     secret = "/run/secrets/api_key"
     assert "api_key" in services["prometheus"]["secrets"] and "api_key" in services["server"]["secrets"]
     assert config["scrape_configs"][0]["authorization"]["credentials_file"] == secret
-    assert str(load_settings(DOCKER / "server.yaml").api_key_file) == secret
+    assert services["server"]["environment"]["LIGHTREASONER_API_KEY_FILE"] == secret
+
+
+def test_the_composed_servers_variables_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models named in .env take the place of server.yaml's; left empty, they do not."""
+    given = compose()["services"]["server"]["environment"]
+    for name in (names := [name for name in given if name.startswith("LIGHTREASONER_")]):
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-\}", "", given[name]))
+    settings = load_settings(DOCKER / "server.yaml")
+    assert settings.expert["model"] == yaml.safe_load((DOCKER / "server.yaml").read_text())["expert"]["model"]
+    assert settings.bucket == given["LIGHTREASONER_BUCKET"] and settings.api_key_file
+    monkeypatch.setenv("LIGHTREASONER_EXPERT__MODEL", "another")
+    assert load_settings(DOCKER / "server.yaml").expert["model"] == "another"
+    heads = {name.removeprefix("LIGHTREASONER_").partition("__")[0].lower() for name in names}
+    assert heads <= set(type(settings).model_fields)
 
 
 def test_a_stopping_server_has_time_for_what_is_running() -> None:
