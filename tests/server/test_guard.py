@@ -207,7 +207,7 @@ def test_unknown_paths_and_methods_share_one_label(locked):
 def test_keys_come_from_file_and_environment(tmp_path, monkeypatch):
     file = tmp_path / "keys"
     file.write_text("# of the team\nfrom-file\n\n  padded  \n")
-    monkeypatch.setenv(guard.KEYS_VARIABLE, "from-env, second-env")
+    monkeypatch.setenv(guard.API_KEYS_VARIABLE, "from-env, second-env")
     keys = load_keys(ServerSettings(api_key_file=file))
     assert all(keys.allow(f"Bearer {key}") for key in ("from-file", "padded", "from-env", "second-env"))
     assert not keys.allow("Bearer # of the team") and not keys.allow("Bearer ")
@@ -215,16 +215,16 @@ def test_keys_come_from_file_and_environment(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
 def test_beyond_loopback_a_key_is_needed(host, monkeypatch):
-    monkeypatch.delenv(guard.KEYS_VARIABLE, raising=False)
+    monkeypatch.delenv(guard.API_KEYS_VARIABLE, raising=False)
     with pytest.raises(SettingsError, match="API key is needed"):
         load_keys(ServerSettings(host=host))
-    monkeypatch.setenv(guard.KEYS_VARIABLE, "key")
+    monkeypatch.setenv(guard.API_KEYS_VARIABLE, "key")
     assert load_keys(ServerSettings(host=host))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
 def test_on_loopback_none_is(host, monkeypatch):
-    monkeypatch.delenv(guard.KEYS_VARIABLE, raising=False)
+    monkeypatch.delenv(guard.API_KEYS_VARIABLE, raising=False)
     assert not load_keys(ServerSettings(host=host))
 
 
