@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import orjson
 import yaml
@@ -29,7 +29,7 @@ from server.settings import (
     PREFIX,
     RESERVED,
     RESERVED_AMATEUR,
-    Role,
+    ROLES,
     ServerLimits,
     ServerSettings,
     SettingsError,
@@ -37,7 +37,6 @@ from server.settings import (
 )
 from server.watchdog import MARK
 
-ROLES: tuple[Role, ...] = get_args(Role)
 OTHER_VARIABLES = frozenset({API_KEYS_VARIABLE, f"{PREFIX}API_KEY", MARK})
 """Variables with our prefix that are no settings: the server's keys, the client's key, the watchdog's mark."""
 LIKENESS = 0.7

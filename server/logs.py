@@ -1,6 +1,6 @@
-"""The server's log: plain lines on a terminal, JSON elsewhere, with the request or job that a line is about.
+"""The server's log: plain lines on a terminal, JSON elsewhere, each with the id of its request or job.
 
-vLLM's own lines, in this process and in its engines', take the same form: its logging is configured by the same file.
+The same file configures vLLM's logging, in this process and in the engines, so that vLLM's lines look the same.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ log = logging.getLogger("lightreasoner.server")
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
-"""What the running task works for; a task inherits it from the one that made it."""
+"""What the current task works for. A task inherits it from its creator."""
 
 JSON_CONFIG = Path(__file__).with_name("logging.json")
 
 
 class AboutFilter(logging.Filter):
-    """Puts the request's and the job's id on every record."""
+    """Adds the request's and the job's id to every record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         for name, value in (("request_id", request_id.get()), ("job_id", job_id.get())):
@@ -35,7 +35,7 @@ class AboutFilter(logging.Filter):
 
 
 class PlainFormatter(logging.Formatter):
-    """Time, what happened, and the ids at the end."""
+    """Time, message, and the ids at the end."""
 
     def format(self, record: logging.LogRecord) -> str:
         ids = [str(value) for name in ("request_id", "job_id") if (value := getattr(record, name, None))]
@@ -43,7 +43,7 @@ class PlainFormatter(logging.Formatter):
 
 
 def json_formatter() -> JsonFormatter:
-    """A JSON object a line: time, level, logger, message, ids, and what the call adds."""
+    """One JSON object a line: time, level, logger, message, ids, and the call's extra fields."""
     return JsonFormatter(
         ("asctime", "levelname", "name", "message"),
         rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
@@ -52,8 +52,8 @@ def json_formatter() -> JsonFormatter:
 
 
 def configure() -> None:
-    """Set up logging to stderr; before vLLM is imported, which takes its part from the environment."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # what the server says must not drown in what vLLM says
+    """Set up logging to stderr. Call it before vLLM is imported: vLLM reads its settings from the environment."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # else vLLM's lines hide the server's
     if sys.stderr.isatty():
         handler = logging.StreamHandler()
         handler.setFormatter(PlainFormatter("%(asctime)s %(name)s %(message)s", "%H:%M:%S"))

@@ -1,8 +1,7 @@
-"""What the service counts, for Prometheus: its own metrics and both engines', told apart by a label `role`.
+"""The service's Prometheus metrics: its own, and both engines' with a label `role`.
 
-Own metrics are module values that the code at work updates. vLLM registers an engine's metrics with the default
-registry and takes them out again when a second engine is built, so `adopt` moves them to a registry of their own
-in between.
+Own metrics are module values that other modules update. vLLM registers an engine's metrics with the default registry
+and removes them when a second engine is built, so `adopt` moves them to a registry of their own in between.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ disable_created_metrics()
 OURS = CollectorRegistry()
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 LAG_SECONDS = 0.05
-"""How often the event loop is asked whether it is late."""
+"""Interval at which the event loop's lag is measured."""
 DEFAULTS = ContrastSettings()
 SHORT = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -52,7 +51,7 @@ class StepHistogram(Collector):
 
     def observe(self, values: npt.NDArray[np.floating]) -> None:
         """Count values, [T]; a value equal to a bound counts as below it, as Prometheus has it."""
-        values = values[np.isfinite(values)]  # one that is not would spoil the sum for ever
+        values = values[np.isfinite(values)]  # one infinite value would spoil the sum for good
         buckets = np.searchsorted(self._edges[1:-1], values, side="left")
         self._counts += np.bincount(buckets, minlength=len(self._counts))
         self._sum += float(values.sum())
@@ -106,7 +105,7 @@ JOBS_ENDED = Counter("lightreasoner_jobs_ended", "Jobs that this server ended, b
 
 
 def count_trajectory(trajectory: Trajectory, vocab_size: int) -> None:
-    """Count a trajectory that is complete, its steps under the default settings of the contrast."""
+    """Count a complete trajectory; its steps are judged with the contrast's default settings."""
     TRAJECTORIES.labels("completed").inc()
     STEPS.inc(len(trajectory.token_ids))
     TOKEN_COUNTS.labels("prompt").inc(len(trajectory.prompt_token_ids))
@@ -140,7 +139,7 @@ class EngineMetrics(Collector):
         self._registries: dict[Role, CollectorRegistry] = {}
 
     def adopt(self, role: Role) -> None:
-        """Take over what the engine that was just built has registered."""
+        """Move the metrics of the engine that was just built to a registry of its own."""
         mine = CollectorRegistry()
         for collector in list(VLLM_REGISTRY._collector_to_names):  # as vLLM itself finds them
             if getattr(collector, "_name", "").startswith("vllm:"):
@@ -163,5 +162,5 @@ OURS.register(ENGINES)
 
 
 def prometheus_text() -> bytes:
-    """Everything, in Prometheus' text format."""
+    """All metrics in Prometheus' text format."""
     return generate_latest(OURS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from client.errors import LightReasonerError
 
 Role = Literal["expert", "amateur"]
+ROLES: tuple[Role, ...] = get_args(Role)
 EngineArguments = dict[str, Any]
 
 GIB = 1024**3

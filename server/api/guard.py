@@ -1,6 +1,6 @@
-"""What every request passes before a route sees it: an id, the API key, the size of its body, whether we still accept.
+"""Checks every request before a route sees it: API key, body size, whether the server is stopping; gives it an id.
 
-An ASGI layer, so that a body is neither read nor parsed before its sender is known and its size is within bounds.
+An ASGI layer, so that no body is read or parsed before its sender is known and its size is within the limit.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from server.api.problem_details import problem_response
 from server.settings import API_KEYS_VARIABLE, ServerSettings, SettingsError
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Answered without a key: whether the service lives and serves, nothing of what it serves."""
+"""Answered without a key: they tell whether the service works and nothing else."""
 QUIET_PATHS = OPEN_PATHS | {"/metrics"}
-"""Asked every few seconds by machines, and not logged."""
+"""Requested every few seconds by machines, and not logged."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_LEFT = 499
-"""What is counted where the client went away before its answer was whole, as nginx has it."""
+"""Status that is counted when the client disconnects before the end of its answer, as in nginx."""
 BODY_SECONDS = 60.0
-"""A body must have arrived by then."""
+"""A whole body must arrive within this time."""
 
 access = logging.getLogger("lightreasoner.access")
 
 
 class ApiKeys:
-    """The keys that may call. Compared in constant time, never logged or shown."""
+    """The valid API keys. Compared in constant time, never logged or shown."""
 
     def __init__(self, keys: list[str]) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
@@ -56,7 +56,7 @@ class ApiKeys:
 
 
 def load_keys(settings: ServerSettings) -> ApiKeys:
-    """The keys from file and environment. Raises SettingsError where one is needed and there is none."""
+    """The keys from file and environment. Raises SettingsError if a key is required and none is given."""
     keys = [key.strip() for key in os.environ.get(API_KEYS_VARIABLE, "").split(",") if key.strip()]
     if settings.api_key_file:
         try:
@@ -68,7 +68,7 @@ def load_keys(settings: ServerSettings) -> ApiKeys:
             raise SettingsError(f"api_key_file {settings.api_key_file} holds no key; write one a line")
         keys += listed
     if any(not key.isascii() or len(key.split()) != 1 for key in keys):
-        raise SettingsError("an API key may hold neither spaces nor letters beyond ASCII: a header must carry it")
+        raise SettingsError("an API key may hold neither spaces nor non-ASCII letters: it is sent in a header")
     if not keys and not _is_loopback(settings.host):
         raise SettingsError(
             f"--host {settings.host} can be reached from other machines, so an API key is needed: give --api-key-file"
@@ -78,19 +78,19 @@ def load_keys(settings: ServerSettings) -> ApiKeys:
 
 
 class Body:
-    """A request's body as it comes in: refused where it grows beyond `most` bytes or does not come."""
+    """A request's body as it arrives: refused if it is longer than `most` bytes or too slow."""
 
     def __init__(self, receive: Receive, most: int) -> None:
         self._receive, self._most, self._seen = receive, most, 0
         self._deadline = time.monotonic() + BODY_SECONDS
         self._whole = False
         self.answered = False
-        """The whole answer has been sent."""
+        """The whole answer was sent."""
         self.abandoned = False
-        """The client went away before it had sent all, or been sent all."""
+        """The client disconnected before its body or its answer was complete."""
 
     async def receive(self) -> Message:
-        if self._whole:  # what is left to come is the client's leaving, whenever that is
+        if self._whole:  # the only message left is the disconnect
             message = await self._receive()
             self.abandoned = message["type"] == "http.disconnect" and not self.answered
             return message
@@ -108,7 +108,7 @@ class Body:
 
 
 class Guard:
-    """Wraps the application. `draining` says whether new work is refused because the server is about to stop."""
+    """Wraps the application. `draining()` is true while the server stops and refuses new work."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, body_bytes: int, draining: Callable[[], bool]) -> None:
         self._app, self._keys, self._body_bytes, self._draining = app, keys, body_bytes, draining
@@ -144,29 +144,29 @@ class Guard:
             self._record(scope, CLIENT_LEFT if body.abandoned else status, time.perf_counter() - began)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
-        """The answer to a request that no route shall see."""
+        """The answer to a request that is refused before any route, or None."""
         path = scope["path"]
         given = headers.get("authorization", "")
         if self._keys and path not in OPEN_PATHS and not self._keys.allow(given):
             needed = "an API key is needed, as 'Authorization: Bearer KEY'"
-            said = f"{needed}, and this one opens nothing here" if given else needed
+            said = f"{needed}; this one is not valid here" if given else needed
             return problem_response(401, said, {"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._body_bytes:
             return problem_response(413, _too_large(self._body_bytes))
         if scope["method"] == "POST" and self._draining():
-            return problem_response(503, "the server is stopping; ask another", {"Retry-After": "5"})
+            return problem_response(503, "the server is stopping; use another server", {"Retry-After": "5"})
         return None
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("route")
-        # Labels are of a known few: the route's pattern, not the path, and no method that a stranger made up.
+        # Only known label values: the route's pattern instead of the path, and no invented methods.
         path = getattr(route, "path", "unknown")
         method = scope["method"] if scope["method"] in METHODS else "unknown"
         metrics.HTTP_REQUESTS.labels(method, path, status).inc()
         metrics.HTTP_SECONDS.labels(method, path).observe(seconds)
         if scope["path"] not in QUIET_PATHS:
-            method, path = quote(scope["method"]), quote(scope["path"])  # a stranger's: no control character passes
+            method, path = quote(scope["method"]), quote(scope["path"])  # from outside: control characters are escaped
             extra = {"method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
             access.info("%s %s %d %.2f s", method, path, status, seconds, extra=extra)
 

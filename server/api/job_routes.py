@@ -1,4 +1,4 @@
-"""Jobs over HTTP: takes, tells of and cancels them. What it answers stands in the bucket, so any replica may be asked.
+"""Jobs over HTTP: create, list, get, cancel. All state is in the bucket, so any replica can answer.
 
 The routes block on the bucket and therefore run in threads. Without a bucket they answer 501.
 """
@@ -19,12 +19,12 @@ from server.jobs.runner import JobRunner
 from server.jobs.store import KeyReused, TooManyJobs
 
 OPEN_JOBS_RETRY_SECONDS = 30
-"""When a client that met too many open jobs may ask again."""
+"""Retry-After when too many jobs are open."""
 MOST_LISTED = 100
 
 
 def jobs_of(request: Request) -> Iterator[JobRunner]:
-    """The server's jobs; answers 501 where it has no bucket, and 503 where the bucket fails the route."""
+    """The server's jobs. Answers 501 if it has no bucket, and 503 if the bucket fails."""
     jobs: JobRunner | None = request.app.state.service.jobs
     if jobs is None:
         raise HTTPException(501, "this server has no bucket, so it takes no jobs: start it with --bucket URL")
@@ -55,7 +55,7 @@ def create_job(
         str | None, Header(min_length=1, max_length=255, description="The same key returns the job it first made.")
     ] = None,
 ) -> Job:
-    """Take a job: a problem set that is sampled into a RUN of the server's bucket, whoever goes away meanwhile."""
+    """Create a job: the server samples a problem set into a RUN of its bucket; the client may disconnect."""
     limits = jobs.settings.limits
     if objection := request.app.state.service.ready_pair().objection(body):
         raise invalid(*objection)
@@ -69,7 +69,7 @@ def create_job(
     except TooManyJobs:
         raise HTTPException(
             429,
-            f"{limits.open_jobs} jobs are open, as many as this service takes; ask again when some have ended",
+            f"{limits.open_jobs} jobs are open, the most that this service takes; retry when some have ended",
             headers={"Retry-After": str(OPEN_JOBS_RETRY_SECONDS)},
         ) from None
     except KeyReused as first:
@@ -96,13 +96,13 @@ def list_jobs(
 
 @job_routes.get("/{job_id}", responses=documented(404, 422, 501, 503))
 def get_job(job_id: str, jobs: Jobs) -> Job:
-    """How far a job is, or how it ended."""
+    """A job's status and progress."""
     return _told(jobs, job_id)
 
 
 @job_routes.post("/{job_id}/cancel", responses=documented(404, 409, 422, 501, 503))
 def cancel_job(job_id: str, jobs: Jobs) -> Job:
-    """Cancel a job. What its RUN holds by then stays there."""
+    """Cancel a job. Its RUN keeps what it holds."""
     job = jobs.store.cancel(job_id)
     if job is None:
         raise _no_such_job(job_id)

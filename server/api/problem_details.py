@@ -1,4 +1,4 @@
-"""Request errors as RFC 9457 documents: how they are made, and how the routes' documentation names them."""
+"""Request errors as RFC 9457 documents, and how the routes' documentation lists them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from client.protocol.requests import ProblemDetails
 MEDIA_TYPE = "application/problem+json"
 Responses = dict[int | str, dict[str, Any]]
 MOST_ERRORS = 20
-"""That an answer lists of a request which is wrong in many places."""
+"""The most errors that one answer lists."""
 MOST_FIELD_CHARACTERS = 200
-"""Of a field's name, which may be a stranger's."""
+"""The longest field name in an answer: the name comes from outside."""
 
 
 def documented(*statuses: int) -> Responses:
-    """What a route's documentation says of errors it may answer with."""
+    """The error responses of a route, for its documentation."""
     schema = {"schema": {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}}
     return {status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: schema}} for status in statuses}
 
@@ -35,7 +35,7 @@ def problem_response(
 
 
 def invalid(field: str, message: str, where: str = "body") -> RequestValidationError:
-    """A field, of the body unless `where` says otherwise, that no schema can check."""
+    """An error of one field that no schema can check; `where` is body, query or header."""
     return RequestValidationError([{"loc": (where, field), "msg": message, "type": "value_error"}])
 
 
@@ -57,7 +57,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
-        return problem_response(500, f"an error of the server's own: {type(error).__name__}; its log has the rest")
+        return problem_response(500, f"internal error: {type(error).__name__}; see the server's log")
 
 
 def _field(location: tuple[Any, ...] | list[Any]) -> str:

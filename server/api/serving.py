@@ -17,11 +17,11 @@ INTERRUPTED = 130
 """The exit status after a second signal, as shells have it. The watchdog (`server.watchdog`) ends the engines."""
 
 CLOSING_SECONDS = 5
-"""For connections to close, when all that they asked for has been sent."""
+"""Time for connections to close after their last answer."""
 ENDING_SECONDS = 15.0
-"""For all the rest once drained: engines, threads that wait for a store. Then the process ends as it is."""
+"""Time for engines and threads to end after the drain. Then the process exits anyway."""
 KEEP_ALIVE_SECONDS = 75
-"""Above what clients and balancers keep an idle connection for, so that it is they who close it."""
+"""Longer than clients and load balancers keep an idle connection, so that they close it and not the server."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -46,7 +46,7 @@ class DrainingServer(uvicorn.Server):
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by a signal. uvicorn's own would stop listening at once, and end the process by the same signal."""
+        """Called by a signal. uvicorn's own handler would stop listening at once and re-raise the signal."""
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._told_to_stop)
 
@@ -68,6 +68,6 @@ class DrainingServer(uvicorn.Server):
 
 
 def _end() -> None:
-    """End a process that was drained, though a thread of it still waits for something."""
-    log.warning("still stopping after %g s: ending as it is", ENDING_SECONDS)
+    """Exit a drained process whose threads are still waiting."""
+    log.warning("still stopping after %g s: exiting now", ENDING_SECONDS)
     os._exit(0)

@@ -1,13 +1,12 @@
-"""The answer to POST /v1/trajectories: lines as trajectories complete, and what becomes of them when nobody reads.
+"""The answer to POST /v1/trajectories: a line as each trajectory completes, bounded when the client reads slowly.
 
-The queue counts what requests have been promised and not yet been sent. A request has a bounded number of
-trajectories at work or waiting to be read (`window_of`), so that one that is not read soon stops costing anything.
+The queue counts accepted trajectories that are not sent yet. Each request has a bounded number of trajectories that
+run or wait to be read (`window_of`), so that a client that stops reading soon costs nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from starlette.exceptions import HTTPException
@@ -17,17 +16,16 @@ from starlette.types import Receive, Scope, Send
 from client.protocol.requests import Encoding, Failure, Problem, Trajectory, TrajectoryRequest
 from server import metrics
 from server.engines.prompts import TrajectoryError
-
-log = logging.getLogger("lightreasoner.server")
+from server.logs import log
 
 HEARTBEAT_SECONDS = 10.0
-"""A blank line after this long without another, so that no proxy takes a long trajectory for a dead server."""
+"""After this long without a line, a blank one is sent, so that no proxy closes the connection."""
 WINDOW = 256
-"""Trajectories of one request that are at work or wait to be read, at most."""
+"""The most trajectories of one request that run or wait to be read."""
 WAITING_BYTES = 512 * 1024**2
-"""Of one request's lines that wait to be read, at most."""
+"""The most bytes of one request's lines that wait to be read."""
 VALUE_BYTES: dict[Encoding, int] = {"json": 50, "base64": 16}
-"""Of an id with both its log-probabilities, in a line."""
+"""Bytes of one id with both log-probabilities in a line."""
 QUEUE_RETRY_SECONDS = 2
 NDJSON = "application/x-ndjson"
 
@@ -35,17 +33,17 @@ TrajectoryOf = Callable[[Problem, int], Awaitable[Trajectory]]
 
 
 class RequestQueue:
-    """Trajectories of requests, accepted and not yet sent: bounded, and emptied when the server stops."""
+    """Trajectories that requests asked for and have not received yet: bounded, and emptied when the server stops."""
 
     def __init__(self, most: int) -> None:
         self.most, self.depth = most, 0
-        self.expired = False  # the server has stopped waiting for what is still at work
+        self.expired = False  # the grace period is over
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._change(0)
 
     def enter(self, count: int) -> None:
-        """Accept `count` trajectories; answers 429 where there is no room for them now."""
+        """Accept `count` trajectories. Answers 429 if the queue has no room for them now."""
         if self.depth + count > self.most:
             raise HTTPException(
                 429,
@@ -55,22 +53,22 @@ class RequestQueue:
         self._change(count)
 
     def leave(self, count: int) -> None:
-        """Sent, or given up."""
+        """Remove `count` trajectories that were sent or dropped."""
         self._change(-count)
 
     def work(self, line: Awaitable[None]) -> asyncio.Task[None]:
-        """A task that `drain` reaches."""
+        """Start a task that `drain` can cancel."""
         task = asyncio.ensure_future(line)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def drain(self, grace_seconds: float) -> None:
-        """Return when nothing is queued; what is at work after the grace period gets an error line that says so."""
+        """Return when the queue is empty. Trajectories that still run after the grace period get an error line."""
         try:
             await asyncio.wait_for(self._empty.wait(), grace_seconds)
         except TimeoutError:
-            log.warning("stopping: gave up %d trajectories after %.0f s", self.depth, grace_seconds)
+            log.warning("stopping: dropped %d trajectories after %.0f s", self.depth, grace_seconds)
             self.expired = True
             for task in self._tasks:
                 task.cancel()
@@ -82,14 +80,14 @@ class RequestQueue:
 
 
 def window_of(asked: TrajectoryRequest) -> int:
-    """How many of its trajectories a request may have at work or waiting: fewer, the longer their lines may be."""
+    """How many trajectories of a request may run or wait to be read: the longer the lines, the fewer."""
     steps = max(len(problem.token_ids) if problem.token_ids else asked.max_tokens for problem in asked.problems)
     line = steps * asked.top_k * VALUE_BYTES[asked.encoding]
     return min(WINDOW, max(1, WAITING_BYTES // line))
 
 
 class TrajectoryStream(StreamingResponse):
-    """The trajectories that a request asks for, as NDJSON. The queue must have let them in."""
+    """The trajectories of one request as NDJSON. The queue has accepted them before."""
 
     def __init__(self, asked: TrajectoryRequest, trajectory_of: TrajectoryOf, queue: RequestQueue) -> None:
         self._trajectory_of, self._encoding, self._queue = trajectory_of, asked.encoding, queue
@@ -108,7 +106,7 @@ class TrajectoryStream(StreamingResponse):
             self._queue.leave(self._unsent)
 
     async def _generate(self, wanted: list[tuple[Problem, int]]) -> AsyncGenerator[bytes, None]:
-        """The lines. Closed early, as by a client that goes away, it cancels what is at work in the engines."""
+        """The lines. When the client disconnects, the generator is closed and cancels the running trajectories."""
         tasks = [self._queue.work(self._line(problem, index)) for problem, index in wanted]
         try:
             while self._unsent:
@@ -135,8 +133,10 @@ class TrajectoryStream(StreamingResponse):
             if not self._queue.expired:
                 raise
             metrics.ERRORS.labels("server_stopping").inc()
-            line = Failure(problem.id, index, "server_stopping", "the server stopped; ask again, or another").to_line()
-        except Exception as error:  # one problem must never take its neighbours with it
+            line = Failure(
+                problem.id, index, "server_stopping", "the server stopped; retry, or use another server"
+            ).to_line()
+        except Exception as error:  # one problem must not fail the others
             log.exception("problem %r failed", problem.id)
             line = Failure(problem.id, index, "internal_error", f"{type(error).__name__}: {error}").to_line()
         self._lines.put_nowait(line)

@@ -1,7 +1,7 @@
-"""Where a request may point: inside the configured bucket and nowhere else.
+"""Checks the paths in requests: a path must lie inside the server's bucket.
 
 In: a RUN or a problem set as a request names it, absolute or relative to the bucket. Out: its name in the bucket,
-`a/b/c`. What is not plainly inside is refused; nothing is repaired or decoded and then believed.
+`a/b/c`. A path that is not plainly inside is refused. It never repairs or decodes a path.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ JOBS_FOLDER = "jobs"
 OF_A_RUN = frozenset({"trajectories", "samples", "failures", "training", "evaluation"}) | {
     f"{name}.json" for name in ("run", "tokenizer", "complete")
 }
-"""What a RUN holds: a RUN within one of them would be taken for a part of the RUN around it."""
+"""Names inside a RUN. A RUN below one of them would look like a part of the outer RUN."""
 SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,+@-]{0,199}")
-"""A whitelist: no leading dot or dash, no escape, no control character, nothing that a store or shell reads twice."""
+"""Allowed names: no leading dot or dash, no escapes, no control characters, nothing special to a store or shell."""
 MOST_PATH_CHARACTERS = 700  # an S3 key holds 1024, a RUN's own names among them
 
 
 class OutsideBucket(ValueError):
-    """A place that links lead out of the bucket, or nowhere."""
+    """A path that symbolic links lead out of the bucket, or nowhere."""
 
 
 class BucketPaths:
@@ -35,7 +35,7 @@ class BucketPaths:
         self._root = str(self._folder) if self._folder else bucket.rstrip("/")
 
     def name(self, given: str) -> str:
-        """The name in the bucket of what `given` points to. Raises ValueError saying why it is refused."""
+        """The name in the bucket of a requested path. Raises ValueError with the reason if it is refused."""
         relative = self._relative(given)
         if len(relative) > MOST_PATH_CHARACTERS:
             raise ValueError(
@@ -54,7 +54,7 @@ class BucketPaths:
         return relative
 
     def run(self, given: str) -> str:
-        """`name`, for a RUN that is to be written: neither within another RUN's folders nor in place of its files."""
+        """`name`, for a RUN to write: it may use none of the names inside a RUN."""
         relative = self.name(given)
         for segment in relative.split("/"):
             if segment.lower() in OF_A_RUN:
@@ -62,12 +62,12 @@ class BucketPaths:
         return relative
 
     def url(self, name: str) -> str:
-        """The absolute place of a name in the bucket. Raises OutsideBucket where links lead out of it."""
+        """The absolute path of a name in the bucket. Raises OutsideBucket if links lead out of it."""
         self._check_links(name)
         return f"{self._root}/{name}"
 
     def _relative(self, given: str) -> str:
-        """`given` without the bucket in front; a name that is relative already stays as it is."""
+        """`given` without the bucket's URL in front; a relative name is returned unchanged."""
         path = given.removesuffix("/")
         if self._folder and (given.startswith(("/", "file:"))):
             try:
@@ -82,7 +82,7 @@ class BucketPaths:
         raise ValueError("points outside the server's bucket; name a place inside it, or one relative to it")
 
     def _check_links(self, name: str) -> None:
-        """A symbolic link on the way, or just inside a RUN, may lead anywhere: what counts is where it really leads."""
+        """Refuse symbolic links, on the path or just inside a RUN, that lead out of the bucket."""
         if self._folder is None:
             return
         root, place = self._folder.resolve(), Path(self._folder, name)

@@ -53,10 +53,10 @@ ERROR_TYPES: dict[type[Exception], str] = {
 
 
 class JobProgress:
-    """Tells a claim's beats how far its RUN is."""
+    """Keeps a claim's progress up to date for its heartbeats."""
 
     def __init__(self, claim: Claim) -> None:
-        self._claim, self.brought = claim, 0  # what this attempt has added to the RUN
+        self._claim, self.brought = claim, 0  # trajectories and failures that this attempt added to the RUN
 
     def say(self, text: str) -> None:
         log.info(text)
@@ -81,7 +81,7 @@ class JobProgress:
 
 
 class JobRunner:
-    """The server's own hands on the bucket's jobs, from `start` to `drain`."""
+    """Works on the bucket's jobs from `start` to `drain`."""
 
     def __init__(self, bucket: str, settings: ServerSettings, versions: dict[str, str]) -> None:
         self.store, self.settings = JobStore(bucket), settings
@@ -96,19 +96,19 @@ class JobRunner:
         self._woken = asyncio.Event()
 
     def start(self, pair: Pair) -> None:
-        """Begin to take jobs; the pair is ready."""
+        """Start taking jobs. The pair must be ready."""
         if not self._stopping:
             self._loop = asyncio.get_running_loop()
             self._task = asyncio.create_task(self._run(pair))
             self._counting = asyncio.create_task(self._count())
 
     def wake(self) -> None:
-        """There may be a new job. May be called from any thread."""
+        """Look for a new job now. May be called from any thread."""
         if self._loop:
             self._loop.call_soon_threadsafe(self._woken.set)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Take no more jobs, write what was answered, hand the job back: within the grace, or leave it as it is."""
+        """Take no more jobs, write what was answered, and hand the job back. Stops at the end of the grace period."""
         self._stopping = True
         self._woken.set()
         if self._source:
@@ -121,13 +121,13 @@ class JobRunner:
                 await asyncio.wait({task}, timeout=HAND_BACK_SECONDS)
 
     async def _count(self) -> None:
-        """Keep the metric of open jobs for as long as the server runs, and end those that nobody else will end."""
+        """While the server runs: count the open jobs, and end cancelled jobs that no server owns."""
         while True:
             try:
                 await asyncio.to_thread(self._reaper.end_cancelled)
                 for status, count in (await asyncio.to_thread(self.store.open_by_status)).items():
                     metrics.JOBS.labels(status).set(count)
-            except Exception as error:  # a store that fails, an object that is damaged: the next count may do
+            except Exception as error:  # a store that fails, a damaged object: the next count may succeed
                 log.warning("the open jobs cannot be counted: %s", error)
             await asyncio.sleep(JOB_COUNT_SECONDS)
 
@@ -148,7 +148,7 @@ class JobRunner:
             log.warning("no more jobs are taken: %s", pair.failure())
 
     async def _pause(self, seconds: float) -> None:
-        """Until then, or until there may be something to do."""
+        """Sleep until then, or until `wake`."""
         if self._stopping:
             return
         self._woken.clear()
@@ -156,8 +156,8 @@ class JobRunner:
             await asyncio.wait_for(self._woken.wait(), seconds)
 
     async def _own(self, claim: Claim, pair: Pair) -> None:
-        """Work on a job until it has ended or is another's, or hand it back. Raises BucketError where that fails."""
-        about = logs.job_id.set(claim.job_id)  # in every line from here, and from the tasks made here
+        """Work on a job until it ends or another server owns it, or hand it back. Raises BucketError if that fails."""
+        about = logs.job_id.set(claim.job_id)  # for every log line from here, also in tasks created here
         log.info("job taken, as owner %d", claim.owner)
         source = self._source = PairSource(pair, self._versions)
         heartbeat = HeartbeatThread(claim, self.settings.lease_seconds)
@@ -172,7 +172,9 @@ class JobRunner:
                 lease = beats.result()
             if lease is not LeaseState.LOST:
                 await work  # it writes what has been answered
-        except asyncio.CancelledError:  # no time is left; a thread of it may go on for a moment, as a late owner would
+        except (
+            asyncio.CancelledError
+        ):  # the grace period is over; a thread may still write for a moment, as a late owner would
             work.cancel()
             beats.cancel()
             await asyncio.wait({beats})
@@ -195,7 +197,7 @@ class JobRunner:
             await asyncio.to_thread(claim.release, stopping=self._stopping)
 
     async def _work(self, claim: Claim, source: PairSource) -> None:
-        """Sample and end the job, or return where it is to be handed back."""
+        """Sample and end the job; or return, and the caller hands it back."""
         record = await asyncio.to_thread(self.store.record, claim.job_id)
         assert record is not None
         fruitless = 0
@@ -224,7 +226,7 @@ class JobRunner:
     async def _sample(
         self, claim: Claim, record: JobRecord, source: PairSource, progress: JobProgress
     ) -> RequestCounts:
-        """Fill and seal the job's RUN; what it holds then."""
+        """Fill and seal the job's RUN. Returns the counts of the sealed RUN."""
         problems = await asyncio.to_thread(self._problems, claim.job_id, record, source)
         run = Run(await asyncio.to_thread(self.store.paths.url, record.run), claim.owner)
         asked = record.model_copy(update={"system_prompt": record.system_prompt or None})
