@@ -24,7 +24,7 @@ from client.protocol.trajectories import parse_line as parse_line
 SYSTEM_PROMPT = "Please reason step by step."
 """The published sampling prompt."""
 DEFAULT_TOP_K = 20
-"""By measurement: README, "Why --top-k is 20"."""
+"""By measurement: tests/benchmarks/README.md, "Why --top-k is 20"."""
 MAX_PROBLEMS = 1024
 """Problems that one request may carry; the server expands each into n trajectories."""
 MAX_JOB_PROBLEMS = 50_000

@@ -1,7 +1,8 @@
 """How an s3:// store is reached: endpoint, region and credentials, found where AWS's own tools find them.
 
 In: the environment and the profiles in ~/.aws. Out: the options that obstore needs beside what it reads itself, which
-are a key, an endpoint and a region in the environment. Never opens a store.
+are a key, an endpoint and a region in the environment. Profiles, roles and single sign-on need boto3 (extra `aws`).
+Never opens a store.
 """
 
 from __future__ import annotations
@@ -30,9 +31,16 @@ def s3_options() -> dict[str, Any]:
 
 def _from_profile() -> dict[str, Any]:
     """What a profile, a role, a single sign-on or the machine itself gives, renewed as it runs out."""
-    from botocore.exceptions import BotoCoreError  # slow to import, and of use here alone
-    from botocore.session import Session
-    from obstore.auth.boto3 import Boto3CredentialProvider
+    try:
+        from botocore.exceptions import BotoCoreError  # slow to import, and of use here alone
+        from botocore.session import Session
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ModuleNotFoundError as error:
+        asked = f"AWS_PROFILE={profile}" if (profile := os.environ.get("AWS_PROFILE")) else "no AWS key is set"
+        raise AwsError(
+            f"{asked}, and boto3 is not installed: pip install 'lightreasoner[aws]' for profiles, single "
+            "sign-on and roles, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
 
     try:
         session = Session()

@@ -21,7 +21,7 @@ RUN python3.12 -m venv /opt/venv
 WORKDIR /opt/lightreasoner
 COPY pyproject.toml LICENSE ./
 # hadolint ignore=DL3013
-RUN mkdir client server trainer && touch README.md && pip install '.[server]'
+RUN mkdir client server trainer && touch README.md && pip install '.[server,aws]'
 # ----------------------------------------------------------------------------------------------------------------------
 COPY client client
 COPY server server

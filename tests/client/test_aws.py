@@ -1,6 +1,7 @@
 """Where S3's credentials, region and endpoint come from: the environment, profiles in ~/.aws; on a real S3 server."""
 
 import os
+import sys
 
 import pytest
 from support.servers.real_store import KEYS
@@ -81,4 +82,29 @@ def test_an_endpoint_without_a_scheme_is_named(s3, home, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:8333")
     with pytest.raises(BucketError, match=r"AWS_ENDPOINT_URL, is '127.0.0.1:8333'; it must begin with http://"):
+        Bucket(f"{s3}/aws")
+
+
+@pytest.fixture
+def without_boto3(monkeypatch):
+    """A machine on which the extra `aws` is not installed."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("boto3", "botocore")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    monkeypatch.setitem(sys.modules, "botocore", None)
+    monkeypatch.delitem(sys.modules, "obstore.auth.boto3", raising=False)
+
+
+def test_keys_region_and_endpoint_of_the_environment_need_no_boto3(s3, home, monkeypatch, without_boto3):
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": home, "AWS_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    assert works(f"{s3}/aws")
+
+
+def test_a_profile_without_boto3_is_an_error_that_names_the_extra(s3, home, tmp_path, monkeypatch, without_boto3):
+    profile(tmp_path, "lab", *RIGHT, endpoint_url=home, region="us-east-1")
+    with pytest.raises(BucketError, match=r"no AWS key is set, .*pip install 'lightreasoner\[aws\]'"):
+        Bucket(f"{s3}/aws")
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    with pytest.raises(BucketError, match=r"AWS_PROFILE=lab, and boto3 is not installed.*lightreasoner\[aws\]"):
         Bucket(f"{s3}/aws")
