@@ -74,11 +74,14 @@ def run(settings: ServerSettings) -> None:
     from client.models.fingerprints import model_folder
     from server import watchdog
     from server.api.guard import Guard, load_keys
+    from server.engines import forkserver
     from server.engines.preflight import inspect_pair
     from server.logs import log
 
     keys = load_keys(settings)
     listener = listen(settings.host, settings.port)
+    _watchdog = watchdog.start()  # its pipe closes with this process
+    forkserver.start()  # beside the imports and checks that follow
     facts = inspect_pair(model_folder(settings.expert["model"]), model_folder(settings.amateur["model"]))
     log.info("expert %s, amateur %s", facts.expert.folder, facts.amateur.folder)
     if facts.differences:
@@ -95,7 +98,6 @@ def run(settings: ServerSettings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    _watchdog = watchdog.start()  # its pipe closes with this process
     application = create_app(settings, lambda stopping: start_pair(settings, facts, stopping), stop)
     service = application.state.service
     guarded = Guard(application, keys, settings.limits.body_bytes, lambda: service.draining)

@@ -6,12 +6,10 @@ In: engine arguments, as `server.settings` makes them. Out: vLLM's answers as th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import multiprocessing
 import os
 import time
 import uuid
-from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -25,6 +23,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from client.errors import LightReasonerError
 from server import metrics
+from server.engines import forkserver
 from server.engines.preflight import ModelFacts
 from server.engines.signals import STOP, held
 from server.logs import log
@@ -67,7 +66,8 @@ class Engine:
         self._steps, self._hung = Steps(), ""
         before = set(multiprocessing.active_children())
         try:
-            with held(), _environment(SPAWN | (cpu_threads(cores) if cores else {})):  # read as its process starts
+            variables = SPAWN | (cpu_threads(cores) if cores else {})  # read as its process starts
+            with held(), forkserver.environment(variables), forkserver.used(cores):
                 self.llm = AsyncLLM.from_engine_args(
                     AsyncEngineArgs(**arguments), stat_loggers=[lambda _config, _index: self._steps]
                 )
@@ -133,15 +133,3 @@ class Engine:
             if process.pid and process.is_alive():
                 os.kill(process.pid, STOP)
         self.llm.shutdown()
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})

