@@ -269,14 +269,14 @@ def test_a_set_too_large_for_a_request_is_not_sent(tmp_path):
     assert said.returncode == 1 and "more than" not in said.stderr
 
 
-def killed_and_restarted(times, server, bucket, folder, capsys):
-    """Each time in another job, after a while that is drawn."""
+def killed_and_restarted(times, longest, server, bucket, folder, capsys):
+    """Each time in another job, after a while that is drawn: `longest` seconds at most."""
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
     delays, problems = random.Random(seed), questions(800)
     with capsys.disabled():
         print(f"\nkills at delays of SEED={seed}", flush=True)
     for kill in range(times):
-        job_id, delay = posted(server, f"runs/killed-{times}-{kill}", problems), delays.uniform(0.0, 6.0)
+        job_id, delay = posted(server, f"runs/killed-{times}-{kill}", problems), delays.uniform(0.0, longest)
         run = Run(f"{bucket}/runs/killed-{times}-{kill}")
         time.sleep(delay)
         server.kill()
@@ -294,7 +294,7 @@ def killed_and_restarted(times, server, bucket, folder, capsys):
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
 def test_a_killed_server_goes_on_where_its_run_stands(server, bucket, tmp_path, capsys, kills):
-    killed_and_restarted(kills, server, bucket, tmp_path, capsys)
+    killed_and_restarted(kills, 6.0, server, bucket, tmp_path, capsys)
 
 
 def test_a_server_that_is_killed_again_and_again_goes_on_where_its_runs_stand(tmp_path, capsys):
@@ -303,6 +303,6 @@ def test_a_server_that_is_killed_again_and_again_goes_on_where_its_runs_stand(tm
     settings = {"bucket": str(bucket), "lease_seconds": LEASE_SECONDS}
     server = Restarting(partial(stand_in_server, tmp_path, **settings))
     try:
-        killed_and_restarted(4, server, bucket, tmp_path, capsys)
+        killed_and_restarted(4, 3.0, server, bucket, tmp_path, capsys)
     finally:
         server.close()

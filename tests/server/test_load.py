@@ -8,9 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import QUEUED
 from support.models.oracle import Oracle, first_tie
 from support.servers.real_server import DEMO
+from support.servers.restarting import QUEUED
 from word_problems import rows
 
 from client.protocol.requests import Failure, parse_line

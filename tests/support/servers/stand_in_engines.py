@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-import server.engines.pair
+import server.engines.start
 from server.__main__ import main as serve
 from server.engines.engine import Engine
 from server.engines.pair import Pair
@@ -87,5 +87,5 @@ def start_pair(settings: ServerSettings, facts: PairFacts, stopping: Any) -> Pai
 
 def main() -> None:
     """The server's command, in a process of its own."""
-    server.engines.pair.Pair.start = start_pair
+    server.engines.start.start_pair = start_pair
     serve()
