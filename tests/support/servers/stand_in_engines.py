@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+import server.engines.forkserver
 import server.engines.start
 from server.__main__ import main as serve
 from server.engines.engine import Engine
@@ -88,4 +89,5 @@ def start_pair(settings: ServerSettings, facts: PairFacts, stopping: Any) -> Pai
 def main() -> None:
     """The server's command, in a process of its own."""
     server.engines.start.start_pair = start_pair
+    server.engines.forkserver.start = lambda: None  # there is no engine to fork
     serve()
