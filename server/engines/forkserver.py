@@ -82,8 +82,10 @@ class EngineProcess(ForkServerProcess):
         super().start()
 
     def run(self) -> None:
-        os.environ.clear()
-        os.environ.update(self._environment)
+        for name in os.environ.keys() - self._environment.keys():
+            del os.environ[name]
+        # Only what differs: a process that lost all its variables could not take vLLM's title.
+        os.environ.update(dict(self._environment.items() - os.environ.items()))
         if self._cores:
             _bind_threads(self._cores)
         super().run()
