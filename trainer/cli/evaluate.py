@@ -23,6 +23,7 @@ from trainer.cli.options import (
     SystemPrompt,
     files_by_name,
     quiet_transformers,
+    quiet_vllm,
     share,
     wide_console,
 )
@@ -99,6 +100,7 @@ def evaluate_command(
         raise LightReasonerError(
             "--n above 1 needs --temperature above 0: all greedy outputs of a problem are the same"
         )
+    quiet_vllm()
     quiet_transformers()
     from client.runs.run import Run
     from trainer.adapters.model_folder import ModelFolder

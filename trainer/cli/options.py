@@ -5,8 +5,11 @@ In: what a user typed. Out: checked values, a console. Imports nothing heavy.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -18,6 +21,8 @@ RECIPE, ADAPTER, MACHINE = "Recipe", "Adapter", "Machine"
 BENCHMARKS, DECODING, RESULTS = "Benchmarks", "Decoding", "Results"
 PROGRESS = "Checkpoints and the RUN"
 """Groups of options in --help."""
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+"""What `quiet_vllm` sets."""
 
 
 def positive(value: float | None) -> float | None:
@@ -93,6 +98,17 @@ SystemPrompt = Annotated[str, typer.Option(rich_help_panel=DECODING, help='Syste
 def wide_console() -> Console:
     """Standard output; wide enough for a table where it is not a terminal."""
     return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def quiet_vllm() -> None:
+    """Turn off vLLM's and torch's warnings, unless the user asks for them: on a CPU they name Triton and NUMA.
+
+    Call it before either is imported: torch reads its variable then, and vLLM warns before it has read its own.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
 
 
 def quiet_transformers() -> None:

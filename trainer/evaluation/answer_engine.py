@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -18,8 +17,6 @@ from trainer.adapters.adapter import read_config
 from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Examination, Precision
 
-QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
-"""Unless the user sets them otherwise, so that the table is what one sees."""
 CPU_CACHE_BYTES = 2**30
 """vLLM's own default on a CPU takes nearly all of the memory."""
 
@@ -30,9 +27,6 @@ class AnswerEngine:
     def __init__(
         self, model: ModelFolder, adapters: Sequence[Path], precision: Precision | None, max_model_len: int
     ) -> None:
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
         from vllm import LLM
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
