@@ -16,16 +16,16 @@ from typing import TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.stop import stop_after_attempt, stop_after_delay, stop_never
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 JITTER = 0.25
 """The share of a pause that chance may take away, so that clients that failed together do not return together."""
 MOST_DOUBLINGS = 64
-LOOK_SECONDS = 0.1
+STOP_LOOK_SECONDS = 0.1
 """How soon a pause ends once everything is to stop."""
 
 
 async def retry(
-    attempt: Callable[[], Awaitable[Answer]],
+    attempt: Callable[[], Awaitable[Result]],
     *,
     may_pass: Callable[[BaseException], bool],
     pause: float,
@@ -34,7 +34,7 @@ async def retry(
     attempts: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
     tell: Callable[[BaseException], None] = lambda _: None,
-) -> Answer:
+) -> Result:
     """What `attempt` returns, tried again while it raises an error that `may_pass`.
 
     `pause`: seconds after the first error, doubled after each up to `longest_pause`; constant without one. Chance takes
@@ -65,7 +65,7 @@ async def retry(
         reraise=True,
     )
 
-    async def awaited() -> Answer:  # tenacity awaits only what it knows to be a coroutine function: no lambda
+    async def awaited() -> Result:  # tenacity awaits only what it knows to be a coroutine function: no lambda
         return await attempt()
 
     return await retrying(awaited)
@@ -81,7 +81,7 @@ async def rest(seconds: float, stopping: Callable[[], bool]) -> None:
     """Sleep so long, or until everything is to stop."""
     until = time.monotonic() + seconds
     while not stopping() and (left := until - time.monotonic()) > 0:  # noqa: ASYNC110 - a bool, not an event
-        await asyncio.sleep(min(left, LOOK_SECONDS))
+        await asyncio.sleep(min(left, STOP_LOOK_SECONDS))
 
 
 def _asked_pause(state: RetryCallState) -> float:

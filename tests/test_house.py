@@ -7,6 +7,8 @@ from support import house
 
 FEWEST_FILES, MOST_FILES = 2, 9
 LONGEST_FILE = 450
+MEANT_TWICE = {"main", "program", "start", "Ints"}
+"""Names that several modules may define: each command line's, what starts a helper process, an array of integers."""
 MAY_IMPORT = {"client": {"client"}, "server": {"server", "client"}, "trainer": {"trainer", "client"}}
 
 
@@ -44,6 +46,10 @@ def test_no_file_is_too_long_for_one_sitting():
         if (lines := len(file.read_text(encoding="utf-8").splitlines())) > LONGEST_FILE
     }
     assert long == {}
+
+
+def test_a_name_means_one_thing():
+    assert house.names_twice().keys() <= MEANT_TWICE, house.names_twice()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from client.protocol.requests import ENDED, MAX_JOB_PROBLEMS, Job, JobRequest
 if TYPE_CHECKING:
     from client.servers.connection import Connection
 
-POLL_SECONDS = 1.0
+WAIT_POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 600.0
 """How long `wait` retries a server that does not answer: it may be restarting, and jobs outlive servers."""
 
@@ -114,11 +114,11 @@ async def _wait(connection: Connection, job_id: str) -> Job:
             bar.update(task, description=job.status, completed=counts.completed, total=counts.total or None)
             if not console.is_terminal:
                 say(f"{job_id} {job.status}")
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(WAIT_POLL_SECONDS)
             job = await retry(
                 lambda: connection.job(job_id),
                 may_pass=lambda error: isinstance(error, Unreachable),
-                pause=POLL_SECONDS,
+                pause=WAIT_POLL_SECONDS,
                 seconds=PATIENCE_SECONDS,
                 tell=lambda error: say(f"{error}; trying again"),
             )

@@ -1,1 +1,1 @@
-"""models: see the files."""
+"""What can be known of a model from its files: fingerprints, chat template, tokens as text."""

@@ -33,7 +33,7 @@ def model_folder(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
     except Exception as error:
         raise ModelError(
-            f"{model!r} is no local folder and cannot be had from the Hugging Face Hub: {error}"
+            f"model {model!r} not found: no such folder, and the download from the Hugging Face Hub failed: {error}"
         ) from error
 
 

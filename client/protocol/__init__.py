@@ -1,1 +1,1 @@
-"""protocol: see the files."""
+"""The HTTP contract: what requests may say, and the lines that answer them."""

@@ -1,1 +1,1 @@
-"""report: see the files."""
+"""What a RUN looks like: one HTML page with its charts, and RUNs side by side."""

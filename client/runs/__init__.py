@@ -1,1 +1,1 @@
-"""runs: see the files."""
+"""A RUN in a bucket: its files, reading, writing and counting them, and RUNs made from other RUNs."""

@@ -174,7 +174,7 @@ def _valid_steps(
 ) -> Iterator[PublishedStep]:
     """The rows that are whole in themselves."""
     for number, line in _numbered_lines(file):
-        row = _parsed(number, line)
+        row = _published_step(number, line)
         if isinstance(row, str):
             left_out.add(row, number)
             continue
@@ -189,7 +189,7 @@ def _valid_steps(
             yield found
 
 
-def _parsed(number: int, line: bytes) -> tuple[PublishedStep, list[str]] | str:
+def _published_step(number: int, line: bytes) -> tuple[PublishedStep, list[str]] | str:
     """A row and its `tokens`, or why there is none."""
     try:
         fields = orjson.loads(line)

@@ -1,1 +1,1 @@
-"""sampling: see the files."""
+"""The sampling stage: problems in, a sealed RUN out, resuming and in shards."""

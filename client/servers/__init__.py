@@ -1,1 +1,1 @@
-"""servers: see the files."""
+"""HTTP to one or many servers: connections, how much each may be given, problems shared among them."""

@@ -1,8 +1,8 @@
 """Async HTTP to one or many servers of the same pair: waits for them, checks that they agree, streams trajectories.
 
 In: problems and how to answer them. Out: `Trajectory` and `Failure` values, as they complete, each once, with a
-bounded number in flight. What passes is borne (`client.servers.dispatch`); what does not is a ServiceError that names
-the server.
+bounded number in flight. It retries what may pass (`client.servers.dispatch`); what does not is a ServiceError that
+names the server.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class SamplingClient:
     async def trajectories(
         self, problems: Iterable[Problem], sampling: SamplingSettings | None = None
     ) -> AsyncGenerator[Trajectory | Failure, None]:
-        """Every trajectory of `problems` once, as it completes; a `Failure` where one cannot be had.
+        """Every trajectory of `problems` once, as it completes; a `Failure` for one that failed.
 
         Ends early after `stop`. Raises ServiceError, after everything that was answered, when every server refuses or
         nothing is answered for as long as `patience`, LightReasonerError when the problems make no valid request.

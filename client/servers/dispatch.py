@@ -32,7 +32,7 @@ STOP_SECONDS = 2.0
 """How long `stop` waits for lines that are on their way."""
 OVERDUE_SECONDS, OVERDUE_FACTOR = 5.0, 3.0
 """A request that takes longer than both this and so many times the usual is put to a server with nothing else to do."""
-LOOK_SECONDS = 1.0
+OVERDUE_LOOK_SECONDS = 1.0
 """How often overdue requests are looked for while no line comes."""
 END_SECONDS = 1.0
 """How long requests whose lines have all come may take to end."""
@@ -124,7 +124,7 @@ class Dispatch:
         try:
             while self._ask_more():
                 try:
-                    line = await asyncio.wait_for(self._next_line(), min(LOOK_SECONDS, self._patience))
+                    line = await asyncio.wait_for(self._next_line(), min(OVERDUE_LOOK_SECONDS, self._patience))
                 except TimeoutError:
                     if time.monotonic() - heard >= self._patience:
                         raise self._out_of_patience() from None

@@ -1,1 +1,1 @@
-"""storage: see the files."""
+"""Object stores: folders, S3, Google and Azure, read and written whole."""

@@ -39,7 +39,7 @@ class EngineStartError(LightReasonerError):
     """An engine that did not start: names the role; vLLM's own log, before it, has the details."""
 
 
-class Steps(StatLoggerBase):
+class StepCounter(StatLoggerBase):
     """Counts an engine's steps: vLLM records each."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Engine:
             if name not in AsyncEngineArgs.__dataclass_fields__:
                 raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
         self.role, self.facts = role, facts
-        self._steps, self._hung = Steps(), ""
+        self._steps, self._hung = StepCounter(), ""
         before = set(multiprocessing.active_children())
         try:
             variables = SPAWN | (cpu_threads(cores) if cores else {})  # read as its process starts

@@ -99,7 +99,7 @@ class Pair:
         """The expert's trajectory of a problem, or the completion it gives, scored by both models.
 
         Both engines start what has a smaller `priority` first, and what came first among equals.
-        Raises TrajectoryError where this problem cannot be had; others are not disturbed.
+        Raises TrajectoryError where this problem fails; others are not disturbed.
         """
         try:
             trajectory = await self._trajectory(problem, sample_index, sampling, turn)
@@ -157,7 +157,9 @@ class Pair:
         with ThreadPoolExecutor() as pool:
             list(pool.map(Engine.stop, (self.expert, self.amateur)))
 
-    async def _generate(self, prompt: list[int], seed: int | None, sampling: SamplingSettings, priority: int) -> Answer:
+    async def _generate(
+        self, prompt: list[int], seed: int | None, sampling: SamplingSettings, priority: int
+    ) -> ExpertAnswer:
         params = SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -175,7 +177,9 @@ class Pair:
         top_ids, logprobs = _top_k(completion.logprobs, sampling.top_k)
         return np.array(completion.token_ids, np.int32), top_ids, logprobs, finish_reason
 
-    async def _score_completion(self, prompt: list[int], completion: list[int], top_k: int, priority: int) -> Answer:
+    async def _score_completion(
+        self, prompt: list[int], completion: list[int], top_k: int, priority: int
+    ) -> ExpertAnswer:
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -216,7 +220,7 @@ class Pair:
         return scores
 
 
-Answer = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32], Literal["stop", "length"]]
+ExpertAnswer = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32], Literal["stop", "length"]]
 """token_ids [T], top_ids [T, k], expert_logprobs [T, k], finish_reason."""
 
 

@@ -166,7 +166,7 @@ def test_what_another_server_works_on_is_not_asked_a_third_time_when_its_first_i
 @pytest.mark.parametrize("count", [96, 800])  # fewer than both have room for, and more
 def test_a_request_is_not_overdue_while_others_take_as_long(servers, monkeypatch, count):
     monkeypatch.setattr(client.servers.dispatch, "OVERDUE_SECONDS", 0.05)
-    monkeypatch.setattr(client.servers.dispatch, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(client.servers.dispatch, "OVERDUE_LOOK_SECONDS", 0.02)
 
     async def evenly():
         await asyncio.sleep(0.02)

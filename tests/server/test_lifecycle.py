@@ -17,7 +17,7 @@ import httpx
 import pytest
 from support.processes.forked import ROOT
 from support.servers.job_calls import ended, owners, posted, questions, read_by_others
-from support.servers.real_server import DEMO, free_port
+from support.servers.real_server import DEMO, children_of, engine_processes, free_port, is_engine, mark_of
 from support.servers.restarting import LEASE_SECONDS
 from support.servers.stand_in import stand_in_server
 from word_problems import rows
@@ -41,31 +41,6 @@ def processes_of(session):
         if int(fields[3]) == session and fields[0] != "Z":
             found.append(int(folder.name))
     return found
-
-
-def children_of(server):
-    """A server's own child processes: the engines' and the watchdog's among them."""
-    threads = Path(f"/proc/{server.process.pid}/task").iterdir()
-    return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
-
-
-def mark_of(server):
-    """The mark that a server's engine processes carry."""
-    entries = [entry for pid in children_of(server) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")]
-    return next(entry for entry in entries if entry.startswith(watchdog.MARK))
-
-
-def is_engine(pid):
-    """Is it an engine's process? vLLM gives it a title."""
-    try:
-        return b"VLLM::EngineCor" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it has ended
-        return False
-
-
-def engine_processes(server):
-    """Those of both engines, the expert's first."""
-    return sorted(pid for pid in watchdog.marked(mark_of(server)) if is_engine(pid))
 
 
 def wait_until(condition, seconds):

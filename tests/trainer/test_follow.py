@@ -56,7 +56,7 @@ def kept_steps(run):
 def test_it_starts_before_the_run_is_whole_takes_every_trajectory_once_and_ends_when_it_is_sealed(
     tmp_path, run, words, trainer_cli, monkeypatch
 ):
-    monkeypatch.setattr(trainer.data.follow, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(trainer.data.follow, "PART_POLL_SECONDS", 0.05)
     began = threading.Event()
     step = ContrastTrainer.training_step
     monkeypatch.setattr(ContrastTrainer, "training_step", lambda self, *words: began.set() or step(self, *words))
@@ -70,7 +70,7 @@ def test_it_starts_before_the_run_is_whole_takes_every_trajectory_once_and_ends_
 
 
 def test_a_second_epoch_is_of_the_whole_run(tmp_path, run, words, trainer_cli, monkeypatch):
-    monkeypatch.setattr(trainer.data.follow, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(trainer.data.follow, "PART_POLL_SECONDS", 0.05)
     writer = written(run, pause=0.05)
     code, _, err = trainer_cli(*words, "--epochs", 2)
     writer.join()
@@ -83,7 +83,7 @@ def test_a_writer_that_stalls_is_reported_the_wait_ends_and_resuming_takes_the_r
     tmp_path, run, words, trainer_cli, monkeypatch
 ):
     """The writer dies, and comes back writing some of what it had written again, and by a clock that is behind."""
-    monkeypatch.setattr(trainer.data.follow, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(trainer.data.follow, "PART_POLL_SECONDS", 0.05)
     monkeypatch.setattr(trainer.data.follow, "REPORT_SECONDS", 0.3)
     write(run, range(12), pause=0, seal=False)
     code, said, err = trainer_cli(*words, "--epochs", 1, "--follow-timeout", 1)

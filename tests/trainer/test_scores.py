@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from trainer.evaluation.records import Record
-from trainer.evaluation.scores import compare, paired, pass_at_k, score
+from trainer.evaluation.scores import comparison_of, paired, pass_at_k, score
 from trainer.evaluation.summary import markdown, table
 
 
@@ -55,9 +55,9 @@ def shown(comparisons):
 
 def test_the_table_compares_where_there_is_something_to_compare():
     one, both = [[True], [False], [True], [True]], [[True], [True], [False], [True]]
-    alone = shown([compare("demo", [("base", records("base", one))])])
+    alone = shown([comparison_of("demo", [("base", records("base", one))])])
     assert "75.0% [30.1%, 95.4%]" in alone and "McNemar" not in alone
-    two = compare("demo", [("base", records("base", one)), ("tuned", records("tuned", both))])
+    two = comparison_of("demo", [("base", records("base", one)), ("tuned", records("tuned", both))])
     assert all(word in shown([two]) for word in ("base", "tuned", "fixed", "broken", "McNemar's p"))
     assert (two.results[1].paired.fixed, two.results[1].paired.broken) == (1, 1)
     text = markdown([two])
@@ -82,7 +82,7 @@ def test_several_samples_are_averaged_with_an_interval_over_problems():
     assert score([[True] * 70]).pass_at.keys() == {1, 2, 4, 8, 16, 32, 64, 70}
     assert list(found.pass_at) == [1, 2, 4, 8] and found.pass_at[1] == pytest.approx(mean)
     assert found.pass_at[8] == pytest.approx(np.mean(np.any(verdicts, axis=1)))
-    compared = compare("demo", [("base", records("base", verdicts)), ("tuned", records("tuned", verdicts))])
+    compared = comparison_of("demo", [("base", records("base", verdicts)), ("tuned", records("tuned", verdicts))])
     assert compared.results[1].paired is None and "pass@8" in shown([compared])
 
 
@@ -109,7 +109,7 @@ def test_what_people_and_models_write_stays_text_in_markdown():
     evil = "x\n\n# INJECTED\n<script>alert(1)</script> [a](b) | c"
     one = Record(evil, evil, 0, evil, 0, evil, evil, evil, evil, False)
     other = Record(evil, evil, 0, evil, 0, evil, evil, evil, evil, True)
-    text = markdown([compare(evil, [("base", [[one]]), (evil, [[other]])])])
+    text = markdown([comparison_of(evil, [("base", [[one]]), (evil, [[other]])])])
     table = [line for line in text.splitlines() if line.startswith("|")]
     columns = {line.replace("\\|", "").count("|") for line in table}
     assert len(table) == 4 and len(columns) == 1

@@ -133,9 +133,9 @@ def train_options(words: list[str]) -> list[str]:
 
 
 def _show(rows: list[Row], title: str, out: Path, console: Console) -> None:
-    from trainer.evaluation.paper_tables import figures, markdown, table
+    from trainer.evaluation.paper_tables import table_figures, table_markdown, terminal_table
 
-    console.print(table(rows, title))
-    (out / f"{title}.json").write_text(json.dumps(figures(rows), indent=2) + "\n")
-    (out / f"{title}.md").write_text(markdown(rows, title))
+    console.print(terminal_table(rows, title))
+    (out / f"{title}.json").write_text(json.dumps(table_figures(rows), indent=2) + "\n")
+    (out / f"{title}.md").write_text(table_markdown(rows, title))
     console.print(f"{out / title}.json and .md hold the same table", soft_wrap=True)

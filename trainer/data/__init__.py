@@ -1,1 +1,1 @@
-"""data: see the files."""
+"""A RUN as training examples: labels at positions, optimizer steps, packed sequences."""

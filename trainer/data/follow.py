@@ -15,7 +15,7 @@ from rich.console import Console
 from client.errors import RunError
 from trainer.data.dataset import TrainingSet
 
-POLL_SECONDS = 1.0
+PART_POLL_SECONDS = 1.0
 REPORT_SECONDS = 60.0
 """After so long without a new part it is said, and again after twice as long."""
 
@@ -64,7 +64,7 @@ class Arrivals:
                     f"waiting for {self._set.run}: no new part for {waited:.0f} s", style="yellow", soft_wrap=True
                 )
                 report_at *= 2
-            time.sleep(min(POLL_SECONDS, max(self._timeout - waited, 0.01)))
+            time.sleep(min(PART_POLL_SECONDS, max(self._timeout - waited, 0.01)))
 
     def _look(self, waited: float) -> tuple[list[str], bool, bool]:
         """New parts, whether the RUN is sealed, whether to give up; sealed is asked first, and means that all came."""

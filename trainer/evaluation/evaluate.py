@@ -24,11 +24,11 @@ from trainer.adapters.model_folder import ModelFolder
 from trainer.evaluation.answer_engine import AnswerEngine
 from trainer.evaluation.benchmarks import Benchmark, read_benchmark
 from trainer.evaluation.records import Record, Records
-from trainer.evaluation.scores import Comparison, compare
+from trainer.evaluation.scores import Comparison, comparison_of
 from trainer.grading.grader import grade
 from trainer.settings import Examination
 
-BASE = "base"
+BASE_MODEL = "base"
 """The name of the model without an adapter, in records and results."""
 AT_ONCE = 512
 """Outputs asked for before the records are written: what an evaluation that is killed has to do again."""
@@ -59,8 +59,11 @@ def evaluate(
         _ask_all(model, tuned, read, examination, records, console)
     finally:
         records.close()
-    names = [BASE, *tuned]
-    return [compare(benchmark.name, [(name, records.of(name, benchmark.name)) for name in names]) for benchmark in read]
+    names = [BASE_MODEL, *tuned]
+    return [
+        comparison_of(benchmark.name, [(name, records.of(name, benchmark.name)) for name in names])
+        for benchmark in read
+    ]
 
 
 def check(model: ModelFolder, benchmarks: Mapping[str, str], examination: Examination, file: Path) -> None:
@@ -98,7 +101,7 @@ def _ask_all(
     console: Console,
 ) -> None:
     """Ask every model what has no record yet."""
-    models = {BASE: None, **adapters}
+    models = {BASE_MODEL: None, **adapters}
     missing = [
         (name, benchmark, number)
         for name in models

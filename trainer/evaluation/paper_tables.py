@@ -26,7 +26,7 @@ from client.protocol.requests import ContrastSettings
 from client.runs.build import build_run
 from client.runs.run import Run
 from trainer.adapters.model_folder import ModelFolder
-from trainer.evaluation.evaluate import BASE, check, evaluate
+from trainer.evaluation.evaluate import BASE_MODEL, check, evaluate
 from trainer.evaluation.records import Record, Records
 from trainer.evaluation.scores import score
 from trainer.evaluation.summary import markdown_table
@@ -93,7 +93,7 @@ def ablation(run_url: str, plan: Plan, console: Console) -> list[Row]:
         if not own:
             given = {field: getattr(manifest, field) for field in ContrastSettings.model_fields}
             build_run(source, Run(url), ContrastSettings(**given | {"select": select, "labels": labels}))
-        trained = [train(url, name, seed, plan, console) for seed in plan.seeds]
+        trained = [train_adapter(url, name, seed, plan, console) for seed in plan.seeds]
         names[name] = [str(adapter) for adapter in trained]
         facts[name] = {"kept steps": provenance(trained[0])["kept_steps"]}
     return _rows(names, facts, plan, console)
@@ -107,7 +107,7 @@ def efficiency(run_url: str, solutions_url: str, answers: str, plan: Plan, conso
         ("SFT", solutions_url, ["--objective", "sft", "--answers", answers]),
         ("LightReasoner", run_url, []),
     ):
-        trained = [train(url, name, seed, plan, console, options) for seed in plan.seeds]
+        trained = [train_adapter(url, name, seed, plan, console, options) for seed in plan.seeds]
         names[name] = [str(adapter) for adapter in trained]
         facts[name] = {
             "problems": Run(url).manifest().problems.count,
@@ -118,7 +118,7 @@ def efficiency(run_url: str, solutions_url: str, answers: str, plan: Plan, conso
     return _rows(names, facts, plan, console)
 
 
-def train(url: str, name: str, seed: int, plan: Plan, console: Console, options: Sequence[str] = ()) -> Path:
+def train_adapter(url: str, name: str, seed: int, plan: Plan, console: Console, options: Sequence[str] = ()) -> Path:
     """An adapter, trained unless it is there. Raises LightReasonerError with what the training said."""
     adapter = plan.out / "adapters" / f"{name.replace(' ', '-')}-{seed}"
     console.print(f"{name}, seed {seed}: {adapter}", soft_wrap=True)
@@ -171,11 +171,11 @@ def _rows(names: dict[str, list[str]], facts: dict[str, dict[str, Any]], plan: P
     evaluate(plan.model, adapters, plan.benchmarks, plan.examination, console, plan.records)
     records = Records.read(plan.records)
     columns = next(iter(facts.values())).keys()
-    rows = [Row("expert", dict.fromkeys(columns), _cells([BASE], records, plan))]
-    return rows + [Row(name, facts[name], _cells(mine, records, plan)) for name, mine in names.items()]
+    rows = [Row("expert", dict.fromkeys(columns), _plan_cells([BASE_MODEL], records, plan))]
+    return rows + [Row(name, facts[name], _plan_cells(mine, records, plan)) for name, mine in names.items()]
 
 
-def _cells(models: Sequence[str], records: Records, plan: Plan) -> dict[str, Cell]:
+def _plan_cells(models: Sequence[str], records: Records, plan: Plan) -> dict[str, Cell]:
     return {name: cell([records.of(model, name) for model in models]) for name in plan.benchmarks}
 
 
@@ -187,12 +187,12 @@ def cell(records: Sequence[Sequence[Sequence[Record]]]) -> Cell:
     return Cell(counted.accuracy, counted.interval, float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None)
 
 
-def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def table_figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The table as JSON."""
     return [{"name": row.name, **row.facts, "benchmarks": {k: vars(v) for k, v in row.cells.items()}} for row in rows]
 
 
-def table(rows: Sequence[Row], title: str) -> Table:
+def terminal_table(rows: Sequence[Row], title: str) -> Table:
     """The table as the terminal shows it."""
     header, *lines = _lines(rows)
     shown = Table(title=title)
@@ -203,7 +203,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     return shown
 
 
-def markdown(rows: Sequence[Row], title: str) -> str:
+def table_markdown(rows: Sequence[Row], title: str) -> str:
     """The same as Markdown."""
     header, *lines = _lines(rows)
     note = "Accuracy, its 95% interval over problems, ± its standard deviation between seeds where there are several."

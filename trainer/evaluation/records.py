@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from client.errors import LightReasonerError
 
-Key = tuple[str, str, int, int]
+RecordKey = tuple[str, str, int, int]
 """Model, benchmark, the problem's place in it, sample."""
 HEADER = b'{"evaluation": '
 """How every file of records begins."""
@@ -38,7 +38,7 @@ class Record:
     correct: bool
 
     @property
-    def key(self) -> Key:
+    def key(self) -> RecordKey:
         return self.model, self.benchmark, self.number, self.sample_index
 
 
@@ -51,7 +51,7 @@ class Records:
         Adapters may be more or others than before; one of the same path must be the same.
         Raises LightReasonerError naming what differs.
         """
-        self._found: dict[Key, Record] = {}
+        self._found: dict[RecordKey, Record] = {}
         self._about: dict[str, Any] = {}
         self._stream: BinaryIO | None = None
         if file is None:
@@ -87,7 +87,7 @@ class Records:
     def __len__(self) -> int:
         return len(self._found)
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: RecordKey) -> bool:
         return key in self._found
 
     def add(self, records: Iterable[Record]) -> None:

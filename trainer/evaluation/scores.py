@@ -125,7 +125,7 @@ def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
     return Paired(fixed, broken, float(p))
 
 
-def compare(benchmark: str, models: Sequence[tuple[str, list[list[Record]]]]) -> Comparison:
+def comparison_of(benchmark: str, models: Sequence[tuple[str, list[list[Record]]]]) -> Comparison:
     """A benchmark's results from each model's records, `records[problem][sample]`; the first model is the base."""
     results: list[ModelResult] = []
     base = models[0][1]

@@ -1,1 +1,1 @@
-"""grading: see the files."""
+"""Gold answers of the benchmarks, and whether a model's output gives one."""

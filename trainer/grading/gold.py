@@ -57,7 +57,7 @@ def gold_answer(problem: ProblemRow) -> Gold:
     """The answer that a row gives. Raises ProblemSetError naming file and row where it gives none."""
     row = problem.row
     if "choices" in row:
-        return _choice(problem)
+        return _gold_choice(problem)
     field = next((field for field in ANSWER_FIELDS if row.get(field) is not None), None)
     text = "" if field is None or isinstance(row[field], bool) else _text(row[field])
     if field == "solution":  # MATH and Minerva Math
@@ -65,7 +65,7 @@ def gold_answer(problem: ProblemRow) -> Gold:
     elif "answer_type" in row:
         gold = _olympiad(text, row)
     else:
-        gold = _plain(text)
+        gold = _plain_gold(text)
     if not gold.text:
         raise ProblemSetError(
             f"{problem.where}: no answer in {', '.join(ANSWER_FIELDS)} ({text[-80:]!r}); "
@@ -104,7 +104,7 @@ def unit_behind(text: str) -> str:
     ]
 
 
-def _plain(text: str) -> Gold:
+def _plain_gold(text: str) -> Gold:
     """GSM8K, SVAMP, ASDiv, and what is like them."""
     text = text.rpartition(GSM8K_MARK)[2].strip()
     unit = BEHIND.search(text)
@@ -130,7 +130,7 @@ def _olympiad(text: str, row: dict[str, Any]) -> Gold:
     return Gold(text, kind or _kind(text), unit=row.get("unit") or "", absolute=float(row.get("error") or 0.0))
 
 
-def _choice(problem: ProblemRow) -> Gold:
+def _gold_choice(problem: ProblemRow) -> Gold:
     choices, answer = problem.row["choices"], problem.row.get("answer")
     if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
         answer = LETTERS.index(answer)

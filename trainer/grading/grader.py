@@ -30,7 +30,7 @@ from trainer.grading.normalize import (
     without_unit,
     words_of,
 )
-from trainer.grading.quantities import BASE, cut, is_number
+from trainer.grading.quantities import NUMBER_BASE, cut, is_number
 
 LAST_CHARACTERS = 20_000
 """Of an output, in which its answer is looked for."""
@@ -61,7 +61,7 @@ def grade(gold: Gold, output: str) -> Grade:
         Kind.WORDS: _words,
         Kind.CLOCK: _clock,
         Kind.TUPLE: _tuples,
-        Kind.INTERVAL: _interval,
+        Kind.INTERVAL: _same_intervals,
         Kind.MATH: _value,
     }[gold.kind]
     try:
@@ -83,7 +83,7 @@ class Answer:
 def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     text, expected = (without_name(tidy(text)) for text in (answer.text, gold.text))
     value, tail = cut(expected)
-    wanted = maths.number(BASE.sub("", value)) if not tail or tail.startswith(("%", r"\%")) else None
+    wanted = maths.number(NUMBER_BASE.sub("", value)) if not tail or tail.startswith(("%", r"\%")) else None
     if wanted is None:
         same = maths.same(expected, without_unit(text) if gold.unit else text)
         return same or maths.same(tidy(gold.text), tidy(answer.text))
@@ -96,7 +96,7 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
 def _tuples(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     """Tuples by their parts, in order; several of them in any order. Without its brackets one tuple is a list."""
     if RELATION.search(answer.text):
-        return _interval(gold, answer, maths)
+        return _same_intervals(gold, answer, maths)
     wanted, given = lists(gold.text), lists(answer.text)
     if wanted is None:
         return squeezed(gold.text) == squeezed(answer.text)
@@ -116,7 +116,7 @@ def _same_parts(one: Sequence[str], other: Sequence[str], maths: Mathematics) ->
     return len(one) == len(other) and all(maths.same(*pair) for pair in zip(one, other, strict=True))
 
 
-def _interval(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
+def _same_intervals(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     """Intervals, unions of some, or relations that say the same: what is open or closed is so in both."""
     wanted, given = (
         NAMED_BRACKETS.sub("", BRACKETS.sub("", tidy(text))).strip().rstrip(".") for text in (gold.text, answer.text)

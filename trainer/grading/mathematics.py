@@ -27,7 +27,7 @@ TOTAL_SECONDS = 10
 """For all of an answer: no comparison begins later."""
 ROUNDING = 1e-12
 """Of floating point, in parts of a number."""
-WHOLE = [LatexExtractionConfig(boxed_match_priority=0)]
+WHOLE_ANSWER = [LatexExtractionConfig(boxed_match_priority=0)]
 """math-verify's other readings take a number out of what they do not understand."""
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off: they end another's
@@ -43,7 +43,7 @@ class Mathematics:
         """What a whole LaTeX text is, as sympy has it; None where it is nothing that can be read."""
         boxed = rf"\boxed{{{text}}}"
         found = self._limited(
-            lambda: parse(boxed, extraction_config=WHOLE, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
+            lambda: parse(boxed, extraction_config=WHOLE_ANSWER, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
         )
         return found[0] if found else None
 

@@ -17,7 +17,7 @@ from trainer.grading.units import ratio, unit_of
 
 ABOUT = 0.01
 """How far the sides of an ≈ may be apart, in parts of a number."""
-BASE = re.compile(r"(?<=\d)_\s*\{?\s*(\d+)\s*\}?\s*$")
+NUMBER_BASE = re.compile(r"(?<=\d)_\s*\{?\s*(\d+)\s*\}?\s*$")
 TOKEN = re.compile(rf"{TEXT}|\\?%|\\?¢|°|\^\s*\{{?\s*\\(?:circ|degree)\b|\\[A-Za-z]+|[{{}}]|[A-Za-z]+")
 UNIT_COMMANDS = (r"\mu", r"\Omega", r"\AA", r"\degree")
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
@@ -28,10 +28,10 @@ SECOND_NUMBER = re.compile(r"(?<=[\s~,{])\d[\d,]*(?:\.\d+)?(?!\s*\}?\s*\\times)"
 def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths: Mathematics) -> bool:
     """Whether a text is the number that is wanted, in its unit or in one that can be turned into it."""
     said, tail = cut(text)
-    bases = [BASE.search(one) for one in (value, said)]
+    bases = [NUMBER_BASE.search(one) for one in (value, said)]
     if bases[1] and (bases[0] is None or bases[0][1] != bases[1][1]):
         return False
-    numbers = _sides(BASE.sub("", said), maths)
+    numbers = _sides(NUMBER_BASE.sub("", said), maths)
     if not numbers:
         return False
     if tail and (second := SECOND_NUMBER.search(tail)):

@@ -1,1 +1,1 @@
-"""training: see the files."""
+"""Fine-tuning: the loss, LoRA, the loop, checkpoints and what a training leaves behind."""

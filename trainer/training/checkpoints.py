@@ -22,7 +22,7 @@ from client.storage.bucket import Bucket, local_folder
 from trainer.adapters.adapter import PROVENANCE
 
 CHECKPOINTS = "checkpoints"
-WHOLE = "whole.json"
+WHOLE_FILE = "whole.json"
 KEPT = 2
 """Checkpoints that are kept: the newest, and one before it in case the newest is torn."""
 
@@ -92,15 +92,15 @@ class Output:
         """Complete a checkpoint: `state` beside it, and the list of its files; older ones in the bucket go."""
         folder = self.checkpoints / f"checkpoint-{number}"
         (folder / PROVENANCE).write_text(json.dumps(state, indent=2) + "\n")
-        digests = {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
+        digests = {file.name: _file_digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
         whole = json.dumps(digests, indent=2) + "\n"
         if self.bucket is not None:
             for name in digests:
                 self.bucket.put(f"{CHECKPOINTS}/{folder.name}/{name}", (folder / name).read_bytes())
-            self.bucket.put(f"{CHECKPOINTS}/{folder.name}/{WHOLE}", whole.encode())
+            self.bucket.put(f"{CHECKPOINTS}/{folder.name}/{WHOLE_FILE}", whole.encode())
             for old in sorted(self._numbers())[:-KEPT]:
                 self._remove(old)
-        (folder / WHOLE).write_text(whole)
+        (folder / WHOLE_FILE).write_text(whole)
 
     def publish(self) -> None:
         """Put the final files, lightreasoner.json last, and remove this machine's copy, where OUT is in a bucket."""
@@ -141,7 +141,7 @@ class Output:
     def _remove(self, number: int) -> None:
         if self.bucket is not None:
             names = list(self.bucket.names(f"{CHECKPOINTS}/checkpoint-{number}"))
-            for name in sorted(names, key=lambda name: not name.endswith(WHOLE)):  # torn from the first on
+            for name in sorted(names, key=lambda name: not name.endswith(WHOLE_FILE)):  # torn from the first on
                 self.bucket.remove(name)
         shutil.rmtree(self.checkpoints / f"checkpoint-{number}", ignore_errors=True)
 
@@ -160,13 +160,13 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        listed = json.loads((folder / WHOLE).read_bytes())
-        return bool(listed) and all(_digest(folder / name) == digest for name, digest in listed.items())
+        listed = json.loads((folder / WHOLE_FILE).read_bytes())
+        return bool(listed) and all(_file_digest(folder / name) == digest for name, digest in listed.items())
     except (OSError, ValueError, AttributeError):
         return False
 
 
-def _digest(file: Path) -> str:
+def _file_digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -108,7 +108,7 @@ class ContrastTrainer(Trainer):
             odd += (~torch.isfinite(weight)).sum()
         if self.accelerator.reduce(odd, "sum"):
             raise TrainingError(
-                f"step {self.state.global_step} left weights that are no numbers: lower --learning-rate, or use "
+                f"weights became NaN or infinite at step {self.state.global_step}: lower --learning-rate, or use "
                 "--dtype float32"
             )
 

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from server import watchdog
 from support.processes.forked import ROOT, Forked, run
 
 DEMO = ROOT / "deploy" / "demo"
@@ -124,6 +125,31 @@ def watched(server: RunningServer) -> Iterator[RunningServer]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.process.pid, signal.SIGKILL)  # ending in good order takes 5 s; test_lifecycle tries that
         server.process.wait()
+
+
+def children_of(server):
+    """A server's own child processes: the engines' and the watchdog's among them."""
+    threads = Path(f"/proc/{server.process.pid}/task").iterdir()
+    return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
+
+
+def mark_of(server):
+    """The mark that a server's engine processes carry."""
+    entries = [entry for pid in children_of(server) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")]
+    return next(entry for entry in entries if entry.startswith(watchdog.MARK))
+
+
+def is_engine(pid):
+    """Is it an engine's process? vLLM gives it a title."""
+    try:
+        return b"VLLM::EngineCor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return False
+
+
+def engine_processes(server):
+    """Those of both engines, the expert's first."""
+    return sorted(pid for pid in watchdog.marked(mark_of(server)) if is_engine(pid))
 
 
 def command(package: str, *words: object) -> subprocess.CompletedProcess[str]:
