@@ -46,7 +46,7 @@ class ChatTemplate:
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
         except Exception as error:  # a template is a program: it may raise anything
-            raise ModelError(f"the chat template of {self._folder} refuses the prompt: {error}") from None
+            raise ModelError(f"the chat template of {self._folder} rejects the prompt: {error}") from None
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

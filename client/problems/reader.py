@@ -129,11 +129,11 @@ def _distinct(
         if len(questions) == limit:
             break
     if empty.count:
-        raise ProblemSetError(f"{path}: {empty} without a question; remove what cannot be asked")
+        raise ProblemSetError(f"{path}: {empty} without a question; remove them")
     if not questions:
         raise ProblemSetError(f"{path} holds no problem; give a file with one JSON object a line")
     if again.count:
-        tell(f"{path}: {again} that repeat an earlier problem; it is asked once")
+        tell(f"{path}: {again} that repeat an earlier problem; each problem is sampled once")
 
 
 def _in_order(ids: Iterable[str], shuffle: int, limit: int | None) -> list[str]:
@@ -186,7 +186,7 @@ def _no_question(path: str, where: str, row: dict[str, Any], given: str | None) 
 def _text_of(row: dict[str, Any], name: str, where: str) -> str:
     value = row[name]
     if not isinstance(value, str):
-        raise ProblemSetError(f"{where}: {name!r} is {shown(value)}; it must be a text")
+        raise ProblemSetError(f"{where}: {name!r} is {shown(value)}; it must be a string")
     return value
 
 
@@ -204,7 +204,7 @@ def _id(row: dict[str, Any], question: str, where: str) -> str:
     if value is None:
         return hashlib.sha256(question.encode()).hexdigest()[:16]
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ProblemSetError(f"{where}: 'id' is {shown(value)}; it must be a text or a whole number")
+        raise ProblemSetError(f"{where}: 'id' is {shown(value)}; it must be a string or an integer")
     if len(str(value)) > MOST_ID_CHARACTERS:
         raise ProblemSetError(
             f"{where}: 'id' has {len(str(value))} characters; at most {MOST_ID_CHARACTERS} are allowed"

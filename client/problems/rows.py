@@ -158,7 +158,7 @@ def _data_set(path: str) -> IterableDataset:
     address = urlsplit(path)
     name, options = f"{address.netloc}{address.path}", dict(parse_qsl(address.query))
     if not name or (unknown := options.keys() - set(HUB_OPTIONS)):
-        said = f"it has {', '.join(sorted(unknown))}" if name else "it names no data set"
+        said = f"it has {', '.join(sorted(unknown))}" if name else "it lacks a data set's name"
         raise ProblemSetError(f"{path}: expected hf://NAME?config=…&split=…, the latter two optional; {said}")
     return load_dataset(name, options.get("config"), split=options.get("split", "train"), streaming=True)
 
@@ -215,4 +215,4 @@ def _is_utf8(line: bytes) -> bool:
 
 def _check(stopped: Callable[[], bool], path: str) -> None:
     if stopped():
-        raise Stopped(f"stopped reading {path}; nothing was asked of a server yet")
+        raise Stopped(f"stopped reading {path}; no server has been asked yet")

@@ -127,7 +127,7 @@ class SamplingSettings(Decoding):
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"not plain JSON: {error}") from None
         if size > MAX_SHARED_CHARACTERS:
-            raise ValueError(f"{size} bytes as JSON; at most {MAX_SHARED_CHARACTERS} are taken")
+            raise ValueError(f"{size} bytes as JSON; at most {MAX_SHARED_CHARACTERS} are allowed")
         return value
 
     @property

@@ -84,7 +84,7 @@ def parse_line(line: bytes | str, vocab_size: int | None = None) -> Trajectory |
     if "error" in fields:
         kind, detail = fields["error"]["type"], fields["error"]["detail"]
         if not isinstance(kind, str) or not isinstance(detail, str):
-            raise ValueError("an error's type and detail are texts")
+            raise ValueError("an error's type and detail are strings")
         return Failure(*key, kind, detail)
     trajectory = Trajectory(
         *key,
@@ -111,7 +111,7 @@ def key_of_line(line: bytes) -> tuple[str, int] | None:
 def _key_in(fields: dict[str, Any]) -> tuple[str, int]:
     problem_id, index = fields["problem_id"], fields["sample_index"]
     if not isinstance(problem_id, str) or type(index) is not int or not 0 <= index < 2**31:
-        raise ValueError(f"{problem_id!r:.100}, {index!r:.100} is no trajectory")
+        raise ValueError(f"{problem_id!r:.100}, {index!r:.100} is not a trajectory's key")
     return problem_id, index
 
 
@@ -155,7 +155,7 @@ def _to_base64(array: npt.NDArray[Any]) -> dict[str, Any]:
 def _ids(value: Any) -> npt.NDArray[np.int32]:
     array = _unpacked(value, "<i4") if isinstance(value, dict) else np.array(value)
     if array.dtype.kind not in "iu" and array.size:
-        raise ValueError("token ids are whole numbers")
+        raise ValueError("token ids are integers")
     if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
         raise ValueError("a token id is out of range")
     return array.astype(np.int32, copy=False)

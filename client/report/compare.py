@@ -61,7 +61,7 @@ def compare_runs(runs: Sequence[Run]) -> list[Figures]:
         trajectory_parts(run, manifest)
         different = [line for line in manifests[0].differences(manifest) if line.startswith(SHARED)]
         if different:
-            listed = "\n  ".join(("they differ in more than the amateur and the selection:", *different))
+            listed = "\n  ".join(("only the amateur and the selection may differ. These differ too:", *different))
             raise RunError(f"{run} cannot be compared with {runs[0]}; {listed}")
     return [_figures(run, manifest) for run, manifest in zip(runs, manifests, strict=True)]
 

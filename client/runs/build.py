@@ -48,9 +48,7 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
         raise RunError(f"{target} holds trajectories that {source} does not ({min(strangers)}); name a new RUN")
     if (completion := target.completion()) is not None:
         if more := set(parts) - set(target.parts("trajectories")):
-            raise RunError(
-                f"{target} is complete, and {source} has been given {len(more)} more parts since; name a new RUN"
-            )
+            raise RunError(f"{target} is complete, but {source} has {len(more)} newer parts; name a new RUN")
         return Built(completion.totals, sealed=True)
     done = set(target.parts("samples"))
     tally = Tally(made)  # of every part, for what an earlier attempt wrote counts too
@@ -71,8 +69,8 @@ def trajectory_parts(run: Run, manifest: RunManifest) -> list[str]:
     if not parts and manifest.imported_from:
         raise RunError(
             f"{run} was imported from {manifest.imported_from} and holds samples only: without both models' "
-            "log-probabilities there is nothing to select, count or show anew; sample its problems with a server"
+            "log-probabilities nothing can be selected, counted or shown; sample its problems with a server"
         )
     if not parts:
-        raise RunError(f"{run} holds no trajectory yet; fill it with 'lightreasoner-client sample'")
+        raise RunError(f"{run} holds no trajectory yet; sample into it with 'lightreasoner-client sample'")
     return parts

@@ -53,12 +53,12 @@ WEIGHT_SUM_ERROR = 0.02
 """Labels were written in the models' own precision: bfloat16 weights add up to 1 only about so closely."""
 UNKNOWN = "unknown"
 
-NOT_JSON = "is no JSON object"
-FIELDS = "lacks a field, or has one of another type"
-LABEL = "token_ids and weights are no distribution over the vocabulary"
+NOT_JSON = "is not a JSON object"
+FIELDS = "lacks a field, or has a field of another type"
+LABEL = "token_ids and weights are not a distribution over the vocabulary"
 TEXTS = "tokens are not what this tokenizer makes of token_ids: another model's file?"
 DIVERGENCE = "kl_divergence is below beta"
-AGAIN = "comes again for a step that is there"
+AGAIN = "repeats a step of its problem"
 APART = "stands apart from the other rows of its problem"
 PREFIX_TOKENS = "its prefix does not tokenise to `step` tokens"
 DEPARTS = "its prefix is not the beginning of its problem's longest"
@@ -139,8 +139,8 @@ def import_samples(file: Path, run: Run, folder: Path, settings: ContrastSetting
             if len(samples) == PART_SAMPLES:
                 write()
     if not counts["kept"]:
-        reasons = left_out.lines() or ["it has no row"]
-        raise RunError("\n  ".join((f"nothing in {file} could be imported:", *reasons)))
+        reasons = left_out.lines() or ["it has no rows"]
+        raise RunError("\n  ".join((f"no row of {file} can be imported:", *reasons)))
     if samples:
         write()
     totals = _totals(counts, settings.first_step)

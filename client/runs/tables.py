@@ -163,7 +163,7 @@ def samples_in(table: pa.Table) -> list[Sample]:
     flat_ids, flat_weights = ids.values.values.to_numpy(), weights.values.values.to_numpy()
     outer, inner = ids.offsets.to_numpy(), ids.values.offsets.to_numpy()
     if not (weights.offsets.equals(ids.offsets) and weights.values.offsets.equals(ids.values.offsets)):
-        raise ValueError("label_ids and label_weights do not fit together")
+        raise ValueError("label_ids and label_weights have different lengths")
     scalars = table.select(["problem_id", "sample_index", "incomplete"]).to_pylist()
     samples = []
     for index, row in enumerate(scalars):
@@ -172,7 +172,9 @@ def samples_in(table: pa.Table) -> list[Sample]:
         steps = plain["steps"][index]
         of_steps = {len(plain[name][index]) for name in ("kl_lower_bound", "covered_mass", "mask_complete")}
         if of_steps | {len(offsets) - 1} != {len(steps)}:
-            raise ValueError(f"row {index}, problem {row['problem_id']!r}: its {len(steps)} steps do not fit the rest")
+            raise ValueError(
+                f"row {index}, problem {row['problem_id']!r}: its {len(steps)} steps do not fit its columns"
+            )
         kept = Contrast(
             steps=steps,
             kl_lower_bound=plain["kl_lower_bound"][index],

@@ -101,7 +101,7 @@ async def sample_problems(
     be written, and the same call goes on from there.
     """
     if not problems:
-        raise RunError(f"no problem was given, so there is nothing to sample into {run}")
+        raise RunError(f"no problems to sample into {run}: the problem set is empty")
     if (completion := await asyncio.to_thread(run.completion)) is not None:
         await asyncio.to_thread(check_sealed, run, problems, sampling, contrast)
         if not (retry_failed and completion.totals.failed):
@@ -118,7 +118,7 @@ async def sample_problems(
     mine, n = shard.of(problems), sampling.n
     missing, had, counts = await asyncio.to_thread(_missing, mine, run, n, retry_failed)
     if len(missing) < len(mine):
-        progress.say(f"resuming {run}: {len(mine) - len(missing):,} of {len(mine):,} problems are there")
+        progress.say(f"resuming {run}: {len(mine) - len(missing):,} of {len(mine):,} problems are complete")
     progress.update(counts)
     writer = Writer(
         run,
@@ -146,14 +146,14 @@ async def sample_problems(
         last = counts.last_failure
         raise TooManyFailures(
             f"{counts.failures} trajectories failed, more than --max-failures {max_failures}"
-            f"{f', the last with {last.type}: {last.detail}' if last else ''}. What was answered is in {run}; mend the "
+            f"{f', the last with {last.type}: {last.detail}' if last else ''}. {run} keeps what was sampled; fix the "
             "cause and run the same command with --retry-failed"
         )
     if source.stopping:
-        raise Stopped(f"stopped; what was answered is in {run}. Run the same command again to go on.")
+        raise Stopped(f"stopped; {run} keeps what was sampled. Run the same command again to resume.")
     if counts.passing:
         raise ServiceError(
-            f"{counts.passing} trajectories failed in the server's engines; run the same command again to get them"
+            f"{counts.passing} trajectories failed in the server's engines; run the same command again to retry them"
         )
     if shard.count > 1 and (waiting := await asyncio.to_thread(_waiting, problems, run, n)):
         return Sampled(None, counts, waiting)
@@ -201,13 +201,13 @@ def _settled_totals(problems: ProblemSet, n: int, run: Run, manifest: RunManifes
     tally, failures = run.tally(manifest, problems.ids), run.failures()
     if lost := Keys(key for key in keys_of(problems, n) if key not in tally.keys and key not in failures):
         raise RunError(
-            f"{run} lacks {len(lost)} trajectories that were settled before (one is {min(lost)}): the bucket lost "
-            "them, or somebody removed them; run the same command again to get them"
+            f"{run} lacks {len(lost)} trajectories that it held before (one is {min(lost)}): the bucket lost "
+            "them, or somebody removed them; run the same command again to sample them"
         )
     if not tally.keys:
         reason = next(failures[key].detail for key in keys_of(problems, n) if key in failures)
         raise RunError(
-            f"every problem failed, so {run} holds nothing: {reason}; mend the cause, then sample with --retry-failed "
+            f"every problem failed, so {run} holds nothing: {reason}; fix the cause, then sample with --retry-failed "
             "or into a new RUN"
         )
     return tally.totals(failures)

@@ -33,7 +33,7 @@ class Shard:
         index, slash, count = text.partition("/")
         if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
             return cls(int(index), int(count))
-        raise LightReasonerError(f"--shard: {text!r} is no shard; give i/n with i from 1 to n, as 2/3")
+        raise LightReasonerError(f"--shard: {text!r} is not a shard; give i/n with i from 1 to n, for example 2/3")
 
     def of(self, problems: ProblemSet) -> ProblemSet:
         if self.count == 1:

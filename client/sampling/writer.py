@@ -131,8 +131,8 @@ class Writer:
             await self._write_all(counts)
         if isinstance(self._error, BucketError) and (lost := len(self._trajectories)):
             raise BucketError(
-                f"{self._error}. {lost} trajectories could not be written and are lost; what {self._run} holds is "
-                "kept, and the same command goes on from there"
+                f"{self._error}. {lost} trajectories could not be written and are lost; {self._run} keeps "
+                "the others. Run the same command again to resume"
             ) from self._error
         if self._error:
             raise self._error

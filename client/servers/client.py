@@ -47,7 +47,7 @@ class SamplingClient:
     ) -> None:
         urls = dict.fromkeys(url.rstrip("/") for url in ([servers] if isinstance(servers, str) else servers))
         if not urls:
-            raise ServiceError("no server was named; give at least one URL")
+            raise ServiceError("no server given; give at least one URL")
         self.stopping = False
         self.asks_again = True
         self._connections = [Connection(url, api_key) for url in urls]
@@ -87,7 +87,7 @@ class SamplingClient:
             except Unreachable as error:
                 if len(self._connections) == 1:
                     raise
-                raise ServiceError(f"{error} Without it the others can go on: leave its --server out") from error
+                raise ServiceError(f"{error} To sample with the other servers, omit its --server") from error
         pairs = [await self._retried(connection.models) for connection in self._connections]
         for connection, pair in zip(self._connections, pairs, strict=True):
             if different := pair_differences(pairs[0], pair):
@@ -137,7 +137,7 @@ class SamplingClient:
         deadline, told = time.monotonic() + self._patience, ""
 
         async def ask() -> None:
-            reason: str | None = "it does not answer"
+            reason: str | None = "it does not respond"
             with contextlib.suppress(TimeoutError):
                 reason = await asyncio.wait_for(connection.why_not_ready(), max(deadline - time.monotonic(), 0.1))
             if reason:
@@ -153,7 +153,7 @@ class SamplingClient:
             await self._retried(ask, NotReady, tell_once)
         except NotReady as reason:
             if self.stopping:
-                raise Stopped(f"stopped waiting for {connection}; nothing was asked of it yet") from None
+                raise Stopped(f"stopped waiting for {connection}; it has not been asked yet") from None
             raise ServiceError(f"{connection} is still not ready after {self._patience:g} s: {reason}") from None
 
     async def _retried(

@@ -69,7 +69,7 @@ class Connection:
                 base_url=self.server, headers=_authorization(api_key), timeout=timeout, limits=limits
             )
         except (httpx.InvalidURL, ValueError) as error:
-            raise ServiceError(f"--server {server!r} is no URL: {error}") from None
+            raise ServiceError(f"--server {server!r} is not a valid URL: {error}") from None
 
     def __str__(self) -> str:
         return self._name
@@ -97,7 +97,7 @@ class Connection:
             cards = {card.role: card for card in ModelList.model_validate_json(content).data}
             return PairCards(cards["expert"], cards["amateur"])
         except (ValidationError, KeyError):
-            raise ServiceError(f"{self} is no lightreasoner-server: its /v1/models lists no such pair") from None
+            raise ServiceError(f"{self} is not a lightreasoner-server: its /v1/models lists no pair") from None
 
     async def tokenizer(self) -> bytes:
         """The expert's tokenizer.json."""
@@ -105,14 +105,14 @@ class Connection:
         with contextlib.suppress(ValueError):
             if isinstance(found := orjson.loads(content), dict) and "model" in found:
                 return content
-        raise ServiceError(f"{self} is no lightreasoner-server: its /v1/tokenizer is no tokenizer.json")
+        raise ServiceError(f"{self} is not a lightreasoner-server: its /v1/tokenizer is not a tokenizer.json")
 
     async def versions(self) -> dict[str, str]:
         """Versions of the server and of what its numbers rest on."""
         try:
             return VERSIONS.validate_json((await self._ok("/version")).content)
         except ValidationError:
-            raise ServiceError(f"{self} is no lightreasoner-server: its /version lists no versions") from None
+            raise ServiceError(f"{self} is not a lightreasoner-server: its /version lists no versions") from None
 
     async def answer(
         self, problems: list[Problem], sampling: SamplingSettings, vocab_size: int
@@ -128,12 +128,12 @@ class Connection:
             async with self._http.stream("POST", "/v1/trajectories", content=body, headers=headers) as response:
                 if response.status_code != 200:
                     await response.aread()
-                    raise self._refusal(response, f"{self} refused the request")
+                    raise self._refusal(response, f"{self} rejected the request")
                 async for text in _ndjson_lines(response):
                     if line := self._read(text, sampling.top_k, vocab_size):
                         key = line.problem_id, line.sample_index
                         if key not in missing:
-                            raise ServiceError(f"{self} answered {key!r:.200}, which it was not asked, or twice")
+                            raise ServiceError(f"{self} answered {key!r:.200}, which was not requested, or came twice")
                         missing.remove(key)
                         yield line
         except httpx.HTTPError as error:
@@ -141,7 +141,7 @@ class Connection:
         except LineTooLong as error:
             raise ServiceError(f"{self} sent {error}") from None
         if missing:
-            raise Unreachable(f"{self} ended its answer with {len(missing)} trajectories missing")
+            raise Unreachable(f"{self} ended its response with {len(missing)} trajectories missing")
 
     async def submit(self, request: JobRequest) -> Job:
         """Post a job. Lost on the way, it is posted again under the same key, so that it is made once."""
@@ -170,10 +170,10 @@ class Connection:
         try:
             line = parse_line(text, vocab_size)
             if isinstance(line, Trajectory) and (k := line.top_ids.shape[1]) != top_k:
-                raise ValueError(f"its top k is {k}, and {top_k} was asked")
+                raise ValueError(f"its top k is {k}, expected {top_k}")
             return line
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            fault = f"{self} sent a line that is not of this protocol: {error!r:.300}"
+            fault = f"{self} sent an invalid line: {error!r:.300}"
             if (key := key_of_line(text)) is None:
                 raise ServiceError(fault) from error
             return Failure(*key, BAD_LINE, fault)
@@ -199,11 +199,11 @@ class Connection:
         if response.status_code == 503:
             raise Unreachable(f"{self} cannot answer now: {_detail(response)}", _retry_after(response))
         if response.status_code != expected:
-            raise ServiceError(f"{self} refused: {_detail(response)}")
+            raise ServiceError(f"{self} rejected the request: {_detail(response)}")
         try:
             return Job.model_validate_json(response.content)
         except ValidationError:
-            raise ServiceError(f"{self} sent no job of this protocol") from None
+            raise ServiceError(f"{self} sent an invalid job") from None
 
     async def _get(self, path: str) -> httpx.Response:
         try:
@@ -220,7 +220,7 @@ class Connection:
 
     def _unreachable(self, error: Exception) -> Unreachable:
         reason = str(error) or type(error).__name__
-        return Unreachable(f"lost or cannot reach {self} ({reason}); is lightreasoner-server running there?")
+        return Unreachable(f"cannot reach {self} ({reason}); is lightreasoner-server running there?")
 
 
 def _body(problems: list[Problem], sampling: SamplingSettings) -> bytes:
@@ -231,7 +231,7 @@ def _body(problems: list[Problem], sampling: SamplingSettings) -> bytes:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         said = first["msg"].removeprefix("Value error, ")
-        raise LightReasonerError(f"this cannot be asked: {where + ': ' if where else ''}{said}") from None
+        raise LightReasonerError(f"invalid request: {where + ': ' if where else ''}{said}") from None
     return request.model_dump_json().encode()
 
 
@@ -289,4 +289,4 @@ def _detail(response: httpx.Response) -> str:
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status_code}, which is no answer of lightreasoner-server"
+        return f"HTTP {response.status_code}, which is not a response of lightreasoner-server"

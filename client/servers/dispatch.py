@@ -239,7 +239,7 @@ class Dispatch:
         if len(self.servers) == 1:
             raise error
         self.servers.remove(server)
-        self._tell(f"{error}; it is left out")
+        self._tell(f"{error}; this server is dropped")
 
     async def _recover(self, server: ServerWindow) -> None:
         """Wait until a server may be asked again; one that never may is left out, if others are there."""
@@ -253,10 +253,10 @@ class Dispatch:
                 self._tell(f"{server.connection} is back")
 
     def _out_of_patience(self) -> ServiceError:
-        reasons = "; ".join(str(server.trouble or f"{server.connection} is silent") for server in self.servers)
+        reasons = "; ".join(str(server.trouble or f"{server.connection} does not respond") for server in self.servers)
         return ServiceError(
-            f"gave up, for nothing was answered for {self._patience:g} s ({reasons}). What was answered is kept: "
-            "the same command goes on from there"
+            f"gave up: no server has responded for {self._patience:g} s ({reasons}). What was sampled is kept: "
+            "run the same command again to resume"
         )
 
 

@@ -217,7 +217,7 @@ def test_a_complete_build_of_a_run_that_was_given_more_since_says_so(source, tmp
     assert build_run(source, new, ContrastSettings(beta=0.1)).sealed
     source.reopen()
     source.write([make_trajectory("late", seed=50, tokens=9)], {}, source.manifest())
-    with pytest.raises(RunError, match=r"new is complete, and .*source has been given 1 more parts since; name a new"):
+    with pytest.raises(RunError, match=r"new is complete, but .*source has 1 newer parts; name a new"):
         build_run(source, new, ContrastSettings(beta=0.1))
 
 

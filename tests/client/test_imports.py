@@ -108,7 +108,9 @@ def test_without_weights_the_trainer_refuses_and_the_import_says_so(rows, tmp_pa
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr().out
-    assert not ended.value.code and "8 kept steps of 2 problems" in said and "is no JSON object (first: line 9)" in said
+    assert (
+        not ended.value.code and "8 kept steps of 2 problems" in said and "is not a JSON object (first: line 9)" in said
+    )
     assert "has no weights: lightreasoner-trainer will refuse" in said
     dataset = pytest.importorskip("trainer.data.dataset")
     with pytest.raises(RunError, match=r"weights none in run\.json"):
@@ -122,8 +124,8 @@ def changed(row, **changes):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda row: "not json", "is no JSON object"),
-        (lambda row: "[1]", "is no JSON object"),
+        (lambda row: "not json", "is not a JSON object"),
+        (lambda row: "[1]", "is not a JSON object"),
         (lambda row: {name: value for name, value in row.items() if name != "weights"}, "lacks a field"),
         (lambda row: changed(row, step="5"), "lacks a field"),
         (lambda row: changed(row, step=True), "lacks a field"),
@@ -131,16 +133,16 @@ def changed(row, **changes):
         (lambda row: changed(row, prompt_id=17), "lacks a field"),
         (lambda row: changed(row, token_ids=None), "lacks a field"),
         (lambda row: changed(row, kl_divergence="much"), "lacks a field"),
-        (lambda row: changed(row, weights=row["weights"][:2]), "no distribution"),
-        (lambda row: changed(row, weights=[0.5, 0.2, 0.1]), "no distribution"),
-        (lambda row: changed(row, weights=[1.5, -0.5, 0.0]), "no distribution"),
-        (lambda row: changed(row, weights=[float("nan"), 0.5, 0.5]), "lacks a field|no distribution|no JSON"),
-        (lambda row: changed(row, token_ids=[row["token_ids"][0]] * 3), "no distribution"),
-        (lambda row: changed(row, token_ids=[*row["token_ids"][:2], 110]), "no distribution"),
-        (lambda row: changed(row, token_ids=[], weights=[], tokens=[]), "no distribution"),
+        (lambda row: changed(row, weights=row["weights"][:2]), "not a distribution"),
+        (lambda row: changed(row, weights=[0.5, 0.2, 0.1]), "not a distribution"),
+        (lambda row: changed(row, weights=[1.5, -0.5, 0.0]), "not a distribution"),
+        (lambda row: changed(row, weights=[float("nan"), 0.5, 0.5]), "lacks a field|not a distribution|not a JSON"),
+        (lambda row: changed(row, token_ids=[row["token_ids"][0]] * 3), "not a distribution"),
+        (lambda row: changed(row, token_ids=[*row["token_ids"][:2], 110]), "not a distribution"),
+        (lambda row: changed(row, token_ids=[], weights=[], tokens=[]), "not a distribution"),
         (lambda row: changed(row, tokens=["a", "b", "c"]), "another model's file"),
         (lambda row: changed(row, kl_divergence=0.39), "below beta"),
-        (lambda row: changed(row, step=2), "comes again"),
+        (lambda row: changed(row, step=2), "repeats a step"),
         (lambda row: changed(row, prefix="9" + row["prefix"][1:]), "not the beginning"),
         (lambda row: changed(row, step=7), "not the beginning"),
         (lambda row: changed(row, step=100), "does not tokenise"),
@@ -179,7 +181,7 @@ def test_weights_in_bfloat16_are_brought_back_to_a_sum_of_one(rows, tmp_path):
 
 def test_a_file_of_which_nothing_can_be_used_makes_no_run(rows, tmp_path):
     for lines in ([changed(row, tokens=["x", "y", "z"]) for row in rows], []):
-        with pytest.raises(RunError, match=r"nothing in .* could be imported"):
+        with pytest.raises(RunError, match=r"no row of .* can be imported"):
             import_samples(write(tmp_path / "samples.jsonl", lines), Run(str(tmp_path / "run")), EXPERT, SETTINGS)
     with pytest.raises(RunError, match="cannot be read"):
         import_samples(tmp_path / "nowhere.jsonl", Run(str(tmp_path / "run")), EXPERT, SETTINGS)
@@ -289,7 +291,7 @@ def test_a_template_that_is_missing_refuses_or_reaches_out_of_its_sandbox_is_an_
     folder = shutil.copytree(EXPERT, tmp_path / "expert")
     for template in ("{{ raise_exception('no system role') }}", "{{ messages.__class__.__mro__ }}"):
         (folder / "chat_template.jinja").write_text(template)
-        with pytest.raises(ModelError, match="refuses the prompt"):
+        with pytest.raises(ModelError, match="rejects the prompt"):
             ChatTemplate(folder).render("a", "b")
     (folder / "chat_template.jinja").write_text("{% if %}")
     with pytest.raises(ModelError, match="cannot be read"):

@@ -64,7 +64,7 @@ def test_problems_that_make_no_valid_request_are_an_error_of_the_librarys_own_fa
         async with SamplingClient(url) as asked:
             return [line async for line in asked.trajectories(problems, settings)]
 
-    with ContractServer().running() as server, pytest.raises(LightReasonerError, match=f"cannot be asked: .*{said}"):
+    with ContractServer().running() as server, pytest.raises(LightReasonerError, match=f"invalid request: .*{said}"):
         asyncio.run(ask(server.url))
 
 

@@ -83,7 +83,7 @@ def test_a_row_that_is_no_problem_is_named_by_file_and_line(tmp_path, row, said)
 )
 @pytest.mark.parametrize("field", ["question", "id"])
 def test_a_value_that_is_no_text_is_named_and_not_told_whole(tmp_path, field, value):
-    said = f"problems.jsonl:1: '{field}' is .*(…|\\.\\.\\.).*; it must be a text"
+    said = f"problems.jsonl:1: '{field}' is .*(…|\\.\\.\\.).*; it must be a string"
     with pytest.raises(ProblemSetError, match=said) as caught:
         read_problems(written(tmp_path, {"question": "q", field: value}))
     assert len(str(caught.value)) < len(str(tmp_path)) + 200
@@ -91,7 +91,7 @@ def test_a_value_that_is_no_text_is_named_and_not_told_whole(tmp_path, field, va
 
 def test_a_value_that_is_nested_deeper_than_python_bears_is_named(tmp_path):
     row = f'{{"question": {"[" * 1000}{"]" * 1000}}}'
-    with pytest.raises(ProblemSetError, match=r"problems\.jsonl:1: 'question' is \[\[.*it must be a text"):
+    with pytest.raises(ProblemSetError, match=r"problems\.jsonl:1: 'question' is \[\[.*it must be a string"):
         read_problems(written(tmp_path, row))
 
 

@@ -67,7 +67,7 @@ def test_a_refusal_that_may_pass_is_borne_and_every_problem_is_answered_once(ser
 def test_a_refusal_that_cannot_pass_ends_the_run_with_the_servers_own_words(server, status):
     refusals = [refusal(status, "the third problem is no problem")]
     server.refuse = posts(refusals)
-    with pytest.raises(ServiceError, match="refused the request: the third problem is no problem"):
+    with pytest.raises(ServiceError, match="rejected the request: the third problem is no problem"):
         sampled(server.url, PROBLEMS[:16])
     assert server.asked == [] and not refusals  # it was asked once
 
@@ -187,11 +187,11 @@ def test_a_line_that_is_not_of_the_contract_fails_its_trajectory_and_no_other(se
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"<html>\n", "sent a line that is not of this protocol"),
-        (b"[1]\n", "sent a line that is not of this protocol"),
-        (line_of({"id": "stranger", "question": ""}, 0), "answered .'stranger', 0., which it was not asked"),
-        (line_of({"id": "p1", "question": ""}, 7), "answered .'p1', 7., which it was not asked"),
-        (line_of({"id": "p3", "question": ""}, 0) * 2, "answered .'p3', 0., which it was not asked, or twice"),
+        (b"<html>\n", "sent an invalid line"),
+        (b"[1]\n", "sent an invalid line"),
+        (line_of({"id": "stranger", "question": ""}, 0), "answered .'stranger', 0., which was not requested"),
+        (line_of({"id": "p1", "question": ""}, 7), "answered .'p1', 7., which was not requested"),
+        (line_of({"id": "p3", "question": ""}, 0) * 2, "answered .'p3', 0., which was not requested, or came twice"),
     ],
 )
 def test_a_line_that_belongs_to_no_trajectory_ends_the_run_with_what_it_is(server, line, said):
@@ -225,7 +225,7 @@ def test_an_answer_that_ends_too_soon_is_asked_again_and_told_of(server):
         b"" if problem["id"] in short and not short.remove(problem["id"]) else line_of(problem, index)
     )
     assert keys(sampled(server.url, PROBLEMS[:3], tell=told.append)) == once(PROBLEMS[:3])
-    assert told[0] == f"{server.url} ended its answer with 2 trajectories missing; trying again"
+    assert told[0] == f"{server.url} ended its response with 2 trajectories missing; trying again"
 
 
 @pytest.mark.parametrize("path", ["/ready", "/v1/models"])
@@ -240,7 +240,7 @@ def test_what_passes_is_borne_before_the_work_too(server, monkeypatch, path, sta
 def test_a_server_that_does_not_say_whether_it_is_ready_is_waited_for_no_longer_than_is_borne():
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}"
-        with pytest.raises(ServiceError, match=f"{url} is still not ready after 1 s: it does not answer"):
+        with pytest.raises(ServiceError, match=f"{url} is still not ready after 1 s: it does not respond"):
             sampled(url, patience=1)
 
 
@@ -257,7 +257,7 @@ def test_what_is_no_lightreasoner_server_is_named(server, path, content):
             await connection.tokenizer()
             await connection.versions()
 
-    with pytest.raises(ServiceError, match=f"{server.url} is no lightreasoner-server: its {path} "):
+    with pytest.raises(ServiceError, match=f"{server.url} is not a lightreasoner-server: its {path} "):
         asyncio.run(ask())
 
 
@@ -313,7 +313,7 @@ def test_no_progress_ends_in_an_error_that_says_how_to_go_on_after_all_that_was_
             proxy.cut()
 
     with pytest.raises(
-        ServiceError, match=r"gave up, for nothing was answered for 3 s .*same command goes on"
+        ServiceError, match=r"gave up: no server has responded for 3 s .*same command again to resume"
     ) as error:
         sampled(proxy.url, more(2000), patience=3, on_line=refuse_from_now_on)
     assert proxy.url in str(error.value)

@@ -248,7 +248,7 @@ def test_a_data_set_without_a_question_is_told_its_columns(folder, read):
     [
         ("hf://{}?split=dev", r"split=dev cannot be read through datasets: .*dev"),
         ("hf://{}?splitt=dev", r"expected hf://NAME\?config=…&split=….* it has splitt"),
-        ("hf://", r"it names no data set"),
+        ("hf://", r"it lacks a data set's name"),
         ("hf:///nowhere/at/all", r"hf:///nowhere/at/all cannot be read through datasets"),
     ],
 )

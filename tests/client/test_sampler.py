@@ -173,7 +173,9 @@ def test_a_store_that_stays_out_is_named_in_the_end(run, monkeypatch, ended_by):
         await until(lambda: writer._error)
         with pytest.raises(BucketError, match="out"):
             await take(writer, counts, lines(5)[4:])
-        with pytest.raises(BucketError, match=r"out. 5 trajectories could not be written .* the same command goes on"):
+        with pytest.raises(
+            BucketError, match=r"out. 5 trajectories could not be written .* Run the same command again to resume"
+        ):
             await asyncio.wait_for(writer.close(counts), 30)
 
     asyncio.run(go())

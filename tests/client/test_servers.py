@@ -57,7 +57,7 @@ def test_servers_of_different_pairs_are_refused_before_any_work(field):
 
 
 def test_a_server_that_is_not_there_is_named_before_any_work(servers):
-    with pytest.raises(ServiceError, match=r"cannot reach http://127.0.0.1:9 .* leave its --server out"):
+    with pytest.raises(ServiceError, match=r"cannot reach http://127.0.0.1:9 .* omit its --server"):
         sampled([servers[0].url, "http://127.0.0.1:9"])
     assert not servers[0].asked
 
@@ -193,13 +193,13 @@ def test_a_server_that_cannot_be_helped_is_left_out_while_there_is_another(serve
 
     problems = more(1000)
     assert keys(sampled(urls(servers), problems, on_line=spoil, tell=told.append)) == once(problems)
-    assert [said for said in told if "left out" in said] == [told[-1]] and first.url in told[-1]
+    assert [said for said in told if "is dropped" in said] == [told[-1]] and first.url in told[-1]
 
 
 def test_when_all_are_left_out_it_is_said_why(servers):
     for server in servers:
         server.refuse = lambda request: refusal(404, "what?") if request.method == "POST" else None
-    with pytest.raises(ServiceError, match=r"refused the request: what\?"):
+    with pytest.raises(ServiceError, match=r"rejected the request: what\?"):
         sampled(urls(servers))
 
 
@@ -272,7 +272,7 @@ def test_a_server_that_comes_back_with_another_pair_is_never_asked_again(servers
             sampled(first.url, problems, on_line=change)
     else:
         assert keys(sampled(urls(servers), problems, on_line=change, tell=told.append)) == once(problems)
-        assert told[-1].startswith(f"{first.url} came back with another pair") and "left out" in told[-1]
+        assert told[-1].startswith(f"{first.url} came back with another pair") and "is dropped" in told[-1]
 
 
 def pair():

@@ -99,7 +99,7 @@ def test_an_interrupted_run_resumes_with_only_what_is_missing(demo_server, probl
         assert process.returncode == 130 and "Run the same command again" in said and "Traceback" not in said
     again = sample(problems, folder, demo_server)
     assert again.returncode == 0, again.stderr
-    assert f"resuming {folder}: {len(there):,} of 2,000 problems are there" in again.stderr
+    assert f"resuming {folder}: {len(there):,} of 2,000 problems are complete" in again.stderr
     assert first < set(run.parts("trajectories"))
     keys = [(t.problem_id, t.sample_index) for part in run.parts("trajectories") for t in run.trajectories_of(part)]
     assert len(keys) == len(set(keys)) == 2000
