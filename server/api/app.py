@@ -216,7 +216,7 @@ async def exposition(request: Request) -> Response:
 
 
 @routes.get("/version")
-async def served_versions() -> dict[str, str]:
+async def versions() -> dict[str, str]:
     """Versions of this service and of what its numbers rest on."""
     return _versions()
 

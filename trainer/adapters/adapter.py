@@ -68,7 +68,7 @@ def read_config(adapter: Path) -> dict[str, Any]:
     return config
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of everything that a result may depend on."""
     return {name: version(name) for name in ("lightreasoner", "torch", "transformers", "peft", "accelerate")}
 

@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 from client.errors import ModelError
 from client.runs.run import Run
 from client.storage.bucket import BucketError
-from trainer.adapters.adapter import PROVENANCE, versions
+from trainer.adapters.adapter import PROVENANCE, package_versions
 from trainer.adapters.model_folder import ModelFolder, default_precision, load
 from trainer.data.dataset import Limits, TrainingSet, check_expert, mismatches
 from trainer.data.follow import Arrivals, WriterStalled
@@ -201,7 +201,7 @@ def provenance_of(training: Training, optimizer_steps: int, losses: list[float])
         **training.state(),
         "mismatches": allowed,
         "running": asdict(training.running),
-        "versions": versions(),
+        "versions": package_versions(),
         "optimizer_steps": optimizer_steps,
         "trajectories": len(training.training_set.examples),
         "without_kept_steps": training.training_set.without_kept_steps,
