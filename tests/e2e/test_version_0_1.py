@@ -83,11 +83,12 @@ def test_it_is_reported_and_compared(run, tmp_path):
 
 
 def test_the_trainer_takes_it_for_its_own_expert_alone(run):
+    from trainer.adapters.model_folder import ModelFolder
     from trainer.data.dataset import check_expert
 
-    check_expert(Run(str(run)), DEMO / "expert")
+    check_expert(Run(str(run)), ModelFolder(DEMO / "expert"))
     with pytest.raises(RunError, match=r"weights d9fcd98e21ab in run\.json"):
-        check_expert(Run(str(run)), DEMO / "amateur")
+        check_expert(Run(str(run)), ModelFolder(DEMO / "amateur"))
 
 
 def test_its_jobs_are_told_with_their_states(jobs):
