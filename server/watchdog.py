@@ -17,6 +17,8 @@ from pathlib import Path
 
 MARK = "LIGHTREASONER_SERVER_PROCESS"
 """An environment variable that the engines' processes inherit."""
+TITLE_BESIDE = "SPT_NOENV"
+"""Tells setproctitle, with which vLLM titles its processes, not to write over the environment that the kernel shows."""
 SETTLE_SECONDS, ROUNDS = 0.2, 10
 """Several rounds: a process may start another one while the first round is being killed."""
 
@@ -24,6 +26,7 @@ SETTLE_SECONDS, ROUNDS = 0.2, 10
 def start() -> subprocess.Popen[bytes]:
     """Mark this process's future children and start their watchdog. Keep the result while the process lives."""
     os.environ[MARK] = secrets.token_hex(16)
+    os.environ[TITLE_BESIDE] = "1"
     command = [sys.executable, "-I", "-S", __file__, f"{MARK}={os.environ[MARK]}"]
     environment = {name: value for name, value in os.environ.items() if name != MARK}
     return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)

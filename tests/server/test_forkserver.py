@@ -144,3 +144,32 @@ def test_the_fork_server_preloads_what_vllm_preloads():
         AsyncEngineArgs(str(demo), enforce_eager=True).create_engine_config()
         theirs = os.environ["LD_PRELOAD"]
     assert ours == theirs and "libgomp" in ours
+
+
+@pytest.mark.parametrize("way", ["forked", "spawned"])
+def test_the_watchdog_finds_a_process_that_took_a_title(tmp_path, way):
+    """A title may be written over the variables that the kernel shows; vLLM gives its processes titles."""
+    titled = """
+import time
+def take_title(file):
+    import setproctitle
+    setproctitle.setproctitle("VLLM::EngineCore")
+    with open(file, "w") as out:
+        out.write("taken")
+    time.sleep(30)
+"""
+    code = """
+import multiprocessing, time
+watchdog.start()
+forkserver.start()
+from preloaded0 import take_title
+context = forkserver._Context(None) if WAY == "forked" else multiprocessing.get_context("spawn")
+process = context.Process(target=take_title, args=("title",), daemon=True)
+process.start()
+while not Path("title").exists():
+    time.sleep(0.05)
+found = watchdog.marked(f"{watchdog.MARK}={os.environ[watchdog.MARK]}")
+print(json.dumps([process.pid in found, Path(f"/proc/{process.pid}/cmdline").read_text().rstrip("\\0")]))
+process.kill()
+"""
+    assert told(tmp_path, f"WAY = {way!r}" + code, titled) == [True, "VLLM::EngineCore"]
