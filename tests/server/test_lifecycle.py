@@ -214,7 +214,7 @@ def test_a_dead_engine_is_told_of_and_a_dead_server_takes_its_engines_with_it(sm
     server = smollm2_server
     mark = mark_of(server)
     before = server.metric("lightreasoner_errors_total", type="engine_error")
-    asking = Asking(server, problems(200), n=8, **LONG | {"max_tokens": 10})
+    asking = Asking(server, problems(40), n=8, **LONG | {"max_tokens": 10})
     assert wait_until(lambda: len(asking.lines) > 0, 60)
     os.kill(max(engine_processes(server)), signal.SIGKILL)
     errors = [line["error"] for line in asking.all() if "error" in line]
