@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def statements(file: Path) -> list[list[str]]:
         text = re.sub(r"\b[A-Z]+=\$\((.*?)\)", r"\1", text)
         for line in re.split(r"\n|; ", text):
             words = [word for word in shlex.split(line) if word != "&"]
-            if words and not re.match(r"[A-Z]+=", words[0]):
+            words = list(dropwhile(re.compile(r"[A-Z_]+=").match, words))
+            if words:
                 found.append(words)
     return found
 
