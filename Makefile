@@ -1,7 +1,8 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
+SPREAD = $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadgroup)
 
-.PHONY: help setup demo test test-long check clean
+.PHONY: help setup demo test test-fast test-long check clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,10 +16,13 @@ setup: .venv/ready ## fill .venv with server (CPU), trainer and development tool
 demo: setup ## sample, train and evaluate with a small pair of models; needs no GPU
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo/run.sh
 
-test: setup ## the whole test suite, on real engines
-	$(BIN)/python -m pytest
+test: setup ## the whole test suite, on real engines; WORKERS=2 runs two at a time, all engines in one
+	$(BIN)/python -m pytest $(SPREAD)
 
-test-long: setup ## what takes too long for every change: a server killed 20 times under its jobs, a client 30 times
+test-fast: setup ## the tests that start no process and no engine
+	$(BIN)/python -m pytest $(SPREAD) -m "unit and not long"
+
+test-long: setup ## what is too long for every change: 5,000 made-up requests, a server killed 20 times, a client 30 times
 	$(BIN)/python -m pytest -m long
 
 check: setup ## lint, format and types, of deploy/ too

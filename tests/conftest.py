@@ -12,12 +12,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.costs import ENGINE, cost
 from support.servers.real_server import DEMO, SHARED_DATA, SMOLLM2, RunningServer, running_server
 from support.servers.real_store import BUCKET, running_s3
 from support.servers.restarting import SERVICE, Restarting
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what each test costs; keep a file's tests in one worker, and all that need an engine in the same one."""
+    for item in items:
+        item.add_marker(found := cost(item))
+        item.add_marker(pytest.mark.xdist_group(ENGINE if found == ENGINE else item.nodeid.partition("::")[0]))
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 

@@ -11,6 +11,8 @@ from support.servers.real_server import DEMO, ROOT
 
 from client.runs.run import Run
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):

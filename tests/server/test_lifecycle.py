@@ -78,6 +78,7 @@ def problems(count):
     return [{"id": row["id"], "question": row["question"]} for row in rows("dev", count)]
 
 
+@pytest.mark.engine
 def test_a_signal_to_all_while_the_engines_start_ends_well_and_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "server", "--expert", DEMO / "expert", "--amateur", DEMO / "amateur"]
     with (tmp_path / "log").open("w") as log:

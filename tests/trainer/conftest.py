@@ -1,12 +1,16 @@
 """One tiny expert and one RUN of it for the whole directory, and the command line as a user meets it."""
 
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support.models.tiny_pair import save_model, write_run
+from support.processes import forked
 
 from trainer.__main__ import main
+from trainer.evaluation import paper_tables
 
 torch.set_num_threads(2)
 
@@ -36,3 +40,16 @@ def trainer_cli(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def forked_trainings(monkeypatch):
+    """The trainings that `ablation` and `efficiency` start are forks."""
+
+    def run(command, **_):
+        python, module, package, *words = command
+        assert (python, module, package) == (sys.executable, "-m", "trainer")
+        return forked.run("trainer", *words)
+
+    channels = {"PIPE": subprocess.PIPE, "DEVNULL": subprocess.DEVNULL}
+    monkeypatch.setattr(paper_tables, "subprocess", SimpleNamespace(run=run, **channels))

@@ -27,6 +27,7 @@ from trainer.grading.gold import Gold
 from trainer.grading.grader import Grade, grade
 from trainer.settings import Examination
 
+pytestmark = pytest.mark.engine
 CONTEXT, NEW_TOKENS, PROBLEMS = 96, 16, 24
 SYSTEM = "The answer is"
 

@@ -1,4 +1,7 @@
-"""The paper's tables, from RUNs to Markdown, on a tiny model: real trainings, one real engine."""
+"""The paper's tables, from RUNs to Markdown, on a tiny model: real trainings, one real engine.
+
+Most trainings are forks; the one that is refused is the process that a user's is.
+"""
 
 import json
 
@@ -25,8 +28,9 @@ def benchmark(tmp_path_factory):
     return file
 
 
+@pytest.mark.engine
 def test_an_ablation_trains_and_evaluates_its_four_variants_and_does_nothing_twice(
-    tmp_path, expert, benchmark, trainer_cli
+    tmp_path, expert, benchmark, trainer_cli, forked_trainings
 ):
     run = write_run(tmp_path / "run", expert, trajectories=[trajectory(f"p{seed}", seed) for seed in range(6)])
     out = tmp_path / "tables"
@@ -64,7 +68,8 @@ def test_an_ablation_trains_and_evaluates_its_four_variants_and_does_nothing_twi
     assert json.loads((out / "ablation.json").read_text()) == rows
 
 
-def test_efficiency_sets_the_contrast_beside_sft_over_seeds(tmp_path, expert, benchmark, trainer_cli):
+@pytest.mark.engine
+def test_efficiency_sets_the_contrast_beside_sft_over_seeds(tmp_path, expert, benchmark, trainer_cli, forked_trainings):
     run = write_run(tmp_path / "run", expert, trajectories=[trajectory(f"p{seed}", seed) for seed in range(6)])
     solutions = write_run(tmp_path / "solutions", expert, trajectories=[saying("right", "7"), saying("wrong", "5")])
     answers = tmp_path / "answers.jsonl"
@@ -84,7 +89,7 @@ def test_efficiency_sets_the_contrast_beside_sft_over_seeds(tmp_path, expert, be
     assert "tuned tokens" in shown and "gain" in shown
 
 
-def test_what_cannot_be_done_is_said(tmp_path, expert, run, benchmark, trainer_cli):
+def test_what_cannot_be_done_is_said(tmp_path, expert, run, benchmark, trainer_cli, forked_trainings):
     words = ("ablation", run, "--model", expert, "--output", tmp_path / "out", "--benchmark", f"digits={benchmark}")
     for more, code, message in (
         (("--seeds", "0,x"), 1, "--seeds '0,x': give whole numbers"),
@@ -111,6 +116,7 @@ def test_a_cell_is_over_problems_and_its_deviation_over_seeds():
     assert found.interval == pytest.approx((right.mean() - spread, right.mean() + spread), abs=0.02)
 
 
+@pytest.mark.process
 def test_a_refused_training_says_why_with_every_line_of_it(tmp_path, expert, run, benchmark, trainer_cli):
     out = tmp_path / "out"
     words = ("ablation", run, "--model", expert, "--output", out, "--benchmark", f"digits={benchmark}", *ASKED)

@@ -1,0 +1,78 @@
+"""What a test costs, found in what it uses: `unit`, `process` or `engine`.
+
+In: a collected test. Its function and fixtures are read, and whatever of tests/ these call: one that comes to
+`running_server` or names an answer engine starts vLLM; one that comes to `subprocess` starts a process. What only the
+product starts, as `evaluate` does, is marked by hand.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import types
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+ENGINE, PROCESS, UNIT = "engine", "process", "unit"
+STARTS_ENGINES = frozenset({"running_server", "AnswerEngine"})
+
+
+def cost(item: pytest.Item) -> str:
+    """The dearest thing that a test uses; a mark on the test wins."""
+    for marked in (ENGINE, PROCESS):
+        if item.get_closest_marker(marked):
+            return marked
+    return dearest(functions_of(item))
+
+
+def functions_of(item: pytest.Item) -> Iterator[object]:
+    """The test's function and those of its fixtures, of fixtures' fixtures too."""
+    if isinstance(item, pytest.Function):
+        yield item.function
+    for definitions in item._fixtureinfo.name2fixturedefs.values():
+        yield from (made.func for made in definitions)
+
+
+def dearest(functions: Iterable[object]) -> str:
+    """What these functions cost together."""
+    found = {name for function in functions for name in uses(function)}
+    if found & STARTS_ENGINES:
+        return ENGINE
+    return PROCESS if "subprocess" in found else UNIT
+
+
+@cache
+def uses(function: object) -> frozenset[str]:
+    """The names that a function of the tests uses, and those that whatever it calls uses."""
+    return frozenset(_names(function, set()))
+
+
+def _names(function: object, seen: set[int]) -> Iterator[str]:
+    if isinstance(function, type):
+        for member in vars(function).values():
+            yield from _names(member, seen)
+        return
+    function = getattr(function, "fget", getattr(function, "__wrapped__", function))
+    if not isinstance(function, types.FunctionType) or id(function) in seen:
+        return
+    seen.add(id(function))
+    if not Path(function.__code__.co_filename).is_relative_to(TESTS):
+        return
+    for name in _names_in(function.__code__):
+        yield name
+        value = function.__globals__.get(name)
+        if value is subprocess:
+            yield "subprocess"
+        elif isinstance(value, types.FunctionType | type) or hasattr(value, "__wrapped__"):
+            yield from _names(value, seen)
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    """Also of what is defined inside."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant)
