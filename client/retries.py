@@ -1,8 +1,8 @@
-"""Asks again after errors that may pass, with growing, jittered pauses, up to a limit, and stops at once when told.
+"""Tries again after errors that may pass, with growing, jittered pauses, up to a limit; a pause can be ended early.
 
-In: what to attempt and which errors may pass. Out: its first answer, or its last error unchanged. The rules of pauses
-and limits are tenacity's; stamina, which stands on it, has no way to end a pause early. What a server can take at a
-time is decided elsewhere, by its window.
+In: what to attempt and which errors may pass. Out: its first result, or its last error unchanged. tenacity does the
+work; stamina, which is built on it, cannot end a pause early. How much a server is asked at a time is decided by its
+window (`client.servers.window`), not here.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 from tenacity.stop import stop_after_attempt, stop_after_delay, stop_never
 
 Result = TypeVar("Result")
 JITTER = 0.25
-"""The share of a pause that chance may take away, so that clients that failed together do not return together."""
+"""The largest share of a pause that chance takes away, so that clients that fail together do not return together."""
 MOST_DOUBLINGS = 64
 STOP_LOOK_SECONDS = 0.1
-"""How soon a pause ends once everything is to stop."""
+"""How soon a pause ends once `stopping` says so."""
 
 
 async def retry(
@@ -35,13 +35,13 @@ async def retry(
     stopping: Callable[[], bool] = lambda: False,
     tell: Callable[[BaseException], None] = lambda _: None,
 ) -> Result:
-    """What `attempt` returns, tried again while it raises an error that `may_pass`.
+    """What `attempt` returns. It is called again while it raises an error that `may_pass`.
 
-    `pause`: seconds after the first error, doubled after each up to `longest_pause`; constant without one. Chance takes
-    up to `JITTER` of each. An error's `retry_after` lengthens the pause to as many seconds.
-    `seconds`: the last attempt begins no later than that; an error that asks for a longer pause is raised at once.
-    `attempts`: at most so many. `stopping`: ends a pause within `LOOK_SECONDS`, for one last attempt.
-    `tell`: hears each error after which it tries again.
+    `pause`: seconds after the first error, doubled after each error up to `longest_pause`; constant without one. Chance
+    takes up to `JITTER` of each pause. An error with `retry_after` lengthens the pause to that many seconds.
+    `seconds`: the last attempt begins no later than this. An error that asks for a longer pause is raised at once.
+    `attempts`: the most attempts. `stopping`: ends a pause within `STOP_LOOK_SECONDS`, for one last attempt.
+    `tell`: is called with each error that is followed by another attempt.
     """
     by_attempts = stop_never if attempts is None else stop_after_attempt(attempts)
     by_time = stop_never if seconds is None else stop_after_delay(seconds)
@@ -71,14 +71,31 @@ async def retry(
     return await retrying(awaited)
 
 
+def retry_blocking(
+    attempt: Callable[[], Result],
+    *,
+    may_pass: Callable[[BaseException], bool],
+    pause: float,
+    tell: Callable[[BaseException], None] = lambda _: None,
+) -> Result:
+    """`retry` for code without an event loop. It has no limit: `attempt` raises another error when it gives up."""
+    retrying = Retrying(
+        retry=retry_if_exception(may_pass),
+        wait=lambda state: pause_after(state.attempt_number, pause),
+        before_sleep=lambda state: tell(_error(state)),
+        reraise=True,
+    )
+    return retrying(attempt)
+
+
 def pause_after(failures: int, first: float, longest: float | None = None) -> float:
-    """Seconds to pause after so many failures in a row, at least 1: `first`, doubled each time up to `longest`."""
+    """Seconds to pause after this many failures in a row (1 or more): `first`, doubled each time up to `longest`."""
     full = first if longest is None else min(first * 2.0 ** min(failures - 1, MOST_DOUBLINGS), longest)
     return full * random.uniform(1 - JITTER, 1)
 
 
 async def rest(seconds: float, stopping: Callable[[], bool]) -> None:
-    """Sleep so long, or until everything is to stop."""
+    """Sleep this long, or until `stopping` says so."""
     until = time.monotonic() + seconds
     while not stopping() and (left := until - time.monotonic()) > 0:  # noqa: ASYNC110 - a bool, not an event
         await asyncio.sleep(min(left, STOP_LOOK_SECONDS))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -17,6 +17,8 @@ from typer.core import TyperCommand
 
 PACKAGE = "lightreasoner"
 Function = Callable[..., Any]
+EMPTY = inspect.Parameter.empty
+"""The default of a parameter that must be given."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,7 +83,10 @@ def spread(function: Function) -> Function:
         if is_dataclass(group := parameter.annotation) and isinstance(group, type):
             groups[parameter.name] = group
             types = get_type_hints(group, include_extras=True)
-            taken = [(field.name, field.default, types[field.name]) for field in fields(group)]
+            taken = [
+                (field.name, EMPTY if field.default is MISSING else field.default, types[field.name])
+                for field in fields(group)
+            ]
         else:
             taken = [(parameter.name, parameter.default, parameter.annotation)]
         parameters += [

@@ -7,7 +7,7 @@ import pytest
 
 import client.retries
 from client.errors import Busy, Unreachable
-from client.retries import JITTER, pause_after, retry
+from client.retries import JITTER, pause_after, retry, retry_blocking
 
 
 class Attempts:
@@ -101,6 +101,20 @@ def test_a_pause_ends_soon_after_everything_is_to_stop_and_one_more_attempt_is_t
     with pytest.raises(Unreachable):
         retried(attempt, pause=30.0, stopping=lambda: time.monotonic() - began > 0.2)
     assert attempt.made == 2 and time.monotonic() - began < 5
+
+
+def test_code_that_does_not_await_waits_until_its_attempt_succeeds_or_gives_up():
+    left, told = [Unreachable("first"), Unreachable("second"), ValueError("gave up")], []
+
+    def attempt():
+        raise left.pop(0)
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="gave up"):
+        retry_blocking(attempt, may_pass=lambda error: isinstance(error, Unreachable), pause=0.1, tell=told.append)
+    assert [str(error) for error in told] == ["first", "second"] and not left
+    assert 2 * 0.1 * (1 - JITTER) <= time.monotonic() - began < 5
+    assert retry_blocking(lambda: "answer", may_pass=lambda _: True, pause=30.0) == "answer"
 
 
 def test_a_cancelled_attempt_is_not_made_again():

@@ -13,6 +13,8 @@ from test_solutions import saying
 from client.protocol.requests import ContrastSettings
 from client.runs.build import build_run
 from client.runs.run import Run
+from trainer.adapters.model_folder import ModelFolder
+from trainer.cli.train import is_trained
 from trainer.evaluation.paper_tables import cell, sampling_seconds
 from trainer.evaluation.records import Record, Records
 
@@ -30,7 +32,7 @@ def benchmark(tmp_path_factory):
 
 @pytest.mark.engine
 def test_an_ablation_trains_and_evaluates_its_four_variants_and_does_nothing_twice(
-    tmp_path, expert, benchmark, trainer_cli, forked_trainings
+    tmp_path, expert, benchmark, trainer_cli, forked_trainings, monkeypatch
 ):
     run = write_run(tmp_path / "run", expert, trajectories=[trajectory(f"p{seed}", seed) for seed in range(6)])
     out = tmp_path / "tables"
@@ -62,8 +64,9 @@ def test_an_ablation_trains_and_evaluates_its_four_variants_and_does_nothing_twi
     assert "| without either |" in (out / "ablation.md").read_text() and "without either" in shown
 
     before = {file: file.stat().st_mtime_ns for file in (out / "adapters").rglob("*") if file.is_file()}
-    code, _, err = trainer_cli(*words)
-    assert code == 0, err
+    monkeypatch.setattr("trainer.evaluation.paper_tables.subprocess", None)  # no training can be started
+    code, shown, err = trainer_cli(*words)
+    assert code == 0 and shown.count(" is complete") == len(variants), err
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert json.loads((out / "ablation.json").read_text()) == rows
 
@@ -125,6 +128,20 @@ def test_a_refused_training_says_why_with_every_line_of_it(tmp_path, expert, run
     code, _, err = trainer_cli(*words, "--", "--max-steps", 1, "--learning-rate", 0.25)
     assert code == 1 and "full, seed 0: " in err and "learning_rate: 5e-05 against 0.25" in err
     assert str(adapter) in err.partition("learning_rate")[0]
+
+
+def test_an_adapter_counts_as_trained_only_for_the_words_that_made_it(tmp_path, expert, run, trainer_cli):
+    other = write_run(tmp_path / "other", expert, beta=0.1)
+    base, out = ModelFolder(expert), str(tmp_path / "out")
+    words = [str(run), "--model", str(expert), "--output", out, "--resume", "--max-steps", "1"]
+    assert not is_trained(words, base)
+    assert trainer_cli("train", *words)[0] == 0 and is_trained(words, base)
+    assert is_trained([*words, "--save-steps", "7"], base)  # which changes no weight
+    for more in (("--max-steps", "2"), ("--learning-rate", "0.25"), ("--seed", "1"), ("--learning-rat", "1")):
+        assert not is_trained([*words, *more], base), more
+    assert not is_trained([str(other), *words[1:]], base) and not is_trained([out, *words[1:]], base)
+    (tmp_path / "out" / "lightreasoner.json").unlink()
+    assert not is_trained(words, base)
 
 
 def test_outputs_of_other_benchmarks_are_refused_before_anything_is_trained(

@@ -6,6 +6,7 @@ Parses options, prints and writes tables; `trainer.evaluation.paper_tables`, whi
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ from trainer.cli.options import (
     quiet_transformers,
     wide_console,
 )
+from trainer.cli.train import is_trained
 from trainer.settings import Examination
 
 if TYPE_CHECKING:
@@ -35,27 +37,49 @@ EXTRA = {"allow_extra_args": True, "ignore_unknown_options": False}
 SampledRun = Annotated[
     str, typer.Argument(metavar="RUN", help="A complete RUN of the expert and an amateur: a path, file://… or s3://….")
 ]
-Expert = Annotated[str, typer.Option(help="The expert that sampled RUN: a folder or a Hugging Face Hub id.")]
-TablesFolder = Annotated[
-    Path,
-    typer.Option(help="A folder for adapters and tables. If the command stops early, repeat it: it continues there."),
-]
-Seeds = Annotated[
-    str,
-    typer.Option(help="Seeds for training, separated by commas. Several give a standard deviation between seeds."),
-]
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """The options of `ablation` and `efficiency`: the expert, where adapters and tables go, how all are evaluated."""
+
+    model: Annotated[str, typer.Option(help="The expert that sampled RUN: a folder or a Hugging Face Hub id.")]
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="A folder for adapters and tables. If the command stops early, repeat it: it continues there."
+        ),
+    ]
+    benchmark: Benchmarks
+    seeds: Annotated[
+        str,
+        typer.Option(help="Seeds for training, separated by commas. Several give a standard deviation between seeds."),
+    ] = "0"
+    limit: ProblemLimit = None
+    max_tokens: MaxNewTokens = Examination.max_tokens
+    system_prompt: SystemPrompt = Examination.system_prompt
+
+    def plan(self, context: typer.Context) -> Plan:
+        """What is the same for every row. Raises LightReasonerError for seeds, or for what stands after --."""
+        quiet_transformers()
+        from trainer.adapters.model_folder import ModelFolder
+        from trainer.evaluation.paper_tables import Plan
+
+        return Plan(
+            ModelFolder.find(self.model),
+            self.output,
+            files_by_name(self.benchmark),
+            seeds_of(self.seeds),
+            Examination(self.max_tokens, self.system_prompt, self.limit),
+            train_options(context.args),
+            is_trained,
+        )
 
 
 def ablation_command(
     context: typer.Context,
     run: SampledRun,
-    model: Expert,
-    output: TablesFolder,
-    benchmark: Benchmarks,
-    seeds: Seeds = "0",
-    limit: ProblemLimit = None,
-    max_tokens: MaxNewTokens = Examination.max_tokens,
-    system_prompt: SystemPrompt = Examination.system_prompt,
+    options: TableOptions,
 ) -> None:
     """Train and evaluate the method without some of its parts, to measure what each contributes.
 
@@ -63,10 +87,10 @@ def ablation_command(
 
     Options after -- go to every training: … -- --epochs 6
     """
-    plan = _plan(context, model, output, benchmark, seeds, Examination(max_tokens, system_prompt, limit))
+    plan = options.plan(context)
     from trainer.evaluation.paper_tables import ablation
 
-    _show(ablation(run, plan, console := wide_console()), "ablation", output, console)
+    _show(ablation(run, plan, console := wide_console()), "ablation", plan.out, console)
 
 
 def efficiency_command(
@@ -77,40 +101,16 @@ def efficiency_command(
         typer.Argument(metavar="SOLUTIONS", help="A RUN with several whole solutions of each problem, for SFT."),
     ],
     answers: Annotated[str, typer.Option(metavar="FILE", help="The problem set of SOLUTIONS, with answers.")],
-    model: Expert,
-    output: TablesFolder,
-    benchmark: Benchmarks,
-    seeds: Seeds = "0",
-    limit: ProblemLimit = None,
-    max_tokens: MaxNewTokens = Examination.max_tokens,
-    system_prompt: SystemPrompt = Examination.system_prompt,
+    options: TableOptions,
 ) -> None:
     """Compare the method with SFT: sampling and training time, problems, tuned tokens, accuracy.
 
     Options after -- go to every training: … -- --epochs 6
     """
-    plan = _plan(context, model, output, benchmark, seeds, Examination(max_tokens, system_prompt, limit))
+    plan = options.plan(context)
     from trainer.evaluation.paper_tables import efficiency
 
-    _show(efficiency(run, solutions, answers, plan, console := wide_console()), "efficiency", output, console)
-
-
-def _plan(
-    context: typer.Context, model: str, output: Path, benchmark: list[str], seeds: str, examination: Examination
-) -> Plan:
-    """What both tables are told. Raises LightReasonerError for seeds or options of `train` that are not allowed."""
-    quiet_transformers()
-    from trainer.adapters.model_folder import ModelFolder
-    from trainer.evaluation.paper_tables import Plan
-
-    return Plan(
-        ModelFolder.find(model),
-        output,
-        files_by_name(benchmark),
-        seeds_of(seeds),
-        examination,
-        train_options(context.args),
-    )
+    _show(efficiency(run, solutions, answers, plan, console := wide_console()), "efficiency", plan.out, console)
 
 
 def seeds_of(text: str) -> list[int]:

@@ -5,11 +5,13 @@ Parses options and prints figures; `trainer.training.train`, which loads torch, 
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client.cli.program import Program
+from client.errors import LightReasonerError
 from trainer.cli.options import (
     ADAPTER,
     MACHINE,
@@ -24,21 +26,22 @@ from trainer.cli.options import (
 )
 from trainer.settings import ALL_LINEAR, PRESETS, Lora, Objective, Preset, Recipe, Running
 
+if TYPE_CHECKING:
+    from trainer.adapters.model_folder import ModelFolder
 
-def train_command(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="The RUN to train on: a path, file://… or s3://bucket/prefix.")
-    ],
-    model: Annotated[str, typer.Option(help="The expert that sampled RUN: a folder or a Hugging Face Hub id.")],
-    output: Annotated[str, typer.Option(help="Where to write the adapter: a new path, file://… or s3://….")],
-    dtype: Dtype = None,
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The options of `train`: what is learned, and how it is carried out."""
+
+    dtype: Dtype = None
     objective: Annotated[
         Objective,
         typer.Option(
             rich_help_panel=RECIPE,
             help="contrast trains on the contrast samples. sft, the baseline, trains on RUN's correct solutions.",
         ),
-    ] = Objective.CONTRAST,
+    ] = Objective.CONTRAST
     answers: Annotated[
         str | None,
         typer.Option(
@@ -46,22 +49,22 @@ def train_command(
             rich_help_panel=RECIPE,
             help="For --objective sft: the problem set that was sampled, with answers.",
         ),
-    ] = None,
+    ] = None
     preset: Annotated[
         Preset,
         typer.Option(
             rich_help_panel=RECIPE,
             help="paper is the published recipe: 1,000 optimizer steps of 16 kept steps, drawn from the whole RUN.",
         ),
-    ] = Preset.DEFAULT,
+    ] = Preset.DEFAULT
     epochs: Annotated[
         float | None,
         typer.Option(rich_help_panel=RECIPE, help="Passes over RUN.", callback=positive, show_default="2"),
-    ] = None,
+    ] = None
     max_steps: Annotated[
         int | None,
         typer.Option(min=1, rich_help_panel=RECIPE, help="Number of optimizer steps; overrides --epochs."),
-    ] = None,
+    ] = None
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -70,7 +73,7 @@ def train_command(
             help="Trajectories per optimizer step; with --preset paper, kept steps.",
             show_default="16",
         ),
-    ] = None,
+    ] = None
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -79,7 +82,7 @@ def train_command(
             help="Learning rate of AdamW.",
             show_default=f"{Recipe.learning_rate:g}",
         ),
-    ] = None,
+    ] = None
     seed: Annotated[
         int,
         typer.Option(
@@ -88,14 +91,14 @@ def train_command(
             rich_help_panel=RECIPE,
             help="Seed for the adapter's first weights, the order of trajectories and dropout.",
         ),
-    ] = Recipe.seed,
-    rank: Annotated[int, typer.Option(min=1, rich_help_panel=ADAPTER, help="Rank r of LoRA.")] = Lora.rank,
+    ] = Recipe.seed
+    rank: Annotated[int, typer.Option(min=1, rich_help_panel=ADAPTER, help="Rank r of LoRA.")] = Lora.rank
     alpha: Annotated[
         int, typer.Option(min=1, rich_help_panel=ADAPTER, help="Alpha of LoRA: the update is scaled by alpha / r.")
-    ] = Lora.alpha,
-    dropout: Annotated[
-        float, typer.Option(min=0, max=0.99, rich_help_panel=ADAPTER, help="Dropout of LoRA.")
-    ] = Lora.dropout,
+    ] = Lora.alpha
+    dropout: Annotated[float, typer.Option(min=0, max=0.99, rich_help_panel=ADAPTER, help="Dropout of LoRA.")] = (
+        Lora.dropout
+    )
     targets: Annotated[
         str,
         typer.Option(
@@ -103,14 +106,14 @@ def train_command(
             rich_help_panel=ADAPTER,
             help=f"Layers to adapt, separated by commas, or {ALL_LINEAR}.",
         ),
-    ] = ",".join(Lora.targets),
+    ] = ",".join(Lora.targets)
     use_rslora: Annotated[
         bool, typer.Option("--use-rslora", rich_help_panel=ADAPTER, help="Scale the update by alpha / √r (rsLoRA).")
-    ] = False,
+    ] = False
     use_dora: Annotated[
         bool,
         typer.Option("--use-dora", rich_help_panel=ADAPTER, help="Learn the magnitudes of weights apart (DoRA)."),
-    ] = False,
+    ] = False
     token_budget: Annotated[
         int | None,
         typer.Option(
@@ -119,11 +122,11 @@ def train_command(
             help="Tokens in one forward pass. A longer trajectory is an error.",
             show_default="8192 on a GPU, 512 on a CPU; more for a longer trajectory",
         ),
-    ] = Running.token_budget,
+    ] = Running.token_budget
     gradient_checkpointing: Annotated[
         bool,
         typer.Option("--gradient-checkpointing", rich_help_panel=MACHINE, help="Use less memory, at the cost of time."),
-    ] = False,
+    ] = False
     attention: Annotated[
         str | None,
         typer.Option(
@@ -131,14 +134,14 @@ def train_command(
             help="Attention of transformers: sdpa, flash_attention_2, flex_attention, …",
             show_default="chosen by transformers",
         ),
-    ] = None,
+    ] = None
     report_to: Annotated[
         str,
         typer.Option(
             rich_help_panel=MACHINE,
             help="Loggers of transformers, separated by commas: tensorboard, wandb, …",
         ),
-    ] = "",
+    ] = ""
     save_steps: Annotated[
         int,
         typer.Option(
@@ -146,16 +149,16 @@ def train_command(
             rich_help_panel=PROGRESS,
             help="Optimizer steps between checkpoints. The newest two are kept.",
         ),
-    ] = Running.save_steps,
+    ] = Running.save_steps
     resume: Annotated[
         bool,
         typer.Option(
             "--resume", rich_help_panel=PROGRESS, help="Continue from the last complete checkpoint in --output."
         ),
-    ] = False,
+    ] = False
     follow: Annotated[
         bool, typer.Option("--follow", rich_help_panel=PROGRESS, help="Train while RUN is still being sampled.")
-    ] = False,
+    ] = False
     follow_timeout: Annotated[
         float,
         typer.Option(
@@ -163,7 +166,7 @@ def train_command(
             rich_help_panel=PROGRESS,
             help="With --follow: stop after this many seconds without a new part.",
         ),
-    ] = Running.follow_timeout,
+    ] = Running.follow_timeout
     allow_mismatch: Annotated[
         bool,
         typer.Option(
@@ -171,29 +174,45 @@ def train_command(
             rich_help_panel=PROGRESS,
             help="Train a model that is not RUN's expert. The adapter records the difference.",
         ),
-    ] = False,
+    ] = False
+
+    def recipe(self) -> Recipe:
+        """The preset, with what was given in its place."""
+        names = "batch_size", "epochs", "max_steps", "learning_rate"
+        changed = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.epochs is not None:
+            changed.setdefault("max_steps", None)
+        lora = Lora(self.rank, self.alpha, self.dropout, listed(self.targets), self.use_rslora, self.use_dora)
+        return replace(
+            PRESETS[self.preset], **changed, dtype=self.dtype, seed=self.seed, lora=lora, objective=self.objective,
+            answers=self.answers,
+        )  # fmt: skip
+
+    def running(self) -> Running:
+        """Time, memory and patience."""
+        loggers = tuple(name for name in listed(self.report_to) if name != "none")
+        return Running(
+            self.token_budget, self.gradient_checkpointing, self.attention, self.save_steps, loggers, self.resume,
+            self.follow, self.follow_timeout, self.allow_mismatch,
+        )  # fmt: skip
+
+
+def train_command(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="The RUN to train on: a path, file://… or s3://bucket/prefix.")
+    ],
+    model: Annotated[str, typer.Option(help="The expert that sampled RUN: a folder or a Hugging Face Hub id.")],
+    output: Annotated[str, typer.Option(help="Where to write the adapter: a new path, file://… or s3://….")],
+    options: TrainingOptions,
 ) -> None:
     """Train a LoRA adapter for the expert on the contrast samples of a RUN.
 
     On several GPUs: torchrun --nproc-per-node N -m trainer train … The GPUs share each batch.
     """
-    given = {"batch_size": batch_size, "epochs": epochs, "max_steps": max_steps, "learning_rate": learning_rate}
-    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if epochs is not None:
-        changed.setdefault("max_steps", None)
-    lora = Lora(rank, alpha, dropout, listed(targets), use_rslora, use_dora)
-    recipe = replace(
-        PRESETS[preset], **changed, dtype=dtype, seed=seed, lora=lora, objective=objective, answers=answers
-    )
-    loggers = tuple(name for name in listed(report_to) if name != "none")
-    running = Running(
-        token_budget, gradient_checkpointing, attention, save_steps, loggers, resume, follow, follow_timeout,
-        allow_mismatch,
-    )  # fmt: skip
     quiet_transformers()
     from trainer.training.train import train
 
-    report = train(run, model, output, recipe, running, wide_console())
+    report = train(run, model, output, options.recipe(), options.running(), wide_console())
     if report is None:  # a rank that is not the first
         return
     if report.already_done:
@@ -205,3 +224,20 @@ def train_command(
         f"loss {report.first_loss:.4f} at the first step, {report.last_loss:.4f} at the last\n"
         f"adapter in {output}"
     )
+
+
+def is_trained(words: list[str], base: ModelFolder) -> bool:
+    """Whether `train` with these words, --resume among them, has nothing left to do.
+
+    False where the words are wrong, or do not fit what is there: `train` says why.
+    """
+    from trainer.training.train import is_complete
+
+    line = Program()
+    line.command()(train_command)
+    try:
+        given = typer.main.get_command(line).make_context("train", [*words]).params  # which empties it
+        options = TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions)})
+        return is_complete(given["run"], base, given["output"], options.recipe(), options.running())
+    except (typer.TyperException, LightReasonerError):
+        return False

@@ -1,7 +1,7 @@
-"""Reads a RUN while it is being written: new parts as they appear, until it is sealed.
+"""Reads a RUN while it is being written: waits for new parts, until the RUN is sealed.
 
-In: a training set and how patient to be. Out: the set, grown. Only the first rank lists the bucket; what it finds is
-told to the others, so that all read the same parts in the same order. Never writes.
+In: a training set and how long to wait for a part. Out: the same set, with more in it. Only the first rank lists the
+bucket. It tells the other ranks what it found, so that all read the same parts in the same order. Never writes.
 """
 
 from __future__ import annotations
@@ -13,21 +13,26 @@ from typing import Any
 from rich.console import Console
 
 from client.errors import RunError
+from client.retries import retry_blocking
 from trainer.data.dataset import TrainingSet
 
 PART_POLL_SECONDS = 1.0
 REPORT_SECONDS = 60.0
-"""After so long without a new part it is said, and again after twice as long."""
+"""When a wait is reported for the first time; then after twice as long, and so on."""
 
 
 class WriterStalled(RunError):
-    """A RUN that is not sealed and has had no new part for longer than one was willing to wait."""
+    """A RUN that is not sealed, and that had no new part for as long as `--follow-timeout` allows."""
+
+
+class _NothingNew(Exception):
+    """A look that found no new part."""
 
 
 class Arrivals:
     """A training set that grows as parts of its RUN appear.
 
-    `agree` takes what the first rank found and gives it to every rank; with one rank it is the identity.
+    `agree` gives every rank the value of the first rank; with one rank it returns its argument.
     """
 
     def __init__(
@@ -42,10 +47,11 @@ class Arrivals:
     def more(self) -> bool:
         """Wait until a new part has been read; False once the RUN is sealed and read to its end.
 
-        Raises WriterStalled when no part has come for the time that was given.
+        Raises WriterStalled if no part comes within the timeout.
         """
         began, report_at = time.monotonic(), REPORT_SECONDS
-        while True:
+
+        def take() -> bool:
             waited = time.monotonic() - began
             new, sealed, stalled = self._agree(self._look(waited) if self._leads else None)
             for part in new:
@@ -55,19 +61,26 @@ class Arrivals:
                 return not sealed
             if stalled:
                 raise WriterStalled(
-                    f"{self._set.run} is not sealed and has had no new part for {waited:.0f} s. Is its writer gone? "
-                    "Let it go on ('lightreasoner-client sample', the same command), and give --resume here, or a "
-                    "higher --follow-timeout"
+                    f"{self._set.run} is not sealed and has had no new part for {waited:.0f} s. Check that its client "
+                    "still runs: to continue, repeat its 'lightreasoner-client sample' command, and this command with "
+                    "--resume. If parts take longer, set a higher --follow-timeout"
                 )
-            if waited >= report_at:
-                self._console.print(
-                    f"waiting for {self._set.run}: no new part for {waited:.0f} s", style="yellow", soft_wrap=True
-                )
+            raise _NothingNew
+
+        def report(_: BaseException) -> None:
+            nonlocal report_at
+            if (waited := time.monotonic() - began) >= report_at:
+                said = f"waiting for {self._set.run}: no new part for {waited:.0f} s"
+                self._console.print(said, style="yellow", soft_wrap=True)
                 report_at *= 2
-            time.sleep(min(PART_POLL_SECONDS, max(self._timeout - waited, 0.01)))
+
+        return retry_blocking(
+            take, may_pass=lambda error: isinstance(error, _NothingNew), pause=PART_POLL_SECONDS, tell=report
+        )
 
     def _look(self, waited: float) -> tuple[list[str], bool, bool]:
-        """New parts, whether the RUN is sealed, whether to give up; sealed is asked first, and means that all came."""
+        """New parts, whether the RUN is sealed, whether to give up."""
+        # First: a RUN that was sealed before the parts are listed has no later ones.
         sealed = self._set.run.completion() is not None
         known = set(self._set.parts)
         new = [part for part in self._set.run.parts("samples") if part not in known]

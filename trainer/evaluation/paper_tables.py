@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Plan:
     seeds: Sequence[int]
     examination: Examination
     train_options: Sequence[str]  # of `train`, as a user would write them
+    is_trained: Callable[[list[str], ModelFolder], bool]  # whether `train` with these words has nothing left to do
 
     @property
     def records(self) -> Path:
@@ -119,24 +120,17 @@ def efficiency(run_url: str, solutions_url: str, answers: str, plan: Plan, conso
 
 
 def train_adapter(url: str, name: str, seed: int, plan: Plan, console: Console, options: Sequence[str] = ()) -> Path:
-    """An adapter, trained unless it is there. Raises LightReasonerError with what the training said."""
+    """An adapter, trained unless it is complete. Raises LightReasonerError with what the training said."""
     adapter = plan.out / "adapters" / f"{name.replace(' ', '-')}-{seed}"
-    console.print(f"{name}, seed {seed}: {adapter}", soft_wrap=True)
-    words = [
-        "train",
-        url,
-        "--model",
-        plan.model.hub_id or str(plan.model),
-        "--output",
-        str(adapter),
-        "--seed",
-        str(seed),
-        "--resume",
-    ]
+    words = ["train", url, "--model", plan.model.hub_id or str(plan.model), "--output", str(adapter)]
+    words += ["--seed", str(seed), "--resume", *options, *plan.train_options]
+    complete = plan.is_trained(words[1:], plan.model)
+    console.print(f"{name}, seed {seed}: {adapter}{' is complete' if complete else ''}", soft_wrap=True)
+    if complete:
+        return adapter
     done = subprocess.run(
-        [sys.executable, "-m", "trainer", *words, *options, *plan.train_options], stderr=subprocess.PIPE, text=True,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-m", "trainer", *words], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
+    )
     if done.returncode:
         said = done.stderr.strip().rpartition("error: ")[2] or f"exit status {done.returncode}"
         raise LightReasonerError(f"{name}, seed {seed}: {said}")

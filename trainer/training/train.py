@@ -66,7 +66,7 @@ def train(
     if recipe.objective == Objective.SFT and recipe.unit == Unit.STEP:
         raise ModelError("--preset paper is the contrast's recipe; --objective sft takes whole solutions: give one")
     run, base = Run(run_url), ModelFolder.find(model)
-    recipe = replace(recipe, dtype=recipe.dtype or default_precision())
+    recipe = with_dtype(recipe)
     args = arguments(recipe, running)
     console.quiet = args.process_index != 0
     if not running.allow_mismatch:
@@ -227,12 +227,31 @@ def identity_of(run: Run, base: ModelFolder, recipe: Recipe, running: Running) -
     """What one training is, and another is not: as it comes back from JSON."""
     return plain(
         {
-            "recipe": asdict(recipe),
+            "recipe": asdict(with_dtype(recipe)),
             "follow": running.follow,
             "run_identity": run.manifest().identity(),
             "base_model_fingerprint": base.fingerprint,
         }
     )
+
+
+def with_dtype(recipe: Recipe) -> Recipe:
+    """A recipe that says in which type the frozen weights are held."""
+    return replace(recipe, dtype=recipe.dtype or default_precision())
+
+
+def is_complete(run_url: str, base: ModelFolder, output: str, recipe: Recipe, running: Running) -> bool:
+    """Whether `output` holds the adapter that `train` would make, so that with --resume nothing is left to do.
+
+    Raises RunError or ModelError where `train` would.
+    """
+    run = Run(run_url)
+    if not running.allow_mismatch:
+        check_expert(run, base)
+    with Output(output) as out:
+        done = out.finished()
+    identity = identity_of(run, base, recipe, running)
+    return done is not None and done["recipe"] == identity["recipe"] and not differences(done, identity)
 
 
 def prepare(
@@ -264,15 +283,20 @@ def prepare(
 
 def check_same(out: Output, made: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raises ModelError naming every setting in which a training that is to go on differs; its length may."""
+    if different := differences(made, identity):
+        listed = "\n  ".join(different)
+        raise ModelError(f"{out} was trained with other settings; use the same or name a new folder:\n  {listed}")
+
+
+def differences(made: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """The settings in which two trainings differ, their length left out, a line each."""
     mine, theirs = identity["recipe"], made["recipe"]
     pairs = {name: (theirs.get(name), mine[name]) for name in mine if name not in ("epochs", "max_steps")}
     of_run = identity["run_identity"]
     pairs |= {f"RUN, {name}": (made["run_identity"].get(name), of_run[name]) for name in of_run}
     pairs |= {"--follow": (made["follow"], identity["follow"])}
     pairs |= {"model, weights": (made["base_model_fingerprint"], identity["base_model_fingerprint"])}
-    if different := [f"{name}: {was!r} against {now!r}" for name, (was, now) in pairs.items() if was != now]:
-        listed = "\n  ".join(different)
-        raise ModelError(f"{out} was trained with other settings; use the same or name a new folder:\n  {listed}")
+    return [f"{name}: {was!r} against {now!r}" for name, (was, now) in pairs.items() if was != now]
 
 
 def plain(value: Any) -> Any:
