@@ -25,6 +25,8 @@ SYSTEM_PROMPT = "Please reason step by step."
 """The published sampling prompt."""
 DEFAULT_TOP_K = 20
 """By measurement: tests/benchmarks/README.md, "Why --top-k is 20"."""
+DEFAULT_SLOTS = 128
+"""Of a model's card that does not say: vLLM's own number, which servers without the field ran with."""
 MAX_PROBLEMS = 1024
 """Problems that one request may carry; the server expands each into n trajectories."""
 MAX_JOB_PROBLEMS = 50_000
@@ -255,6 +257,9 @@ class ModelCard(BaseModel):
     vocab_size: int = Field(description="Columns of the model's head.")
     max_model_len: int
     max_logprobs: int
+    slots: int = Field(
+        DEFAULT_SLOTS, ge=1, description="Requests that its engine runs at a time, all data-parallel ranks together."
+    )
     dtype: str
     model_fingerprint: str
     tokenizer_fingerprint: str
@@ -269,6 +274,11 @@ class PairCards(NamedTuple):
 
     expert: ModelCard
     amateur: ModelCard
+
+    @property
+    def slots(self) -> int:
+        """Trajectories that the pair works on at a time: the smaller engine's."""
+        return min(self.expert.slots, self.amateur.slots)
 
 
 class ModelList(BaseModel):

@@ -25,6 +25,8 @@ Answered = TypeVar("Answered")
 SERVER_PATIENCE_SECONDS = 1800.0
 """How long servers may take to start, as those with large models do, and how long they may answer nothing."""
 READY_POLL_SECONDS = 1.0
+LEAST_FIELDS = ("max_model_len", "max_logprobs", "slots")
+"""Of a model's card, in which servers of one pair may differ."""
 
 
 class SamplingClient:
@@ -52,7 +54,7 @@ class SamplingClient:
         self.asks_again = True
         self._connections = [Connection(url, api_key) for url in urls]
         self._patience, self._tell = patience, tell
-        self._pair: PairCards | None = None
+        self._pairs: list[PairCards] = []  # each connection's, once all are ready
         self._calls: list[Dispatch] = []
 
     def __str__(self) -> str:
@@ -93,14 +95,13 @@ class SamplingClient:
             if different := pair_differences(pairs[0], pair):
                 listed = "\n  ".join(("all must serve the same pair. The first's against the other's:", *different))
                 raise ServiceError(f"{self._connections[0]} and {connection} differ; {listed}")
-        self._pair = _least(pairs)
+        self._pairs = pairs
 
     async def models(self) -> PairCards:
         """The expert's card and the amateur's; of several servers, with the least that any takes."""
-        if self._pair is None:
+        if not self._pairs:
             await self.wait_until_ready(self._tell)
-        assert self._pair is not None
-        return self._pair
+        return _least(self._pairs)
 
     async def tokenizer(self) -> bytes:
         """The expert's tokenizer.json."""
@@ -120,8 +121,8 @@ class SamplingClient:
         `sampling` defaults to the published settings.
         """
         sampling = sampling or SamplingSettings()
-        pair = await self.models()
-        servers = [ServerWindow(connection, pair) for connection in self._connections]
+        await self.models()
+        servers = [ServerWindow(*each) for each in zip(self._connections, self._pairs, strict=True)]
         call = Dispatch(servers, problems, sampling, self._patience, self._tell)
         self._calls.append(call)
         if self.stopping:
@@ -178,11 +179,9 @@ class NotReady(Exception):
 
 
 def _least(pairs: Sequence[PairCards]) -> PairCards:
-    """The cards of a pair that several servers serve, with the smallest context and top k of any."""
+    """The cards of a pair that several servers serve, with the smallest context, top k and slots of any."""
     expert, amateur = (
-        cards[0].model_copy(
-            update={name: min(getattr(card, name) for card in cards) for name in ("max_model_len", "max_logprobs")}
-        )
+        cards[0].model_copy(update={name: min(getattr(card, name) for card in cards) for name in LEAST_FIELDS})
         for cards in zip(*pairs, strict=True)
     )
     return PairCards(expert, amateur)

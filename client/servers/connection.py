@@ -35,8 +35,6 @@ from client.protocol.requests import (
 from client.retries import retry
 
 VERSIONS = TypeAdapter(dict[str, str])
-MOST_REQUESTS = 16
-"""Of trajectories, at one server at a time."""
 SUBMIT_ATTEMPTS, SUBMIT_PAUSE_SECONDS = 5, 1.0
 READ_TIMEOUT_SECONDS = 60.0
 """Without a line or a heartbeat for this long, the server is taken for dead; heartbeats come every 10 s."""
@@ -63,7 +61,7 @@ class Connection:
             self._name = self.server.replace(f"{address.netloc.rpartition('@')[0]}@", "", 1)  # a password is not told
             if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:
                 raise ValueError("expected http://host:port")
-            limits = httpx.Limits(max_connections=MOST_REQUESTS + 4)
+            limits = httpx.Limits(max_connections=None)  # a server's window bounds its requests
             timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS, pool=None)
             self._http = httpx.AsyncClient(
                 base_url=self.server, headers=_authorization(api_key), timeout=timeout, limits=limits

@@ -19,8 +19,6 @@ from client.errors import Busy, ServiceError, Unreachable
 from client.protocol.requests import PASSING_ERRORS, Failure, Problem, SamplingSettings, Trajectory
 from client.servers.window import ServerWindow, roomiest
 
-TRAJECTORIES_A_REQUEST = 16
-"""Small, so that no request waits long for its slowest problem; large enough that HTTP costs nothing."""
 LINES_WAITING, BYTES_WAITING = 256, 2**26
 """Answered and not yet taken by the reader; beyond either, servers wait for it."""
 BYTES_AN_ID = 12
@@ -54,8 +52,8 @@ class Request:
 
     server: ServerWindow
     batch: list[Pending]
+    size: int  # trajectories
     since: float
-    again: bool = False  # put to another server too
 
     @property
     def missing(self) -> bool:
@@ -74,9 +72,8 @@ class Backlog:
             self._again.append(self._pending(problem))
         return bool(self._again)
 
-    def take(self) -> list[Pending]:
-        """The problems of the next request."""
-        size = max(1, TRAJECTORIES_A_REQUEST // self._n)
+    def take(self, size: int) -> list[Pending]:
+        """The problems of the next request, `size` of them or as many as there are."""
         batch = [self._again.popleft() for _ in range(min(size, len(self._again)))]
         return batch + [self._pending(problem) for problem in islice(self._fresh, size - len(batch))]
 
@@ -146,25 +143,29 @@ class Dispatch:
         """Fill the servers' rooms; whether anything is still to come."""
         if self._error or self._stopping:
             return bool(self._requests) or not self._lines.empty()
-        while (server := roomiest(self.servers)) and (batch := self._backlog.take() or self._overdue(server)):
-            request = Request(server, batch, time.monotonic())
-            server.in_flight += 1
+        n = self._sampling.n
+        while (server := roomiest(self.servers, n)) and (
+            batch := self._backlog.take(server.problems(n)) or self._overdue(server, server.problems(n))
+        ):
+            request = Request(server, batch, len(batch) * n, time.monotonic())
+            server.request_began(request.size)
             self._open.add(request)
             for pending in batch:
                 pending.asked += 1
             self._start(self._requests, self._ask(request, server.epoch))
         return any(request.missing for request in self._open) or bool(self._backlog) or not self._lines.empty()
 
-    def _overdue(self, server: ServerWindow) -> list[Pending]:
-        """What another server has had for too long, to be asked of this one as well; the longest first."""
+    def _overdue(self, server: ServerWindow, size: int) -> list[Pending]:
+        """What another server alone has had for too long, to be asked of this one as well; the longest first."""
         if not self._usual:
             return []  # nobody knows yet what is long
         now = time.monotonic()
         limit = max(OVERDUE_SECONDS, OVERDUE_FACTOR * self._usual)
         for request in sorted(self._open, key=lambda request: request.since):
-            if request.server is not server and not request.again and now - request.since > limit and request.missing:
-                request.again = True
-                return [pending for pending in request.batch if pending.missing]
+            if request.server is not server and now - request.since > limit:
+                alone = [pending for pending in request.batch if pending.missing and pending.asked == 1]
+                if alone:
+                    return alone[:size]
         return []
 
     def _start(self, tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
@@ -213,7 +214,7 @@ class Dispatch:
                         return
             if trouble:
                 raise Unreachable(f"{server.connection} answered {trouble.type}: {trouble.detail}")
-            server.request_ended_well()
+            server.request_went_well(request.size)
             took = time.monotonic() - request.since
             self._usual = 0.8 * self._usual + 0.2 * took if self._usual else took
         except Unreachable as error:
@@ -224,7 +225,7 @@ class Dispatch:
         except ServiceError as error:
             self._leave_out(server, error)
         finally:
-            server.in_flight -= 1
+            server.request_ended(request.size)
             self._open.discard(request)
             for problem_id in failed:
                 pending[problem_id].failed += 1

@@ -1,7 +1,9 @@
-"""How much each server may be given, and when: a window of requests, pauses, and the way back.
+"""How much each server may be given, and when: a window of trajectories, pauses, and the way back.
 
-In: how requests ended. Out: the server with the most room. A server that refuses or fails gets half its window and a
-pause; one that failed is probed until it is ready with the same pair as before. Never moves problems itself.
+In: a server's slots, and how requests ended. Out: the server with the most room, and how much its next request may
+hold. A window is twice the slots, at first and at most: what runs, and as much again that waits, so that no slot is
+ever empty. A server that refuses or fails gets half its window and a pause; one that failed is probed until it is ready
+with the same pair as before. Never moves problems itself.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from collections.abc import Sequence
 
 from client.errors import Busy, ServiceError, Unreachable
 from client.protocol.requests import PairCards
-from client.servers.connection import MOST_REQUESTS, Connection
+from client.servers.connection import Connection
 
+TRAJECTORIES_A_REQUEST = 16
+"""Small, so that no request waits long for its slowest problem; large enough that HTTP costs nothing."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 """After a failure; doubled with each that follows before a line comes, and jittered down to its half."""
 PAIR_FIELDS = ("model_fingerprint", "tokenizer_fingerprint", "chat_template_digest", "vocab_size", "dtype")
@@ -21,19 +25,19 @@ PAIR_FIELDS = ("model_fingerprint", "tokenizer_fingerprint", "chat_template_dige
 
 
 class ServerWindow:
-    """One server during one call of `trajectories`. Window and in_flight count requests."""
+    """One server during one call of `trajectories`. Window and in_flight count trajectories."""
 
     def __init__(self, connection: Connection, pair: PairCards) -> None:
         self.connection, self._pair = connection, pair
-        self.window = float(MOST_REQUESTS)
-        self.in_flight = self.answered = 0
+        self.window = float(self.largest)
+        self.in_flight = self.requests = self.answered = 0
         self.epoch = 0  # counts pauses, so that requests of one moment that fail together are one failure
         self.trouble: ServiceError | None = None  # why it is not asked now
         self._failures, self._pause = 0, 0.0
 
     def __str__(self) -> str:
         if self.trouble is None:
-            state = f"{self.in_flight} requests in flight"
+            state = f"{self.requests} requests in flight"
         else:
             state = "busy" if isinstance(self.trouble, Busy) else "down"
         return f"{self.connection} {state}, {self.answered:,} answered"
@@ -44,23 +48,52 @@ class ServerWindow:
         return self._pair.expert.vocab_size
 
     @property
+    def largest(self) -> int:
+        """The window of a server that has never failed."""
+        return 2 * self._pair.slots
+
+    @property
+    def request(self) -> int:
+        """Trajectories of a whole request: a window holds two at least."""
+        return min(TRAJECTORIES_A_REQUEST, self._pair.slots)
+
+    @property
     def room(self) -> int:
         return 0 if self.trouble else int(self.window) - self.in_flight
+
+    def problems(self, n: int) -> int:
+        """How many problems, of `n` trajectories each, its next request may hold; 0: not now.
+
+        A window that grows has room for a part of a request first, and waits until it has room for the whole.
+        """
+        whole = max(1, self.request // n)
+        fitting = max(0, min(whole, self.room // n))
+        if self.trouble is None and not self.in_flight:
+            return max(1, fitting)
+        return fitting if fitting == whole or self.window == self.largest else 0
+
+    def request_began(self, trajectories: int) -> None:
+        self.requests += 1
+        self.in_flight += trajectories
+
+    def request_ended(self, trajectories: int) -> None:
+        self.requests -= 1
+        self.in_flight -= trajectories
 
     def line_came(self) -> None:
         self.answered += 1
         self._failures = 0
 
-    def request_ended_well(self) -> None:
+    def request_went_well(self, trajectories: int) -> None:
         """Additive increase: a full window that ends well earns room for one request more."""
-        self.window = min(self.window + 1 / self.window, MOST_REQUESTS)
+        self.window = min(self.window + self.request * trajectories / self.window, self.largest)
 
     def request_failed(self, error: Unreachable, epoch: int) -> bool:
         """Multiplicative decrease, once for all requests that were sent in `epoch`; whether this was the first."""
         if epoch != self.epoch:
             return False
         self.epoch += 1
-        self.window = max(1.0, self.window / 2)
+        self.window = max(float(self.request), self.window / 2)
         self.trouble = error
         self._back_off(error)
         return True
@@ -88,6 +121,8 @@ class ServerWindow:
             return False
         if different := pair_differences(self._pair, pair):
             raise ServiceError(f"{self.connection} came back with another pair: {'; '.join(different)}")
+        self._pair = pair
+        self.window = min(self.window, self.largest)  # it may be back with fewer slots
         return True
 
     def _back_off(self, error: Unreachable) -> None:
@@ -96,10 +131,9 @@ class ServerWindow:
         self._failures += 1
 
 
-def roomiest(servers: Sequence[ServerWindow]) -> ServerWindow | None:
-    """The server with the most room, or None where none has any."""
-    best = max(servers, key=lambda server: server.room)
-    return best if best.room > 0 else None
+def roomiest(servers: Sequence[ServerWindow], n: int = 1) -> ServerWindow | None:
+    """The server with the most room for problems of `n` trajectories, or None where none has room."""
+    return max((server for server in servers if server.problems(n)), key=lambda server: server.room, default=None)
 
 
 def pair_differences(one: PairCards, other: PairCards) -> list[str]:

@@ -90,8 +90,9 @@ class Engine:
 
     @property
     def slots(self) -> int:
-        """Requests that run at one time."""
-        return self.llm.vllm_config.scheduler_config.max_num_seqs
+        """Requests that run at one time, in all data-parallel ranks together."""
+        config = self.llm.vllm_config
+        return config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
 
     @property
     def death(self) -> str | None:

@@ -145,6 +145,7 @@ class Pair:
             vocab_size=engine.facts.vocab_size,
             max_model_len=engine.max_model_len,
             max_logprobs=engine.max_logprobs,
+            slots=engine.slots,
             dtype=str(engine.llm.model_config.dtype).removeprefix("torch."),
             model_fingerprint=engine.facts.model_fingerprint,
             tokenizer_fingerprint=engine.facts.tokenizer_fingerprint,

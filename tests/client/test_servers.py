@@ -14,12 +14,15 @@ from support.servers.proxy import Proxy
 import client.servers.dispatch
 import client.servers.window
 from client.errors import Busy, ServiceError, Unreachable
-from client.protocol.requests import Failure, Trajectory
+from client.protocol.requests import Failure, PairCards, SamplingSettings, Trajectory
 from client.servers.client import SamplingClient
-from client.servers.connection import MOST_REQUESTS, Connection
+from client.servers.connection import Connection
 from client.servers.window import ServerWindow, roomiest
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
+
+WINDOW = 2 * 128
+"""Trajectories at one of these servers at a time: their cards have no slots, as earlier versions' have none."""
 
 
 @pytest.fixture
@@ -89,11 +92,48 @@ def test_a_server_that_hangs_gets_no_more_than_its_window(servers):
     problems = more(2000)
 
     def release(lines):
-        if len(lines) == 2000 - MOST_REQUESTS * 16:
+        if len(lines) == 2000 - WINDOW:
             free.set()
 
     assert keys(sampled(urls(servers), problems, on_line=release)) == once(problems)
-    assert asked(servers[0]) == MOST_REQUESTS * 16
+    assert asked(servers[0]) == WINDOW
+
+
+@pytest.mark.parametrize(("expert", "amateur"), [(1, 9), (20, 8), (24, 20), (300, 256)])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_servers_window_is_twice_its_smaller_engines_slots(expert, amateur, n):
+    """In trajectories, and no request has more than 16. The server answers nothing until no more requests come."""
+    free, seen = threading.Event(), [0]
+
+    async def hang():
+        await asyncio.to_thread(free.wait, 60)
+
+    def release():
+        while seen[-1] == 0 or asked(server) != seen[-1]:
+            seen.append(asked(server))
+            time.sleep(0.3)
+        free.set()
+
+    with ContractServer().running() as server:
+        server.pair = [
+            card.model_copy(update={"slots": slots}) for card, slots in zip(server.pair, (expert, amateur), strict=True)
+        ]
+        server.before_line = hang
+        threading.Thread(target=release, daemon=True).start()
+        problems = more(600)
+        settings = SamplingSettings(n=n, temperature=1.0 if n > 1 else 0.0)
+        assert keys(sampled(server.url, problems, settings)) == once(problems, n)
+    window = 2 * min(expert, amateur)
+    assert seen[-1] == max(1, window // n)
+    assert max(map(len, server.asked)) <= max(1, min(16, window // 2) // n)
+
+
+def test_a_server_that_is_back_with_fewer_slots_has_a_smaller_window(servers):
+    server = ServerWindow(Connection(servers[0].url), pair())
+    server.request_failed(Unreachable("gone"), 0)
+    servers[0].pair = [card.model_copy(update={"slots": 4}) for card in servers[0].pair]
+    asyncio.run(server.recover())
+    assert (server.window, server.problems(1)) == (8, 4)
 
 
 def test_what_a_server_does_not_get_done_is_put_to_one_that_has_nothing_to_do(servers, monkeypatch):
@@ -108,7 +148,7 @@ def test_what_a_server_does_not_get_done_is_put_to_one_that_has_nothing_to_do(se
     assert keys(sampled(urls(servers), problems, patience=20)) == once(problems)
     held = [name for batch in servers[0].asked for name in batch]
     again = [name for batch in servers[1].asked for name in batch]
-    assert len(held) == MOST_REQUESTS * 16 and Counter(again) == Counter(problem.id for problem in problems)
+    assert len(held) == WINDOW and Counter(again) == Counter(problem.id for problem in problems)
 
 
 def test_a_slow_server_is_helped_and_each_trajectory_is_had_once(servers, monkeypatch):
@@ -208,7 +248,7 @@ def test_a_server_without_room_is_given_less_and_the_other_does_the_work(servers
     problems = more(800)
     assert keys(sampled(urls(servers), problems)) == once(problems)
     assert asked(servers[0]) == 0
-    assert sum(request.method == "POST" for request in servers[0].requests) <= MOST_REQUESTS  # and never after those
+    assert sum(request.method == "POST" for request in servers[0].requests) <= WINDOW / 16  # and never after those
 
 
 def test_a_server_that_dies_costs_only_what_it_held_and_rejoins_when_it_is_back(servers):
@@ -232,7 +272,7 @@ def test_a_server_that_dies_costs_only_what_it_held_and_rejoins_when_it_is_back(
     assert keys(lines) == once(problems)
     assert proxy.url in told[0] and "trying again" in told[0] and f"{proxy.url} is back" in told
     assert asked(servers[0]) > state["asked"]
-    assert asked(servers[0]) + asked(servers[1]) - 6000 <= MOST_REQUESTS * 16  # only what it held was asked twice
+    assert asked(servers[0]) + asked(servers[1]) - 6000 <= WINDOW  # only what it held was asked twice
 
 
 def test_a_draining_server_hands_its_problems_to_the_other(servers):
@@ -276,25 +316,25 @@ def test_a_server_that_comes_back_with_another_pair_is_never_asked_again(servers
 
 
 def pair():
-    return tuple(ContractServer(port=1).pair)
+    return PairCards(*ContractServer(port=1).pair)
 
 
 def test_the_window_halves_once_a_moment_and_grows_back_by_one_a_window():
     server = ServerWindow(Connection("http://127.0.0.1:1"), pair())
-    assert server.window == MOST_REQUESTS
+    assert server.window == WINDOW
     first = [server.request_failed(Busy("full"), 0) for _ in range(5)]
-    assert first == [True, False, False, False, False] and server.window == MOST_REQUESTS / 2
+    assert first == [True, False, False, False, False] and server.window == WINDOW / 2
     assert server.room == 0 and roomiest([server]) is None  # it is paused
     server.trouble = None
-    for _ in range(MOST_REQUESTS // 2):
-        server.request_ended_well()
-    assert MOST_REQUESTS / 2 + 0.9 < server.window <= MOST_REQUESTS / 2 + 1
+    for _ in range(WINDOW // 16 // 2):
+        server.request_went_well(16)
+    assert WINDOW / 2 + 15 < server.window <= WINDOW / 2 + 16
     for _ in range(10):
         server.request_failed(Busy("full"), server.epoch)
-    assert server.window == 1
+    assert server.window == 16
     for _ in range(1000):
-        server.request_ended_well()
-    assert server.window == MOST_REQUESTS
+        server.request_went_well(16)
+    assert server.window == WINDOW
 
 
 def test_pauses_grow_to_a_limit_and_are_jittered_down_to_their_half(monkeypatch):

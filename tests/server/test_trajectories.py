@@ -321,6 +321,7 @@ def test_models_tokenizer_and_versions_are_told(demo_server):
         assert card["tokenizer_fingerprint"] == tokenizer_fingerprint(folder)
         assert card["chat_template_digest"] == chat_template_digest(folder)
         assert card["vocab_size"] == 110 and card["max_model_len"] == 256 and card["unknown_tokens"] == []
+        assert card["slots"] == 128, "vLLM's own max_num_seqs on a CPU"
     assert httpx.get(f"{demo_server.url}/v1/tokenizer").content == (demo_server.expert / "tokenizer.json").read_bytes()
     assert httpx.get(f"{demo_server.url}/health").json() == {"status": "ok"}
     assert httpx.get(f"{demo_server.url}/ready").json() == {"status": "ready"}

@@ -56,6 +56,7 @@ def test_differing_tokens_are_listed(unlike):
         {"id": THINK, "expert": "<|think|>", "amateur": "<|other|>"},
         {"id": TOOL, "expert": "<|tool|>", "amateur": None},
     ]
+    assert card["slots"] == 4, "its max_num_seqs"
     assert "'<|think|>' / '<|other|>'" in unlike.log.read_text(errors="replace")
 
 

@@ -36,7 +36,10 @@ class StandIn(Engine):
             model_config=SimpleNamespace(
                 max_model_len=CONTEXT, max_logprobs=-1, dtype="float32", try_get_generation_config=dict
             ),
-            vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=SLOTS)),
+            vllm_config=SimpleNamespace(
+                scheduler_config=SimpleNamespace(max_num_seqs=SLOTS),
+                parallel_config=SimpleNamespace(data_parallel_size=1),
+            ),
             errored=False,
         )
         self._process = subprocess.Popen(["sleep", "3600"])
