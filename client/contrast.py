@@ -4,6 +4,10 @@ In: the expert's top-k log-probabilities at each step and the amateur's of the s
 returns them. Out: which steps are informative, what can be proved of them, and their soft labels.
 Source: LightReasoner, arXiv 2510.07962, sections 3.1 and 3.2. Natural logarithms throughout; sums run in
 float64. A log-probability of -inf in the amateur's array marks an id that the amateur does not know.
+
+Every label rests on both models' log-probabilities of the plausible ids alone: each model's normalisation, and what it
+gives to other ids, cancel. So where the plausible set is proved to be whole and known to the amateur, every kind of
+label, bounded or not, is exactly the one of the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -16,8 +20,13 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]
-Selection = Literal["kl", "all", "random"]
-Labels = Literal["contrast", "expert", "onehot"]
+Selection = Literal["kl", "all", "random", "top"]
+Labels = Literal["contrast", "expert", "onehot", "tilt"]
+
+DEFAULT_GAMMA = 0.5
+"""Of tilted labels: how far the contrast moves the expert."""
+BISECTIONS = 50
+"""Halvings of [0, 1]: the largest s is found to 1e-15."""
 
 SMALLEST_REMAINDER = 1e-6
 """q_r is raised to this, which can only lower the bound: the sum of float32 log-probabilities' exponentials is
@@ -40,6 +49,17 @@ class Contrast:
     label_weights: npt.NDArray[np.float32]  # the same shape; each step's weights sum to 1
     label_offsets: npt.NDArray[np.int64]  # [n + 1]
     incomplete: int  # steps t >= first_step with bound > beta but an incomplete plausible set, whatever is kept
+
+
+@dataclass(frozen=True)
+class LabelShifts:
+    """How far the labels of n kept steps lie from what the expert itself predicts there."""
+
+    nats: Floats  # [n], D_KL(label || expert on the plausible set)
+    overturned: Bools  # [n], whether the heaviest id is one that the expert finds less likely than its best
+    heaviest: npt.NDArray[np.int32]  # [n], the label's heaviest id
+    weight: Floats  # [n], its weight
+    columns: npt.NDArray[np.intp]  # [n], where it is among the top k; k where it is not
 
 
 def covered_mass(expert_logprobs: Floats, amateur_logprobs: Floats) -> Floats:
@@ -106,6 +126,9 @@ def contrast(
     keep_incomplete: bool = False,
     select: Selection = "kl",
     labels: Labels = "contrast",
+    gamma: float = DEFAULT_GAMMA,
+    max_shift: float | None = None,
+    cut: tuple[float, int] | None = None,
     token_ids: npt.NDArray[np.int32] | None = None,
     seed: int = 0,
 ) -> Contrast:
@@ -119,19 +142,28 @@ def contrast(
         vocab_size: columns of the expert's head.
         keep_incomplete: also keep steps whose plausible set is not complete, labelled on the plausible ids that
             are known.
-        select: of the steps that may be kept, "kl" keeps the informative ones, "all" every one, and "random" as
-            many as "kl" would, drawn by `seed` from the complete ones. The last two are what "kl" has to beat.
-        labels: "contrast", "expert" or "onehot"; see `_log_weights`. "onehot" needs `token_ids`.
+        select: of the steps that may be kept, "kl" keeps the informative ones, "all" every one, "random" as
+            many as "kl" would, drawn by `seed` from the complete ones, and "top" those not beyond `cut`.
+        labels: "contrast", "expert", "tilt" or "onehot"; see `_log_labels`. "onehot" needs `token_ids`.
+        gamma: of "tilt", at least 0.
+        max_shift: nats by which a "contrast" or "tilt" label may leave the expert; see `_within`.
+        cut: of "top": the least bound that is kept, in nats, and the last step with just that bound.
         token_ids: [T], the trajectory.
         seed: of the draw, at least 0; it decides alone, so give each trajectory its own.
     """
     bound = kl_lower_bound(expert_logprobs, amateur_logprobs)
     complete = mask_complete(expert_logprobs, amateur_logprobs, alpha, vocab_size)
-    labelled = plausible(expert_logprobs, alpha) & np.isfinite(amateur_logprobs)
+    labelled = _labelled(expert_logprobs, amateur_logprobs, alpha)
     reached = np.arange(len(bound)) >= first_step
-    eligible = reached & (labelled.any(axis=1) if keep_incomplete else complete)
+    may_be_kept = reached & (labelled.any(axis=1) if keep_incomplete else complete)
     informative = reached & (bound > beta)
-    steps = np.flatnonzero(eligible if select == "all" else eligible & informative)
+    if select == "top":
+        assert cut is not None, "the top steps are those of the whole RUN: a trajectory alone cannot tell"
+        least, last = cut
+        chosen = (bound > least) | ((bound == least) & (np.arange(len(bound)) <= last))
+    else:
+        chosen = np.ones(len(bound), bool) if select == "all" else informative
+    steps = np.flatnonzero(may_be_kept & chosen)
     if select == "random":
         steps = _drawn(np.flatnonzero(reached & complete), len(steps), seed)
     if labels == "onehot":
@@ -140,9 +172,11 @@ def contrast(
         weights = np.ones(mask.shape)
     else:
         ids, mask = top_ids[steps], labelled[steps]
-        log_weights = _log_weights(labels, expert_logprobs[steps], amateur_logprobs[steps], mask)
-        weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True, initial=-np.inf, where=mask))
-        weights /= weights.sum(axis=1, keepdims=True)
+        logprobs = expert_logprobs[steps], amateur_logprobs[steps]
+        log_label = _log_labels(labels, gamma, *logprobs, mask)
+        if max_shift is not None:
+            log_label = _within(max_shift, log_label, _log_labels("expert", 0.0, *logprobs, mask))
+        weights = np.exp(log_label)
     return Contrast(
         steps=steps.astype(np.int32),
         kl_lower_bound=bound[steps].astype(np.float32),
@@ -155,16 +189,109 @@ def contrast(
     )
 
 
-def _log_weights(labels: Labels, log_p: Floats, log_q: Floats, mask: Bools) -> Floats:
-    """What a softmax over `mask` turns into the label: [n, k] x 3 -> [n, k], float64, -inf outside the mask.
+def eligible(
+    expert_logprobs: Floats, amateur_logprobs: Floats, *, alpha: float, first_step: int, vocab_size: int,
+    keep_incomplete: bool,
+) -> Bools:  # fmt: skip
+    """Which steps any selection may keep, as `contrast` takes its arguments: [T, k] x 2 -> [T]."""
+    if keep_incomplete:
+        may_be_kept = _labelled(expert_logprobs, amateur_logprobs, alpha).any(axis=1)
+    else:
+        may_be_kept = mask_complete(expert_logprobs, amateur_logprobs, alpha, vocab_size)
+    return may_be_kept & (np.arange(len(expert_logprobs)) >= first_step)
 
-    contrast: v_C(a) proportional to exp(log pi_E(a) - log pi_A(a)). expert: pi_E renormalised, the amateur
-    playing no part in it.
+
+def label_shifts(
+    kept: Contrast, top_ids: npt.NDArray[np.int32], expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float
+) -> LabelShifts:
+    """How far each label lies from the expert: D_KL(w || pi_E), pi_E renormalised on the plausible set.
+
+    `kept` was made by `contrast` from the arrays, [T, k], and `alpha`. An id that is labelled without being plausible
+    (of "onehot") joins the set; where it is not even among the top k it counts with the k-th probability, which can
+    only lower the figure.
     """
-    log_weights = np.full(mask.shape, -np.inf)
-    other = log_q if labels == "contrast" else np.zeros_like(log_q)
-    np.subtract(log_p, other, where=mask, out=log_weights, dtype=np.float64)
-    return log_weights
+    steps, sizes = kept.steps, np.diff(kept.label_offsets)
+    n, k = len(steps), top_ids.shape[1]
+    rows = np.repeat(np.arange(n), sizes)
+    log_p = expert_logprobs[steps].astype(np.float64)
+    found = top_ids[steps][rows] == kept.label_ids[:, None]  # [labels, k]
+    columns = np.where(found.any(axis=1), found.argmax(axis=1), k)
+    log_p_label = log_p[rows, np.minimum(columns, k - 1)]
+    mask = _labelled(expert_logprobs[steps], amateur_logprobs[steps], alpha)
+    joins = ~mask[rows, np.minimum(columns, k - 1)] | (columns == k)
+    mass = np.where(mask, np.exp(log_p), 0.0).sum(axis=1)
+    np.add.at(mass, rows[joins], np.exp(log_p_label[joins]))
+    weights = kept.label_weights.astype(np.float64)
+    log_w = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
+    nats = np.bincount(rows, weights * (log_w - log_p_label), n) + np.log(mass)
+    # The heaviest id of each label; of equals the expert's favourite, for then nothing is overturned.
+    order = np.lexsort((-log_p_label, -weights, rows))[kept.label_offsets[:-1]]
+    return LabelShifts(
+        nats=np.maximum(nats, 0.0),
+        overturned=log_p_label[order] < log_p.max(axis=1),
+        heaviest=kept.label_ids[order],
+        weight=weights[order],
+        columns=columns[order],
+    )
+
+
+def _labelled(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float) -> Bools:
+    """The ids that a label may lie on: plausible, and known to the amateur: [T, k] x 2 -> [T, k]."""
+    return plausible(expert_logprobs, alpha) & np.isfinite(amateur_logprobs)
+
+
+def _log_labels(labels: Labels, gamma: float, log_p: Floats, log_q: Floats, mask: Bools) -> Floats:
+    """The logarithms of the labels: [n, k] x 3 -> [n, k], float64, normalised over `mask`, -inf outside it.
+
+    contrast: v(a) proportional to pi_E(a) / pi_A(a), the paper's v_C. expert: to pi_E(a), the amateur playing no part
+    in it. tilt: to pi_E(a) (pi_E(a) / pi_A(a))^gamma, the tempered form of W2S-OPD (arXiv 2607.26246), which keeps
+    what the expert itself prefers; gamma = 0 gives the expert's label.
+    """
+    favour, against = {"contrast": (1.0, 1.0), "expert": (1.0, 0.0), "tilt": (1.0 + gamma, gamma)}[labels]
+    values = np.full(mask.shape, -np.inf)
+    values[mask] = favour * log_p[mask].astype(np.float64) - against * log_q[mask].astype(np.float64)
+    return _log_softmax(values)
+
+
+def _log_softmax(values: Floats) -> Floats:
+    """Normalised over each row, where -inf stays: [n, k] -> [n, k]."""
+    values = values - values.max(axis=1, keepdims=True, initial=np.finfo(float).min)
+    with np.errstate(divide="ignore"):
+        return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+
+
+def _within(most: float, log_label: Floats, log_expert: Floats) -> Floats:
+    """Labels no more than `most` nats from the expert: [n, k] x 2 -> [n, k], all normalised logarithms.
+
+    w_s proportional to pi_E^(1-s) v^s, with the largest s in [0, 1] for which D_KL(w_s || pi_E) <= most, pi_E being
+    renormalised on the plausible set. The divergence grows with s, by s Var_{w_s}(log v / pi_E), so halving finds it.
+    Budgets of divergence: arXiv 2604.14084, 2605.26844.
+    """
+    bounded = log_label.copy()
+    far = np.flatnonzero(_divergence(log_label, log_expert) > most)
+    label, expert = log_label[far], log_expert[far]
+    columns = np.isfinite(expert).any(axis=0)
+    label, expert = label[:, columns], expert[:, columns]
+    inside = np.isfinite(expert)
+    toward = np.subtract(label, expert, where=inside, out=np.zeros_like(expert))
+
+    def moved(s: Floats) -> Floats:
+        return _log_softmax(expert + s[:, None] * toward)
+
+    low, high = np.zeros(len(far)), np.ones(len(far))
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        near = _divergence(moved(middle), expert) <= most
+        low, high = np.where(near, middle, low), np.where(near, high, middle)
+    bounded[np.ix_(far, np.flatnonzero(columns))] = moved(low)
+    return bounded
+
+
+def _divergence(log_w: Floats, log_p: Floats) -> Floats:
+    """D_KL(w || p) in nats over the ids where p is above 0: [n, k] x 2 -> [n]."""
+    inside = np.isfinite(log_p)
+    terms = np.subtract(log_w, log_p, where=inside, out=np.zeros_like(log_p))
+    return np.where(inside, np.exp(log_w) * terms, 0.0).sum(axis=1)
 
 
 def _drawn(candidates: npt.NDArray[np.intp], count: int, seed: int) -> npt.NDArray[np.intp]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
+from client.contrast import DEFAULT_GAMMA, Labels
 from client.errors import LightReasonerError
 from client.protocol.requests import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, SamplingSettings
 
@@ -54,6 +55,12 @@ CHOICE_OF_PROBLEMS = "limit", "shuffle", "question_field"
 ALPHA = "A token is plausible if it has at least this share of the best token's probability."
 BETA = "Keep a step if its KL is proved to be above this, in nats."
 FIRST_STEP = "Never keep the steps before this one."
+LABELS = (
+    "Labels: contrast; expert, the expert's probabilities; tilt, the expert's probabilities moved by the contrast; or "
+    "onehot, the token that it chose."
+)
+GAMMA = "How far --labels tilt moves the expert; 0 gives the expert's own labels."
+MAX_SHIFT = "Bound labels: at most this KL from the expert's own probabilities, in nats."
 KEEP_INCOMPLETE = "Also keep steps whose plausible set may be incomplete."
 
 
@@ -110,6 +117,13 @@ class SamplingOptions:
     alpha: Annotated[float, typer.Option(rich_help_panel=CONTRAST_PANEL, help=ALPHA)] = 0.2
     beta: Annotated[float, typer.Option(rich_help_panel=CONTRAST_PANEL, help=BETA)] = 0.4
     first_step: Annotated[int, typer.Option(rich_help_panel=CONTRAST_PANEL, help=FIRST_STEP)] = 1
+    labels: Annotated[Labels, typer.Option(rich_help_panel=CONTRAST_PANEL, help=LABELS)] = "contrast"
+    gamma: Annotated[
+        float | None, typer.Option(rich_help_panel=CONTRAST_PANEL, help=GAMMA, show_default=f"{DEFAULT_GAMMA:g}")
+    ] = None
+    max_shift: Annotated[float | None, typer.Option(metavar="NATS", rich_help_panel=CONTRAST_PANEL, help=MAX_SHIFT)] = (
+        None
+    )
     keep_incomplete: Annotated[
         bool, typer.Option("--keep-incomplete", rich_help_panel=CONTRAST_PANEL, help=KEEP_INCOMPLETE)
     ] = False

@@ -6,16 +6,30 @@ In: RUNs, or a file of the published sampling. Out: a page, a new RUN, a table.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client.cli.options import ALPHA, BETA, FIRST_STEP, KEEP_INCOMPLETE, SOURCE, TARGET, SourceRun, TargetRun, checked
-from client.contrast import Labels, Selection
+from client.cli.options import (
+    ALPHA,
+    BETA,
+    FIRST_STEP,
+    GAMMA,
+    KEEP_INCOMPLETE,
+    LABELS,
+    MAX_SHIFT,
+    SOURCE,
+    TARGET,
+    SourceRun,
+    TargetRun,
+    checked,
+)
+from client.contrast import DEFAULT_GAMMA, Labels, Selection
 from client.errors import LightReasonerError
-from client.protocol.requests import ContrastSettings
+from client.protocol.requests import DEFAULT_KEEP, ContrastSettings
 
 
 def report(
@@ -45,11 +59,19 @@ def build(
     first_step: Annotated[int | None, typer.Option(help=FIRST_STEP)] = None,
     select: Annotated[
         Selection | None,
-        typer.Option(help="Steps to keep: kl, those above --beta; all; or random, as many random steps as kl keeps."),
+        typer.Option(
+            help="Steps to keep: kl, those above --beta; all; random, as many random steps as kl keeps; or top, those "
+            "with the highest KL."
+        ),
     ] = None,
-    labels: Annotated[
-        Labels | None,
-        typer.Option(help="Labels: contrast; expert, the expert's probabilities; or onehot, the token that it chose."),
+    keep: Annotated[
+        float | None,
+        typer.Option(help="Share of all steps that --select top keeps.", show_default=f"{DEFAULT_KEEP:g}"),
+    ] = None,
+    labels: Annotated[Labels | None, typer.Option(help=LABELS)] = None,
+    gamma: Annotated[float | None, typer.Option(help=GAMMA, show_default=f"{DEFAULT_GAMMA:g}")] = None,
+    max_shift: Annotated[
+        float | None, typer.Option(metavar="NATS", help=f"{MAX_SHIFT} inf removes the bound of RUN.")
     ] = None,
     keep_incomplete: Annotated[bool | None, typer.Option(help=KEEP_INCOMPLETE)] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed for --select random.")] = None,
@@ -64,11 +86,13 @@ def build(
 
     source = Run(run)
     given = {
-        "alpha": alpha, "beta": beta, "first_step": first_step, "select": select, "labels": labels,
-        "keep_incomplete": keep_incomplete, "select_seed": seed,
+        "alpha": alpha, "beta": beta, "first_step": first_step, "select": select, "keep": keep, "labels": labels,
+        "gamma": gamma, "max_shift": max_shift, "keep_incomplete": keep_incomplete, "select_seed": seed,
     }  # fmt: skip
-    old = source.manifest().model_dump(include=set(ContrastSettings.model_fields))
-    settings = checked(ContrastSettings, **old | {name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    if max_shift == math.inf:
+        given["max_shift"] = None
+    settings = checked(ContrastSettings, **source.manifest().changed(**given))
     if seed is not None and settings.select != "random":
         raise LightReasonerError("--seed needs --select random")
     built = build_run(source, Run(new_run), settings, track)

@@ -7,12 +7,12 @@ which this module gives too. No I/O.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from client.contrast import Labels, Selection
+from client.contrast import DEFAULT_GAMMA, Labels, Selection
 from client.protocol.trajectories import Encoding as Encoding
 from client.protocol.trajectories import Failure as Failure
 from client.protocol.trajectories import FinishReason as FinishReason
@@ -41,6 +41,12 @@ MAX_FIELDS = 64
 
 PASSING_ERRORS = frozenset({"engine_error", "no_scores", "internal_error", "server_stopping"})
 """Types of error lines that say nothing of the problem: asked again, it may well succeed."""
+
+TOP_NEEDS_ALL = "select top needs the whole RUN: sample first, then lightreasoner-client build --select top"
+SHIFTED_LABELS: frozenset[Labels] = frozenset({"contrast", "tilt"})
+"""Labels that leave the expert, so that max_shift can bound by how much."""
+DEFAULT_KEEP = 0.05
+"""Share of the steps that select top keeps: about what the published beta keeps."""
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
@@ -103,8 +109,50 @@ class ContrastSettings(Strict):
     first_step: int = Field(1, ge=0, le=2**31 - 1)
     keep_incomplete: bool = False
     select: Selection = "kl"
+    keep: float | None = Field(None, gt=0.0, le=1.0, description="Share of the steps that select top keeps.")
     labels: Labels = "contrast"
+    gamma: float | None = Field(None, ge=0.0, le=1000.0, description="How far labels tilt move the expert.")
+    max_shift: float | None = Field(
+        None, ge=0.0, description="Nats by which a label, contrast or tilt, may leave the expert; null: any."
+    )
     select_seed: int = Field(0, ge=0, le=2**63 - 1)  # of select "random"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_choices(cls, data: Any) -> Any:
+        """What a choice needs is recorded with it, and what none needs is null: two such RUNs are alike."""
+        if isinstance(data, dict):
+            needed = {}
+            if data.get("labels") == "tilt" and data.get("gamma") is None:
+                needed["gamma"] = DEFAULT_GAMMA
+            if data.get("select") == "top" and data.get("keep") is None:
+                needed["keep"] = DEFAULT_KEEP
+            return data | needed
+        return data
+
+    @model_validator(mode="after")
+    def _choices_agree(self) -> Self:
+        if self.gamma is not None and self.labels != "tilt":
+            raise ValueError(f"gamma belongs to labels tilt, and these are {self.labels}")
+        if self.max_shift is not None and self.labels not in SHIFTED_LABELS:
+            raise ValueError(f"max_shift belongs to labels contrast or tilt, and these are {self.labels}")
+        if self.keep is not None and self.select != "top":
+            raise ValueError(f"keep belongs to select top, and this is {self.select}")
+        return self
+
+    def changed(self, **given: Any) -> dict[str, Any]:
+        """These settings with others in their place, as values to be checked.
+
+        What belongs to a choice that is given up goes with it, unless it is given too.
+        """
+        values = {name: getattr(self, name) for name in ContrastSettings.model_fields} | given
+        if values["labels"] != "tilt" and "gamma" not in given:
+            values["gamma"] = None
+        if values["labels"] not in SHIFTED_LABELS and "max_shift" not in given:
+            values["max_shift"] = None
+        if values["select"] != "top" and "keep" not in given:
+            values["keep"] = None
+        return values
 
 
 class SamplingSettings(Decoding):
@@ -162,6 +210,12 @@ class JobTerms(SamplingSettings, ContrastSettings):
         max_length=4096,
         description="A .jsonl, .jsonl.gz or .parquet inside the server's bucket, or relative to it.",
     )
+
+    @model_validator(mode="after")
+    def _no_step_needs_the_whole_run(self) -> Self:
+        if self.select == "top":
+            raise ValueError(TOP_NEEDS_ALL)
+        return self
 
 
 class JobRequest(JobTerms):

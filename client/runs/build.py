@@ -7,15 +7,20 @@ gone, and samples/part-X still comes from trajectories/part-X alone. One part is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from client.contrast import Floats, eligible, kl_lower_bound
 from client.errors import RunError
 from client.protocol.requests import ContrastSettings
-from client.runs.manifest import RunManifest
+from client.runs.keys import Key
+from client.runs.manifest import RunManifest, TopCut
 from client.runs.run import Run, RunTotals
-from client.runs.tally import Tally
+from client.runs.tally import Divergences, Tally
 
 Track = Callable[[Sequence[str]], Any]
 """Takes the parts and gives them back one by one, showing how far it is."""
@@ -35,14 +40,19 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
     Interrupted, the same call does what is missing. A `source` that is still being sampled gives what it holds, and
     the same call again what it holds by then.
 
-    Raises RunError where `source` has no trajectories, or `target` was made with other settings or from another RUN.
+    Raises RunError where `source` has no trajectories, or `target` was made with other settings or from another RUN;
+    with select top, where `source` is not complete.
     """
     manifest = source.manifest()
     complete = source.completion() is not None  # asked before the parts are listed: none comes after it
     parts = trajectory_parts(source, manifest)
     if settings.select != "random":  # nothing is drawn, so a seed must not tell two RUNs apart
         settings = settings.model_copy(update={"select_seed": 0})
-    made = manifest.model_copy(update={**settings.model_dump(), "built_from": str(source)})
+    made = manifest.model_copy(update={**settings.model_dump(), "built_from": str(source), "top_cut": None})
+    if settings.select == "top":
+        if not complete:
+            raise RunError(f"{source} is not complete yet, and --select top chooses from the whole RUN: build it later")
+        made = made.model_copy(update={"top_cut": top_cut(source, made)})
     target.claim(made, source.tokenizer())
     if strangers := set(target.parts("trajectories")) - set(parts):
         raise RunError(f"{target} holds trajectories that {source} does not ({min(strangers)}); name a new RUN")
@@ -61,6 +71,46 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
     if complete:
         target.seal(totals)
     return Built(totals, complete)
+
+
+def top_cut(run: Run, settings: RunManifest) -> TopCut:
+    """The last of the steps that select top keeps: the share `settings.keep` of all eligible ones, by their bounds.
+
+    Of equal bounds the first by problem id, sample and step is kept first. Reads the RUN twice: the first time counts
+    bounds, the second looks at the few that the counters do not tell from the cut.
+
+    Raises RunError where no step is eligible.
+    """
+    assert settings.keep is not None
+    counted = Divergences()
+    for _, _, bounds in _eligible_bounds(run, settings):
+        counted.add(bounds)
+    if not counted.count:
+        raise RunError(f"{run} has no step whose plausible set is complete: increase --alpha, or --keep-incomplete")
+    rank = max(round(settings.keep * counted.count), 1)
+    least, above = counted.place(rank)
+    near = []
+    for key, steps, bounds in _eligible_bounds(run, settings):
+        for index in np.flatnonzero(counted.alike(bounds, least)):
+            near.append((-float(bounds[index]), *key, int(steps[index])))
+    bound, problem_id, sample_index, step = sorted(near)[rank - above - 1]
+    return TopCut(kl_lower_bound=-bound, problem_id=problem_id, sample_index=sample_index, step=step)
+
+
+def _eligible_bounds(run: Run, settings: RunManifest) -> Iterator[tuple[Key, npt.NDArray[np.intp], Floats]]:
+    """Each trajectory's key, its eligible steps and their bounds."""
+    for trajectory in run.trajectories():
+        logprobs = trajectory.expert_logprobs, trajectory.amateur_logprobs
+        steps = np.flatnonzero(
+            eligible(
+                *logprobs,
+                alpha=settings.alpha,
+                first_step=settings.first_step,
+                vocab_size=settings.expert.vocab_size,
+                keep_incomplete=settings.keep_incomplete,
+            )
+        )
+        yield (trajectory.problem_id, trajectory.sample_index), steps, kl_lower_bound(*logprobs)[steps]
 
 
 def trajectory_parts(run: Run, manifest: RunManifest) -> list[str]:

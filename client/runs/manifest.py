@@ -18,6 +18,25 @@ TEXT_SHOWN = 80
 """Characters of another value, of a system prompt for one."""
 ALIKE_SHOWN = 20
 """Of what two long values have in common, before the place where they part."""
+EVERY_STEP = 2**62
+"""Beyond any trajectory's last."""
+
+
+class TopCut(Frozen):
+    """Where select top ends: the last step that it keeps, by its bound, then by problem id, sample and step.
+
+    It was found over the whole RUN, and is recorded so that samples come from their trajectory and run.json alone.
+    """
+
+    kl_lower_bound: float  # nats
+    problem_id: str
+    sample_index: int
+    step: int
+
+    def for_trajectory(self, problem_id: str, sample_index: int) -> tuple[float, int]:
+        """The least bound that a trajectory keeps, and the last step with just that bound."""
+        here, end = (problem_id, sample_index), (self.problem_id, self.sample_index)
+        return self.kl_lower_bound, self.step if here == end else EVERY_STEP if here < end else -1
 
 
 class RunManifest(ContrastSettings, Frozen):
@@ -38,6 +57,7 @@ class RunManifest(ContrastSettings, Frozen):
     versions: dict[str, str]
     built_from: str | None = None  # the RUN whose trajectories these are
     imported_from: str | None = None  # the file whose samples these are; such a RUN has no trajectories
+    top_cut: TopCut | None = None  # of select top
     imported_digest: str | None = None  # SHA-256 of that file's lines; RUNs imported by early versions lack it
 
     def identity(self) -> dict[str, Any]:
@@ -48,6 +68,7 @@ class RunManifest(ContrastSettings, Frozen):
             "top_k": self.top_k,
             "expert.chat_template_digest": self.expert.chat_template_digest,
             "imported_digest": self.imported_digest,
+            "top_cut": self.top_cut and self.top_cut.model_dump(),
         }
         for role, card in (("expert", self.expert), ("amateur", self.amateur)):
             for field in ("model_fingerprint", "tokenizer_fingerprint", "dtype"):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from client.contrast import Contrast, contrast
+from client.contrast import DEFAULT_GAMMA, Contrast, contrast
 from client.protocol.requests import Trajectory
 from client.runs.manifest import RunManifest
 
@@ -30,6 +30,7 @@ def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
 
     A random selection is drawn by (select_seed, problem_id, sample_index), whatever part or order a trajectory is in.
     """
+    cut = manifest.top_cut
     drawn_by = orjson.dumps([manifest.select_seed, trajectory.problem_id, trajectory.sample_index])
     return Sample(
         problem_id=trajectory.problem_id,
@@ -47,6 +48,9 @@ def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
             keep_incomplete=manifest.keep_incomplete,
             select=manifest.select,
             labels=manifest.labels,
+            gamma=DEFAULT_GAMMA if manifest.gamma is None else manifest.gamma,
+            max_shift=manifest.max_shift,
+            cut=cut.for_trajectory(trajectory.problem_id, trajectory.sample_index) if cut else None,
             token_ids=trajectory.token_ids,
             seed=int.from_bytes(hashlib.sha256(drawn_by).digest()[:16], "little"),
         ),

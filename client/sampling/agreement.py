@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from client.errors import RunError, ServiceError
 from client.problems.problem_set import ProblemSet
-from client.protocol.requests import ContrastSettings, PairCards, SamplingSettings
+from client.protocol.requests import TOP_NEEDS_ALL, ContrastSettings, PairCards, SamplingSettings
 from client.runs.manifest import RunManifest
 from client.runs.run import Run
 
@@ -22,7 +22,9 @@ def manifest_of(
     sampling: SamplingSettings,
     contrast: ContrastSettings,
 ) -> RunManifest:
-    """run.json of a new RUN; `versions` are the source's."""
+    """run.json of a new RUN; `versions` are the source's. Raises RunError for a selection that needs the whole RUN."""
+    if contrast.select == "top":
+        raise RunError(TOP_NEEDS_ALL)
     expert, amateur = pair
     return RunManifest(
         format=1,
