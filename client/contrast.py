@@ -146,7 +146,7 @@ def contrast(
             many as "kl" would, drawn by `seed` from the complete ones, and "top" those not beyond `cut`.
         labels: "contrast", "expert", "tilt" or "onehot"; see `_log_labels`. "onehot" needs `token_ids`.
         gamma: of "tilt", at least 0.
-        max_shift: nats by which a "contrast" or "tilt" label may leave the expert; see `_within`.
+        max_shift: nats by which a "contrast" or "tilt" label may leave the expert; see `_bounded_labels`.
         cut: of "top": the least bound that is kept, in nats, and the last step with just that bound.
         token_ids: [T], the trajectory.
         seed: of the draw, at least 0; it decides alone, so give each trajectory its own.
@@ -175,7 +175,7 @@ def contrast(
         logprobs = expert_logprobs[steps], amateur_logprobs[steps]
         log_label = _log_labels(labels, gamma, *logprobs, mask)
         if max_shift is not None:
-            log_label = _within(max_shift, log_label, _log_labels("expert", 0.0, *logprobs, mask))
+            log_label = _bounded_labels(max_shift, log_label, _log_labels("expert", 0.0, *logprobs, mask))
         weights = np.exp(log_label)
     return Contrast(
         steps=steps.astype(np.int32),
@@ -260,7 +260,7 @@ def _log_softmax(values: Floats) -> Floats:
         return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
 
 
-def _within(most: float, log_label: Floats, log_expert: Floats) -> Floats:
+def _bounded_labels(most: float, log_label: Floats, log_expert: Floats) -> Floats:
     """Labels no more than `most` nats from the expert: [n, k] x 2 -> [n, k], all normalised logarithms.
 
     w_s proportional to pi_E^(1-s) v^s, with the largest s in [0, 1] for which D_KL(w_s || pi_E) <= most, pi_E being

@@ -14,8 +14,9 @@ from support.runs.made_run import VOCABULARY, make_manifest, make_trajectory
 from client.contrast import contrast, kl_lower_bound, label_shifts
 from client.errors import RunError
 from client.protocol.requests import ContrastSettings, JobRequest
-from client.runs.build import build_run
+from client.runs.build import build_run, top_cut
 from client.runs.run import Run
+from client.runs.samples import sample_of
 
 gammas = st.one_of(st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.floats(0, 5))
 shifts = st.one_of(st.just(0.0), st.floats(1e-4, 2.0))
@@ -141,6 +142,9 @@ def source(tmp_path):
     run = Run(str(tmp_path / "source"))
     run.claim(make_manifest(), b"{}")
     trajectories = [make_trajectory(f"p{index}", seed=index % 9, tokens=9 + index % 9) for index in range(12)]
+    for trajectory in trajectories[::3]:
+        for rows in (trajectory.top_ids, trajectory.expert_logprobs, trajectory.amateur_logprobs):
+            rows[2:5] = rows[1]
     for begin in range(0, 12, 4):
         run.write(trajectories[begin : begin + 4], {}, run.manifest())
     run.write(trajectories[:2], {}, run.manifest())
@@ -148,23 +152,30 @@ def source(tmp_path):
     return run
 
 
-def kept_of(run):
-    return [(s.problem_id, s.sample_index, int(step)) for s in run.samples() for step in s.contrast.steps]
+def kept_of(samples):
+    return [(s.problem_id, s.sample_index, int(step)) for s in samples for step in s.contrast.steps]
 
 
-@pytest.mark.parametrize("keep", [0.001, 0.05, 0.33, 0.5, 0.999, 1.0])
-def test_top_keeps_the_share_with_the_largest_bounds_of_the_whole_run(source, tmp_path, keep):
-    new = Run(str(tmp_path / "new"))
-    assert build_run(source, new, ContrastSettings(select="top", keep=keep)).sealed
+def test_top_keeps_the_share_with_the_largest_bounds_of_the_whole_run(source, tmp_path):
+    """Whatever the share: so also where the cut falls between equal bounds, of one trajectory or of several."""
     ranked = []
     for t in source.trajectories():
         bounds = kl_lower_bound(t.expert_logprobs, t.amateur_logprobs)
         whole = t.expert_logprobs[:, -1] < t.expert_logprobs[:, 0] + np.log(0.2)
         ranked += [(-bounds[step], t.problem_id, 0, step) for step in range(1, len(bounds)) if whole[step]]
-    assert len({bound for bound, *_ in ranked}) < len(ranked), "no two bounds are equal, so no tie is tried"
-    expected = sorted(ranked)[: max(round(keep * len(ranked)), 1)]
-    assert sorted(kept_of(new)) == sorted(row[1:] for row in expected)
-    assert new.manifest().keep == keep and new.completion().totals.kept == len(expected)
+    ranked.sort()
+    assert len({row[0] for row in ranked}) < len(ranked) - 5
+    made = source.manifest()
+    for count in range(1, len(ranked) + 1):
+        settings = made.model_copy(update={"select": "top", "keep": count / len(ranked)})
+        settings = settings.model_copy(update={"top_cut": top_cut(source, settings)})
+        samples = [sample_of(trajectory, settings) for trajectory in source.trajectories()]
+        assert sorted(kept_of(samples)) == sorted(row[1:] for row in ranked[:count])
+    new = Run(str(tmp_path / "new"))
+    assert build_run(source, new, ContrastSettings(select="top", keep=0.33)).sealed
+    assert new.manifest().keep == 0.33 and new.completion().totals.kept == round(0.33 * len(ranked))
+    least = Run(str(tmp_path / "least"))
+    assert build_run(source, least, ContrastSettings(select="top", keep=1e-6)).totals.kept == 1
 
 
 def test_top_with_everything_is_all_and_its_samples_can_be_made_again(source, tmp_path):
