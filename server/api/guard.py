@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import itertools
 import logging
 import os
 import secrets
@@ -22,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs, metrics
+from server.api.connections import REQUEST_HEAD_BYTES, head_too_large
 from server.api.problem_details import problem_response
 from server.settings import API_KEYS_VARIABLE, ServerSettings, SettingsError
 
@@ -32,6 +34,8 @@ QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_LEFT = 499
 """Status that is counted when the client disconnects before the end of its answer, as in nginx."""
+MOST_DIGITS = 18
+"""Of a Content-Length."""
 BODY_SECONDS = 60.0
 """A whole body must arrive within this time."""
 
@@ -80,14 +84,20 @@ def load_keys(settings: ServerSettings) -> ApiKeys:
 class Body:
     """A request's body as it arrives: refused if it is longer than `most` bytes or too slow."""
 
-    def __init__(self, receive: Receive, most: int) -> None:
+    def __init__(self, receive: Receive, most: int, headers: Headers) -> None:
         self._receive, self._most, self._seen = receive, most, 0
+        self._sent = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         self._deadline = time.monotonic() + BODY_SECONDS
         self._whole = False
         self.answered = False
         """The whole answer was sent."""
         self.abandoned = False
         """The client disconnected before its body or its answer was complete."""
+
+    @property
+    def unread(self) -> bool:
+        """Whether the client may still be sending it."""
+        return self._sent and not self._whole
 
     async def receive(self) -> Message:
         if self._whole:  # the only message left is the disconnect
@@ -118,7 +128,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status, headers = time.perf_counter(), 500, Headers(scope=scope)
-        body = Body(receive, self._body_bytes)
+        body = Body(receive, self._body_bytes, headers)
         request_id = headers.get("x-request-id", "")
         if not (request_id.isascii() and request_id.isprintable() and 0 < len(request_id) <= 128):
             request_id = secrets.token_hex(8)
@@ -128,7 +138,10 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                answered = MutableHeaders(scope=message)
+                answered["x-request-id"] = request_id
+                if body.unread:
+                    answered["connection"] = "close"
             body.answered = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
@@ -146,13 +159,20 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """The answer to a request that is refused before any route, or None."""
         path = scope["path"]
+        head = (
+            len(scope.get("raw_path", b""))
+            + len(scope.get("query_string", b""))
+            + sum(map(len, itertools.chain(*headers.raw)))
+        )
+        if head > REQUEST_HEAD_BYTES:
+            return problem_response(431, head_too_large())
         given = headers.get("authorization", "")
         if self._keys and path not in OPEN_PATHS and not self._keys.allow(given):
             needed = "an API key is needed, as 'Authorization: Bearer KEY'"
             said = f"{needed}; this one is not valid here" if given else needed
             return problem_response(401, said, {"WWW-Authenticate": "Bearer"})
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self._body_bytes:
+        length = headers.get("content-length", "0").lstrip("0")
+        if length and (len(length) > MOST_DIGITS or not length.isdecimal() or int(length) > self._body_bytes):
             return problem_response(413, _too_large(self._body_bytes))
         if scope["method"] == "POST" and self._draining():
             return problem_response(503, "the server is stopping; use another server", {"Retry-After": "5"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.api.connections import KEEP_ALIVE_SECONDS, REQUEST_HEAD_BYTES, BoundedConnection, allow_connections
 from server.logs import log
 
 INTERRUPTED = 130
@@ -20,8 +22,6 @@ CLOSING_SECONDS = 5
 """Time for connections to close after their last answer."""
 ENDING_SECONDS = 15.0
 """Time for engines and threads to end after the drain. Then the process exits anyway."""
-KEEP_ALIVE_SECONDS = 75
-"""Longer than clients and load balancers keep an idle connection, so that they close it and not the server."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -33,6 +33,9 @@ class DrainingServer(uvicorn.Server):
             log_config=None,
             access_log=False,
             lifespan="on",
+            http=functools.partial(BoundedConnection, most_connections=allow_connections()),  # type: ignore[arg-type]
+            ws="none",
+            h11_max_incomplete_event_size=REQUEST_HEAD_BYTES,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=CLOSING_SECONDS,
         )

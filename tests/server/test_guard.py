@@ -4,47 +4,16 @@ import asyncio
 import json
 import logging
 import socket
-import threading
 import time
-from contextlib import contextmanager
 
-import httpx
 import pytest
 from support.servers.real_server import command
+from support.servers.stand_in import BODY_BYTES, serving
 
 from server import logs, metrics
 from server.api import guard
-from server.api.app import create_app
 from server.api.guard import ApiKeys, Guard, load_keys
-from server.api.serving import DrainingServer
 from server.settings import ServerSettings, SettingsError
-
-BODY_BYTES = 50_000
-
-
-@contextmanager
-def serving(keys=()):
-    """The application behind its guard, on a free port; its engines never come up, which needs no engine."""
-
-    def start_pair(stopping):
-        stopping.wait()
-        raise RuntimeError("told to stop")
-
-    application = create_app(ServerSettings(), start_pair, lambda error: None)
-    service = application.state.service
-    guarded = Guard(application, ApiKeys(list(keys)), BODY_BYTES, lambda: service.draining)
-    server = DrainingServer(guarded, lambda: service.drain(1.0))
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as client:
-            client.service = service
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,21 @@
-"""Servers with stand-ins for engines (`stand_in_engines`), which are ready in a second."""
+"""Servers with stand-ins for engines (`stand_in_engines`), ready in a second; and one whose engines never come up."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
+
+from server.api.app import create_app
+from server.api.guard import ApiKeys, Guard
+from server.api.serving import DrainingServer
+from server.settings import ServerSettings
 from support.processes.forked import fork_server
 from support.servers.real_server import DEMO, RunningServer, free_port, watched
 
@@ -25,3 +33,32 @@ def stand_in_server(folder: Path, port: int | None = None, **settings: Any) -> I
         )
     with watched(RunningServer(f"http://127.0.0.1:{port}", DEMO / "expert", DEMO / "amateur", log, process)) as server:
         yield server
+
+
+BODY_BYTES = 50_000
+"""The most that `serving` takes in a body."""
+
+
+@contextlib.contextmanager
+def serving(keys: Sequence[str] = (), **settings: Any) -> Iterator[httpx.Client]:
+    """The application behind its guard, in a thread; its engines never come up, which needs no engine."""
+
+    def start_pair(stopping: threading.Event) -> Any:
+        stopping.wait()
+        raise RuntimeError("told to stop")
+
+    application = create_app(ServerSettings(**settings), start_pair, lambda error: None)
+    service = application.state.service
+    guarded = Guard(application, ApiKeys(list(keys)), BODY_BYTES, lambda: service.draining)
+    server = DrainingServer(guarded, lambda: service.drain(1.0))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as client:
+            client.service = service  # type: ignore[attr-defined]
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
