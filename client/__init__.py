@@ -1,7 +1,7 @@
 """The client: sends problems to a server, finds the steps where expert and amateur disagree, fills a RUN.
 
-It is the ground floor of the house: it owns the HTTP contract (`protocol`), the bucket contract
-(`samples`) and the mathematics of the contrast (`contrast`), and needs neither torch nor vLLM.
+It owns the HTTP contract (`client.protocol`), the files of a RUN (`client.runs`) and the mathematics of the contrast
+(`client.contrast`). server and trainer import it; it imports neither, and needs neither torch nor vLLM.
 
     import asyncio
     from client import Problem, SamplingClient, read_samples
@@ -15,8 +15,8 @@ It is the ground floor of the house: it owns the HTTP contract (`protocol`), the
     for sample in read_samples("s3://bucket/runs/first"):
         print(sample.problem_id, sample.contrast.steps, sample.contrast.kl_lower_bound)
 
-The names below are the library; modules hold more, and may change. Each is imported when it is first asked for, so
-that `import client` costs nothing.
+The names below are the library. Other names in its modules may change. A name is imported at its first use, so that
+`import client` is quick.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The mathematics of the contrast, over one trajectory at a time, in numpy alone.
+"""The mathematics of the contrast: one trajectory at a time, with numpy alone.
 
 In: the expert's top-k log-probabilities at each step and the amateur's of the same ids, as the service
 returns them. Out: which steps are informative, what can be proved of them, and their soft labels.
@@ -29,16 +29,16 @@ BISECTIONS = 50
 """Halvings of [0, 1]: the largest s is found to 1e-15."""
 
 SMALLEST_REMAINDER = 1e-6
-"""q_r is raised to this, which can only lower the bound: the sum of float32 log-probabilities' exponentials is
-rounded at about this size, and a remainder that rounding made tiny, or negative, would raise it."""
+"""The least value of q_r. Sums of float32 probabilities have rounding errors of about this size: a remainder that is
+too small, or negative, by rounding would raise the bound. A larger q_r can only lower it."""
 
 
 @dataclass(frozen=True)
 class Contrast:
     """The contrast samples of one trajectory: n kept steps and their sparse labels.
 
-    `label_ids` and `label_weights` hold the labels of all kept steps one after another; those of the i-th
-    kept step lie at `label_offsets[i]:label_offsets[i + 1]`.
+    `label_ids` and `label_weights` hold the labels of all kept steps, one step after the other. The i-th kept step has
+    `label_offsets[i]:label_offsets[i + 1]`.
     """
 
     steps: npt.NDArray[np.int32]  # [n], indices t into token_ids, ascending
@@ -48,7 +48,7 @@ class Contrast:
     label_ids: npt.NDArray[np.int32]  # [sum of the plausible-set sizes]
     label_weights: npt.NDArray[np.float32]  # the same shape; each step's weights sum to 1
     label_offsets: npt.NDArray[np.int64]  # [n + 1]
-    incomplete: int  # steps t >= first_step with bound > beta but an incomplete plausible set, whatever is kept
+    incomplete: int  # steps t >= first_step with bound > beta and an incomplete plausible set, kept or not
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def covered_mass(expert_logprobs: Floats, amateur_logprobs: Floats) -> Floats:
 def kl_lower_bound(expert_logprobs: Floats, amateur_logprobs: Floats) -> Floats:
     """A proven lower bound of D_KL(expert || amateur) over the full vocabulary, in nats: [T, k] x 2 -> [T].
 
-    sum_i p_i log(p_i / q_i) + p_r log(p_r / q_r), over the k ids known to the amateur and one remainder
-    each, is at most the full divergence (log-sum inequality). q_r is raised to `SMALLEST_REMAINDER`,
-    p_r <= 0 contributes nothing; both can only lower the bound. With k the whole vocabulary it is exact.
+    sum_i p_i log(p_i / q_i) + p_r log(p_r / q_r) is at most the full divergence (log-sum inequality). i runs over those
+    of the k ids that the amateur knows; p_r and q_r are the remainders. q_r is at least `SMALLEST_REMAINDER`, and
+    p_r <= 0 contributes nothing: both can only lower the bound. If k is the whole vocabulary, the bound is exact.
     """
     log_p, log_q = expert_logprobs.astype(np.float64), amateur_logprobs.astype(np.float64)
     known = np.isfinite(log_q)
@@ -92,9 +92,10 @@ def plausible(expert_logprobs: Floats, alpha: float) -> Bools:
 
 
 def mask_complete(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float, vocab_size: int) -> Bools:
-    """Whether the plausible set is proved to be whole, and known to the amateur: [T, k] x 2 -> [T].
+    """Whether the plausible set is proved to be complete: [T, k] x 2 -> [T].
 
-    Whole: the k-th id is already implausible, or k is the expert's whole head (`vocab_size` columns).
+    It is if the amateur knows all its ids, and the k-th id is not plausible or k is the expert's whole head
+    (`vocab_size` columns).
     """
     mask = plausible(expert_logprobs, alpha)
     whole = ~mask[:, -1] | (expert_logprobs.shape[1] >= vocab_size)
@@ -104,9 +105,9 @@ def mask_complete(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: floa
 def top1(amateur_logprobs: Floats) -> tuple[Bools, Bools]:
     """Whether the amateur's best token is proved to be the expert's best, and proved not to be: [T, k] -> [T] x 2.
 
-    Column 0 is the expert's best id. It is the amateur's too if no other of the k ids has more of the amateur's
-    probability and neither could an id outside them, all of which share 1 - sum_i q_i; it is not if another of
-    the k has more. Else only the amateur's own best token would tell.
+    Column 0 is the expert's best id. It is proved to be the amateur's best if no other of the k ids is more probable
+    to the amateur, and no id outside them can be: all of those share 1 - sum_i q_i. It is proved not to be if another
+    of the k ids is more probable. Otherwise the k ids do not decide it.
     """
     q = np.exp(amateur_logprobs.astype(np.float64))
     best = q[:, 0]
@@ -137,8 +138,8 @@ def contrast(
     Args:
         top_ids, expert_logprobs, amateur_logprobs: [T, k], row t is step t, best id of the expert first.
         alpha: plausibility threshold, 0 < alpha <= 1.
-        beta: a step is informative when its certified KL bound is above this, in nats.
-        first_step: steps before this one are never kept (the published code starts at 1).
+        beta: a step is informative if its KL bound is above this, in nats.
+        first_step: steps before this one are never kept. The published code starts at 1.
         vocab_size: columns of the expert's head.
         keep_incomplete: also keep steps whose plausible set is not complete, labelled on the plausible ids that
             are known.
@@ -149,7 +150,7 @@ def contrast(
         max_shift: nats by which a "contrast" or "tilt" label may leave the expert; see `_bounded_labels`.
         cut: of "top": the least bound that is kept, in nats, and the last step with just that bound.
         token_ids: [T], the trajectory.
-        seed: of the draw, at least 0; it decides alone, so give each trajectory its own.
+        seed: seed of "random", at least 0. Give each trajectory its own, or all draw alike.
     """
     bound = kl_lower_bound(expert_logprobs, amateur_logprobs)
     complete = mask_complete(expert_logprobs, amateur_logprobs, alpha, vocab_size)
@@ -295,9 +296,9 @@ def _divergence(log_w: Floats, log_p: Floats) -> Floats:
 
 
 def _drawn(candidates: npt.NDArray[np.intp], count: int, seed: int) -> npt.NDArray[np.intp]:
-    """`count` of the candidates, ascending, each as likely as any other.
+    """`count` of the candidates, ascending; each is equally likely.
 
-    Raw bits of Philox, a stream that numpy keeps from release to release, so that a draw can be made again.
+    It uses the raw bits of Philox: numpy keeps that stream the same in every release, so a draw can be repeated.
     """
     rank = np.random.Philox(seed).random_raw(len(candidates))
     return np.sort(candidates[np.argsort(rank, kind="stable")[:count]])

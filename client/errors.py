@@ -1,11 +1,11 @@
-"""The family of errors that a user can cause and mend; command lines print them without a traceback."""
+"""Errors that a user can cause and fix. The command lines print them without a traceback."""
 
 from __future__ import annotations
 
 import reprlib
 
 MOST_SHOWN = 100
-"""Characters of a value in a message; it may be a megabyte."""
+"""Most characters of a value in a message: a value may be a megabyte."""
 
 
 class LightReasonerError(Exception):
@@ -13,7 +13,7 @@ class LightReasonerError(Exception):
 
 
 def missing_extra(error: ModuleNotFoundError, extra: str) -> str:
-    """What to say when a command's own packages are not installed."""
+    """The message for a command whose packages are not installed."""
     return f"{error.name} is not installed: {how_to_install(extra)}"
 
 
@@ -23,33 +23,33 @@ def how_to_install(extra: str) -> str:
 
 
 def shorten(text: str, most: int = MOST_SHOWN) -> str:
-    """The beginning of a text, as much as a message has room for."""
+    """A text, cut after `most` characters."""
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 def shown(value: object) -> str:
-    """A value of any size and depth as a message shows it; small ones whole."""
+    """A value of any size and depth for a message: short values whole, others cut."""
     return shorten(reprlib.repr(value))
 
 
 class ProblemSetError(LightReasonerError):
-    """A problem set that cannot be read: names file and line."""
+    """A problem set cannot be read. The message names file and line."""
 
 
 class RunError(LightReasonerError):
-    """A RUN that is missing, empty, damaged or made with other settings."""
+    """A RUN is missing, empty, damaged or made with other settings."""
 
 
 class TooManyFailures(LightReasonerError):
-    """More trajectories failed than the user bears; what was answered is kept."""
+    """More trajectories failed than --max-failures allows. What was sampled is kept."""
 
 
 class ServiceError(LightReasonerError):
-    """A server that cannot be reached, is not ready, or refused a request."""
+    """A server cannot be reached, is not ready, or rejected a request."""
 
 
 class Unreachable(ServiceError):
-    """A server that gave no answer, or none for now: asked again, it may. `retry_after`: seconds it asked for."""
+    """A server did not answer, but may answer a retry. `retry_after`: the pause that it asked for, in seconds."""
 
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
@@ -57,12 +57,12 @@ class Unreachable(ServiceError):
 
 
 class Busy(Unreachable):
-    """A server that works, and has no room for more now."""
+    """A server is overloaded: it works, but accepts no more now."""
 
 
 class Stopped(LightReasonerError):
-    """Work that was asked to stop before its end: names what is kept and how to go on."""
+    """Work was stopped before its end. The message says what is kept and how to resume."""
 
 
 class ModelError(LightReasonerError):
-    """A model folder that lacks what is needed of it, or two models that cannot work together."""
+    """A model folder lacks a file or a setting, or two models do not fit together."""

@@ -1,7 +1,7 @@
-"""The HTTP contract: what a request may say, and what the service answers.
+"""The HTTP contract: requests and responses.
 
-Requests are pydantic models that refuse unknown fields. The lines of an answer are `client.protocol.trajectories`,
-which this module gives too. No I/O.
+Requests are pydantic models that reject unknown fields. The lines of a response are in `client.protocol.trajectories`;
+this module exports their names too. No I/O.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from client.protocol.trajectories import key_of_line as key_of_line
 from client.protocol.trajectories import parse_line as parse_line
 
 SYSTEM_PROMPT = "Please reason step by step."
-"""The published sampling prompt."""
+"""The system prompt of the published sampling code."""
 DEFAULT_TOP_K = 20
 """By measurement: tests/benchmarks/README.md, "Why --top-k is 20"."""
 DEFAULT_SLOTS = 128
 """Of a model's card that does not say: vLLM's own number, which servers without the field ran with."""
 MAX_PROBLEMS = 1024
-"""Problems that one request may carry; the server expands each into n trajectories."""
+"""Most problems in a request. The server makes n trajectories of each."""
 MAX_JOB_PROBLEMS = 50_000
-"""Problems that a job's request may carry; more of them lie in the bucket, where they keep nobody waiting."""
+"""Most problems in a job's request. Put a larger set into the bucket, so that no request is blocked by it."""
 MAX_CHARACTERS = 4_000_000
-"""Of a question. A server takes less where its expert's context is smaller."""
+"""Most characters of a question. A server whose expert has a smaller context accepts fewer."""
 MAX_SHARED_CHARACTERS = 100_000
-"""Of what is rendered again with every problem: the system prompt, the template's variables."""
+"""Most characters of each setting that is rendered with every problem: system prompt, template variables."""
 MAX_IDS = 1_000_000
 MAX_FIELDS = 64
-"""Of an object in a request; far more than any knows."""
+"""Most fields of an object in a request; every model has far fewer."""
 
 PASSING_ERRORS = frozenset({"engine_error", "no_scores", "internal_error", "server_stopping"})
-"""Types of error lines that say nothing of the problem: asked again, it may well succeed."""
+"""Types of failures that the problem did not cause: a retry may succeed."""
 
 TOP_NEEDS_ALL = "select top needs the whole RUN: sample first, then lightreasoner-client build --select top"
 SHIFTED_LABELS: frozenset[Labels] = frozenset({"contrast", "tilt"})
@@ -53,29 +53,29 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail
 
 
 class Strict(BaseModel):
-    """Base of what comes in over the wire: frozen, unknown fields refused."""
+    """Base of all requests: frozen; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, data: Any) -> Any:
-        """Each unknown field is an error of its own, and a stranger may send a million of them."""
+        """Limit the fields: each unknown field is an error of its own, and a request may have a million."""
         if isinstance(data, dict) and len(data) > MAX_FIELDS:
-            raise ValueError(f"{len(data)} fields, where only {len(cls.model_fields)} are known")
+            raise ValueError(f"{len(data)} fields; only {len(cls.model_fields)} are known")
         return data
 
 
 class Problem(Strict):
-    """A question, or a prompt already in token ids; with `token_ids`, a completion to be scored as it is."""
+    """A question, or a prompt as token ids. With `token_ids`, that completion is scored and none is generated."""
 
-    id: str = Field(min_length=1, max_length=512, description="Names the problem in every line about it.")
+    id: str = Field(min_length=1, max_length=512, description="Identifies the problem in the lines of the response.")
     question: str | None = Field(
-        None, min_length=1, max_length=MAX_CHARACTERS, description="Rendered through the expert's chat template."
+        None, min_length=1, max_length=MAX_CHARACTERS, description="Rendered with the expert's chat template."
     )
-    prompt_token_ids: TokenIds | None = Field(None, description="The prompt, as the expert's ids.")
+    prompt_token_ids: TokenIds | None = Field(None, description="The prompt as token ids of the expert.")
     token_ids: TokenIds | None = Field(
-        None, description="A completion to be scored by both models instead of generated."
+        None, description="A completion that both models score. The expert then generates nothing."
     )
 
     @model_validator(mode="after")
@@ -86,13 +86,15 @@ class Problem(Strict):
 
 
 class Decoding(Strict):
-    """How the expert answers. Temperature 0 is greedy; the seed fixes sampling, problem by problem."""
+    """How the expert decodes."""
 
-    max_tokens: int = Field(128, ge=1, le=1_000_000)
-    n: int = Field(1, ge=1, le=256, description="Trajectories a problem; more than 1 needs temperature > 0.")
-    temperature: float = Field(0.0, ge=0.0, le=2.0, description="vLLM takes 0 to 2.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    seed: int | None = Field(None, ge=0, le=2**63 - 1)
+    max_tokens: int = Field(128, ge=1, le=1_000_000, description="Maximum length of a trajectory, in tokens.")
+    n: int = Field(1, ge=1, le=256, description="Trajectories per problem. More than 1 needs a temperature above 0.")
+    temperature: float = Field(0.0, ge=0.0, le=2.0, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus sampling, with a temperature above 0.")
+    seed: int | None = Field(
+        None, ge=0, le=2**63 - 1, description="With it, the same problem is sampled the same way again."
+    )
 
     @model_validator(mode="after")
     def _several_need_temperature(self) -> Decoding:
@@ -102,7 +104,7 @@ class Decoding(Strict):
 
 
 class ContrastSettings(Strict):
-    """What turns trajectories into samples; the meaning of each is in `client.contrast`."""
+    """How samples are made from trajectories. `client.contrast` explains each setting."""
 
     alpha: float = Field(0.2, gt=0.0, le=1.0)
     beta: float = Field(0.4, ge=0.0)
@@ -156,21 +158,25 @@ class ContrastSettings(Strict):
 
 
 class SamplingSettings(Decoding):
-    """How problems are answered: what every request, every job and the sampler share. Frozen.
+    """How problems are sampled: the settings that requests, jobs and the sampler share. Frozen.
 
-    Raises pydantic's ValidationError, naming the field, where no server takes it.
+    Raises pydantic's ValidationError, naming the field, for a value that no server accepts.
     """
 
-    top_k: int = Field(DEFAULT_TOP_K, ge=1, description="Ids a step; at most the engines' max_logprobs.")
+    top_k: int = Field(
+        DEFAULT_TOP_K, ge=1, description="Token ids per step; at most the smaller max_logprobs of the two models."
+    )
     system_prompt: str | None = Field(
         SYSTEM_PROMPT, max_length=MAX_SHARED_CHARACTERS, description="null or empty: no system message."
     )
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Variables of the chat template, by name."
+    )
 
     @field_validator("chat_template_kwargs")
     @classmethod
     def _plain_json(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """What cannot be written down again as it came could not be compared with what made a RUN."""
+        """Only values that JSON keeps as they are: run.json records them, and later requests are compared with it."""
         try:
             size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
             orjson.dumps(value)
@@ -199,16 +205,18 @@ class TrajectoryRequest(SamplingSettings):
 
 
 class JobTerms(SamplingSettings, ContrastSettings):
-    """What a job is to do, but for problems that come with the request."""
+    """A job without the problems that come with its request."""
 
     run: str = Field(
-        min_length=1, max_length=4096, description="The RUN to write: inside the server's bucket, or relative to it."
+        min_length=1,
+        max_length=4096,
+        description="The RUN to write: a URL inside the server's bucket, or a path relative to the bucket.",
     )
     problems_url: str | None = Field(
         None,
         min_length=1,
         max_length=4096,
-        description="A .jsonl, .jsonl.gz or .parquet inside the server's bucket, or relative to it.",
+        description="A .jsonl, .jsonl.gz or .parquet file: a URL inside the server's bucket, or a path relative to it.",
     )
 
     @model_validator(mode="after")
@@ -222,7 +230,7 @@ class JobRequest(JobTerms):
     """The body of POST /v1/jobs."""
 
     problems: Annotated[list[Problem], Field(min_length=1, max_length=MAX_JOB_PROBLEMS, fail_fast=True)] | None = Field(
-        None, description="A larger problem set goes into the bucket, and its name into problems_url."
+        None, description="Put a larger problem set into the bucket, and name it with problems_url."
     )
 
     @model_validator(mode="after")
@@ -234,11 +242,11 @@ class JobRequest(JobTerms):
 
 
 def check_problems(problems: list[Problem], n: int) -> None:
-    """Raises ValueError where problems share an id, or one cannot be answered n times."""
+    """Raises ValueError if two problems share an id, or if a given completion comes with n above 1."""
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:
-            raise ValueError(f"two problems have the id {problem.id!r}; ids name the answer's lines")
+            raise ValueError(f"two problems have the id {problem.id!r}; each problem needs its own")
         seen.add(problem.id)
     if n > 1 and any(problem.token_ids for problem in problems):
         raise ValueError("a given completion (token_ids) is scored once: n must be 1")
@@ -250,11 +258,11 @@ ENDED: frozenset[JobStatus] = frozenset({"completed", "failed", "cancelled"})
 
 
 class RequestCounts(BaseModel):
-    """Trajectories of the whole RUN: asked for, there, and failed for good."""
+    """Trajectories of the whole RUN."""
 
-    total: int = Field(0, description="0 while the problem set has not been read.")
-    completed: int = 0
-    failed: int = 0
+    total: int = Field(0, description="Trajectories that the job asks for; 0 until its problem set has been read.")
+    completed: int = Field(0, description="Trajectories in the RUN.")
+    failed: int = Field(0, description="Trajectories that failed and are not retried.")
 
 
 class JobError(BaseModel):
@@ -265,12 +273,12 @@ class JobError(BaseModel):
 
 
 class Job(BaseModel):
-    """A job as the service tells of it; times are seconds since the epoch, null for what has not happened."""
+    """A job's status. Times are seconds since the epoch; null: not reached."""
 
     id: str
     object: Literal["job"] = "job"
     status: JobStatus
-    run: str = Field(description="The RUN, absolute.")
+    run: str = Field(description="The RUN's absolute URL or path.")
     created_at: int
     in_progress_at: int | None = None
     finalizing_at: int | None = None
@@ -283,7 +291,7 @@ class Job(BaseModel):
 
 
 class JobList(BaseModel):
-    """A page of jobs, newest first; the next one is asked for with after=last_id."""
+    """A page of jobs, newest first. Ask for the next page with after=last_id."""
 
     object: Literal["list"] = "list"
     data: list[Job]
@@ -293,7 +301,7 @@ class JobList(BaseModel):
 
 
 class TokenDifference(BaseModel):
-    """An added token that differs: its id, and what each model's tokenizer calls it (null: has none)."""
+    """An id whose added token differs: the token in each model's tokenizer; null: no token."""
 
     id: int
     expert: str | None
@@ -301,7 +309,7 @@ class TokenDifference(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """One of the pair, as GET /v1/models lists it (OpenAI's list shape and what a RUN must know of it)."""
+    """One model of the pair, as GET /v1/models lists it: the fields of OpenAI's list, and what run.json records."""
 
     id: str
     object: Literal["model"] = "model"
@@ -319,12 +327,12 @@ class ModelCard(BaseModel):
     tokenizer_fingerprint: str
     chat_template_digest: str | None
     unknown_tokens: list[TokenDifference] = Field(
-        default_factory=list, description="Of the amateur: added tokens of the expert that it does not share."
+        default_factory=list, description="Only on the amateur's card: added tokens of the expert that it lacks."
     )
 
 
 class PairCards(NamedTuple):
-    """What is known of the pair that a server serves."""
+    """The cards of the two models that a server serves."""
 
     expert: ModelCard
     amateur: ModelCard
@@ -341,17 +349,17 @@ class ModelList(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """RFC 9457: the body of every request error, as application/problem+json."""
+    """The body of every error response: RFC 9457, application/problem+json."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
-    errors: list[dict[str, str]] = Field(default_factory=list, description="Field by field, where fields are at fault.")
+    errors: list[dict[str, str]] = Field(default_factory=list, description="One entry for each invalid field.")
 
 
 class PackedArray(BaseModel):
-    """An array with "encoding": "base64": row-major, little-endian."""
+    """An array of a response with "encoding": "base64". Its data is row-major and little-endian."""
 
     dtype: Literal["<i4", "<f4"]
     shape: list[int]
@@ -359,15 +367,19 @@ class PackedArray(BaseModel):
 
 
 class TrajectoryLine(BaseModel):
-    """A line of the answer, for the documentation; `Trajectory` is the value that is read and written."""
+    """A line of the response. (For the documentation: programs use `Trajectory`.)"""
 
     problem_id: str
     sample_index: int
     prompt_token_ids: list[int] | PackedArray = Field(description="[P]")
-    token_ids: list[int] | PackedArray = Field(description="[T], the stop token included.")
-    top_ids: list[list[int]] | PackedArray = Field(description="[T, k], the expert's best first.")
-    expert_logprobs: list[list[float]] | PackedArray = Field(description="[T, k], natural, raw.")
-    amateur_logprobs: list[list[float | None]] | PackedArray = Field(description="[T, k]; null: unknown to it.")
+    token_ids: list[int] | PackedArray = Field(description="[T], with the stop token.")
+    top_ids: list[list[int]] | PackedArray = Field(description="[T, k]: the expert's k most probable ids, best first.")
+    expert_logprobs: list[list[float]] | PackedArray = Field(
+        description="[T, k]: natural logarithms of the raw probabilities of top_ids."
+    )
+    amateur_logprobs: list[list[float | None]] | PackedArray = Field(
+        description="[T, k]: the amateur's, of the same ids; null: the amateur does not know the id."
+    )
     finish_reason: FinishReason
 
 
@@ -377,7 +389,7 @@ class FailureReason(BaseModel):
 
 
 class FailureLine(BaseModel):
-    """A line of the answer for a trajectory that could not be had."""
+    """The line of a trajectory that failed."""
 
     problem_id: str
     sample_index: int

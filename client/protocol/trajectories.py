@@ -1,7 +1,7 @@
-"""The lines of an answer, each a trajectory or why there is none, in both encodings and held to the contract.
+"""The lines of a response, in both encodings: a line is a trajectory, or the reason why one failed.
 
-In: bytes or values. Out: values or bytes, or what is wrong with them. Plain values around numpy arrays, which pydantic
-never sees number by number. No I/O. `client.protocol.requests` is the door: it gives these names too.
+In: bytes or values. Out: values or bytes, or what is wrong with them. The values hold numpy arrays: pydantic would
+check them number by number. No I/O. `client.protocol.requests` exports these names too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Encoding = Literal["json", "base64"]
 class Trajectory:
     """The expert's answer to a problem, with both models' log-probabilities of the expert's top-k ids.
 
-    Row t is step t: the prediction of token_ids[t] given the prompt and the tokens before it. Log-probabilities
-    are natural, raw, each normalised over its model's full vocabulary; -inf: unknown to the amateur.
+    Row t is step t: the prediction of token_ids[t] from the prompt and the tokens before it. Log-probabilities are
+    natural and raw, over the full vocabulary of their model; -inf: the amateur does not know the id.
     """
 
     problem_id: str
@@ -52,7 +52,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a trajectory that could not be had; the others are not disturbed by it."""
+    """A trajectory that failed, and why. The other trajectories of the request are not affected."""
 
     problem_id: str
     sample_index: int
@@ -67,15 +67,15 @@ class Failure:
 
 
 LOGPROB_ROUNDING = 1e-3
-"""Nats by which a model's log-probability may exceed 0, and the order of two."""
+"""Rounding that `fault_of` allows, in nats: above 0, and against the order of the top k."""
 
 
 def parse_line(line: bytes | str, vocab_size: int | None = None) -> Trajectory | Failure | None:
-    """The value of one line of the answer, in either encoding; None for a heartbeat (a blank line).
+    """The value of one line, in either encoding; None for a heartbeat (a blank line).
 
-    `vocab_size`: columns of the expert's head, where they are known.
+    `vocab_size`: columns of the expert's head, if known.
 
-    Raises ValueError, KeyError, TypeError, AttributeError or OverflowError where the line is not one of the contract's.
+    Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for an invalid line.
     """
     if not line.strip():
         return None
@@ -84,7 +84,7 @@ def parse_line(line: bytes | str, vocab_size: int | None = None) -> Trajectory |
     if "error" in fields:
         kind, detail = fields["error"]["type"], fields["error"]["detail"]
         if not isinstance(kind, str) or not isinstance(detail, str):
-            raise ValueError("an error's type and detail are strings")
+            raise ValueError("an error's type and detail must be strings")
         return Failure(*key, kind, detail)
     trajectory = Trajectory(
         *key,
@@ -101,7 +101,7 @@ def parse_line(line: bytes | str, vocab_size: int | None = None) -> Trajectory |
 
 
 def key_of_line(line: bytes) -> tuple[str, int] | None:
-    """Which trajectory a line speaks of, whatever else is wrong with it; None where that cannot be read."""
+    """The key of the trajectory that a line is about, even if the rest is invalid; None if it cannot be read."""
     try:
         return _key_in(orjson.loads(line))
     except (ValueError, KeyError, TypeError):
@@ -116,31 +116,34 @@ def _key_in(fields: dict[str, Any]) -> tuple[str, int]:
 
 
 def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
-    """What a trajectory says that no model can have given, if anything. `vocab_size`: columns of the expert's head."""
+    """What makes a trajectory invalid: a value that no model can have given. None: it is valid.
+
+    `vocab_size`: columns of the expert's head.
+    """
     shape = line.top_ids.shape
     if line.sample_index < 0:
         return f"its sample_index is {line.sample_index}"
     if line.prompt_token_ids.ndim != 1 or line.token_ids.ndim != 1 or len(shape) != 2:
-        return "its arrays have other dimensions than [P], [T] and [T, k]"
+        return "its arrays do not have the dimensions [P], [T] and [T, k]"
     if not line.prompt_token_ids.size or not line.top_ids.size:
-        return "it has no prompt, no token or no top k"
+        return "its prompt, its tokens or its top k are empty"
     if not (len(line.token_ids) == shape[0] and line.expert_logprobs.shape == line.amateur_logprobs.shape == shape):
-        return "its arrays are not aligned"
+        return "its arrays have different lengths"
     if min(array.min() for array in (line.prompt_token_ids, line.token_ids, line.top_ids)) < 0:
         return "a token id is negative"
     if vocab_size and (largest := max(line.token_ids.max(), line.top_ids.max())) >= vocab_size:
         return f"token {largest} is beyond the expert's {vocab_size:,} columns"
     ids = np.sort(line.top_ids, axis=1)
     if (ids[:, 1:] == ids[:, :-1]).any():
-        return "an id is twice among a step's top k"
+        return "a step has the same id twice in its top k"
     if (
         not (line.expert_logprobs <= LOGPROB_ROUNDING).all() or not (line.amateur_logprobs <= LOGPROB_ROUNDING).all()
     ):  # nor nan
         return "a log-probability is NaN or above 0"
     if not np.isfinite(line.expert_logprobs[:, 0]).all():
-        return "the expert's best token is impossible"
+        return "the expert's best token has a log-probability of minus infinity"
     if (line.expert_logprobs[:, 1:] > line.expert_logprobs[:, :-1] + LOGPROB_ROUNDING).any():
-        return "its top k are not the best first"
+        return "its top k are not in order, best first"
     if line.finish_reason not in get_args(FinishReason):
         return f"its finish_reason is {line.finish_reason!r:.100}"
     return None
@@ -155,7 +158,7 @@ def _to_base64(array: npt.NDArray[Any]) -> dict[str, Any]:
 def _ids(value: Any) -> npt.NDArray[np.int32]:
     array = _unpacked(value, "<i4") if isinstance(value, dict) else np.array(value)
     if array.dtype.kind not in "iu" and array.size:
-        raise ValueError("token ids are integers")
+        raise ValueError("token ids must be integers")
     if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
         raise ValueError("a token id is out of range")
     return array.astype(np.int32, copy=False)
@@ -172,5 +175,5 @@ def _logprobs(value: Any, unknown: float = np.nan) -> npt.NDArray[np.float32]:
 
 def _unpacked(value: dict[str, Any], dtype: str) -> npt.NDArray[Any]:
     if value["dtype"] != dtype:
-        raise ValueError(f"an array is of dtype {value['dtype']!r:.100}, where {dtype!r} was expected")
+        raise ValueError(f"an array has dtype {value['dtype']!r:.100}, expected {dtype!r}")
     return np.frombuffer(base64.b64decode(value["data"]), dtype=dtype).reshape(value["shape"])

@@ -1,8 +1,8 @@
-"""Another RUN from the same trajectories: other alpha, beta, first step, selection or labels, without a model.
+"""Builds another RUN from the same trajectories: other alpha, beta, first step, selection or labels, without a model.
 
-In: a RUN and settings. Out: a whole RUN, which everything that reads RUNs takes. It holds the trajectories too, part
-by part under the same names: only then can it be reported, compared, built upon and mended when the first one is
-gone, and samples/part-X still comes from trajectories/part-X alone. One part is in memory at a time.
+In: a RUN and settings. Out: a complete RUN. It holds a copy of the trajectories, part by part under the same names, so
+that it can be reported, compared, built from and mended when the first RUN is gone. samples/part-X still depends on
+trajectories/part-X alone. One part is in memory at a time.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from client.runs.run import Run, RunTotals
 from client.runs.tally import Divergences, Tally
 
 Track = Callable[[Sequence[str]], Any]
-"""Takes the parts and gives them back one by one, showing how far it is."""
+"""Iterates over the parts, and may show the progress."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What `build` leaves: the new RUN's totals, and whether it is sealed, as it is when the first one was."""
+    """The result of `build_run`: the new RUN's totals, and whether it is sealed. It is if the source RUN is."""
 
     totals: RunTotals
     sealed: bool
 
 
 def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track = iter) -> Built:
-    """Make `target` from the trajectories of `source` under other settings.
+    """Make `target` from the trajectories of `source` with other settings.
 
-    Interrupted, the same call does what is missing. A `source` that is still being sampled gives what it holds, and
-    the same call again what it holds by then.
+    The same call resumes. If `source` is still being sampled, `target` gets what it holds now; the same call later
+    adds the rest.
 
     Raises RunError where `source` has no trajectories, or `target` was made with other settings or from another RUN;
     with select top, where `source` is not complete.
     """
     manifest = source.manifest()
-    complete = source.completion() is not None  # asked before the parts are listed: none comes after it
+    complete = source.completion() is not None  # before the parts are listed: a sealed RUN gets no new ones
     parts = trajectory_parts(source, manifest)
-    if settings.select != "random":  # nothing is drawn, so a seed must not tell two RUNs apart
+    if settings.select != "random":  # no seed is used, so it must not make two RUNs differ
         settings = settings.model_copy(update={"select_seed": 0})
     made = manifest.model_copy(update={**settings.model_dump(), "built_from": str(source), "top_cut": None})
     if settings.select == "top":
@@ -61,7 +61,7 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
             raise RunError(f"{target} is complete, but {source} has {len(more)} newer parts; name a new RUN")
         return Built(completion.totals, sealed=True)
     done = set(target.parts("samples"))
-    tally = Tally(made)  # of every part, for what an earlier attempt wrote counts too
+    tally = Tally(made)  # over every part, those of earlier attempts too
     for part in track(parts):
         trajectories, samples = target.adopt(part, source, made, write=part not in done)
         for trajectory, sample in zip(trajectories, samples, strict=True):
@@ -114,12 +114,12 @@ def _eligible_bounds(run: Run, settings: RunManifest) -> Iterator[tuple[Key, npt
 
 
 def trajectory_parts(run: Run, manifest: RunManifest) -> list[str]:
-    """The parts of a RUN's trajectories. Raises RunError where it has none."""
+    """The parts of a RUN's trajectories. Raises RunError if it has none."""
     parts = run.parts("trajectories")
     if not parts and manifest.imported_from:
         raise RunError(
-            f"{run} was imported from {manifest.imported_from} and holds samples only: without both models' "
-            "log-probabilities nothing can be selected, counted or shown; sample its problems with a server"
+            f"{run} was imported from {manifest.imported_from} and holds samples only, without the log-probabilities "
+            "of the two models. To build, report or compare, sample its problems with a server"
         )
     if not parts:
         raise RunError(f"{run} holds no trajectory yet; sample into it with 'lightreasoner-client sample'")

@@ -1,4 +1,4 @@
-"""Which trajectory is meant, and sets of such keys that stay small for a hundred thousand problems."""
+"""Keys of trajectories, and sets of keys that need little memory for a hundred thousand problems."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Key = tuple[str, int]
 
 
 class Keys(Set[Key]):
-    """A set that only grows; of each problem it holds the id and, as the bits of a number, its sample indices.
+    """A set that only grows. For each problem it holds the id, and the sample indices as the bits of a number.
 
-    `expected`: ids that keys will have; their strings are shared and not held a second time.
+    `expected`: ids that keys will have; the set then uses these strings and holds no copies.
     """
 
     def __init__(self, keys: Iterable[Key] = (), expected: Iterable[str] = ()) -> None:
@@ -21,7 +21,7 @@ class Keys(Set[Key]):
             self.add(key)
 
     def add(self, key: Key) -> bool:
-        """Whether it is new."""
+        """Add a key; returns whether it is new."""
         problem_id, index = key
         had = self._samples.get(problem_id, 0)
         has = had | 1 << index

@@ -1,6 +1,6 @@
-"""run.json in values: what made a RUN, and where two writers of one RUN differ.
+"""run.json as a value: how a RUN was made, and how two writers of one RUN differ.
 
-In: a model, settings, problems. Out: `RunManifest`, and differences as lines of text. No I/O here.
+In: models, settings, problems. Out: `RunManifest`, and differences as lines of text. No I/O.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from client.problems.problem_set import DIGEST_SHOWN, Frozen, ProblemSetIdentity
 from client.protocol.requests import ContrastSettings, Decoding, ModelCard
 
 TEXT_SHOWN = 80
-"""Characters of another value, of a system prompt for one."""
+"""Most characters of any other value in a message, for example of a system prompt."""
 ALIKE_SHOWN = 20
 """Of what two long values have in common, before the place where they part."""
 EVERY_STEP = 2**62
@@ -40,9 +40,9 @@ class TopCut(Frozen):
 
 
 class RunManifest(ContrastSettings, Frozen):
-    """run.json: what made a RUN, the settings of the contrast among it.
+    """run.json: the models, settings, problems and versions that made a RUN.
 
-    A second writer must agree with it in all that `identity` names.
+    A second writer must agree with it in everything that `identity` returns.
     """
 
     format: int = Field(1, ge=1, le=1)
@@ -61,7 +61,7 @@ class RunManifest(ContrastSettings, Frozen):
     imported_digest: str | None = None  # SHA-256 of that file's lines; RUNs imported by early versions lack it
 
     def identity(self) -> dict[str, Any]:
-        """What must agree between two writers: dotted name -> value. Models count by fingerprint, not by path."""
+        """What two writers must agree in: dotted name -> value. Models are compared by fingerprint, not by path."""
         named = {
             "system_prompt": self.system_prompt,
             "chat_template_kwargs": self.chat_template_kwargs,
@@ -80,7 +80,7 @@ class RunManifest(ContrastSettings, Frozen):
         return named
 
     def differences(self, other: RunManifest) -> list[str]:
-        """Where `other` differs, each as 'name: this against that'; a problem set is one thing, long values are cut."""
+        """The differences from `other`, each as 'name: this against that'. Long values are cut."""
         mine, theirs = self.identity(), other.identity()
         different = [name for name in mine if mine[name] != theirs[name] and not name.startswith("problems.")]
         lines = [f"{name}: {_against(name, mine[name], theirs[name])}" for name in different]
@@ -90,7 +90,7 @@ class RunManifest(ContrastSettings, Frozen):
 
 
 def _against(name: str, mine: Any, theirs: Any) -> str:
-    """Two values that differ; long ones from shortly before the place where they part."""
+    """Two different values as text; long ones from shortly before their first difference."""
     if name.endswith(("digest", "fingerprint")):
         return " against ".join(shorten(value, DIGEST_SHOWN) if value else repr(value) for value in (mine, theirs))
     texts = repr(mine), repr(theirs)

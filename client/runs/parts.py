@@ -1,7 +1,7 @@
-"""The parts of a RUN: their names, and each as one Parquet or JSONL object.
+"""The parts of a RUN: their names, and how each is written and read as one Parquet or JSONL object.
 
 In: trajectories, samples or failures. Out: one object of the bucket, or the values that it holds. A part appears
-whole or not at all, and is never written again. Which parts make a RUN is `client.runs.run`'s.
+whole or not at all, and is never rewritten. `client.runs.run` decides which parts a RUN has.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from client.storage.bucket import Bucket
 PartKind = Literal["trajectories", "samples", "failures"]
 Read = TypeVar("Read")
 COLUMN_RANGE_BYTES = 2**16
-"""Of a part of which a few columns are wanted, at a time."""
+"""How much to read at a time of a part of which only a few columns are needed."""
 REMOVE = "remove it, and complete.json where there is one, and sample again"
-"""The remedy for a damaged part: its trajectories are missing then, and are sampled again."""
+"""The remedy for a damaged part: without it, its trajectories are missing and are sampled again."""
 ENDINGS: dict[PartKind, str] = {"trajectories": "parquet", "samples": "parquet", "failures": "jsonl"}
 
 
 class Parts:
-    """The parts in the bucket of one RUN. `owner`: the number of a job's owner, which new names carry."""
+    """The parts of one RUN. `owner`: the number of a job's owner, for the names of new parts."""
 
     def __init__(self, bucket: Bucket, owner: int | None = None) -> None:
         self._bucket, self._owner = bucket, owner
@@ -48,13 +48,13 @@ class Parts:
     def names(self, kind: PartKind) -> list[str]:
         """Names, sorted, without folder and ending."""
         parts = (re.fullmatch(rf"{kind}/(part-[^/]+)\.{ENDINGS[kind]}", name) for name in self._bucket.names(kind))
-        return [part[1] for part in parts if part]  # others may keep what they like beside them
+        return [part[1] for part in parts if part]  # other objects in the folder are ignored
 
     def new_name(self) -> str:
         """A name that sorts by time and never collides.
 
-        By time before all else: what an owner of a job writes after it was taken for dead comes after what was
-        there, as far as clocks agree.
+        Time comes first: what a job's owner writes after it lost the lease sorts after the parts that were there, as
+        far as clocks agree.
         """
         owner = "" if self._owner is None else f"{self._owner}-"
         return f"part-{time.time_ns() // 1_000_000:013d}-{owner}{secrets.token_hex(4)}"
@@ -78,13 +78,13 @@ class Parts:
         self._bucket.put(_object_name(kind, part), data)
 
     def data(self, kind: PartKind, part: str) -> bytes:
-        """A part's bytes; none where there is no such part."""
+        """A part's bytes; empty if there is no such part."""
         return self._bucket.get(_object_name(kind, part)) or b""
 
     def trajectories(self, part: str, data: bytes | None = None) -> list[Trajectory]:
-        """A part's trajectories; `data`: its bytes, where they are at hand.
+        """A part's trajectories. `data`: its bytes, if they were read already.
 
-        Raises RunError naming the part where it cannot be read, as the next three do.
+        Raises RunError, naming the part, if it cannot be read. So do `samples`, `failures` and `columns`.
         """
         data = self.data("trajectories", part) if data is None else data
         return self._values(trajectories_in, "trajectories", part, data, TRAJECTORY_SCHEMA)
@@ -102,7 +102,7 @@ class Parts:
         return [line for line in lines if isinstance(line, Failure)]
 
     def columns(self, part: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
-        """Some columns of a part of trajectories, the key first, row by row; of the rest nothing is read."""
+        """Some columns of a part of trajectories, row by row; the key comes first. Other columns are not read."""
         schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in names])
         file = self._bucket.open(_object_name("trajectories", part), COLUMN_RANGE_BYTES) or io.BytesIO()
 
@@ -118,7 +118,7 @@ class Parts:
     def _values(
         self, read: Callable[[pa.Table], Read], kind: PartKind, part: str, data: bytes | BinaryIO, schema: pa.Schema
     ) -> Read:
-        """What `read` makes of a part. Raises RunError naming the part where that cannot be."""
+        """The result of `read` on a part. Raises RunError, naming the part, if it cannot be read."""
         try:
             source = pa.BufferReader(data) if isinstance(data, bytes) else data
             table = pq.read_table(source, columns=schema.names, pre_buffer=False).select(schema.names).cast(schema)

@@ -1,16 +1,16 @@
 """A RUN in a bucket: what it holds, under which names, and how it is read and written.
 
-    RUN/run.json                      what made it (`RunManifest`)
+    RUN/run.json                      how it was made (`RunManifest`)
     RUN/tokenizer.json                the expert's
-    RUN/trajectories/part-*.parquet   a row a trajectory; costly, written first
-    RUN/samples/part-*.parquet        a row a trajectory: its kept steps and labels
-    RUN/failures/part-*.jsonl         problems that failed, and why
-    RUN/complete.json                 written last; its presence means sealed
-    RUN/training, RUN/evaluation      what the trainer may have left; only reports read it
+    RUN/trajectories/part-*.parquet   one row per trajectory; costly, written first
+    RUN/samples/part-*.parquet        one row per trajectory: its kept steps and labels
+    RUN/failures/part-*.jsonl         trajectories that failed, and why
+    RUN/complete.json                 written last: the RUN is sealed (complete)
+    RUN/training, RUN/evaluation      results of the trainer, for the report
 
-Promises: a part appears whole or not at all, names never collide, nothing is rewritten (but the seal, which is taken
-off while what failed is asked again). Where two parts hold a key, readers take the first part by name. samples/part-X
-is a pure function of trajectories/part-X, so a crash between the two costs nothing: `mend` makes what is missing.
+A part appears whole or not at all, and is never rewritten; names never collide. complete.json is removed while failed
+trajectories are retried. If two parts hold a key, readers take the first part by name. samples/part-X is a pure
+function of trajectories/part-X: after a crash between the two, `mend` writes the missing samples.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TOTALS = TypeAdapter(RunTotals)
 
 
 class Seal(BaseModel):
-    """What complete.json says beside the totals."""
+    """The fields of complete.json besides the totals."""
 
     sealed_at: int
 
@@ -54,9 +54,9 @@ class Completion:
 
 
 class Run:
-    """One RUN, by the URL of its prefix. Opening it touches nothing.
+    """One RUN, by the URL of its prefix. Creating the value reads and writes nothing.
 
-    `owner`: the number of a job's owner, which the parts that it writes carry in their names.
+    `owner`: the number of a job's owner, for the names of the parts that it writes.
     """
 
     def __init__(self, url: str, owner: int | None = None) -> None:
@@ -67,7 +67,7 @@ class Run:
         return str(self.bucket)
 
     def manifest(self) -> RunManifest:
-        """run.json. Raises RunError, naming the RUN, where it is missing or not ours."""
+        """run.json. Raises RunError, naming the RUN, if it is missing or invalid."""
         data = self.bucket.get("run.json")
         if data is None:
             raise RunError(f"no RUN at {self}: it has no run.json; 'lightreasoner-client sample' makes one")
@@ -81,7 +81,7 @@ class Run:
             ) from None
 
     def claim(self, manifest: RunManifest, tokenizer: bytes) -> None:
-        """Make this RUN, or join it. Raises RunError naming every setting in which it differs."""
+        """Create this RUN, or join it. Raises RunError, naming every setting that differs from run.json."""
         made = self.bucket.create("run.json", manifest.model_dump_json(indent=2).encode())
         if not made and (different := self.manifest().differences(manifest)):
             listed = "\n  ".join(("use the same or name a new RUN. The RUN's against yours:", *different))
@@ -89,7 +89,7 @@ class Run:
         self.bucket.create("tokenizer.json", tokenizer)
 
     def completion(self) -> Completion | None:
-        """complete.json, or None while the RUN is not sealed."""
+        """complete.json; None if the RUN is not sealed."""
         data = self.bucket.get("complete.json")
         if data is None:
             return None
@@ -102,28 +102,31 @@ class Run:
             raise RunError(f"{self}/complete.json is damaged ({reason}); remove it and sample again") from None
 
     def seal(self, totals: RunTotals) -> bool:
-        """Write complete.json; whether this call was the one that wrote it. The first writer's stands."""
+        """Write complete.json if there is none. Returns whether this call wrote it."""
         body = {"sealed_at": int(time.time()), **asdict(totals)}
         return self.bucket.create("complete.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
 
     def reopen(self) -> None:
-        """Take the seal off, for trajectories that failed are to be asked for again."""
+        """Remove complete.json, so that failed trajectories can be retried."""
         self.bucket.remove("complete.json")
 
     def parts(self, kind: PartKind) -> list[str]:
-        """Names, sorted, of the parts under trajectories, samples or failures, without folder and ending."""
+        """The names of the parts of a kind, sorted, without folder and ending."""
         return self._parts.names(kind)
 
     def write(
         self, trajectories: Sequence[Trajectory], questions: dict[str, str | None], manifest: RunManifest
     ) -> list[Sample]:
-        """Write one part of trajectories, then its samples, and return those; `questions` by problem_id."""
+        """Write one part of trajectories, then its samples; returns the samples. `questions`: by problem_id."""
         part = self._parts.new_name()
         self._parts.write_trajectories(part, trajectories, questions)
         return self._write_samples_of(part, trajectories, manifest)
 
     def adopt(self, part: str, other: Run, manifest: RunManifest, write: bool) -> tuple[list[Trajectory], list[Sample]]:
-        """A part of another RUN's trajectories with its samples made anew; written, byte for byte, where asked to."""
+        """A part of another RUN's trajectories, and its samples with this RUN's settings.
+
+        `write`: copy the trajectories byte for byte, and write the samples.
+        """
         data = other._parts.data("trajectories", part)
         trajectories = other._parts.trajectories(part, data)
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
@@ -133,33 +136,33 @@ class Run:
         return trajectories, samples
 
     def copy_failures(self, other: Run) -> None:
-        """Take over what failed in another RUN."""
+        """Copy the failures of another RUN."""
         had = set(self.parts("failures"))
         for part in other.parts("failures"):
             if part not in had:
                 self._parts.copy("failures", part, other._parts.data("failures", part))
 
     def tokenizer(self) -> bytes:
-        """The expert's tokenizer.json. Raises RunError where it is missing."""
+        """The expert's tokenizer.json. Raises RunError if it is missing."""
         data = self.bucket.get("tokenizer.json")
         if data is None:
-            raise RunError(f"{self} has no tokenizer.json; copy the expert's there")
+            raise RunError(f"{self} has no tokenizer.json; copy the expert's tokenizer.json into it")
         return data
 
     def write_samples(self, part: str, samples: Sequence[Sample]) -> None:
-        """Write one part of samples; those of a part of trajectories only after it."""
+        """Write one part of samples. If it belongs to a part of trajectories, write that first."""
         self._parts.write_samples(part, samples)
 
     def write_failures(self, failures: Sequence[Failure]) -> None:
-        """Write one part of failures, each a line as the server sent it."""
+        """Write one part of failures."""
         self._parts.write_failures(self._parts.new_name(), failures)
 
     def write_evaluation(self, name: str, body: bytes) -> None:
-        """Keep what an evaluation found, for the report; one of the same name gives way."""
+        """Write an evaluation's results, for the report. It replaces one of the same name."""
         self.bucket.put(f"evaluation/{name}.json", body)
 
     def mend(self, manifest: RunManifest) -> int:
-        """Make the samples parts that a crash left out; returns how many."""
+        """Write the samples of parts that have none, as after a crash; returns how many."""
         missing = sorted(set(self.parts("trajectories")) - set(self.parts("samples")))
         for part in missing:
             self._write_samples_of(part, self.trajectories_of(part), manifest)
@@ -170,15 +173,15 @@ class Run:
         return _first_of_each_key(chain.from_iterable(map(self.trajectories_of, self.parts("trajectories"))))
 
     def samples(self) -> Iterator[Sample]:
-        """Every trajectory's samples once; one with no kept step is among them."""
+        """The samples of every trajectory, each once, also of those without a kept step."""
         return _first_of_each_key(chain.from_iterable(map(self.samples_of, self.parts("samples"))))
 
     def trajectories_of(self, part: str) -> list[Trajectory]:
-        """A part's trajectories. Raises RunError naming the part where it cannot be read."""
+        """A part's trajectories. Raises RunError, naming the part, if it cannot be read."""
         return self._parts.trajectories(part)
 
     def samples_of(self, part: str) -> list[Sample]:
-        """One part's samples; a key that another part holds may be among them."""
+        """A part's samples. Another part may hold the same keys."""
         return self._parts.samples(part)
 
     def keys(self) -> Keys:
@@ -187,7 +190,7 @@ class Run:
         return Keys(key for part in self.parts("trajectories") for key in self._parts.columns(part, names))
 
     def questions(self, keys: set[Key]) -> dict[Key, str]:
-        """The questions of some trajectories; those sampled from token ids have none. Reads three columns."""
+        """The questions of some trajectories. A problem given as token ids has none. Reads three columns."""
         names = "problem_id", "sample_index", "question"
         rows = (row for part in self.parts("trajectories") for row in self._parts.columns(part, names))
         found: dict[Key, str] = {}
@@ -197,12 +200,12 @@ class Run:
         return found
 
     def failures(self) -> dict[Key, Failure]:
-        """What failed, by key; a key that was had after all may be among them."""
+        """The failures by key. A key that succeeded later may be among them."""
         found = chain.from_iterable(map(self._parts.failures, self.parts("failures")))
         return {(failure.problem_id, failure.sample_index): failure for failure in found}
 
     def tally(self, manifest: RunManifest, expected: Iterable[str] = ()) -> Tally:
-        """Count the whole RUN in one pass over its trajectories; `expected` as `Tally` takes it."""
+        """Count the whole RUN in one pass over its trajectories. `expected`: see `Tally`."""
         tally = Tally(manifest, expected)
         for part in self.parts("trajectories"):
             for trajectory in self.trajectories_of(part):
@@ -210,7 +213,7 @@ class Run:
         return tally
 
     def totals(self, manifest: RunManifest) -> RunTotals:
-        """What complete.json would say now."""
+        """The totals that complete.json would have now."""
         return self.tally(manifest).totals(self.failures())
 
     def _write_samples_of(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> list[Sample]:
@@ -220,15 +223,15 @@ class Run:
 
 
 def read_samples(url: str) -> Iterator[Sample]:
-    """Every trajectory's samples once, a part in memory at a time; `url` as commands take a RUN.
+    """The samples of every trajectory, each once; one part is in memory at a time. `url`: a RUN, as for commands.
 
-    Raises RunError where there is no RUN at once, and where a part is damaged when it is reached.
+    Raises RunError: at once if there is no RUN, and during the iteration when it reaches a damaged part.
     """
     return _there(url).samples()
 
 
 def read_trajectories(url: str) -> Iterator[Trajectory]:
-    """Every trajectory once, as `read_samples` reads samples."""
+    """Every trajectory once; otherwise like `read_samples`."""
     return _there(url).trajectories()
 
 

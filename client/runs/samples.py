@@ -1,4 +1,4 @@
-"""A trajectory's contrast samples: a pure function of the trajectory and the RUN's settings. No I/O here."""
+"""A trajectory's contrast samples: a pure function of the trajectory and the RUN's settings. No I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from client.runs.manifest import RunManifest
 
 @dataclass(frozen=True)
 class Sample:
-    """A trajectory with its contrast samples, as a trainer wants it. Step t is predicted at position P + t - 1."""
+    """A trajectory with its contrast samples, for training. Step t is predicted at position P + t - 1."""
 
     problem_id: str
     sample_index: int
@@ -26,9 +26,9 @@ class Sample:
 
 
 def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
-    """The samples of a trajectory under a RUN's settings: pure, so they can be made again at any time.
+    """The samples of a trajectory with a RUN's settings. The same inputs always give the same samples.
 
-    A random selection is drawn by (select_seed, problem_id, sample_index), whatever part or order a trajectory is in.
+    The seed of a random selection depends on (select_seed, problem_id, sample_index) only, not on parts or order.
     """
     cut = manifest.top_cut
     drawn_by = orjson.dumps([manifest.select_seed, trajectory.problem_id, trajectory.sample_index])

@@ -1,7 +1,6 @@
-"""The two Parquet tables of a RUN: their schemas, and values to rows and back.
+"""The two Parquet tables of a RUN: their schemas, and conversion between values and Arrow tables.
 
-In: trajectories and samples, or Arrow tables of them. Out: the other. No I/O here.
-The key of a row is (problem_id, sample_index).
+In: trajectories and samples, or Arrow tables. Out: the other. No I/O. The key of a row is (problem_id, sample_index).
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ SAMPLE_SCHEMA = pa.schema(
 
 
 def trajectory_table(trajectories: Sequence[Trajectory], questions: dict[str, str | None]) -> pa.Table:
-    """A row a trajectory (`TRAJECTORY_SCHEMA`); `questions` by problem_id."""
+    """One row per trajectory (`TRAJECTORY_SCHEMA`). `questions`: by problem_id."""
 
     def column(name: str) -> list[Any]:
         return [getattr(trajectory, name) for trajectory in trajectories]
@@ -77,7 +76,7 @@ def trajectory_table(trajectories: Sequence[Trajectory], questions: dict[str, st
 
 
 def check_no_nulls(table: pa.Table) -> None:
-    """Raises ValueError naming the column that lacks a value; only a question may."""
+    """Raises ValueError, naming the column, if a value is missing. Only a question may be."""
     for name in table.column_names:
         values = table[name].combine_chunks()
         nulls = 0 if name == "question" else values.null_count
@@ -89,9 +88,9 @@ def check_no_nulls(table: pa.Table) -> None:
 
 
 def trajectories_in(table: pa.Table) -> list[Trajectory]:
-    """The rows of a trajectories table without nulls, as values over its buffers.
+    """The trajectories of a table without nulls. Their arrays are views of its buffers.
 
-    Raises ValueError naming the row that can be no trajectory.
+    Raises ValueError, naming the row, for an invalid trajectory.
     """
     arrays = {name: _from_lists(table[name]) for name in Trajectory.ARRAYS}
     scalars = table.select(["problem_id", "sample_index", "k", "finish_reason"]).to_pylist()
@@ -122,7 +121,7 @@ def trajectories_in(table: pa.Table) -> list[Trajectory]:
 
 
 def sample_table(samples: Sequence[Sample]) -> pa.Table:
-    """A row a trajectory (`SAMPLE_SCHEMA`)."""
+    """One row per trajectory (`SAMPLE_SCHEMA`)."""
     kept = [sample.contrast for sample in samples]
     steps = _to_lists([contrast.steps for contrast in kept], np.int32)
 
@@ -151,9 +150,9 @@ def sample_table(samples: Sequence[Sample]) -> pa.Table:
 
 
 def samples_in(table: pa.Table) -> list[Sample]:
-    """The rows of a samples table without nulls, as values over its buffers.
+    """The samples of a table without nulls. Their arrays are views of its buffers.
 
-    Raises ValueError naming the row whose arrays do not fit together.
+    Raises ValueError, naming the row, if its arrays have different lengths.
     """
     plain = {
         name: _from_lists(table[name])

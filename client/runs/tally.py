@@ -1,7 +1,7 @@
-"""Counts over a RUN's trajectories in one pass: what complete.json, a report and a comparison say of it.
+"""Counts over a RUN's trajectories in one pass, for complete.json, reports and comparisons.
 
-In: trajectories, one at a time. Out: totals, and how many steps any beta would keep. Memory holds a key a trajectory
-and a fixed table of counters, however many steps there are. Never reads or writes a RUN.
+In: trajectories, one at a time. Out: totals, and how many steps any beta would keep. Memory holds a key per trajectory
+and a fixed table of counters, for any number of steps. Never reads or writes a RUN.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
 @dataclass(frozen=True)
 class RunTotals:
-    """What a RUN holds, over the rows that readers see. Steps count from first_step on."""
+    """What a RUN holds. Each key counts once. Steps before first_step do not count."""
 
     problems: int
     trajectories: int
@@ -34,16 +34,16 @@ class RunTotals:
     kept: int
     kept_share: float
     incomplete: int
-    mean_plausible_set: float  # labelled ids a kept step
+    mean_plausible_set: float  # labelled ids per kept step
     mean_covered_mass: float
-    kl_quantiles: dict[str, float]  # of the certified bound, nats; see `Divergences`
+    kl_quantiles: dict[str, float]  # of the KL bound, in nats; see `Divergences`
 
 
 class Divergences:
-    """How many steps have which divergence, as counters that do not grow with the steps.
+    """A histogram of the steps' KL bounds, of fixed size.
 
-    A counter for every value of a float32's sign and 19 leading bits, so that what is read back (a quantile, the
-    number above a threshold) is off by at most one part in 2,048. Below 0, where only rounding leads, counts as 0.
+    It has a counter for each value of a float32's sign and 19 leading bits: a quantile, or a count above a threshold,
+    is exact to one part in 2,048. A bound below 0, which only rounding gives, counts as 0.
     """
 
     DROPPED_BITS = 12
@@ -75,7 +75,7 @@ class Divergences:
         return self._cells(bounds) == cell
 
     def quantile(self, share: float) -> float:
-        """The bound that this share of the steps does not exceed, in nats; nan where there are no steps."""
+        """The bound that this share of the steps does not exceed, in nats; nan without steps."""
         if not self.count:
             return float("nan")
         rank = share * (self.count - 1)
@@ -89,9 +89,9 @@ class Divergences:
 
 
 class Tally:
-    """What is counted of a RUN. A key that comes twice is counted once, the first time.
+    """The counts of a RUN. A key that comes twice is counted once, the first time.
 
-    `expected`: ids of its problems, as `Keys` takes them.
+    `expected`: the ids of its problems; see `Keys`.
     """
 
     def __init__(self, manifest: RunManifest, expected: Iterable[str] = ()) -> None:
@@ -103,7 +103,7 @@ class Tally:
         self._mass = self._entropy = 0.0
 
     def add(self, trajectory: Trajectory, kept: Contrast | None = None) -> None:
-        """Count a trajectory; `kept` are its samples under the manifest, made here where they are not at hand."""
+        """Count a trajectory. `kept`: its samples with the manifest's settings; computed if not given."""
         if not self.keys.add((trajectory.problem_id, trajectory.sample_index)):
             return
         manifest, first = self.manifest, self.manifest.first_step
@@ -137,7 +137,7 @@ class Tally:
         return self._entropy / self.kept if self.kept else 0.0
 
     def totals(self, failed: Iterable[Key]) -> RunTotals:
-        """The totals; of the keys in `failed` those count that were not had after all."""
+        """The totals. A key in `failed` counts as failed unless its trajectory is there."""
         return RunTotals(
             problems=self.keys.problems,
             trajectories=len(self.keys),

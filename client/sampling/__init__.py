@@ -1,1 +1,1 @@
-"""The sampling stage: problems in, a sealed RUN out, resuming and in shards."""
+"""The sampling stage: problems in, a complete RUN out; it resumes, and several clients can share the problems."""

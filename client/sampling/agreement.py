@@ -1,6 +1,6 @@
-"""What makes a RUN, put together before it is made, and held against what made a RUN that is there.
+"""The manifest of a new RUN, and the check that a complete RUN has the settings that were asked for.
 
-In: problems, the pair, settings. Out: run.json's value, or a RunError that names every difference.
+In: problems, the pair, settings. Out: the value of run.json, or a RunError that names every difference.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def manifest_of(
 
 
 def check_sealed(run: Run, problems: ProblemSet, sampling: SamplingSettings, contrast: ContrastSettings) -> None:
-    """A sealed RUN is done only for those who ask for what it holds."""
+    """Raises RunError if a complete RUN was made from other problems or with other settings."""
     made = run.manifest()
     asked = made.model_copy(
         update={
@@ -60,7 +60,7 @@ def check_sealed(run: Run, problems: ProblemSet, sampling: SamplingSettings, con
 
 
 def check_top_k(manifest: RunManifest) -> None:
-    """Before the RUN is made: a setting that the server will refuse must not become its run.json."""
+    """Raises ServiceError for a top k that the server would reject: run.json must not record it."""
     most = min(manifest.expert.max_logprobs, manifest.amateur.max_logprobs, manifest.expert.vocab_size)
     if manifest.top_k > most:
-        raise ServiceError(f"--top-k: {manifest.top_k} is more than the server's pair answers for, {most}")
+        raise ServiceError(f"--top-k: {manifest.top_k} is more than the server's pair allows, {most}")

@@ -1,9 +1,9 @@
-"""The sampling stage: a problem set goes in, a sealed RUN comes out, resuming where an earlier attempt stopped.
+"""The sampling stage: samples a problem set into a RUN, and resumes where an earlier attempt stopped.
 
-What the source has answered is written before this ends, be it by an error or by the source's `stop`; a kill -9
-loses what had not become a part. Parts are written in the background, several at a time, while sampling goes on, and
-an outage of the store is waited out. The source is a server over HTTP for the client and the pair itself for a
-server's jobs; the bucket is only waited for in threads.
+In: problems, a source of trajectories, settings. Out: a sealed RUN. Everything that the source answered is written
+before this returns or raises, also after the source's `stop`; a kill -9 loses the parts that were not written yet.
+Parts are written in the background, several at a time. The source is a server over HTTP (the client) or the pair
+itself (a server's job). Bucket calls run in threads and do not block the event loop.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from client.sampling.writer import STORE_PATIENCE_SECONDS, Counts, Writer
 
 
 class TrajectorySource(Protocol):
-    """What answers problems. Its text (`str`) names it to the user."""
+    """Samples trajectories. `str(source)` is its name in messages."""
 
     stopping: bool
-    asks_again: bool  # what fails in passing is asked again here; what fails still, has failed
+    asks_again: bool  # it retries passing failures itself; those that it still returns are final
 
     async def wait_until_ready(self, tell: Callable[[str], None]) -> None:
-        """Return when it can answer; `tell` hears what it waits for."""
+        """Return when it can sample; `tell` is called with what it waits for."""
 
     async def models(self) -> PairCards:
         """The expert's card and the amateur's."""
@@ -47,34 +47,34 @@ class TrajectorySource(Protocol):
         """The expert's tokenizer.json."""
 
     async def versions(self) -> dict[str, str]:
-        """Versions of what its numbers rest on."""
+        """Versions of the packages that its results depend on."""
 
     def trajectories(
         self, problems: Iterable[Problem], sampling: SamplingSettings
     ) -> AsyncIterator[Trajectory | Failure]:
-        """Every trajectory of the problems as it completes; ends early, without an error, when `stopping`."""
+        """Every trajectory of the problems as it completes. After `stop` it ends early, without an error."""
 
     def stop(self) -> None:
-        """Ask for nothing more; what has been answered still comes."""
+        """Send no more requests; what has been answered is still returned."""
 
 
 class Progress(Protocol):
-    """What hears of a run while it goes on."""
+    """Shows the progress of a run."""
 
     def say(self, text: str) -> None:
-        """A line about the whole run."""
+        """Show a message about the run."""
 
     def update(self, counts: Counts) -> None:
-        """New counts."""
+        """Show new counts."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What `sample` leaves."""
+    """The result of `sample_problems`."""
 
-    totals: RunTotals | None  # of the whole RUN; None: other shards are not done, and it is not sealed
-    counts: Counts | None  # of this attempt; None: the RUN was sealed already
-    waiting: int = 0  # trajectories of other shards that are not done
+    totals: RunTotals | None  # of the whole RUN; None: other shards are not done, so the RUN is not sealed
+    counts: Counts | None  # of this attempt; None: the RUN was already sealed
+    waiting: int = 0  # trajectories that other shards still lack
 
 
 async def sample_problems(
@@ -90,15 +90,15 @@ async def sample_problems(
     max_failures: int | None = None,
     patience: float = STORE_PATIENCE_SECONDS,
 ) -> Sampled:
-    """Sample what `run` still lacks of this shard of `problems`, write it, and seal the RUN when all shards are done.
+    """Sample the trajectories of this shard that `run` lacks, write them, and seal the RUN when all shards are done.
 
-    `retry_failed`: what failed in an earlier attempt is lacking too, and opens a RUN that was sealed with it.
-    `max_failures`: more than this many failures, of all attempts, end this one. `patience`: seconds that the store may
-    be out.
+    `retry_failed`: sample the trajectories that failed in earlier attempts too; a sealed RUN is opened for it.
+    `max_failures`: stop after more than this many failures, counted over all attempts. `patience`: how long to wait for
+    an unavailable store, in seconds.
 
-    Raises RunError when the RUN was made with other settings, ServiceError when the source fails, TooManyFailures,
-    BucketError when the store does. What was answered by then is in the RUN, but for what BucketError says could not
-    be written, and the same call goes on from there.
+    Raises RunError if the RUN was made with other settings, ServiceError if the source fails, BucketError if the store
+    fails, TooManyFailures, or Stopped. The RUN then holds what was answered, without what a BucketError says is lost.
+    The same call resumes.
     """
     if not problems:
         raise RunError(f"no problems to sample into {run}: the problem set is empty")
@@ -157,16 +157,16 @@ async def sample_problems(
         )
     if shard.count > 1 and (waiting := await asyncio.to_thread(_waiting, problems, run, n)):
         return Sampled(None, counts, waiting)
-    await asyncio.to_thread(run.mend, manifest)  # what another client left half written
+    await asyncio.to_thread(run.mend, manifest)  # samples that another client did not write
     totals = await asyncio.to_thread(_settled_totals, problems, n, run, manifest)
-    if not await asyncio.to_thread(run.seal, totals):  # another client has
+    if not await asyncio.to_thread(run.seal, totals):  # another client has sealed it
         completion = await asyncio.to_thread(run.completion)
         totals = completion.totals if completion else totals
     return Sampled(totals, counts)
 
 
 async def _every_second(writer: Writer, counts: Counts, progress: Progress) -> None:
-    """What has to be done though no line comes."""
+    """Update the progress and write old parts, even while no line comes."""
     while True:
         await asyncio.sleep(1.0)
         progress.update(counts)
@@ -174,9 +174,9 @@ async def _every_second(writer: Writer, counts: Counts, progress: Progress) -> N
 
 
 def _missing(problems: ProblemSet, run: Run, n: int, retry_failed: bool) -> tuple[ProblemSet, Settled, Counts]:
-    """The problems of which a trajectory is to be asked for, what is not, the counts to begin with.
+    """The problems that lack a trajectory, the keys that are settled, and the first counts.
 
-    A request cannot name samples, so a problem that lacks one of its n is asked for whole.
+    A request cannot name samples: a problem that lacks one of its n trajectories is requested whole.
     """
     found = settled(run, problems, n)
     if retry_failed:
@@ -189,20 +189,20 @@ def _missing(problems: ProblemSet, run: Run, n: int, retry_failed: bool) -> tupl
 
 
 def _waiting(problems: ProblemSet, run: Run, n: int) -> int:
-    """How many trajectories of the whole problem set are neither there nor failed."""
+    """How many trajectories of the whole problem set are neither in the RUN nor failed."""
     return len(problems) * n - len(settled(run, problems, n))
 
 
 def _settled_totals(problems: ProblemSet, n: int, run: Run, manifest: RunManifest) -> RunTotals:
-    """The totals of a RUN that may be sealed: every key is there or has failed, as the store tells of it now.
+    """The totals of a RUN that can be sealed, read from the store: every key is there or has failed.
 
-    Raises RunError where it may not.
+    Raises RunError if a key is missing, or if every problem failed.
     """
     tally, failures = run.tally(manifest, problems.ids), run.failures()
     if lost := Keys(key for key in keys_of(problems, n) if key not in tally.keys and key not in failures):
         raise RunError(
             f"{run} lacks {len(lost)} trajectories that it held before (one is {min(lost)}): the bucket lost "
-            "them, or somebody removed them; run the same command again to sample them"
+            "them, or somebody removed them. Run the same command again to sample them"
         )
     if not tally.keys:
         reason = next(failures[key].detail for key in keys_of(problems, n) if key in failures)

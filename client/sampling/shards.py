@@ -1,4 +1,4 @@
-"""Which trajectories one client of a RUN has to ask for: its shard of the problems, less what is settled.
+"""Which trajectories a client has to sample: those of its shard that are not settled.
 
 In: problems, a RUN. Out: problems, keys. Never writes.
 """
@@ -16,9 +16,9 @@ from client.runs.run import Run
 
 @dataclass(frozen=True)
 class Shard:
-    """Every `count`-th problem by id, beginning with the `index`-th, which counts from 1.
+    """Every `count`-th problem, from the `index`-th on, which counts from 1.
 
-    By id, for clients may have the same problems in different orders.
+    Problems are in the order of their ids, because clients may hold the same problems in different orders.
     """
 
     index: int = 1
@@ -46,7 +46,7 @@ WHOLE_SET = Shard()
 
 @dataclass(frozen=True)
 class Settled:
-    """The keys that a RUN needs no more of: those it holds, and those that failed for good."""
+    """The keys that need no sampling: those in the RUN, and those that failed."""
 
     there: Keys
     failed: Keys
@@ -64,7 +64,7 @@ def keys_of(problems: ProblemSet, n: int) -> Iterator[Key]:
 
 
 def settled(run: Run, problems: ProblemSet, n: int) -> Settled:
-    """Which of the problems' keys are settled in a RUN; one that failed and was had after all is there."""
+    """Which of the problems' keys are settled in a RUN. A key that failed and succeeded later counts as there."""
     had, failures = run.keys(), run.failures()
     there = Keys(key for key in keys_of(problems, n) if key in had)
     return Settled(there, Keys(key for key in keys_of(problems, n) if key in failures and key not in there))

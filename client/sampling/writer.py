@@ -1,7 +1,8 @@
-"""Writes what a source answers into a RUN, in parts, in the background, and waits for a store that is out.
+"""Writes a source's trajectories and failures into a RUN, as parts, in the background.
 
-In: trajectories and failures, one at a time. Out: parts of a RUN, and counts of what was done. What was added is
-written before `close` returns; a kill -9 loses what had not become a part. Never asks a server.
+In: trajectories and failures, one at a time. Out: parts of a RUN, and counts. It waits for an unavailable store.
+Everything that was added is written before `close` returns; a kill -9 loses the parts that were not written yet.
+Never sends requests to a server.
 """
 
 from __future__ import annotations
@@ -21,29 +22,30 @@ from client.storage.bucket import BucketError
 
 PART_TRAJECTORIES, PART_BYTES = 256, 2**25
 PART_SECONDS = 10.0
-"""A part is written when it is this large, in memory, or this old: what a kill -9 may cost."""
+"""A part is written when it has this many trajectories, this size in memory, or this age: a kill -9 loses no more."""
 PARTS_AT_A_TIME = 4
-"""On their way to the bucket; sampling waits only beyond these, so that a slow store cannot fill the memory."""
+"""Parts that are written at the same time. With more, sampling waits, so that a slow store does not fill the memory."""
 STORE_PAUSE_SECONDS, LONGEST_STORE_PAUSE_SECONDS = 2.0, 60.0
-"""Between two attempts at a part while a store is out; doubled each time."""
+"""First and longest pause between attempts to write a part to an unavailable store; doubled each time."""
 STORE_PATIENCE_SECONDS = 300.0
+"""How long to wait for an unavailable store."""
 
 
 @dataclass
 class Counts:
-    """What this attempt has done so far; `written`, `kept` and `steps` are of the parts written."""
+    """Progress of this attempt. Trajectories, if not said otherwise."""
 
-    total: int  # trajectories that were missing when it began
-    there: int = 0  # trajectories that the RUN held by then
-    given_up: int = 0  # and those that had failed for good
-    done: int = 0  # answered, of those that were missing
-    failed: int = 0
-    passing: int = 0  # failed for a reason that may pass, to be asked for again
-    tokens: int = 0
-    written: int = 0  # of those done
+    total: int  # to sample in this attempt
+    there: int = 0  # in the RUN when this attempt began
+    given_up: int = 0  # failed in earlier attempts and not retried
+    done: int = 0  # sampled
+    failed: int = 0  # failed for good
+    passing: int = 0  # failed for a reason that may pass: the next attempt retries them
+    tokens: int = 0  # of the sampled trajectories
+    written: int = 0  # sampled and written
     written_failures: int = 0
-    steps: int = 0
-    kept: int = 0
+    steps: int = 0  # of the written trajectories, from first_step on
+    kept: int = 0  # of these steps
     last_failure: Failure | None = None
     began: float = field(default_factory=time.monotonic)
 
@@ -53,7 +55,7 @@ class Counts:
 
     @property
     def failures(self) -> int:
-        """Of all attempts."""
+        """Failures of all attempts together."""
         return self.given_up + self.failed + self.passing
 
     @property
@@ -62,11 +64,11 @@ class Counts:
 
 
 class Writer:
-    """Gathers lines into parts and writes them in the background, `PARTS_AT_A_TIME`.
+    """Collects lines into parts and writes them in the background, `PARTS_AT_A_TIME` at once.
 
-    `settled`: the keys that the RUN holds already; what comes for them again is not written again. `tell` hears of a
-    store that is out; it is waited for, `patience` seconds at most, unless everything is to end (`stopping`).
-    `asks_again`: as the source's; without it a failure that may pass is counted and not written.
+    `settled`: keys that the RUN already has; lines for them are ignored. `tell` is called when the store becomes
+    unavailable and when it is back. `patience`: how long to wait for the store, in seconds; `stopping` ends the wait.
+    `asks_again`: whether the source retries passing failures itself. If not, they are counted but not written.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Writer:
         self._store_is_out = False
 
     async def add(self, line: Trajectory | Failure, counts: Counts) -> None:
-        """Take a line; start writing when the part is full. Raises what keeps an earlier part from being written."""
+        """Add a line; start writing when the part is full. Raises the error with which an earlier part failed."""
         if (line.problem_id, line.sample_index) in self._settled:
             return
         if not self._trajectories and not self._failures:
@@ -116,15 +118,15 @@ class Writer:
             await self._start_writing(counts)
 
     async def write_what_is_old(self, counts: Counts) -> None:
-        """Write the part that is being gathered if it has grown old; for when no line comes."""
+        """Write the current part if it is older than `PART_SECONDS`."""
         if time.monotonic() - self._oldest > PART_SECONDS:
             await self._start_writing(counts)
 
     async def close(self, counts: Counts) -> None:
-        """Write what is left and wait until it is there; what could not be written before is tried once more.
+        """Write all that is left, and wait until it is written. Parts that failed before get one more attempt.
 
-        Raises what keeps it from being written, which a BucketError does with how much that is. Cancelled, it leaves
-        all that to the next call.
+        Raises the error with which the last attempt failed; a BucketError says how many trajectories are lost. If the
+        call is cancelled, call it again.
         """
         await self._write_all(counts)
         if self._error:
@@ -144,7 +146,7 @@ class Writer:
             await asyncio.wait(self._writing)
 
     async def _start_writing(self, counts: Counts) -> None:
-        """Send what has been gathered on its way, as soon as there is room for another part."""
+        """Start to write the current part; waits while `PARTS_AT_A_TIME` are being written."""
         await self._room.acquire()
         trajectories, self._trajectories, self._bytes = self._trajectories, [], 0
         failures, self._failures = self._failures, []
@@ -157,7 +159,7 @@ class Writer:
         task.add_done_callback(self._writing.discard)
 
     async def _put(self, trajectories: list[Trajectory], failures: list[Failure], counts: Counts) -> None:
-        """Write one part and count its kept steps; what cannot be written is gathered again."""
+        """Write one part and count its kept steps. If that fails, put its lines back into the current part."""
         try:
             samples = await self._patiently(trajectories, failures)
         except Exception as error:
@@ -173,7 +175,7 @@ class Writer:
             counts.kept += len(sample.contrast.steps)
 
     async def _patiently(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
-        """Write one part, again and again while the store is out."""
+        """Write one part; retry while the store is unavailable."""
 
         def tell_once(error: BaseException) -> None:
             if not self._store_is_out:

@@ -1,7 +1,7 @@
-"""Async HTTP to one or many servers of the same pair: waits for them, checks that they agree, streams trajectories.
+"""Async HTTP to one or several servers of the same pair: waits for them, checks that they agree, streams trajectories.
 
-In: problems and how to answer them. Out: `Trajectory` and `Failure` values, as they complete, each once, with a
-bounded number in flight. It retries what may pass (`client.servers.dispatch`); what does not is a ServiceError that
+In: problems and sampling settings. Out: `Trajectory` and `Failure` values as they complete, each once; the number of
+open requests is bounded. Errors that may pass are retried (`client.servers.dispatch`); others are a ServiceError that
 names the server.
 """
 
@@ -23,7 +23,7 @@ from client.servers.window import ServerWindow, pair_differences
 
 Answered = TypeVar("Answered")
 SERVER_PATIENCE_SECONDS = 1800.0
-"""How long servers may take to start, as those with large models do, and how long they may answer nothing."""
+"""How long to wait for servers to start (large models take long), and for any answer."""
 READY_POLL_SECONDS = 1.0
 LEAST_FIELDS = ("max_model_len", "max_logprobs", "slots")
 """Of a model's card, in which servers of one pair may differ."""
@@ -36,7 +36,7 @@ class SamplingClient:
         async for line in client.trajectories(problems):
             ...
 
-    `patience`: seconds to wait for servers to become ready, and to go on without any answer. `tell` hears when a
+    `patience`: how long to wait for servers to become ready, and for any answer, in seconds. `tell` is called when a
     server is lost and when it is back.
     """
 
@@ -68,19 +68,19 @@ class SamplingClient:
             await connection.aclose()
 
     def status(self) -> list[str]:
-        """Each server's state in words, while trajectories are being asked for."""
+        """Each server's state in words, during a call of `trajectories`."""
         return [str(server) for call in self._calls for server in call.servers]
 
     def stop(self) -> None:
-        """Ask for nothing more: `trajectories` ends after what servers have sent, within two seconds."""
+        """Send no more requests. `trajectories` returns what servers have sent, and ends within two seconds."""
         self.stopping = True
         for call in self._calls:
             call.stop()
 
     async def wait_until_ready(self, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Return when every server is ready and all serve the same pair; `tell` hears what it waits for.
+        """Return when every server is ready and all serve the same pair. `tell` is called with what it waits for.
 
-        Raises ServiceError when a server is not there, has failed, serves another pair, or takes longer than
+        Raises ServiceError if a server cannot be reached, has failed, serves another pair, or takes longer than
         `patience`.
         """
         for connection in self._connections:
@@ -108,17 +108,17 @@ class SamplingClient:
         return await self._retried(self._connections[0].tokenizer)
 
     async def versions(self) -> dict[str, str]:
-        """Versions of the (first) server and of what its numbers rest on."""
+        """Versions of the first server and of the packages that its results depend on."""
         return await self._retried(self._connections[0].versions)
 
     async def trajectories(
         self, problems: Iterable[Problem], sampling: SamplingSettings | None = None
     ) -> AsyncGenerator[Trajectory | Failure, None]:
-        """Every trajectory of `problems` once, as it completes; a `Failure` for one that failed.
+        """Every trajectory of `problems` once, as it completes, or a `Failure`. After `stop` it ends early.
 
-        Ends early after `stop`. Raises ServiceError, after everything that was answered, when every server refuses or
-        nothing is answered for as long as `patience`, LightReasonerError when the problems make no valid request.
-        `sampling` defaults to the published settings.
+        Raises ServiceError if every server rejects requests or none answers for `patience` seconds, after everything
+        that was answered; LightReasonerError if the problems make no valid request. `sampling` defaults to the
+        published settings.
         """
         sampling = sampling or SamplingSettings()
         await self.models()
@@ -163,7 +163,7 @@ class SamplingClient:
         passing: type[Exception] = Unreachable,
         tell: Callable[[BaseException], None] = lambda _: None,
     ) -> Answered:
-        """What a server answers; asked again, for as long as `patience`, while that raises a `passing` error."""
+        """What a server answers. Retried after a `passing` error, for at most `patience` seconds."""
         return await retry(
             ask,
             may_pass=lambda error: isinstance(error, passing),
@@ -175,7 +175,7 @@ class SamplingClient:
 
 
 class NotReady(Exception):
-    """What a server that is still starting waits for."""
+    """A server is still starting; the message says what it waits for."""
 
 
 def _least(pairs: Sequence[PairCards]) -> PairCards:

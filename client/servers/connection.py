@@ -1,8 +1,7 @@
 """HTTP to one server: whether it is ready, what it serves, the answer to one request, jobs.
 
-In: requests of the contract. Out: its answers as values. Every error is a ServiceError that names the server: an
-`Unreachable` where the same may succeed later, anything else where it cannot. Asks once; `client.servers.dispatch` asks
-again.
+In: requests of the contract. Out: the responses as values. Every error is a ServiceError that names the server; an
+`Unreachable` may pass, others do not. It sends each request once, except a job's; `client.servers.dispatch` retries.
 """
 
 from __future__ import annotations
@@ -37,28 +36,28 @@ from client.retries import retry
 VERSIONS = TypeAdapter(dict[str, str])
 SUBMIT_ATTEMPTS, SUBMIT_PAUSE_SECONDS = 5, 1.0
 READ_TIMEOUT_SECONDS = 60.0
-"""Without a line or a heartbeat for this long, the server is taken for dead; heartbeats come every 10 s."""
+"""A server that sends neither a line nor a heartbeat for this long counts as lost. Heartbeats come every 10 s."""
 CONNECT_TIMEOUT_SECONDS = 10.0
 MOST_ANSWER_LINE_BYTES = 2**28
-"""A trajectory of 100,000 tokens with a top k of 128 takes less."""
+"""A trajectory of 100,000 tokens with a top k of 128 is smaller."""
 BEFORE_A_SERVER = (408, 429, 502, 504)
-"""What a proxy says of /ready while there is nothing behind it, or too much."""
+"""How a proxy answers /ready while there is no server behind it, or the server is overloaded."""
 BAD_LINE = "bad_line"
-"""The type of failure that stands for a line which is not of the contract."""
+"""The type of failure that an invalid line becomes."""
 
 
 class LineTooLong(Exception):
-    """A line that would fill the memory."""
+    """A line of a response is longer than `MOST_ANSWER_LINE_BYTES`."""
 
 
 class Connection:
-    """One server, by its URL. Opening it asks nothing."""
+    """One server, by its URL. Creating it sends no request."""
 
     def __init__(self, server: str, api_key: str | None = None) -> None:
         self.server = server.rstrip("/")
         try:
             address = urlsplit(self.server)
-            self._name = self.server.replace(f"{address.netloc.rpartition('@')[0]}@", "", 1)  # a password is not told
+            self._name = self.server.replace(f"{address.netloc.rpartition('@')[0]}@", "", 1)  # without a password
             if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:
                 raise ValueError("expected http://host:port")
             limits = httpx.Limits(max_connections=None)  # a server's window bounds its requests
@@ -76,9 +75,9 @@ class Connection:
         await self._http.aclose()
 
     async def why_not_ready(self) -> str | None:
-        """What a server that is still starting waits for; None when it is ready.
+        """What a server that is starting waits for; None if it is ready.
 
-        Raises ServiceError when there is no server, or one that has failed.
+        Raises ServiceError if the server cannot be reached, or has failed.
         """
         response = await self._get("/ready")
         if response.status_code == 200:
@@ -106,7 +105,7 @@ class Connection:
         raise ServiceError(f"{self} is not a lightreasoner-server: its /v1/tokenizer is not a tokenizer.json")
 
     async def versions(self) -> dict[str, str]:
-        """Versions of the server and of what its numbers rest on."""
+        """Versions of the server and of the packages that its results depend on."""
         try:
             return VERSIONS.validate_json((await self._ok("/version")).content)
         except ValidationError:
@@ -115,10 +114,10 @@ class Connection:
     async def answer(
         self, problems: list[Problem], sampling: SamplingSettings, vocab_size: int
     ) -> AsyncGenerator[Trajectory | Failure, None]:
-        """Stream one request: every trajectory asked for comes once, or an error is raised after those that came.
+        """Stream one request: each requested trajectory comes once; if some are missing, an error follows.
 
-        A line that is not of the contract fails its trajectory alone, where it says which that is. `vocab_size`:
-        columns of the expert's head.
+        An invalid line fails its own trajectory alone, if its key can be read. `vocab_size`: columns of the expert's
+        head.
         """
         missing = {(problem.id, index) for problem in problems for index in range(sampling.n)}
         headers, body = {"content-type": "application/json"}, _body(problems, sampling)
@@ -142,7 +141,7 @@ class Connection:
             raise Unreachable(f"{self} ended its response with {len(missing)} trajectories missing")
 
     async def submit(self, request: JobRequest) -> Job:
-        """Post a job. Lost on the way, it is posted again under the same key, so that it is made once."""
+        """Submit a job. Retries send the same idempotency key, so that one job is made."""
         body, headers = request.model_dump_json(exclude_none=True), {"idempotency-key": uuid.uuid4().hex}
 
         async def post() -> Job:
@@ -156,7 +155,7 @@ class Connection:
         )
 
     async def job(self, job_id: str) -> Job:
-        """How far a job is, or how it ended."""
+        """A job's status."""
         return self._job(await self._get(f"/v1/jobs/{quote(job_id, safe='')}"), 200)
 
     async def cancel(self, job_id: str) -> Job:
@@ -164,7 +163,7 @@ class Connection:
         return self._job(await self._post(f"/v1/jobs/{quote(job_id, safe='')}/cancel", {}, ""), 200)
 
     def _read(self, text: bytes, top_k: int, vocab_size: int) -> Trajectory | Failure | None:
-        """The value of a line, or the failure that it is. Raises ServiceError where it does not say of what."""
+        """The value of a line; for an invalid line a failure. Raises ServiceError if its key cannot be read."""
         try:
             line = parse_line(text, vocab_size)
             if isinstance(line, Trajectory) and (k := line.top_ids.shape[1]) != top_k:
@@ -177,10 +176,10 @@ class Connection:
             return Failure(*key, BAD_LINE, fault)
 
     def _refusal(self, response: httpx.Response, what: str) -> ServiceError:
-        """An answer that is none, as an error of the right kind."""
+        """An error response as an error of the right kind."""
         said = f"{what}: {_detail(response)}"
         if response.status_code == 401:
-            said += " (--api-key or LIGHTREASONER_API_KEY gives one)"
+            said += " (give one with --api-key or LIGHTREASONER_API_KEY)"
         if response.status_code == 429:
             return Busy(said, _retry_after(response))
         if response.status_code == 408 or response.status_code >= 500:
@@ -222,7 +221,7 @@ class Connection:
 
 
 def _body(problems: list[Problem], sampling: SamplingSettings) -> bytes:
-    """The body of POST /v1/trajectories. Raises LightReasonerError where the problems make no valid request."""
+    """The body of POST /v1/trajectories. Raises LightReasonerError if the problems make no valid request."""
     try:
         request = TrajectoryRequest(**dict(sampling), problems=problems, encoding="base64")
     except ValidationError as error:
@@ -234,7 +233,7 @@ def _body(problems: list[Problem], sampling: SamplingSettings) -> bytes:
 
 
 def _authorization(api_key: str | None) -> dict[str, str]:
-    """The header that carries an API key. Raises ServiceError, without the key, where no header can carry it."""
+    """The header with the API key. Raises ServiceError, without showing the key, if it cannot be in a header."""
     if not api_key:
         return {}
     if not (api_key.isascii() and api_key.isprintable()):
@@ -243,11 +242,11 @@ def _authorization(api_key: str | None) -> dict[str, str]:
 
 
 async def _ndjson_lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """NDJSON's lines, which end at a newline and nowhere else: JSON may hold other line separators as they are.
+    """The lines of NDJSON. A line ends only at a newline: JSON may contain other line separators.
 
-    What follows the last newline is a line too, unless the stream was cut in the middle of it.
+    The text after the last newline is a line too if it is complete JSON; otherwise the stream was cut.
     """
-    pieces: list[bytes] = []  # of a line that is not whole yet; it may be large, and is joined once
+    pieces: list[bytes] = []  # of the current line; joined once, because it may be large
     size = 0
     async for chunk in response.aiter_bytes():
         first, *others = chunk.split(b"\n")
@@ -272,7 +271,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds, from either form of Retry-After; 0 where there is none that can be read."""
+    """Seconds, from either form of Retry-After; 0 if it is missing or cannot be read."""
     value = response.headers.get("retry-after", "")
     if value.isascii() and value.isdigit():
         return float(value)
@@ -283,7 +282,7 @@ def _retry_after(response: httpx.Response) -> float:
 
 
 def _detail(response: httpx.Response) -> str:
-    """What an error response says, be it a problem document or not."""
+    """The detail of an error response; its status if it is not a problem document."""
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,8 @@
-"""Shares problems among servers until each of their trajectories has been had or has failed for good.
+"""Shares problems among servers until every trajectory is sampled or has failed.
 
-In: problems, servers. Out: their lines, each key once, as they come. What a server had and did not answer is asked
-again, of whichever server has room, and so is what it does not get done while another has nothing to do. A server whose
-error asking again cannot mend is left out; without any other it ends the call.
+In: problems, servers. Out: their lines as they come, each key once. A problem that a server did not answer is sent
+again, to any server with room. Idle servers also receive the slow problems of others. A server with an error that a
+retry cannot fix is dropped; the error of the last server ends the call.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from client.protocol.requests import PASSING_ERRORS, Failure, Problem, SamplingS
 from client.servers.window import ServerWindow, roomiest
 
 LINES_WAITING, BYTES_WAITING = 256, 2**26
-"""Answered and not yet taken by the reader; beyond either, servers wait for it."""
+"""Most lines, and most bytes of lines, that wait for the reader. Then the servers wait too."""
 BYTES_AN_ID = 12
-"""Of a top-k entry: the id and two log-probabilities."""
+"""Size of an entry of the top k: the id and two log-probabilities."""
 ATTEMPTS = 4
-"""At a trajectory whose error line says that asking again may help."""
+"""Attempts at a trajectory with failures that may pass (`PASSING_ERRORS`)."""
 STOPPING = "server_stopping"
 STOP_SECONDS = 2.0
-"""How long `stop` waits for lines that are on their way."""
+"""How long `stop` waits for open requests."""
 OVERDUE_SECONDS, OVERDUE_FACTOR = 5.0, 3.0
-"""A request that takes longer than both this and so many times the usual is put to a server with nothing else to do."""
+"""A request is overdue after this many seconds and this many times the usual time: an idle server gets it too."""
 OVERDUE_LOOK_SECONDS = 1.0
-"""How often overdue requests are looked for while no line comes."""
+"""How often to look for overdue requests while no line comes."""
 END_SECONDS = 1.0
-"""How long requests whose lines have all come may take to end."""
+"""How long a request may stay open after its last line."""
 
 
 @dataclass
 class Pending:
-    """A problem, and the sample indices of it that are still to come."""
+    """A problem with the sample indices that are missing."""
 
     problem: Problem
     missing: set[int]
-    failed: int = 0  # answers in which an error that may pass came for it
-    asked: int = 0  # requests on their way that ask for it
+    failed: int = 0  # requests in which it had a failure that may pass
+    asked: int = 0  # open requests that hold it
 
 
 @dataclass(eq=False)
 class Request:
-    """Problems that one server has been asked for together."""
+    """An open request: problems that were sent to one server together."""
 
     server: ServerWindow
     batch: list[Pending]
@@ -61,7 +61,7 @@ class Request:
 
 
 class Backlog:
-    """What is to be asked, in the problems' order; what came back goes first."""
+    """The problems to send, in their order. Those that were given back go first."""
 
     def __init__(self, problems: Iterable[Problem], n: int) -> None:
         self._fresh, self._n = iter(problems), n
@@ -85,7 +85,7 @@ class Backlog:
 
 
 class Dispatch:
-    """One call of `trajectories`. `patience`: seconds that may pass without any line."""
+    """One call of `trajectories`. `patience`: how long to go on without any line, in seconds."""
 
     def __init__(
         self,
@@ -98,25 +98,25 @@ class Dispatch:
         self.servers, self._sampling = list(servers), sampling
         self._patience, self._tell = patience, tell
         self._backlog = Backlog(problems, sampling.n)
-        self._lines: asyncio.Queue[Trajectory | Failure | None] = asyncio.Queue()  # None: look what has changed
+        self._lines: asyncio.Queue[Trajectory | Failure | None] = asyncio.Queue()  # None: something else changed
         size = BYTES_AN_ID * sampling.max_tokens * sampling.top_k
         self._room = asyncio.Semaphore(min(LINES_WAITING, max(1, BYTES_WAITING // size)))
         self._open: set[Request] = set()
-        self._usual = 0.0  # seconds a request takes, of late
+        self._usual = 0.0  # seconds that recent requests took, averaged
         self._requests: set[asyncio.Task[None]] = set()
         self._recoveries: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
         self._stopping = False
 
     def stop(self) -> None:
-        """Ask for nothing more: `lines` ends after what servers have sent, within `STOP_SECONDS`."""
+        """Send no more requests. `lines` returns what servers have sent, and ends within `STOP_SECONDS`."""
         self._stopping = True
         self._lines.put_nowait(None)
         for request in self._requests:
             asyncio.get_running_loop().call_later(STOP_SECONDS, request.cancel)
 
     async def lines(self) -> AsyncGenerator[Trajectory | Failure, None]:
-        """Every line as it comes. Raises ServiceError, after all that was answered, when there is no going on."""
+        """Every line as it comes. If no server is left or responds, raises ServiceError after the last line."""
         heard = time.monotonic()
         try:
             while self._ask_more():
@@ -140,7 +140,7 @@ class Dispatch:
             raise self._error
 
     def _ask_more(self) -> bool:
-        """Fill the servers' rooms; whether anything is still to come."""
+        """Send requests while servers have room. Returns whether anything is still to come."""
         if self._error or self._stopping:
             return bool(self._requests) or not self._lines.empty()
         n = self._sampling.n
@@ -158,7 +158,7 @@ class Dispatch:
     def _overdue(self, server: ServerWindow, size: int) -> list[Pending]:
         """What another server alone has had for too long, to be asked of this one as well; the longest first."""
         if not self._usual:
-            return []  # nobody knows yet what is long
+            return []  # no request has ended yet: the usual time is unknown
         now = time.monotonic()
         limit = max(OVERDUE_SECONDS, OVERDUE_FACTOR * self._usual)
         for request in sorted(self._open, key=lambda request: request.since):
@@ -180,7 +180,7 @@ class Dispatch:
         task.add_done_callback(ended)
 
     async def _next_line(self) -> Trajectory | Failure | None:
-        """The next line, or None where something has changed and none has come."""
+        """The next line; None if nothing more is to come."""
         while (line := await self._lines.get()) is None:
             if not self._ask_more():
                 return None
@@ -188,7 +188,7 @@ class Dispatch:
         return line
 
     async def _ask(self, request: Request, epoch: int) -> None:
-        """Put one request to its server; what it leaves unanswered goes back."""
+        """Send a request to its server; give back the problems that it did not answer."""
         server, pending = request.server, {one.problem.id: one for one in request.batch}
         trouble: Failure | None = None
         failed: set[str] = set()
@@ -198,7 +198,7 @@ class Dispatch:
                 async for line in answer:
                     one = pending[line.problem_id]
                     if line.sample_index not in one.missing:
-                        continue  # had already, for a request cannot name samples, and two may ask for the same
+                        continue  # answered before: a request cannot name samples, and two requests may overlap
                     if isinstance(line, Failure) and _may_pass(line, one):
                         trouble = line
                         failed |= {line.problem_id} if line.type != STOPPING else set()
@@ -234,7 +234,7 @@ class Dispatch:
             self._backlog.give_back(request.batch)
 
     def _leave_out(self, server: ServerWindow, error: ServiceError) -> None:
-        """Ask nothing more of a server that cannot be helped, as long as there is another. Raises the error else."""
+        """Drop a server whose error a retry cannot fix. Raises the error if it is the last server."""
         if server not in self.servers:
             return
         if len(self.servers) == 1:
@@ -243,7 +243,7 @@ class Dispatch:
         self._tell(f"{error}; this server is dropped")
 
     async def _recover(self, server: ServerWindow) -> None:
-        """Wait until a server may be asked again; one that never may is left out, if others are there."""
+        """Wait until a server can get requests again; drop it if it never can."""
         failed = server.trouble
         try:
             await server.recover()
@@ -262,5 +262,5 @@ class Dispatch:
 
 
 def _may_pass(failure: Failure, pending: Pending) -> bool:
-    """Whether to ask again; a server that stops says nothing of the problem, however often."""
+    """Whether to retry. Failures of a server that stops are not counted: the problem did not cause them."""
     return failure.type == STOPPING or (failure.type in PASSING_ERRORS and pending.failed < ATTEMPTS - 1)

@@ -19,9 +19,9 @@ from client.servers.connection import Connection
 TRAJECTORIES_A_REQUEST = 16
 """Small, so that no request waits long for its slowest problem; large enough that HTTP costs nothing."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
-"""After a failure; doubled with each that follows before a line comes, and jittered down to its half."""
+"""Pause after a failure. It is doubled with each further failure before a line comes; chance takes up to half of it."""
 PAIR_FIELDS = ("model_fingerprint", "tokenizer_fingerprint", "chat_template_digest", "vocab_size", "dtype")
-"""Of a model's card: what servers must share for their trajectories to be of one RUN."""
+"""Fields of a model's card that must be equal on all servers of a RUN."""
 
 
 class ServerWindow:
@@ -99,7 +99,7 @@ class ServerWindow:
         return True
 
     async def recover(self) -> None:
-        """Return when it may be asked again. Raises ServiceError when it is back with another pair, or refuses us."""
+        """Return when it can get requests again. Raises ServiceError if it has another pair, or rejects requests."""
         while True:
             await asyncio.sleep(self._pause)
             if isinstance(self.trouble, Busy) or await self._is_back():
@@ -109,7 +109,7 @@ class ServerWindow:
     async def _is_back(self) -> bool:
         try:
             waits_for = await self.connection.why_not_ready()
-        except ServiceError as error:  # it has failed, or something else answers there: until it is restarted
+        except ServiceError as error:  # it failed, or another program answers there; a restart may help
             waits_for = str(error)
         try:
             pair = None if waits_for else await self.connection.models()
@@ -137,7 +137,7 @@ def roomiest(servers: Sequence[ServerWindow], n: int = 1) -> ServerWindow | None
 
 
 def pair_differences(one: PairCards, other: PairCards) -> list[str]:
-    """Where two pairs differ, each as 'expert.field: this against that'."""
+    """The differences between two pairs, each as 'expert.field: this against that'."""
     return [
         f"{card.role}.{field}: {getattr(card, field)!r} against {getattr(against, field)!r}"
         for card, against in zip(one, other, strict=True)

@@ -1,9 +1,9 @@
-"""Access to the shared bucket: a local folder, any S3-compatible store, GCS or Azure, behind one small class.
+"""Access to a bucket: a local folder, an S3-compatible store, GCS or Azure, behind one small class.
 
-Every put is whole or absent: readers never see a torn object. What a process that was killed in the middle leaves in a
-local folder has a hidden name (`HIDDEN`); nothing here reads it, and it may be deleted. Exclusive create (`create`) is
-the only coordination that is asked of a store. Credentials come each cloud's usual ways
-(`client.storage.s3_credentials` for s3://).
+A put is whole or absent: readers never see a part of an object. A process that is killed during a put can leave a file
+with a hidden name (`HIDDEN`) in a local folder; nothing here reads it, and it can be deleted. The only coordination
+that a store must offer is exclusive create (`create`). Credentials are found in each cloud's usual places (for s3://:
+`client.storage.s3_credentials`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from client.errors import LightReasonerError
 from client.storage.s3_credentials import AwsError, s3_options
 
 RANGE_BYTES = 4 * 2**20
-"""Of an object that is read in ranges, at a time."""
+"""How much to read at a time of an object that is read in ranges."""
 HIDDEN = re.compile(r"\.[0-9a-f]{32}\.tmp(?:#\d+)?")
-"""An object of a local folder that is being written; the end is obstore's."""
+"""Name of a file that is being written in a local folder; obstore adds the #number."""
 PLACES = "a path, file://…, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
 
 
 class BucketError(LightReasonerError):
-    """A store that cannot be opened, read or written.
+    """A store cannot be opened, read or written.
 
-    `may_pass`: the same may succeed later, after an outage or when a full disk has been given room.
+    `may_pass`: a retry may succeed, after an outage or when a full disk has room again.
     """
 
     def __init__(self, message: str, may_pass: bool = False) -> None:
@@ -48,7 +48,7 @@ class Bucket:
 
     def __init__(self, url: str) -> None:
         if not url.strip():
-            raise BucketError(f"no place was named; name {PLACES}")
+            raise BucketError(f"the path is empty; give {PLACES}")
         self.url = url
         scheme = urlsplit(url).scheme
         try:
@@ -66,13 +66,13 @@ class Bucket:
         except AwsError as error:
             raise BucketError(f"cannot open bucket {url!r}: {error}") from error
         except Exception as error:
-            raise BucketError(f"cannot open bucket {url!r}: {_said(error)}; name {PLACES}") from error
+            raise BucketError(f"cannot open bucket {url!r}: {_said(error)}; give {PLACES}") from error
 
     def __str__(self) -> str:
         return self.url
 
     def get(self, name: str) -> bytes | None:
-        """The object's bytes, or None where there is none."""
+        """The object's bytes; None if it does not exist."""
         store = self._open(for_writing=False)
         if store is None:
             return None
@@ -84,7 +84,7 @@ class Bucket:
             raise self._trouble("read", name, error) from error
 
     def open(self, name: str, range_bytes: int = RANGE_BYTES) -> BinaryIO | None:
-        """The object as a file that is read in ranges, as far as it is asked for; None where there is none."""
+        """The object as a file that reads ranges on demand; None if it does not exist."""
         store = self._open(for_writing=False)
         if store is None:
             return None
@@ -97,11 +97,11 @@ class Bucket:
         return io.BufferedReader(_Ranges(file, f"{name} in {self.url}"), range_bytes)
 
     def put(self, name: str, data: bytes) -> None:
-        """Write an object whole, replacing what was there."""
+        """Write an object whole. It replaces an existing one."""
         self._put(name, data, overwrite=True)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write an object only where there is none; whether this call was the one that wrote it."""
+        """Write an object if it does not exist. Returns whether this call wrote it."""
         try:
             self._put(name, data, overwrite=False)
         except AlreadyExistsError:
@@ -109,7 +109,7 @@ class Bucket:
         return True
 
     def remove(self, name: str) -> None:
-        """Remove an object; nothing where there is none."""
+        """Remove an object if it exists."""
         store = self._open(for_writing=True)
         try:
             obstore.delete(store, name)  # type: ignore[arg-type]
@@ -119,9 +119,9 @@ class Bucket:
             raise self._trouble("remove", name, error) from error
 
     def names(self, prefix: str) -> Iterator[str]:
-        """The names of all objects under `prefix/`, of all where it is empty, sorted, relative to the bucket.
+        """The names of all objects under `prefix/`, or of all if it is empty: sorted, relative to the bucket.
 
-        What is still being written is not among them.
+        Objects that are still being written are left out.
         """
         store = self._open(for_writing=False)
         if store is None:
@@ -135,7 +135,7 @@ class Bucket:
         yield from sorted(path for path in found if not HIDDEN.fullmatch(PurePosixPath(path).name))
 
     def folders(self, prefix: str) -> list[str]:
-        """The names of what lies directly under `prefix/` and holds objects, sorted, without the prefix."""
+        """The names of the folders directly under `prefix/`, sorted, without the prefix."""
         store = self._open(for_writing=False)
         if store is None:
             return []
@@ -160,7 +160,7 @@ class Bucket:
 
     @staticmethod
     def _put_hidden_first(store: ObjectStore, name: PurePosixPath, data: bytes, overwrite: bool) -> None:
-        """In a local folder: obstore would write to name#1, and a kill would leave that to be taken for a part."""
+        """Write to a hidden name, then rename. obstore would write to name#1: after a kill that looks like a part."""
         hidden = str(name.with_name(f".{secrets.token_hex(16)}.tmp"))
         try:
             obstore.put(store, hidden, data)
@@ -171,16 +171,16 @@ class Bucket:
             raise
 
     def _trouble(self, verb: str, name: str, error: Exception) -> BucketError:
-        """An error of the store as one of ours, with what helps where that is known."""
+        """A BucketError for an error of the store, with a remedy if one is known."""
         words = HIDDEN.sub(lambda _: PurePosixPath(name).name, _said(error))
         said = f"cannot {verb} {name} in {self.url}: {words}"
         remote = self._folder is None
         if remote and isinstance(error, PermissionDeniedError | UnauthenticatedError):
-            said += "; check the credentials, and what they may do there"
+            said += "; check the credentials and their permissions"
         elif isinstance(error, PermissionDeniedError):
             said += "; check who may read and write that folder"
         elif remote and isinstance(error, FileNotFoundError):
-            said += "; a bucket has to be there before it is used"
+            said += "; create the bucket first"
         elif "amazonaws.com" in said:
             said += "; for a store other than Amazon's set AWS_ENDPOINT_URL"
         passing = remote or any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
@@ -199,7 +199,7 @@ class Bucket:
 
 
 class _Ranges(io.RawIOBase):
-    """obstore's reader as Python's files are."""
+    """obstore's reader as a Python file."""
 
     def __init__(self, file: obstore.ReadableFile, name: str) -> None:
         self._file, self._name = file, name
@@ -236,7 +236,7 @@ def local_folder(url: str) -> Path:
 
 
 def _said(error: Exception) -> str:
-    """What a store says, in a line: its own code and words where it sends S3's XML, the first line otherwise."""
+    """A store's error in one line: code and message if it sent S3's XML, otherwise the first line."""
     text = str(error) or repr(error)
     first = text.splitlines()[0].partition("<?xml")[0].rstrip(" :")
     told = [found[1] for tag in ("Code", "Message") if (found := re.search(f"<{tag}>([^<]*)</{tag}>", text))]

@@ -1,8 +1,7 @@
-"""How an s3:// store is reached: endpoint, region and credentials, found where AWS's own tools find them.
+"""Endpoint, region and credentials of an s3:// store, from the places where AWS's own tools look.
 
-In: the environment and the profiles in ~/.aws. Out: the options that obstore needs beside what it reads itself, which
-are a key, an endpoint and a region in the environment. Profiles, roles and single sign-on need boto3 (extra `aws`).
-Never opens a store.
+In: the environment and the profiles in ~/.aws. Out: options for obstore. obstore itself reads a key, an endpoint and a
+region from the environment; profiles, roles and single sign-on need boto3 (extra `aws`). Never opens a store.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from typing import Any
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 READ_BY_OBSTORE = ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE")
-"""With one of these in the environment, nobody has to look further for credentials."""
+"""If one of these is in the environment, obstore finds the credentials itself."""
 
 
 class AwsError(Exception):
-    """Settings with which AWS's tools would reach no store either; says where they look."""
+    """Settings for AWS are missing or invalid."""
 
 
 def s3_options() -> dict[str, Any]:
@@ -30,7 +29,7 @@ def s3_options() -> dict[str, Any]:
 
 
 def _from_profile() -> dict[str, Any]:
-    """What a profile, a role, a single sign-on or the machine itself gives, renewed as it runs out."""
+    """Credentials of a profile, a role, a single sign-on or the machine; boto3 renews them."""
     try:
         from botocore.exceptions import BotoCoreError  # slow to import, and of use here alone
         from botocore.session import Session

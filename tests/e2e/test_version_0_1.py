@@ -10,7 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from support.servers.job_calls import ended, owners, read_by_others
 from support.servers.real_server import DEMO, command
+from support.servers.restarting import LEASE_SECONDS
 
 from client import Run, read_samples, read_trajectories
 from client.errors import RunError
@@ -97,3 +99,24 @@ def test_its_jobs_are_told_with_their_states(jobs):
     assert (done.status, done.request_counts.completed, done.run) == ("completed", 6, str(jobs / "runs" / "first"))
     assert (cut.status, cut.request_counts.total) == ("validating", CUT_SHORT)
     assert store.unfinished() == [KILLED]
+
+
+def test_a_server_of_today_finishes_the_job_that_was_killed(service, service_bucket, tmp_path):
+    """As it was left, but that its dead owner's lease is as short as the service's: 2 s instead of 30."""
+    left, folder = WRITTEN / "bucket" / "jobs" / KILLED, service_bucket / "jobs" / KILLED
+    run = Run(str(shutil.copytree(WRITTEN / "bucket" / "runs" / "second", service_bucket / "runs" / "second")))
+    had = run.keys()
+    assert 0 < len(had) < CUT_SHORT
+    shutil.copytree(left, folder, ignore=shutil.ignore_patterns("job.json"))
+    heartbeat = json.loads((folder / "beat-1").read_bytes())
+    (folder / "beat-1").write_text(json.dumps({**heartbeat, "lease_seconds": LEASE_SECONDS}))
+    shutil.copy(left / "job.json", folder)  # last, as a server writes it: now there is a job
+
+    done = ended(service, KILLED)
+    assert done["status"] == "completed", done
+    assert done["request_counts"] == {"total": CUT_SHORT, "completed": CUT_SHORT, "failed": 0}
+    assert owners(service_bucket, KILLED) == ["owner-1", "owner-2"]
+    problems = [json.loads(line) for line in (left / "problems.jsonl").read_text().splitlines()]
+    found = read_by_others(run, problems, tmp_path)
+    assert f"{CUT_SHORT} problems once" in found and "0 rows written twice" in found  # nothing was done again
+    assert len(list(run.samples())) == CUT_SHORT
