@@ -1,13 +1,13 @@
 """The mathematics of the contrast: one trajectory at a time, with numpy alone.
 
-In: the expert's top-k log-probabilities at each step and the amateur's of the same ids, as the service
-returns them. Out: which steps are informative, what can be proved of them, and their soft labels.
-Source: LightReasoner, arXiv 2510.07962, sections 3.1 and 3.2. Natural logarithms throughout; sums run in
-float64. A log-probability of -inf in the amateur's array marks an id that the amateur does not know.
+In: at each step the expert's top-k log-probabilities, and the amateur's of the same ids, as the service returns them.
+Out: which steps to keep, a proved lower bound of their divergence, and their soft labels. Source: LightReasoner,
+arXiv 2510.07962, sections 3.1 and 3.2. All logarithms are natural; sums are in float64. A log-probability of -inf in
+the amateur's array marks an id that the amateur does not know.
 
-Every label rests on both models' log-probabilities of the plausible ids alone: each model's normalisation, and what it
-gives to other ids, cancel. So where the plausible set is proved to be whole and known to the amateur, every kind of
-label, bounded or not, is exactly the one of the whole vocabulary.
+A label depends only on the two models' log-probabilities of the plausible ids: normalisation, and the probability of
+other ids, cancel. So if the plausible set is proved to be complete, every kind of label, bounded or not, is exactly the
+label over the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Selection = Literal["kl", "all", "random", "top"]
 Labels = Literal["contrast", "expert", "onehot", "tilt"]
 
 DEFAULT_GAMMA = 0.5
-"""Of tilted labels: how far the contrast moves the expert."""
+"""Gamma of tilt labels: how far the contrast moves the expert."""
 BISECTIONS = 50
-"""Halvings of [0, 1]: the largest s is found to 1e-15."""
+"""Bisection steps over [0, 1]: they find the largest s to 1e-15."""
 
 SMALLEST_REMAINDER = 1e-6
 """The least value of q_r. Sums of float32 probabilities have rounding errors of about this size: a remainder that is
@@ -53,13 +53,13 @@ class Contrast:
 
 @dataclass(frozen=True)
 class LabelShifts:
-    """How far the labels of n kept steps lie from what the expert itself predicts there."""
+    """How far the labels of n kept steps are from the expert's own predictions."""
 
     nats: Floats  # [n], D_KL(label || expert on the plausible set)
-    overturned: Bools  # [n], whether the heaviest id is one that the expert finds less likely than its best
+    overturned: Bools  # [n], whether the label's heaviest id is less probable to the expert than the expert's best
     heaviest: npt.NDArray[np.int32]  # [n], the label's heaviest id
     weight: Floats  # [n], its weight
-    columns: npt.NDArray[np.intp]  # [n], where it is among the top k; k where it is not
+    columns: npt.NDArray[np.intp]  # [n], its column in the top k; k if it is not among them
 
 
 def covered_mass(expert_logprobs: Floats, amateur_logprobs: Floats) -> Floats:
@@ -141,14 +141,14 @@ def contrast(
         beta: a step is informative if its KL bound is above this, in nats.
         first_step: steps before this one are never kept. The published code starts at 1.
         vocab_size: columns of the expert's head.
-        keep_incomplete: also keep steps whose plausible set is not complete, labelled on the plausible ids that
-            are known.
-        select: of the steps that may be kept, "kl" keeps the informative ones, "all" every one, "random" as
-            many as "kl" would, drawn by `seed` from the complete ones, and "top" those not beyond `cut`.
+        keep_incomplete: also keep steps whose plausible set is incomplete. Their labels have the known plausible ids.
+        select: "kl" keeps the informative steps, "all" every step, "top" the steps down to `cut`, and "random" draws as
+            many of the complete steps as "kl" keeps.
         labels: "contrast", "expert", "tilt" or "onehot"; see `_log_labels`. "onehot" needs `token_ids`.
-        gamma: of "tilt", at least 0.
-        max_shift: nats by which a "contrast" or "tilt" label may leave the expert; see `_bounded_labels`.
-        cut: of "top": the least bound that is kept, in nats, and the last step with just that bound.
+        gamma: for "tilt", at least 0.
+        max_shift: the largest divergence of a "contrast" or "tilt" label from the expert, in nats; see
+            `_bounded_labels`.
+        cut: for "top": the least bound to keep, in nats, and the last step to keep with exactly that bound.
         token_ids: [T], the trajectory.
         seed: seed of "random", at least 0. Give each trajectory its own, or all draw alike.
     """
@@ -159,7 +159,7 @@ def contrast(
     may_be_kept = reached & (labelled.any(axis=1) if keep_incomplete else complete)
     informative = reached & (bound > beta)
     if select == "top":
-        assert cut is not None, "the top steps are those of the whole RUN: a trajectory alone cannot tell"
+        assert cut is not None, "select top needs a cut, which depends on the whole RUN"
         least, last = cut
         chosen = (bound > least) | ((bound == least) & (np.arange(len(bound)) <= last))
     else:
@@ -207,9 +207,8 @@ def label_shifts(
 ) -> LabelShifts:
     """How far each label lies from the expert: D_KL(w || pi_E), pi_E renormalised on the plausible set.
 
-    `kept` was made by `contrast` from the arrays, [T, k], and `alpha`. An id that is labelled without being plausible
-    (of "onehot") joins the set; where it is not even among the top k it counts with the k-th probability, which can
-    only lower the figure.
+    `contrast` made `kept` from these arrays, [T, k], and `alpha`. A labelled id that is not plausible ("onehot") joins
+    the set. If it is not among the top k, it counts with the k-th probability, which can only lower the result.
     """
     steps, sizes = kept.steps, np.diff(kept.label_offsets)
     n, k = len(steps), top_ids.shape[1]
@@ -225,7 +224,7 @@ def label_shifts(
     weights = kept.label_weights.astype(np.float64)
     log_w = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
     nats = np.bincount(rows, weights * (log_w - log_p_label), n) + np.log(mass)
-    # The heaviest id of each label; of equals the expert's favourite, for then nothing is overturned.
+    # The heaviest id of each label. Among equal weights, the one that the expert prefers: nothing is overturned then.
     order = np.lexsort((-log_p_label, -weights, rows))[kept.label_offsets[:-1]]
     return LabelShifts(
         nats=np.maximum(nats, 0.0),
@@ -237,16 +236,16 @@ def label_shifts(
 
 
 def _labelled(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float) -> Bools:
-    """The ids that a label may lie on: plausible, and known to the amateur: [T, k] x 2 -> [T, k]."""
+    """The ids that a label can have: plausible, and known to the amateur: [T, k] x 2 -> [T, k]."""
     return plausible(expert_logprobs, alpha) & np.isfinite(amateur_logprobs)
 
 
 def _log_labels(labels: Labels, gamma: float, log_p: Floats, log_q: Floats, mask: Bools) -> Floats:
     """The logarithms of the labels: [n, k] x 3 -> [n, k], float64, normalised over `mask`, -inf outside it.
 
-    contrast: v(a) proportional to pi_E(a) / pi_A(a), the paper's v_C. expert: to pi_E(a), the amateur playing no part
-    in it. tilt: to pi_E(a) (pi_E(a) / pi_A(a))^gamma, the tempered form of W2S-OPD (arXiv 2607.26246), which keeps
-    what the expert itself prefers; gamma = 0 gives the expert's label.
+    contrast: proportional to pi_E(a) / pi_A(a), the paper's v_C. expert: to pi_E(a), without the amateur. tilt: to
+    pi_E(a) (pi_E(a) / pi_A(a))^gamma, the tempered form of W2S-OPD (arXiv 2607.26246), which keeps more of the expert's
+    own preferences; gamma = 0 gives the expert's label.
     """
     favour, against = {"contrast": (1.0, 1.0), "expert": (1.0, 0.0), "tilt": (1.0 + gamma, gamma)}[labels]
     values = np.full(mask.shape, -np.inf)
@@ -262,11 +261,11 @@ def _log_softmax(values: Floats) -> Floats:
 
 
 def _bounded_labels(most: float, log_label: Floats, log_expert: Floats) -> Floats:
-    """Labels no more than `most` nats from the expert: [n, k] x 2 -> [n, k], all normalised logarithms.
+    """Labels at most `most` nats from the expert: [n, k] x 2 -> [n, k], all normalised logarithms.
 
-    w_s proportional to pi_E^(1-s) v^s, with the largest s in [0, 1] for which D_KL(w_s || pi_E) <= most, pi_E being
-    renormalised on the plausible set. The divergence grows with s, by s Var_{w_s}(log v / pi_E), so halving finds it.
-    Budgets of divergence: arXiv 2604.14084, 2605.26844.
+    w_s is proportional to pi_E^(1-s) v^s, with the largest s in [0, 1] for which D_KL(w_s || pi_E) <= most; pi_E is
+    renormalised on the plausible set. The divergence grows with s, at the rate s Var_{w_s}(log v / pi_E), so bisection
+    finds it. Budgets of divergence: arXiv 2604.14084, 2605.26844.
     """
     bounded = log_label.copy()
     far = np.flatnonzero(_divergence(log_label, log_expert) > most)

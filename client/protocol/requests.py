@@ -24,9 +24,9 @@ from client.protocol.trajectories import parse_line as parse_line
 SYSTEM_PROMPT = "Please reason step by step."
 """The system prompt of the published sampling code."""
 DEFAULT_TOP_K = 20
-"""By measurement: tests/benchmarks/README.md, "Why --top-k is 20"."""
+"""Chosen by measurement: tests/benchmarks/README.md, "Why --top-k is 20"."""
 DEFAULT_SLOTS = 128
-"""Of a model's card that does not say: vLLM's own number, which servers without the field ran with."""
+"""Slots of a model whose card names none: vLLM's default, which older servers ran with."""
 MAX_PROBLEMS = 1024
 """Most problems in a request. The server makes n trajectories of each."""
 MAX_JOB_PROBLEMS = 50_000
@@ -44,7 +44,7 @@ PASSING_ERRORS = frozenset({"engine_error", "no_scores", "internal_error", "serv
 
 TOP_NEEDS_ALL = "select top needs the whole RUN: sample first, then lightreasoner-client build --select top"
 SHIFTED_LABELS: frozenset[Labels] = frozenset({"contrast", "tilt"})
-"""Labels that leave the expert, so that max_shift can bound by how much."""
+"""Labels that differ from the expert, so that max_shift can bound them."""
 DEFAULT_KEEP = 0.05
 """Share of the steps that select top keeps: about what the published beta keeps."""
 
@@ -115,14 +115,16 @@ class ContrastSettings(Strict):
     labels: Labels = "contrast"
     gamma: float | None = Field(None, ge=0.0, le=1000.0, description="How far labels tilt move the expert.")
     max_shift: float | None = Field(
-        None, ge=0.0, description="Nats by which a label, contrast or tilt, may leave the expert; null: any."
+        None,
+        ge=0.0,
+        description="The largest divergence of a contrast or tilt label from the expert, in nats; null: no bound.",
     )
     select_seed: int = Field(0, ge=0, le=2**63 - 1)  # of select "random"
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_choices(cls, data: Any) -> Any:
-        """What a choice needs is recorded with it, and what none needs is null: two such RUNs are alike."""
+        """Fill in the settings that a choice needs, so that run.json records them; settings without use stay null."""
         if isinstance(data, dict):
             needed = {}
             if data.get("labels") == "tilt" and data.get("gamma") is None:
@@ -143,9 +145,9 @@ class ContrastSettings(Strict):
         return self
 
     def changed(self, **given: Any) -> dict[str, Any]:
-        """These settings with others in their place, as values to be checked.
+        """These settings with the `given` ones, as values that still need validation.
 
-        What belongs to a choice that is given up goes with it, unless it is given too.
+        gamma, max_shift and keep are dropped if the new choice does not use them, unless they are given too.
         """
         values = {name: getattr(self, name) for name in ContrastSettings.model_fields} | given
         if values["labels"] != "tilt" and "gamma" not in given:
@@ -320,7 +322,7 @@ class ModelCard(BaseModel):
     max_model_len: int
     max_logprobs: int
     slots: int = Field(
-        DEFAULT_SLOTS, ge=1, description="Requests that its engine runs at a time, all data-parallel ranks together."
+        DEFAULT_SLOTS, ge=1, description="Requests that its engine runs at a time, on all data-parallel ranks together."
     )
     dtype: str
     model_fingerprint: str
@@ -339,7 +341,7 @@ class PairCards(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Trajectories that the pair works on at a time: the smaller engine's."""
+        """Trajectories that the pair works on at a time: the slots of the smaller engine."""
         return min(self.expert.slots, self.amateur.slots)
 
 

@@ -74,12 +74,12 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
 
 
 def top_cut(run: Run, settings: RunManifest) -> TopCut:
-    """The last of the steps that select top keeps: the share `settings.keep` of all eligible ones, by their bounds.
+    """The last step that select top keeps: it keeps the share `settings.keep` of all eligible steps, largest bound first.
 
-    Of equal bounds the first by problem id, sample and step is kept first. Reads the RUN twice: the first time counts
-    bounds, the second looks at the few that the counters do not tell from the cut.
+    Steps with equal bounds are kept in the order of problem id, sample and step. Reads the RUN twice: once to count
+    bounds, once to sort the few that share a counter with the cut.
 
-    Raises RunError where no step is eligible.
+    Raises RunError if no step is eligible.
     """
     assert settings.keep is not None
     counted = Divergences()

@@ -19,13 +19,13 @@ TEXT_SHOWN = 80
 ALIKE_SHOWN = 20
 """Of what two long values have in common, before the place where they part."""
 EVERY_STEP = 2**62
-"""Beyond any trajectory's last."""
+"""Larger than any step."""
 
 
 class TopCut(Frozen):
-    """Where select top ends: the last step that it keeps, by its bound, then by problem id, sample and step.
+    """The last step that select top keeps: in the order of bound, problem id, sample and step.
 
-    It was found over the whole RUN, and is recorded so that samples come from their trajectory and run.json alone.
+    It depends on the whole RUN. run.json records it, so that samples depend on their trajectory and run.json alone.
     """
 
     kl_lower_bound: float  # nats
@@ -34,7 +34,7 @@ class TopCut(Frozen):
     step: int
 
     def for_trajectory(self, problem_id: str, sample_index: int) -> tuple[float, int]:
-        """The least bound that a trajectory keeps, and the last step with just that bound."""
+        """The least bound to keep of a trajectory, and the last step to keep with exactly that bound."""
         here, end = (problem_id, sample_index), (self.problem_id, self.sample_index)
         return self.kl_lower_bound, self.step if here == end else EVERY_STEP if here < end else -1
 

@@ -65,13 +65,13 @@ class Divergences:
         return up_to[-1] - up_to[self._cells(thresholds)]
 
     def place(self, rank: int) -> tuple[int, int]:
-        """The counter that holds the rank-th largest, and how many steps those above it count."""
+        """The counter of the rank-th largest bound, and how many steps the counters above it hold."""
         up_to = self._counts.cumsum()
         cell = int(np.searchsorted(up_to, up_to[-1] - rank, side="right"))
         return cell, int(up_to[-1] - up_to[cell])
 
     def alike(self, bounds: npt.NDArray[np.floating], cell: int) -> npt.NDArray[np.bool_]:
-        """Which of the bounds that counter counts: [n] -> [n]."""
+        """Which bounds belong to a counter: [n] -> [n]."""
         return self._cells(bounds) == cell
 
     def quantile(self, share: float) -> float:

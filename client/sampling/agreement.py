@@ -22,7 +22,7 @@ def manifest_of(
     sampling: SamplingSettings,
     contrast: ContrastSettings,
 ) -> RunManifest:
-    """run.json of a new RUN; `versions` are the source's. Raises RunError for a selection that needs the whole RUN."""
+    """run.json of a new RUN. `versions`: what the source reports. Raises RunError for select top."""
     if contrast.select == "top":
         raise RunError(TOP_NEEDS_ALL)
     expert, amateur = pair

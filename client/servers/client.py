@@ -26,7 +26,7 @@ SERVER_PATIENCE_SECONDS = 1800.0
 """How long to wait for servers to start (large models take long), and for any answer."""
 READY_POLL_SECONDS = 1.0
 LEAST_FIELDS = ("max_model_len", "max_logprobs", "slots")
-"""Of a model's card, in which servers of one pair may differ."""
+"""Fields of a model's card in which servers of one pair may differ."""
 
 
 class SamplingClient:
@@ -179,7 +179,7 @@ class NotReady(Exception):
 
 
 def _least(pairs: Sequence[PairCards]) -> PairCards:
-    """The cards of a pair that several servers serve, with the smallest context, top k and slots of any."""
+    """The cards of a pair that several servers serve, with the smallest context, max_logprobs and slots of all."""
     expert, amateur = (
         cards[0].model_copy(update={name: min(getattr(card, name) for card in cards) for name in LEAST_FIELDS})
         for cards in zip(*pairs, strict=True)

@@ -73,7 +73,7 @@ class Backlog:
         return bool(self._again)
 
     def take(self, size: int) -> list[Pending]:
-        """The problems of the next request, `size` of them or as many as there are."""
+        """The problems of the next request, at most `size`."""
         batch = [self._again.popleft() for _ in range(min(size, len(self._again)))]
         return batch + [self._pending(problem) for problem in islice(self._fresh, size - len(batch))]
 
@@ -156,7 +156,7 @@ class Dispatch:
         return any(request.missing for request in self._open) or bool(self._backlog) or not self._lines.empty()
 
     def _overdue(self, server: ServerWindow, size: int) -> list[Pending]:
-        """What another server alone has had for too long, to be asked of this one as well; the longest first."""
+        """Missing problems of the longest overdue request of another server, to send to this one too; at most `size`."""
         if not self._usual:
             return []  # no request has ended yet: the usual time is unknown
         now = time.monotonic()

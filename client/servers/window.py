@@ -1,9 +1,9 @@
-"""How much each server may be given, and when: a window of trajectories, pauses, and the way back.
+"""How many trajectories each server may have at a time: its window, its pauses, its recovery.
 
-In: a server's slots, and how requests ended. Out: the server with the most room, and how much its next request may
-hold. A window is twice the slots, at first and at most: what runs, and as much again that waits, so that no slot is
-ever empty. A server that refuses or fails gets half its window and a pause; one that failed is probed until it is ready
-with the same pair as before. Never moves problems itself.
+In: a server's slots, and how requests ended. Out: the server with the most room, and the size of its next request.
+A window is at first, and at most, twice the slots: as many trajectories wait as run, so that no slot is ever empty. An
+overloaded or failed server gets half its window and a pause. A failed server is probed until it is ready again with the
+same pair. Problems are moved elsewhere (`client.servers.dispatch`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from client.protocol.requests import PairCards
 from client.servers.connection import Connection
 
 TRAJECTORIES_A_REQUEST = 16
-"""Small, so that no request waits long for its slowest problem; large enough that HTTP costs nothing."""
+"""Small, so that no request waits long for its slowest problem; large, so that the cost of HTTP does not matter."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 """Pause after a failure. It is doubled with each further failure before a line comes; chance takes up to half of it."""
 PAIR_FIELDS = ("model_fingerprint", "tokenizer_fingerprint", "chat_template_digest", "vocab_size", "dtype")
@@ -31,8 +31,8 @@ class ServerWindow:
         self.connection, self._pair = connection, pair
         self.window = float(self.largest)
         self.in_flight = self.requests = self.answered = 0
-        self.epoch = 0  # counts pauses, so that requests of one moment that fail together are one failure
-        self.trouble: ServiceError | None = None  # why it is not asked now
+        self.epoch = 0  # counts pauses: requests that were sent in the same epoch and fail count as one failure
+        self.trouble: ServiceError | None = None  # why it gets no requests now
         self._failures, self._pause = 0, 0.0
 
     def __str__(self) -> str:
@@ -49,12 +49,12 @@ class ServerWindow:
 
     @property
     def largest(self) -> int:
-        """The window of a server that has never failed."""
+        """The largest window, which a server has until it fails."""
         return 2 * self._pair.slots
 
     @property
     def request(self) -> int:
-        """Trajectories of a whole request: a window holds two at least."""
+        """Trajectories in a full request; the largest window holds at least two of them."""
         return min(TRAJECTORIES_A_REQUEST, self._pair.slots)
 
     @property
@@ -62,9 +62,9 @@ class ServerWindow:
         return 0 if self.trouble else int(self.window) - self.in_flight
 
     def problems(self, n: int) -> int:
-        """How many problems, of `n` trajectories each, its next request may hold; 0: not now.
+        """How many problems, of `n` trajectories each, its next request may hold; 0: it must wait.
 
-        A window that grows has room for a part of a request first, and waits until it has room for the whole.
+        A window that was made smaller grows bit by bit: it waits until it has room for a full request.
         """
         whole = max(1, self.request // n)
         fitting = max(0, min(whole, self.room // n))
@@ -85,7 +85,7 @@ class ServerWindow:
         self._failures = 0
 
     def request_went_well(self, trajectories: int) -> None:
-        """Additive increase: a full window that ends well earns room for one request more."""
+        """Additive increase: after a full window of successes there is room for one more request."""
         self.window = min(self.window + self.request * trajectories / self.window, self.largest)
 
     def request_failed(self, error: Unreachable, epoch: int) -> bool:
@@ -132,7 +132,7 @@ class ServerWindow:
 
 
 def roomiest(servers: Sequence[ServerWindow], n: int = 1) -> ServerWindow | None:
-    """The server with the most room for problems of `n` trajectories, or None where none has room."""
+    """The server with the most room for problems of `n` trajectories; None if no server has room."""
     return max((server for server in servers if server.problems(n)), key=lambda server: server.room, default=None)
 
 
