@@ -1,7 +1,7 @@
-"""What the client's commands print: a run's progress, what a RUN holds in the end, a warning.
+"""What the client's commands print: progress, totals, warnings.
 
-In: counts and totals. Out: a bar on a terminal, a line now and then elsewhere, each server's state below it; all that
-on stderr, and a table of totals on stdout. Never decides anything.
+In: counts and totals. Out: on stderr a progress bar (without a terminal: a line from time to time) with the state of
+each server below it, on stdout a table of totals. Never decides anything.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from client.sampling.writer import Counts
 
 PLAIN_SECONDS = 10.0
-"""Between progress lines where the output is not a terminal."""
+"""Time between progress lines, without a terminal."""
 
 
 def warn(text: str) -> None:
-    """Print a line on stderr, beside what a command prints."""
+    """Print a line on stderr."""
     Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def track(parts: Sequence[str]) -> Iterable[str]:
-    """The same parts, with a bar on a terminal."""
+    """Iterate over parts; shows a progress bar on a terminal."""
     console = Console(stderr=True)
     return rich.progress.track(parts, "parts", console=console, disable=not console.is_terminal)
 
 
 def print_totals(run: str, totals: RunTotals, counts: Counts | None) -> None:
-    """Print what a RUN holds. `counts`: of the attempt that has just ended, if there was one."""
+    """Print what a RUN holds. `counts`: of the attempt that ended now, if there was one."""
     table = Table(title=Text(run), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -75,7 +75,7 @@ def print_totals(run: str, totals: RunTotals, counts: Counts | None) -> None:
 
 
 class Terminal:
-    """Shows a run while it goes on. `servers`: each server's state in words, shown if there are several."""
+    """Shows the progress of a run. `servers`: returns each server's state in words; shown if there are several."""
 
     def __init__(self) -> None:
         self.servers: Callable[[], list[str]] = list
@@ -83,11 +83,11 @@ class Terminal:
         self._console = Console(stderr=True)
         self._bar = Bar(self)
         self._task = self._bar.add_task("sampling", total=None, visible=False)
-        self._printed = math.inf  # the first update starts the clock: waiting for the server is not progress
+        self._printed = math.inf  # set by the first update: the wait for servers does not count
 
     @property
     def began(self) -> bool:
-        """Whether sampling has begun; before that, the run waits for the server and the bucket."""
+        """Whether sampling has begun; before, the run waits for servers and the bucket."""
         return self._printed < math.inf
 
     def __enter__(self) -> Terminal:
@@ -101,7 +101,7 @@ class Terminal:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def server_lines(self) -> list[str]:
-        """The servers' states; none for a single server."""
+        """The state of each server; nothing for a single server."""
         states = self.servers()
         return states if len(states) > 1 else []
 
@@ -122,14 +122,14 @@ class Terminal:
 
 
 def _time_left(counts: Counts) -> str:
-    """An estimate by the rate so far; empty before the first trajectory."""
+    """The estimated time left, from the rate so far; empty before the first trajectory."""
     if not counts.settled:
         return ""
     return f"{timedelta(seconds=round(counts.seconds / counts.settled * (counts.total - counts.settled)))} left, "
 
 
 class Bar(Progress):
-    """The bar, and below it the run's rates and a line for each server."""
+    """The progress bar; below it rates, and a line for each server."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal

@@ -1,1 +1,1 @@
-"""What can be known of a model from its files: fingerprints, chat template, tokens as text."""
+"""What the files of a model tell: fingerprints, chat template, tokens as text."""

@@ -1,7 +1,7 @@
 """Renders a chat template as transformers does, without transformers.
 
-In: a model folder's template and messages. Out: the prompt's text. A template is a stranger's program: it runs in
-jinja2's sandbox.
+In: a model folder's template and messages. Out: the prompt's text. A template is a program of somebody else: it runs
+in jinja2's sandbox.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from client.errors import ModelError
 from client.models.fingerprints import chat_template
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""What templates may name, from tokenizer_config.json."""
+"""Names of special tokens that templates may use, from tokenizer_config.json."""
 
 
 class ChatTemplate:
-    """The default chat template of a model folder. Raises ModelError where there is none, or it cannot be used."""
+    """The default chat template of a model folder. Raises ModelError if there is none, or it is invalid."""
 
     def __init__(self, folder: Path) -> None:
         source = chat_template(folder)
@@ -41,7 +41,7 @@ class ChatTemplate:
             raise ModelError(f"the chat template of {folder} cannot be read: {error}") from None
 
     def render(self, system_prompt: str, question: str) -> str:
-        """The prompt of a question, ready for the answer."""
+        """The prompt of a question, up to where the answer begins."""
         messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}]
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)

@@ -1,6 +1,6 @@
-"""Token ids as text a person can read, by the expert's tokenizer.json; needs no model.
+"""Token ids as readable text, with the expert's tokenizer.json; needs no model.
 
-In: tokenizer.json's bytes. Out: text. What a tokenizer says is never trusted: escaping is the page's.
+In: the bytes of tokenizer.json. Out: text. The text is not escaped: the page that shows it must do that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def tokenizer_of(data: bytes, where: str) -> Tokenizer:
-    """The tokenizer that a tokenizer.json holds. Raises RunError naming `where` it came from."""
+    """The tokenizer of a tokenizer.json. Raises RunError that names `where` it is."""
     from tokenizers import Tokenizer
 
     try:
@@ -25,14 +25,14 @@ def tokenizer_of(data: bytes, where: str) -> Tokenizer:
 
 
 class Texts:
-    """Tokens as text, one by one or in their context."""
+    """Tokens as text, alone or in their sequence."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[int, str] = {}
 
     def alone(self, token_id: int) -> str:
-        """One token, its spaces and line ends made visible; a part of a character as the tokenizer writes it."""
+        """One token with visible spaces and line ends. A part of a character: as the vocabulary writes it."""
         if token_id not in self._known:
             text = self._tokenizer.decode([token_id], skip_special_tokens=False)
             if not text or "\ufffd" in text:
@@ -41,19 +41,19 @@ class Texts:
         return self._known[token_id]
 
     def raw(self, token_id: int) -> str:
-        """One token as it stands in a text; '' for a special token."""
+        """One token as plain text; '' for a special token."""
         return self._tokenizer.decode([token_id])
 
     def whole(self, token_ids: Iterable[int]) -> str:
-        """A sequence as it reads."""
+        """A sequence as text."""
         return self._tokenizer.decode([int(token) for token in token_ids], skip_special_tokens=False)
 
     def pieces(self, token_ids: Iterable[int]) -> list[str]:
-        """A sequence token by token: joined they are what `whole` says of it, whatever the tokens.
+        """A sequence token by token. Joined, the pieces are always the text of `whole`.
 
-        A piece is what the token lets the beginning say of the whole: a character that several tokens make up stands
-        at the last of them, the others are empty. Each beginning is decoded anew, so long sequences take long: a
-        stream would be quicker, but bytes that make no character change what it has said already.
+        A character of several tokens is the piece of the last one; the others are empty. The time grows with the square
+        of the length, because each prefix is decoded anew. A streaming decoder would be quicker, but bytes that form no
+        character change text that it has already returned.
         """
         ids = [int(token) for token in token_ids]
         whole, pieces, end = self.whole(ids), [], 0
@@ -66,5 +66,5 @@ class Texts:
 
 
 def visible(text: str) -> str:
-    """Text whose spaces and line ends can be seen: a token is often nothing else."""
+    """Text with visible spaces and line ends: many tokens are nothing else."""
     return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")

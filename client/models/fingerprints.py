@@ -1,7 +1,7 @@
-"""What identifies a model: fingerprints of its weights, its tokenizer and its chat template, from files alone.
+"""Identifies a model by its files: fingerprints of weights, tokenizer and chat template.
 
-In: a model folder in Hugging Face format. Out: hex digests and the token map. Never loads a weight: of each
-tensor the header and the first 4 KiB are read, so a 7B model takes well under a second.
+In: a model folder in Hugging Face format. Out: hex digests and the token map. Never loads weights: it reads the header
+and the first 4 KiB of each tensor, so a 7B model takes well under a second.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ HEAD_BYTES = 4096
 
 
 def model_folder(model: str) -> Path:
-    """The local folder of a model: a folder as it is, or a Hugging Face Hub id, downloaded if it must be.
+    """The local folder of a model. `model`: a folder, or a Hugging Face Hub id, which is downloaded if needed.
 
-    Raises ModelError where it is neither.
+    Raises ModelError if it is neither.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -63,7 +63,7 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def token_map(folder: Path) -> tuple[dict[int, str], set[int]]:
-    """A tokenizer's id -> token, and the ids among them that are added tokens; from tokenizer.json."""
+    """The tokens of tokenizer.json by id, and the ids of the added tokens."""
     remedy = "save the tokenizer with AutoTokenizer.from_pretrained(…).save_pretrained(…)"
     tokenizer = _json_object(folder / "tokenizer.json", remedy)
     try:
@@ -72,9 +72,7 @@ def token_map(folder: Path) -> tuple[dict[int, str], set[int]]:
         tokens = {int(index): str(token) for token, index in pairs}
         added = {int(entry["id"]): str(entry["content"]) for entry in tokenizer.get("added_tokens") or []}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ModelError(
-            f"{folder}/tokenizer.json holds no vocabulary that can be read ({error!r}): {remedy}"
-        ) from error
+        raise ModelError(f"{folder}/tokenizer.json has no vocabulary that can be read ({error!r}): {remedy}") from error
     return tokens | added, set(added)
 
 
@@ -85,7 +83,7 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
 
 def chat_template(folder: Path) -> str | None:
-    """The default chat template of a model folder, or None where it has none."""
+    """The default chat template of a model folder; None if it has none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
@@ -100,7 +98,7 @@ def chat_template(folder: Path) -> str | None:
 
 
 def chat_template_digest(folder: Path) -> str | None:
-    """SHA-256 of the default chat template, or None where there is none."""
+    """SHA-256 of the default chat template; None if there is none."""
     template = chat_template(folder)
     return hashlib.sha256(template.encode()).hexdigest() if template else None
 

@@ -1,6 +1,6 @@
-"""The problems of a run: each id once, in order, in as little memory as their texts allow.
+"""The problems of a run: each id once, in order, with little memory beyond their texts.
 
-In: problems, or texts by id. Out: `Problem` values made as they are asked for, shards, and the set's identity.
+In: problems, or texts by id. Out: `Problem` values, made on demand; subsets; the identity of the set.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ DIGEST_SHOWN = 12
 
 
 class Frozen(BaseModel):
-    """Base of what run.json is made of."""
+    """Base of the values in run.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ProblemSetIdentity(Frozen):
-    """How many problems a RUN is of, and a SHA-256 over them (`ProblemSet.identity`)."""
+    """How many problems a RUN has, and a SHA-256 over them (`ProblemSet.identity`)."""
 
     count: int
     digest: str
@@ -35,14 +35,14 @@ class ProblemSetIdentity(Frozen):
 
 
 class ProblemSet:
-    """Problems by id; one that is a question and nothing else is kept as its text."""
+    """Problems by id. A problem that is only a question is kept as its text."""
 
     def __init__(self, problems: dict[str, str | Problem]) -> None:
         self._problems = problems
 
     @classmethod
     def of(cls, problems: Iterable[Problem]) -> ProblemSet:
-        """Raises ProblemSetError where two have one id."""
+        """Raises ProblemSetError if two problems have the same id."""
         found: dict[str, str | Problem] = {}
         for problem in problems:
             if problem.id in found:
@@ -63,19 +63,19 @@ class ProblemSet:
             yield Problem(id=problem_id, question=kept) if isinstance(kept, str) else kept
 
     def question(self, problem_id: str) -> str | None:
-        """None where a prompt came as token ids."""
+        """The question of a problem; None if it was given as token ids."""
         kept = self._problems[problem_id]
         return kept if isinstance(kept, str) else kept.question
 
     def only(self, wanted: Callable[[str], bool]) -> ProblemSet:
-        """Those whose ids are wanted."""
+        """The problems whose ids are `wanted`."""
         return ProblemSet({problem_id: kept for problem_id, kept in self._problems.items() if wanted(problem_id)})
 
     def identity(self) -> ProblemSetIdentity:
-        """What run.json keeps of a problem set: its size and a digest that does not depend on its order.
+        """What run.json records of a problem set: its size, and a digest that does not depend on the order.
 
-        SHA-256 over a JSON list of the (id, question) pairs, sorted by id; the token ids that a problem brings stand
-        beside its pair.
+        The digest is SHA-256 over a JSON list of (id, question), sorted by id. The entry of a problem with token ids
+        has those too.
         """
         digest, before = hashlib.sha256(), b"["
         for problem_id in sorted(self._problems):

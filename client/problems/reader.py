@@ -1,8 +1,8 @@
-"""Problem sets as problems: which field is the question, what the id is, which rows cannot be asked.
+"""Reads problem sets: which field is the question, what the id is, which rows are invalid.
 
-In: a path, an s3:// or an hf:// URL. Out: a `ProblemSet` for sampling, or `ProblemRow` values for those who want what
-else the rows carry, as answers; every id once, in the set's order or shuffled by a seed. A row that cannot be a problem
-is named by file and line before anything else happens.
+In: a path, an s3:// or an hf:// URL. Out: a `ProblemSet` for sampling, or `ProblemRow` values, which also have the rest
+of the row, such as answers. Each id comes once, in the order of the set or shuffled by a seed. An invalid row is an
+error that names file and line.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from client.protocol.requests import MAX_CHARACTERS, Problem
 
 QUESTION_FIELDS = ("question", "problem", "input")
 SPLIT_QUESTION_FIELDS = (("Body", "Question"), ("body", "question"), ("Body", "question"), ("body", "Question"))
-"""Data sets that keep the story and the question apart; they win over a bare `question`."""
+"""Fields of data sets that keep the story and the question apart. They come before a `question` field."""
 MOST_ID_CHARACTERS = 512
 MOST_CHARACTERS = 500_000_000
-"""Of all questions together: they are held in memory."""
+"""Most characters of all questions together, which are held in memory."""
 MOST_ROWS_NAMED = 5
-"""Rows that a message names, of those it is about."""
+"""Most rows that a message names."""
 MOST_NAME_CHARACTERS = 300
-"""Of a row's fields together, as a message names them."""
+"""Most characters of a message's list of field names."""
 
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """One problem: its id, its question, the row it came from and where that is; `.problem` is what a server takes."""
+    """One problem: id, question, the row, and where the row is. `.problem` is the value for a server."""
 
     id: str
     question: str
@@ -41,7 +41,7 @@ class ProblemRow:
 
     @property
     def problem(self) -> Problem:
-        """What is sent to a server: never the answer."""
+        """The problem to send to a server, without the answer."""
         return Problem(id=self.id, question=self.question)
 
 
@@ -54,16 +54,16 @@ def read_problems(
     stopped: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[ProblemRow]:
-    """Read a problem set, the first `limit` problems of it if given, with the rows that they came from.
+    """Read a problem set, with the rows of the problems. `limit`: only the first problems.
 
-    A row has a question (`question_field`; else `question`, `problem`, `input`, or Body/body + Question/question) and
-    optionally an `id`; without one, the id is a digest of the question. A problem that comes again, with the same id
-    and question, is read once; `tell` hears which rows those are.
+    A row has a question (`question_field`; without it `question`, `problem`, `input`, or Body/body + Question/question)
+    and may have an `id`; without one, the id is a digest of the question. A problem that occurs twice, with the same id
+    and question, is read once; `tell` is called with the repeated rows.
 
-    `shuffle`: a seed; the order then depends on it and on the ids alone, and `limit` draws from the whole set.
-    `stopped` is asked again and again, and ends it.
+    `shuffle`: a seed. The order then depends on the seed and the ids only, and `limit` draws from the whole set.
+    `stopped` is called before each row; if it returns True, reading ends.
 
-    Raises ProblemSetError naming the file, and the rows at fault; Stopped.
+    Raises ProblemSetError, naming the file and the invalid rows; Stopped.
     """
     read = _distinct(path, None if shuffle is not None else limit, question_field, None, stopped, tell)
     found = {problem.id: problem for problem in read}
@@ -79,7 +79,7 @@ def read_problem_set(
     stopped: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> ProblemSet:
-    """The problems that `read_problems` finds, and nothing of their rows: columns that name no problem are not read."""
+    """The same problems as `read_problems`, without their rows. Only the columns of ids and questions are read."""
     fields = _fields(question_field)
     read = _distinct(path, None if shuffle is not None else limit, question_field, fields, stopped, tell)
     found: dict[str, str | Problem] = {problem.id: problem.question for problem in read}
@@ -96,7 +96,7 @@ def _distinct(
     stopped: Callable[[], bool],
     tell: Callable[[str], None],
 ) -> Iterator[ProblemRow]:
-    """The first `limit` problems, each once; rows with `fields` alone, if given."""
+    """The first `limit` problems, each once. `fields`: the only fields to read of each row."""
     questions: dict[str, str] = {}
     numbers = array("Q")  # of their rows
     again, empty, characters = _Rows(), _Rows(), 0
@@ -142,7 +142,7 @@ def _in_order(ids: Iterable[str], shuffle: int, limit: int | None) -> list[str]:
 
 @dataclass
 class _Rows:
-    """Rows that a message is about: their number, and where the first of them stand."""
+    """Rows for a message: how many, and where the first ones are."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -158,14 +158,14 @@ class _Rows:
 
 
 def _fields(question_field: str | None) -> list[str]:
-    """What a row may name its problem by."""
+    """The fields that can hold an id or a question."""
     if question_field:
         return ["id", question_field]
     return list(dict.fromkeys(("id", *QUESTION_FIELDS, *(name for pair in SPLIT_QUESTION_FIELDS for name in pair))))
 
 
 def _question(row: dict[str, Any], where: str, given: str | None) -> str | None:
-    """The question; blank where the row has a field for it and nothing in it, None where it has no field for it."""
+    """The question of a row; "" if its question field is empty, None if it has no question field."""
     for body, question in () if given else SPLIT_QUESTION_FIELDS:
         if row.get(body) is not None and row.get(question) is not None:
             parts = [_text_of(row, name, where).strip() for name in (body, question)]
@@ -213,5 +213,5 @@ def _id(row: dict[str, Any], question: str, where: str) -> str:
 
 
 def _place_in_shuffle(seed: int, problem_id: str) -> bytes:
-    """Where a shuffle puts a problem: the same in every client, whatever its Python and the order of the set."""
+    """The sort key of a problem in a shuffled set. It is the same in every client, for any order of the set."""
     return hashlib.sha256(f"{seed}/{problem_id}".encode()).digest()

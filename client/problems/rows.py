@@ -1,8 +1,8 @@
-"""Rows of problem sets, one after the other: JSONL, gzipped JSONL, Parquet, and data sets through `datasets`.
+"""Reads the rows of problem sets: JSONL, gzipped JSONL, Parquet, and data sets through `datasets`.
 
-In: a path, an s3:// or an hf:// URL, and which columns matter. Out: (number, row), in the set's own order. However
-large a file is, and however much it grows when it is unpacked, a few rows of it are in memory at a time; hf:// is read
-as `datasets` reads it. Never judges what a row says.
+In: a path, an s3:// or an hf:// URL, and the columns to read. Out: (number, row), in the order of the set. Only a few
+rows are in memory at a time, however large the file is, packed or unpacked; `datasets` reads hf:// in its own way.
+Never checks what a row says.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 JsonRow = dict[str, Any]
 HUB = "hf"
-"""The scheme of what is read through `datasets`."""
+"""The scheme of data sets that are read through `datasets`."""
 HUB_OPTIONS = ("config", "split")
 MOST_ROW_BYTES = 64 * 2**20
-"""Of a line: the longest question as JSON may escape it, and room for the other fields."""
+"""Most bytes of a line: the longest question, escaped by JSON, and room for the other fields."""
 MOST_COLUMN_BYTES = 2**30
-"""Of a column in a row group, unpacked: a single page may be all of it, and pages are unpacked whole."""
+"""Most unpacked bytes of a column in a row group: it may be a single page, and a page is unpacked whole."""
 BATCH_ROWS = 16
-"""Of Parquet, at a time: a small page may stand for long texts."""
+"""Rows of Parquet to read at a time: a small page may unpack to long texts."""
 PAGE_BUFFER_BYTES = 2**20
 
 
 def rows(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, JsonRow]]:
-    """Every row with the number of its line or row, from 1.
+    """Every row, with its number from 1.
 
-    `fields`: columns but these need not be read; None: all, but for Parquet columns that JSON has no values for.
-    `stopped` is asked before each row.
+    `fields`: the columns that are needed; others may be left out. None: all, except Parquet columns with types that
+    JSON cannot hold. `stopped` is called before each row.
 
-    Raises ProblemSetError naming the file, and the line at fault; Stopped.
+    Raises ProblemSetError, naming the file and the invalid line; Stopped.
     """
     read = _of_hub if _is_hub(path) else _of_parquet if _is_parquet(path) else _of_lines
     with _naming(path):
@@ -52,9 +52,9 @@ def rows(path: str, fields: Collection[str] | None, stopped: Callable[[], bool])
 
 
 def column_names(path: str) -> list[str]:
-    """The columns of a set whose rows all have the same, read or not, with the type of those that are never read.
+    """The names of all columns of a set, with the type of those that cannot be read.
 
-    Empty for lines: each has names of its own. Raises ProblemSetError naming the file.
+    Empty for JSONL, where each line has its own names. Raises ProblemSetError, naming the file.
     """
     if _is_hub(path):
         with _naming_data_set(path):
@@ -129,7 +129,7 @@ def _check_row_groups(path: str, metadata: pq.FileMetaData, columns: Collection[
 
 
 def _has_json(kind: pa.DataType) -> bool:
-    """Whether JSON could hold a column's values; times, decimals and bytes may not even become Python's."""
+    """Whether JSON can hold a column's values. Times, decimals and bytes are never read: they may not even convert."""
     if pa.types.is_struct(kind):
         return all(_has_json(field.type) for field in kind.fields)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
@@ -150,7 +150,7 @@ def _of_hub(path: str, fields: Collection[str] | None, stopped: Callable[[], boo
 
 
 def _data_set(path: str) -> IterableDataset:
-    """hf://NAME?config=…&split=…, as it comes; NAME is the Hub's, or a local folder's path."""
+    """The data set of hf://NAME?config=…&split=…, streamed. NAME: a name of the Hub, or the path of a local folder."""
     try:
         from datasets import load_dataset
     except ModuleNotFoundError as error:
@@ -196,7 +196,7 @@ def _row_in(line: bytes, where: str) -> JsonRow:
             raise ProblemSetError(
                 f"{where}: holds NUL bytes, as UTF-16 and damaged files do; the file must be in UTF-8"
             ) from None
-        reason = f"{error.msg}, column {error.pos + 1}"  # its own message calls every line line 1
+        reason = f"{error.msg}, column {error.pos + 1}"  # orjson's message always says line 1
         raise ProblemSetError(f"{where}: not a JSON object ({reason}); a problem set has one object a line") from None
     if not isinstance(row, dict):
         raise ProblemSetError(

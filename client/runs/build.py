@@ -74,7 +74,7 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
 
 
 def top_cut(run: Run, settings: RunManifest) -> TopCut:
-    """The last step that select top keeps: it keeps the share `settings.keep` of all eligible steps, largest bound first.
+    """The last step that select top keeps: of all eligible steps the share `settings.keep`, largest bound first.
 
     Steps with equal bounds are kept in the order of problem id, sample and step. Reads the RUN twice: once to count
     bounds, once to sort the few that share a counter with the cut.

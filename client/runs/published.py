@@ -1,12 +1,12 @@
 """Imports the authors' published sample files into a RUN that holds samples only.
 
-In: JSONL, a row a kept step: `prompt_id` (the question itself), `step`, `prefix` (the answer's text before the step),
-`tokens`, `token_ids`, `weights` (the label), `kl_divergence` (nats, over the whole vocabulary). Out: a RUN, a row a
-problem. The file has text where training needs the trajectory's tokens, so a prefix is tokenised and taken only if
-that gives exactly `step` tokens that decode to it again; what does not is counted by reason, never guessed at.
+In: JSONL, one row per kept step: `prompt_id` (the question itself), `step`, `prefix` (the answer's text before the
+step), `tokens`, `token_ids`, `weights` (the label), `kl_divergence` (nats, over the whole vocabulary). Out: a RUN with
+one row per problem. Training needs the trajectory's tokens, but the file has text: a prefix is tokenised, and imported
+only if it has exactly `step` tokens that decode to the same text. Other rows are skipped, and counted by reason.
 
-A trajectory ends with its last kept step, whose own token the file does not have: the label's heaviest token stands
-in its place. Training never reads it, for nothing that is predicted comes after it.
+A trajectory ends with its last kept step. The file does not have that step's own token: the label's heaviest token
+takes its place. Training never reads it, because it predicts nothing after it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 
 PART_SAMPLES = 256
 WEIGHT_SUM_ERROR = 0.02
-"""Labels were written in the models' own precision: bfloat16 weights add up to 1 only about so closely."""
+"""How far the weights of a label may be from a sum of 1: the published code wrote them in the models' precision, which
+may be bfloat16."""
 UNKNOWN = "unknown"
 
 NOT_JSON = "is not a JSON object"
@@ -66,7 +67,7 @@ DEPARTS = "its prefix is not the beginning of its problem's longest"
 
 @dataclass(frozen=True)
 class PublishedStep:
-    """One kept step as the file has it."""
+    """One kept step of the file."""
 
     line: int
     question: str
@@ -79,7 +80,7 @@ class PublishedStep:
 
 @dataclass
 class LeftOut:
-    """Rows that could not be imported: how many for each reason, and the first line of each."""
+    """Rows that were skipped: how many for each reason, and the first line of each."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
@@ -89,26 +90,25 @@ class LeftOut:
         self.first[reason] = min(line, self.first.get(reason, line))
 
     def lines(self) -> list[str]:
-        """A line a reason, the most frequent first."""
+        """One line for each reason, the most frequent first."""
         return [f"{many:,} rows: {reason} (first: line {self.first[reason]})"
                 for reason, many in self.counts.most_common()]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was done."""
+    """The result of `import_samples`."""
 
     totals: RunTotals
     left_out: LeftOut
-    whole_model: bool  # False: the expert is known by its tokenizer alone, and the trainer will refuse the RUN
+    whole_model: bool  # False: the folder had no weights to identify the expert, so the trainer refuses the RUN
 
 
 def import_samples(file: Path, run: Run, folder: Path, settings: ContrastSettings) -> Imported:
-    """Import `file`, which was made with `settings`, by the expert whose model or tokenizer is in `folder`.
+    """Import `file`. `settings`: those that it was made with. `folder`: the expert's model, or its tokenizer alone.
 
-    The same call again finishes the RUN, and leaves one that is complete as it is. Raises RunError where nothing can
-    be imported, or `run` was made from another file or with other settings; ModelError where `folder` lacks a
-    tokenizer or a chat template.
+    The same call resumes; it does not change a complete RUN. Raises RunError if no row can be imported, or if `run` was
+    made from another file or with other settings; ModelError if `folder` lacks a tokenizer or a chat template.
     """
     template, left_out = ChatTemplate(folder), LeftOut()
     expert = _expert(folder)
@@ -151,7 +151,7 @@ def import_samples(file: Path, run: Run, folder: Path, settings: ContrastSetting
 def _problems(
     file: Path, tokenizer: Tokenizer, vocab_size: int, settings: ContrastSettings, left_out: LeftOut
 ) -> Iterator[tuple[str, list[PublishedStep]]]:
-    """The rows of each problem, which stand together; memory holds one problem's and the questions' digests."""
+    """The rows of each problem, which follow each other. Memory holds one problem's rows and digests of questions."""
     seen: set[bytes] = set()
     whole = _valid_steps(file, tokenizer, vocab_size, settings, left_out)
     for question, group in groupby(whole, key=lambda row: row.question):
@@ -172,7 +172,7 @@ def _problems(
 def _valid_steps(
     file: Path, tokenizer: Tokenizer, vocab_size: int, settings: ContrastSettings, left_out: LeftOut
 ) -> Iterator[PublishedStep]:
-    """The rows that are whole in themselves."""
+    """The rows that are valid on their own."""
     for number, line in _numbered_lines(file):
         row = _published_step(number, line)
         if isinstance(row, str):
@@ -190,7 +190,7 @@ def _valid_steps(
 
 
 def _published_step(number: int, line: bytes) -> tuple[PublishedStep, list[str]] | str:
-    """A row and its `tokens`, or why there is none."""
+    """A row and its `tokens`, or the reason to skip it."""
     try:
         fields = orjson.loads(line)
     except ValueError:
@@ -227,7 +227,7 @@ def _is_label(row: PublishedStep, vocab_size: int) -> bool:
 def _sample(
     question: str, prompt: list[int], rows: list[PublishedStep], tokenizer: Tokenizer, left_out: LeftOut
 ) -> Sample | None:
-    """The samples of a problem, its rows in order of step; the longest prefix that tokenises is the trajectory."""
+    """The samples of a problem. `rows`: in the order of steps. The longest prefix that tokenises is the trajectory."""
     trajectory: list[int] | None = None
     kept: list[PublishedStep] = []
     for row in reversed(rows):
@@ -255,7 +255,7 @@ def _sample(
         contrast=Contrast(
             steps=np.array([row.step for row in kept], np.int32),
             kl_lower_bound=np.array([row.kl for row in kept], np.float32),
-            covered_mass=np.ones(len(kept), np.float32),  # theirs is of the whole vocabulary, and so are the sets
+            covered_mass=np.ones(len(kept), np.float32),  # the published code uses the whole vocabulary
             mask_complete=np.ones(len(kept), bool),
             label_ids=np.concatenate([row.token_ids for row in kept]).astype(np.int32),
             label_weights=np.concatenate(weights).astype(np.float32),
@@ -266,12 +266,12 @@ def _sample(
 
 
 def _problem_id(question: str) -> str:
-    """The id that `client.problems.reader` gives a question without one, so that the same problem has the same id."""
+    """The id that `client.problems.reader` gives to a question without an id: the same problem has the same id."""
     return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
 def _expert(folder: Path) -> ModelCard:
-    """What is known of the expert from its folder; without weights its fingerprint is empty."""
+    """The expert's card, from its folder. Without weights, its model fingerprint is empty."""
     whole = any(folder.glob("*.safetensors"))
     config: dict[str, Any] = model_config(folder) if whole else {}
     text = config.get("text_config") or config
@@ -315,9 +315,9 @@ def _manifest(file: Path, expert: ModelCard, settings: ContrastSettings) -> RunM
 
 
 def _identity(file: Path) -> tuple[ProblemSetIdentity, str]:
-    """Of every question in the file, and a digest of its lines; a pass of its own, for run.json comes first."""
+    """The identity of the file's questions, and a digest of its lines. A separate pass: run.json is written first."""
     questions: set[str] = set()
-    digest = hashlib.sha256()  # of what is in the file: packed or not, it is the same one
+    digest = hashlib.sha256()  # of the unpacked lines: it is the same for a gzipped copy
     for _, line in _numbered_lines(file):
         digest.update(line)
         try:
@@ -329,7 +329,7 @@ def _identity(file: Path) -> tuple[ProblemSetIdentity, str]:
 
 
 def _totals(counts: Counter[str], first_step: int) -> RunTotals:
-    """Totals of what is known: steps up to the last kept one of each trajectory, divergences of kept steps only."""
+    """Totals over the steps up to the last kept step of each trajectory; the file does not have the others."""
     steps = counts["tokens"] - first_step * counts["trajectories"]
     return RunTotals(
         problems=counts["trajectories"],
@@ -347,7 +347,7 @@ def _totals(counts: Counter[str], first_step: int) -> RunTotals:
 
 
 def _numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold something, with their numbers from 1."""
+    """The lines that are not empty, with their numbers from 1."""
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             for number, line in enumerate(stream, 1):

@@ -156,7 +156,7 @@ class Dispatch:
         return any(request.missing for request in self._open) or bool(self._backlog) or not self._lines.empty()
 
     def _overdue(self, server: ServerWindow, size: int) -> list[Pending]:
-        """Missing problems of the longest overdue request of another server, to send to this one too; at most `size`."""
+        """At most `size` missing problems of another server's longest overdue request, to send to this one too."""
         if not self._usual:
             return []  # no request has ended yet: the usual time is unknown
         now = time.monotonic()
