@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import reprlib
 
+from pydantic import ValidationError
+
 MOST_SHOWN = 100
 """Most characters of a value in a message: a value may be a megabyte."""
 
@@ -30,6 +32,21 @@ def shorten(text: str, most: int = MOST_SHOWN) -> str:
 def shown(value: object) -> str:
     """A value of any size and depth for a message: short values whole, others cut."""
     return shorten(reprlib.repr(value))
+
+
+def reason(error: BaseException) -> str:
+    """What an exception of a library says, whole and on one line; its type where it says nothing.
+
+    Of pydantic's, which spreads over lines and repeats the input: each field, its value and what is wrong.
+    """
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split()) or repr(error)
+    said = []
+    for entry in error.errors():
+        message = entry["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        field = f"{entry['loc'][0]} {shown(entry['input'])}: " if entry["loc"] else ""
+        said.append(f"{field}{' '.join(message.split())}")
+    return "; ".join(dict.fromkeys(said))
 
 
 class ProblemSetError(LightReasonerError):

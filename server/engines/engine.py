@@ -21,7 +21,8 @@ from vllm.utils.system_utils import kill_process_tree
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from client.errors import LightReasonerError
+from client import child_errors
+from client.errors import LightReasonerError, reason
 from server import metrics
 from server.engines import forkserver
 from server.engines.preflight import ModelFacts
@@ -36,7 +37,7 @@ LOOKS = 20
 
 
 class EngineStartError(LightReasonerError):
-    """An engine that did not start: names the role; vLLM's own log, before it, has the details."""
+    """An engine that did not start: names the role, and the reason that vLLM gives."""
 
 
 class StepCounter(StatLoggerBase):
@@ -67,13 +68,17 @@ class Engine:
         before = set(multiprocessing.active_children())
         try:
             variables = SPAWN | (cpu_threads(cores) if cores else {})  # read as its process starts
-            with held(), forkserver.environment(variables), forkserver.used(cores):
-                self.llm = AsyncLLM.from_engine_args(
-                    AsyncEngineArgs(**arguments), stat_loggers=[lambda _config, _index: self._steps]
-                )
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else repr(error)
-            raise EngineStartError(f"the {role}'s engine did not start ({arguments['model']}): {reason}") from error
+            with child_errors.collected() as cause:
+                try:
+                    with held(), forkserver.environment(variables), forkserver.used(cores):
+                        self.llm = AsyncLLM.from_engine_args(
+                            AsyncEngineArgs(**arguments), stat_loggers=[lambda _config, _index: self._steps]
+                        )
+                except Exception as error:
+                    said = cause() or reason(error)
+                    raise EngineStartError(
+                        f"the {role}'s engine did not start ({arguments['model']}): {said}"
+                    ) from error
         finally:
             metrics.ENGINES.adopt(role)
         self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - before

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
+from client.child_errors import tell_parent
 from server.watchdog import MARK
 
 STOP = signal.SIGUSR1
@@ -34,7 +35,11 @@ def held() -> Iterator[None]:
 
 
 def register() -> None:
-    """In a process that a server of ours has started for vLLM, and nowhere else: heed STOP alone."""
+    """In a process that a server of ours has started for vLLM, and nowhere else: heed STOP alone.
+
+    In any process of vLLM whose parent wants to know why it fails, tell it.
+    """
+    tell_parent()
     if MARK not in os.environ or multiprocessing.parent_process() is None:
         return
     ending = signal.getsignal(signal.SIGTERM)  # vLLM's own, which ends the engine in good order

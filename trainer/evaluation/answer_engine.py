@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from client.errors import ModelError
+from client import child_errors
+from client.errors import ModelError, reason
 from trainer.adapters.adapter import read_config
 from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Examination, Precision
@@ -36,21 +37,22 @@ class AnswerEngine:
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
         self.max_model_len = max_model_len
         self._requests = {path: LoRARequest(str(path), number, str(path)) for number, path in enumerate(adapters, 1)}
-        try:
-            with _in_process() if current_platform.is_cpu() else contextlib.nullcontext():
-                self.llm = LLM(
-                    model=str(model),
-                    dtype=model.dtype_for(precision),  # type: ignore[arg-type]
-                    generation_config="vllm",
-                    max_model_len=max_model_len,
-                    use_tqdm_on_load=sys.stderr.isatty(),
-                    **options,
-                )
-        except Exception as error:  # whatever a model's files are wrong in
-            said = str(error).partition("\n")[0]
-            raise ModelError(
-                f"vLLM could not start {model}: {type(error).__name__}: {said}; VLLM_LOGGING_LEVEL=INFO shows its log"
-            ) from error
+        with child_errors.collected() as cause:
+            try:
+                with _in_process() if current_platform.is_cpu() else contextlib.nullcontext():
+                    self.llm = LLM(
+                        model=str(model),
+                        dtype=model.dtype_for(precision),  # type: ignore[arg-type]
+                        generation_config="vllm",
+                        max_model_len=max_model_len,
+                        use_tqdm_on_load=sys.stderr.isatty(),
+                        **options,
+                    )
+            except Exception as error:  # whatever a model's files are wrong in
+                said = cause() or f"{type(error).__name__}: {reason(error)}"
+                raise ModelError(
+                    f"vLLM could not start {model}: {said}; VLLM_LOGGING_LEVEL=INFO shows its log"
+                ) from error
 
     def answers(self, prompts: Sequence[list[int]], examination: Examination, adapter: Path | None) -> list[list[str]]:
         """n outputs for every prompt, cut where the context ends; '' for a prompt that does not fit it."""

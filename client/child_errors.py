@@ -1,0 +1,66 @@
+"""Why a child process of vLLM failed, told to the process that started it: vLLM itself says only that it failed.
+
+In: errors that a child's `vllm` logger is given. Out: the last one's message, by way of a small file that both know.
+The package's vLLM plugin calls `tell_parent` in each process of an engine. Imports no vLLM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from multiprocessing import parent_process
+from pathlib import Path
+
+from client.errors import reason
+
+VARIABLE = "LIGHTREASONER_CHILD_ERRORS"
+"""Names the file, in the environment of the children."""
+SAYS_NOTHING = ("initialization failed", "See root cause", "see stack trace")
+"""In messages that only pass on that another process failed."""
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[Callable[[], str | None]]:
+    """Processes that start meanwhile tell of their errors; yields what gives the last cause, or None."""
+    with tempfile.TemporaryDirectory(prefix="lightreasoner-") as folder:
+        file = Path(folder) / "errors"
+        before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = str(file)
+        try:
+            yield lambda: _cause(file)
+        finally:
+            os.environ.pop(VARIABLE)
+            if before is not None:
+                os.environ[VARIABLE] = before
+
+
+def tell_parent() -> None:
+    """In a child of a process that collects, and nowhere else: write down what is logged as an error."""
+    if VARIABLE in os.environ and parent_process() is not None:
+        logging.getLogger("vllm").addHandler(_ToFile(Path(os.environ[VARIABLE])))
+
+
+class _ToFile(logging.Handler):
+    """Appends the message of every exception that is logged as an error, a line each."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(logging.ERROR)
+        self._file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return
+        with contextlib.suppress(OSError), self._file.open("a", encoding="utf-8") as file:
+            file.write(reason(error) + "\n")
+
+
+def _cause(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    told = file.read_text(encoding="utf-8").splitlines()
+    causes = [line for line in told if not any(words in line for words in SAYS_NOTHING)]
+    return causes[-1] if causes else None
