@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import parent_process
 from pathlib import Path
 
-from client.errors import reason
+from client.errors import reason_of
 
 VARIABLE = "LIGHTREASONER_CHILD_ERRORS"
 """Names the file, in the environment of the children."""
@@ -55,7 +55,7 @@ class _ToFile(logging.Handler):
         if error is None:
             return
         with contextlib.suppress(OSError), self._file.open("a", encoding="utf-8") as file:
-            file.write(reason(error) + "\n")
+            file.write(reason_of(error) + "\n")
 
 
 def _cause(file: Path) -> str | None:

@@ -34,7 +34,7 @@ def shown(value: object) -> str:
     return shorten(reprlib.repr(value))
 
 
-def reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What an exception of a library says, whole and on one line; its type where it says nothing.
 
     Of pydantic's, which spreads over lines and repeats the input: each field, its value and what is wrong.

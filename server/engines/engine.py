@@ -22,7 +22,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from client import child_errors
-from client.errors import LightReasonerError, reason
+from client.errors import LightReasonerError, reason_of
 from server import metrics
 from server.engines import forkserver
 from server.engines.preflight import ModelFacts
@@ -75,7 +75,7 @@ class Engine:
                             AsyncEngineArgs(**arguments), stat_loggers=[lambda _config, _index: self._steps]
                         )
                 except Exception as error:
-                    said = cause() or reason(error)
+                    said = cause() or reason_of(error)
                     raise EngineStartError(
                         f"the {role}'s engine did not start ({arguments['model']}): {said}"
                     ) from error

@@ -9,7 +9,7 @@ from support.servers.real_server import DEMO, command
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from client import child_errors
-from client.errors import reason
+from client.errors import reason_of
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from client.errors import reason
 def test_vllms_sentence_that_says_why_is_passed_on(argument, words):
     with pytest.raises(Exception) as refused:
         AsyncEngineArgs(model=str(DEMO / "expert"), **argument).create_engine_config()
-    said = reason(refused.value)
+    said = reason_of(refused.value)
     assert words in said and "\n" not in said
     assert "validation error" not in said and "errors.pydantic.dev" not in said
 
@@ -34,7 +34,7 @@ def test_vllms_sentence_that_says_why_is_passed_on(argument, words):
     [(ValueError("first\n  second"), "first second"), (KeyError("x"), "'x'"), (RuntimeError(), "RuntimeError()")],
 )
 def test_any_other_exception_is_passed_on_whole(error, said):
-    assert reason(error) == said
+    assert reason_of(error) == said
 
 
 def test_the_last_cause_is_told_and_not_that_another_process_failed(monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from client import child_errors
-from client.errors import ModelError, reason
+from client.errors import ModelError, reason_of
 from trainer.adapters.adapter import read_config
 from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Examination, Precision
@@ -49,7 +49,7 @@ class AnswerEngine:
                         **options,
                     )
             except Exception as error:  # whatever a model's files are wrong in
-                said = cause() or f"{type(error).__name__}: {reason(error)}"
+                said = cause() or f"{type(error).__name__}: {reason_of(error)}"
                 raise ModelError(
                     f"vLLM could not start {model}: {said}; VLLM_LOGGING_LEVEL=INFO shows its log"
                 ) from error
