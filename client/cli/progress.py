@@ -26,9 +26,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from client.runs.run import RunTotals
+    from client.runs.run import Run, RunTotals
+    from client.runs.tally import Tally
     from client.sampling.writer import Counts
 
+LABELS_PRINTED = 3
 PLAIN_SECONDS = 10.0
 """Time between progress lines, without a terminal."""
 
@@ -46,6 +48,8 @@ def track(parts: Sequence[str]) -> Iterable[str]:
 
 def print_totals(run: str, totals: RunTotals, counts: Counts | None) -> None:
     """Print what a RUN holds. `counts`: of the attempt that ended now, if there was one."""
+    from client.report.labels import MANY_CUT, shift_rows
+
     table = Table(title=Text(run), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -59,7 +63,11 @@ def print_totals(run: str, totals: RunTotals, counts: Counts | None) -> None:
         "incomplete sets": f"{totals.incomplete:,}",
         "covered mass": f"{totals.mean_covered_mass:.4f}",
     }
+    if totals.cut is not None:
+        rows["cut at --max-tokens"] = f"{totals.cut:,}"
+        rows["without a kept step"] = f"{totals.without_kept_steps:,}"
     rows |= {f"KL bound, quantile {q}": f"{value:.3f} nats" for q, value in totals.kl_quantiles.items()}
+    rows |= shift_rows(totals.label_shifts)
     if counts:
         rows["this attempt"] = (
             f"{counts.done:,} trajectories in {counts.seconds:.1f} s, {counts.tokens / counts.seconds:,.0f} tokens/s"
@@ -67,11 +75,38 @@ def print_totals(run: str, totals: RunTotals, counts: Counts | None) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     Console().print(table)
+    if totals.cut and totals.cut > MANY_CUT * totals.trajectories:
+        print(
+            f"warning: {totals.cut:,} of {totals.trajectories:,} trajectories were cut at --max-tokens, so nothing is "
+            "known of their ends: for whole answers, sample a new RUN with a larger --max-tokens"
+        )
     if totals.failed:
         print(f"{totals.failed} trajectories failed; the reasons are in {run}/failures/")
     if not totals.kept:
         remedy = "increase --top-k to prove more plausible sets complete" if totals.incomplete else "lower --beta"
         print(f"no step was kept, so there is nothing to train on: {remedy}, or use another amateur")
+
+
+def print_labels(run: Run, tally: Tally | None) -> None:
+    """Print the labels farthest from the expert, and a warning where labels would teach style.
+
+    Nothing where the RUN was not counted just now, or its tokenizer.json cannot be read.
+    """
+    from client.report.labels import shifts_by_kind, shown_labels, style_warning, texts_where_readable
+
+    if tally is None or not tally.shifts.oddest or (texts := texts_where_readable(run)) is None:
+        return
+    lines = [str(label) for label in shown_labels(tally.shifts, texts)[:LABELS_PRINTED]]
+    print_odd_labels(lines, style_warning(shifts_by_kind(tally.shifts, texts)))
+
+
+def print_odd_labels(lines: Sequence[str], warning: str | None, of: str = "") -> None:
+    """Print labels, the farthest from the expert first, and a warning. `of`: the RUN, where there are several."""
+    if not lines:
+        return
+    text = "\n  ".join((f"labels farthest from the expert{of}:", *lines))
+    for shown in (text, *([f"warning: {warning}"] if warning else [])):
+        Console().print(shown, highlight=False, markup=False, soft_wrap=True)
 
 
 class Terminal:

@@ -80,7 +80,7 @@ def build(
 
     A setting that is not given is that of RUN. To resume, run the same command again.
     """
-    from client.cli.progress import print_totals, track
+    from client.cli.progress import print_labels, print_totals, track
     from client.runs.build import build_run
     from client.runs.run import Run
 
@@ -97,6 +97,7 @@ def build(
         raise LightReasonerError("--seed needs --select random")
     built = build_run(source, Run(new_run), settings, track)
     print_totals(new_run, built.totals, None)
+    print_labels(Run(new_run), built.tally)
     if not built.sealed:
         print(f"{run} is not complete yet; run the same command later to add its new trajectories")
 
@@ -110,6 +111,7 @@ def compare(
     from rich.table import Table
     from rich.text import Text
 
+    from client.cli.progress import LABELS_PRINTED, print_odd_labels
     from client.report.compare import compare_runs, comparison_rows
     from client.runs.run import Run
 
@@ -123,6 +125,8 @@ def compare(
     for name, cells in comparison_rows(compared):
         table.add_row(name, *map(Text, cells))
     Console().print(table)
+    for figures in compared:
+        print_odd_labels(figures.oddest_labels[:LABELS_PRINTED], figures.style_warning, f" in {figures.run}")
 
 
 def import_file(

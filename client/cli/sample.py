@@ -69,7 +69,7 @@ def sample(
     A problem that occurs twice (same id; without an id, same question) is sampled once. A row without a question is an
     error.
     """
-    from client.cli.progress import Terminal, print_totals
+    from client.cli.progress import Terminal, print_labels, print_totals
     from client.runs.run import Run
     from client.sampling.sampler import sample_problems
     from client.sampling.shards import Shard
@@ -130,5 +130,6 @@ def sample(
     if sampled.counts is None:
         print(f"{run} is complete: nothing to do")
     print_totals(run, sampled.totals, sampled.counts)
+    print_labels(Run(run), sampled.tally)
     if sampled.totals.failed:
         print("to sample them again, run the same command with --retry-failed")

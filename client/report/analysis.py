@@ -7,6 +7,7 @@ kept steps, added one by one. Out: a few counts, whatever the RUN's size.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 TENTHS = 10
+BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Nats that a report compares, beside the RUN's own beta."""
+DRAWN_STEPS, IDS_BEFORE = 3, 8
+"""How many steps of a band are shown, and how much of the trajectory before them."""
 
 
 class TokenKind(StrEnum):
@@ -98,6 +103,68 @@ class StepAnalysis:
         """Of the kept steps or of the others; None where there are none."""
         steps, expert, amateur = self._sums[kept]
         return Entropies(int(steps), expert / steps, amateur / steps) if steps else None
+
+
+@dataclass(frozen=True)
+class DrawnStep:
+    """A step drawn by lot: the token that was taken, and the last few before it."""
+
+    before: tuple[int, ...]
+    token: int
+
+
+@dataclass(frozen=True)
+class BetaBand:
+    """The steps whose bound lies above `low` and not above `high`, in nats; None: no end."""
+
+    low: float
+    high: float | None
+    steps: int
+    tokens: dict[int, int]  # id -> steps at which the trajectories took it
+    drawn: list[DrawnStep]
+
+
+class BetaBands:
+    """Adds up the steps between two betas and draws a few of each; memory holds those and a number a token."""
+
+    def __init__(self, beta: float) -> None:
+        self._edges = np.array(sorted({*BETAS, beta}))
+        self._tokens: list[Counter[int]] = [Counter() for _ in range(len(self._edges) + 1)]
+        self._drawn: list[list[tuple[int, DrawnStep]]] = [[] for _ in self._tokens]
+
+    def add(self, token_ids: npt.NDArray[Any], bounds: npt.NDArray[Any], first_step: int, lot: int) -> None:
+        """Count one trajectory's steps from `first_step` on; `bounds` are theirs, `lot` decides which are drawn."""
+        bands = np.searchsorted(self._edges, bounds, side="left")
+        ranks = np.random.Philox(lot).random_raw(len(bounds))
+        for band in np.unique(bands):
+            here = np.flatnonzero(bands == band)
+            self._tokens[band].update(token_ids[first_step + here].tolist())
+            drawn = self._drawn[band]
+            for index in here[np.argsort(ranks[here])[:DRAWN_STEPS]].tolist():
+                step, rank = first_step + index, int(ranks[index])
+                if len(drawn) < DRAWN_STEPS or rank < drawn[-1][0]:
+                    before = tuple(token_ids[max(step - IDS_BEFORE, 0) : step].tolist())
+                    drawn.append((rank, DrawnStep(before, int(token_ids[step]))))
+                    drawn.sort(key=lambda ranked: ranked[0])
+                    del drawn[DRAWN_STEPS:]
+
+    @property
+    def bands(self) -> list[BetaBand]:
+        """From the smallest bounds to the largest."""
+        edges = [0.0, *self._edges.tolist(), None]
+        return [
+            BetaBand(low or 0.0, high, tokens.total(), dict(tokens), [step for _, step in drawn])
+            for low, high, tokens, drawn in zip(edges, edges[1:], self._tokens, self._drawn, strict=False)
+        ]
+
+
+def kind_shares(tokens: dict[int, int], text: Callable[[int], str]) -> dict[TokenKind, float]:
+    """The share of the steps at which tokens of each kind were taken."""
+    sums = dict.fromkeys(TokenKind, 0)
+    for token, steps in tokens.items():
+        sums[token_kind(text(token))] += steps
+    whole = max(sum(sums.values()), 1)
+    return {kind: steps / whole for kind, steps in sums.items()}
 
 
 def entropy_lower_bound(logprobs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -10,6 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from client.errors import RunError
+from client.report.labels import (
+    label_words,
+    selection_words,
+    shifts_by_kind,
+    shown_labels,
+    style_warning,
+    texts_where_readable,
+)
 from client.runs.build import trajectory_parts
 from client.runs.manifest import RunManifest
 from client.runs.run import Run
@@ -46,6 +54,17 @@ class Figures:
     mean_label_entropy: float  # nats
     mean_covered_mass: float
     incomplete: int
+    gamma: float | None  # of labels tilt
+    max_shift: float | None  # nats
+    keep: float | None  # of select top
+    cut: int  # trajectories that reached max_tokens
+    without_kept_steps: int  # trajectories
+    overturned_share: float  # of the labels: another token than the expert's best is the heaviest
+    mean_shift: float  # nats, of the labels from the expert
+    shift_quantiles: dict[str, float]
+    largest_shift: float
+    style_warning: str | None
+    oddest_labels: list[str]  # the farthest first
 
 
 def compare_runs(runs: Sequence[Run]) -> list[Figures]:
@@ -71,6 +90,7 @@ def _figures(run: Run, manifest: RunManifest) -> Figures:
     for trajectory in run.trajectories():
         tally.add(trajectory)
     totals, steps = tally.totals(set(run.failures())), max(tally.steps, 1)
+    shifts, texts = totals.label_shifts, texts_where_readable(run)
     return Figures(
         run=str(run),
         amateur=manifest.amateur.id,
@@ -95,16 +115,29 @@ def _figures(run: Run, manifest: RunManifest) -> Figures:
         mean_label_entropy=tally.mean_label_entropy,
         mean_covered_mass=totals.mean_covered_mass,
         incomplete=totals.incomplete,
+        gamma=manifest.gamma,
+        max_shift=manifest.max_shift,
+        keep=manifest.keep,
+        cut=tally.cut,
+        without_kept_steps=tally.without_kept_steps,
+        overturned_share=shifts.overturned_share if shifts else 0.0,
+        mean_shift=shifts.mean if shifts else 0.0,
+        shift_quantiles=shifts.quantiles if shifts else {},
+        largest_shift=shifts.largest if shifts else 0.0,
+        style_warning=style_warning(shifts_by_kind(tally.shifts, texts)) if texts else None,
+        oddest_labels=[str(label) for label in shown_labels(tally.shifts, texts)] if texts else [],
     )
 
 
 def comparison_rows(compared: Sequence[Figures]) -> list[tuple[str, list[str]]]:
     """What a person reads: a name and a cell a RUN."""
     quantiles = sorted({q for figures in compared for q in figures.kl_quantiles}, key=float)
+    shift_quantiles = sorted({q for figures in compared for q in figures.shift_quantiles}, key=float)
     named: dict[str, Callable[[Figures], str]] = {
         "amateur": lambda f: f.amateur,
         "settings": lambda f: f"α {f.alpha:g}, β {f.beta:g}, from step {f.first_step}, top {f.top_k}",
-        "selection, labels": lambda f: f"{f.select}{', incomplete too' * f.keep_incomplete}, {f.labels}",
+        "selection": lambda f: selection_words(f.select, f.keep) + ", incomplete too" * f.keep_incomplete,
+        "labels": lambda f: label_words(f.labels, f.gamma, f.max_shift),
         "complete": lambda f: "yes" if f.sealed else "not yet",
         "trajectories": lambda f: f"{f.trajectories:,}" + (f", {f.failed:,} failed" if f.failed else ""),
         "steps kept": lambda f: f"{f.kept:,} of {f.steps:,}",
@@ -116,8 +149,18 @@ def comparison_rows(compared: Sequence[Figures]) -> list[tuple[str, list[str]]]:
         "mean label entropy": lambda f: f"{f.mean_label_entropy:.3f} nats",
         "covered mass": lambda f: f"{f.mean_covered_mass:.4f}",
         "incomplete sets": lambda f: f"{f.incomplete:,}",
+        "cut at --max-tokens": lambda f: f"{f.cut:,}",
+        "without a kept step": lambda f: f"{f.without_kept_steps:,}",
+        "labels that overturn the expert's best": lambda f: f"{f.overturned_share:.1%}",
+        "label shift, mean": lambda f: f"{f.mean_shift:.3f} nats",
+        **{f"label shift, quantile {quantile}": partial(_shift_quantile, quantile) for quantile in shift_quantiles},
+        "label shift, largest": lambda f: f"{f.largest_shift:.3f} nats",
     }
     return [(name, [cell(figures) for figures in compared]) for name, cell in named.items()]
+
+
+def _shift_quantile(quantile: str, figures: Figures) -> str:
+    return f"{figures.shift_quantiles[quantile]:.3f} nats" if quantile in figures.shift_quantiles else "–"
 
 
 def _quantile(quantile: str, figures: Figures) -> str:

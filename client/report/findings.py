@@ -22,7 +22,7 @@ import orjson
 from client.contrast import kl_lower_bound
 from client.errors import RunError
 from client.protocol.requests import Trajectory, fault_of
-from client.report.analysis import StepAnalysis
+from client.report.analysis import BetaBand, BetaBands, StepAnalysis
 from client.runs.build import trajectory_parts
 from client.runs.keys import Key
 from client.runs.manifest import RunManifest
@@ -52,6 +52,7 @@ class PlausibleSets:
 
     alphas: npt.NDArray[np.float64]  # [m], ascending
     mean_size: npt.NDArray[np.float64]  # [m], plausible ids among the top k
+    labelled: npt.NDArray[np.float64]  # [m], labelled ids of the steps that would be kept; 0 where there are none
     whole: npt.NDArray[np.float64]  # [m], share of the steps whose set is proved whole
 
 
@@ -81,6 +82,7 @@ class Findings:
     tokens: list[TokenDivergence]
     counts: TokenCounts
     steps: StepAnalysis
+    bands: list[BetaBand]
     drawn: list[Sample]
     most_divergent: list[Sample]
     trajectories: dict[Key, Trajectory]  # of those two
@@ -95,25 +97,36 @@ class AlphaCurves:
     def __init__(self, manifest: RunManifest) -> None:
         self._manifest = manifest
         self.alphas = np.union1d(np.geomspace(0.01, 1.0, 33), [manifest.alpha])
-        self._ids = np.zeros(len(self.alphas) + 1, np.int64)
-        self._open = np.zeros(len(self.alphas) + 1, np.int64)
+        self._ids, self._open, self._labelled, self._kept = (np.zeros(len(self.alphas) + 1, np.int64) for _ in range(4))
         self._steps = 0
 
     def add(self, log_p: npt.NDArray[Any], log_q: npt.NDArray[Any]) -> None:
         """Count the steps of which these are both models' log-probabilities: [n, k] each."""
         ratio = log_p.astype(np.float64) - log_p.max(axis=1, keepdims=True)
-        unknown = np.where(np.isfinite(log_q), -np.inf, ratio).max(axis=1, initial=-np.inf)
+        known = np.isfinite(log_q)
+        unknown = np.where(known, -np.inf, ratio).max(axis=1, initial=-np.inf)
         last = ratio[:, -1] if log_p.shape[1] < self._manifest.expert.vocab_size else np.full(len(ratio), -np.inf)
+        still_open = np.maximum(unknown, last)  # up to this alpha the set is not proved whole
         self._ids += self._up_to(ratio.ravel())
-        self._open += self._up_to(np.maximum(unknown, last))
+        self._open += self._up_to(still_open)
+        labelled = np.where(known, ratio, -np.inf)
+        if self._manifest.keep_incomplete:
+            self._labelled += self._up_to(labelled.ravel())
+            self._kept += self._up_to(labelled.max(axis=1, initial=-np.inf))
+        else:  # an id is labelled at the alphas that it reaches and that close its step's set
+            too_early = self._up_to(np.minimum(labelled, still_open[:, None]).ravel())
+            self._labelled += self._up_to(labelled.ravel()) - too_early
+            self._kept += self._up_to(np.zeros(len(ratio))) - self._up_to(still_open)
         self._steps += len(ratio)
 
     def result(self) -> PlausibleSets | None:
         """The curves, or None where there was no step."""
         if not self._steps:
             return None
-        size, still_open = (counts[::-1].cumsum()[::-1][1:] / self._steps for counts in (self._ids, self._open))
-        return PlausibleSets(self.alphas, size, 1.0 - still_open)
+        counts = self._ids, self._open, self._labelled, self._kept
+        ids, still_open, labelled, kept = (one[::-1].cumsum()[::-1][1:] for one in counts)
+        size, still_open = ids / self._steps, still_open / self._steps
+        return PlausibleSets(self.alphas, size, labelled / np.maximum(kept, 1), 1.0 - still_open)
 
     def _up_to(self, ratio: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """How many of the ratios reach exactly the first j alphas, for every j: [m + 1]."""
@@ -185,6 +198,7 @@ def gather(run: Run) -> Findings:
     first = manifest.first_step
     tally, alphas = Tally(manifest), AlphaCurves(manifest)
     tokens, steps = TokenCounts(manifest.expert.vocab_size), StepAnalysis(first)
+    bands = BetaBands(manifest.beta)
     drawn, divergent = Largest(DRAWN), Largest(MOST_DIVERGENT)
     trajectory_parts(run, manifest)
     for trajectory in run.trajectories():
@@ -198,6 +212,7 @@ def gather(run: Run) -> Findings:
         alphas.add(log_p[above], log_q[above])
         tokens.add(trajectory, bounds, kept.steps, first)
         steps.add(trajectory.expert_logprobs, trajectory.amateur_logprobs, kept.steps)
+        bands.add(trajectory.token_ids, bounds, first, int(_lot(trajectory)))
         if len(bounds):
             drawn.add(_lot(trajectory), trajectory)
             divergent.add(float(bounds.mean()), trajectory)
@@ -215,6 +230,7 @@ def gather(run: Run) -> Findings:
         tokens=tokens.most(DIVERGENT_TOKENS),
         counts=tokens,
         steps=steps,
+        bands=bands.bands,
         drawn=[sample_of(trajectory, manifest) for trajectory in drawn.result()],
         most_divergent=[sample_of(trajectory, manifest) for trajectory in divergent.result()],
         trajectories=shown,

@@ -18,8 +18,17 @@ from markupsafe import Markup
 
 from client.models.detokenize import Texts, tokenizer_of
 from client.protocol.requests import ModelCard
-from client.report.analysis import by_kind
+from client.report.analysis import BetaBand, TokenKind, by_kind, kind_shares
 from client.report.findings import Findings, TokenDivergence, gather
+from client.report.labels import (
+    MANY_CUT,
+    label_words,
+    printable,
+    selection_words,
+    shifts_by_kind,
+    shown_labels,
+    style_warning,
+)
 from client.report.settings_charts import (
     alpha_charts,
     beta_chart,
@@ -74,6 +83,14 @@ def page(findings: Findings, texts: Texts) -> str:
         loss_chart=loss_chart(findings.losses),
         agreement=_agreement(findings),
         place_chart=place_chart(findings),
+        bands=[(band_words(band), band.steps, kind_shares(band.tokens, texts.raw),
+                [(printable(texts.whole(step.before)), printable(texts.alone(step.token))) for step in band.drawn])
+               for band in findings.bands],
+        token_kinds=list(TokenKind),
+        odd_labels=shown_labels(tally.shifts, texts),
+        shift_kinds=(shift_kinds := shifts_by_kind(tally.shifts, texts)),
+        style_warning=style_warning(shift_kinds),
+        many_cut=findings.totals.trajectories and tally.cut > MANY_CUT * findings.totals.trajectories,
         entropies=[(words, found) for words, kept in (("kept steps", True), ("other steps", False))
                    if (found := findings.steps.entropies(kept))],
         kinds=by_kind(findings.counts.seen, findings.counts.kept, findings.counts.kl, texts.raw),
@@ -89,6 +106,13 @@ def page(findings: Findings, texts: Texts) -> str:
         shades=[*zip(("0", *map(str, SHADES)), (*map(str, SHADES), None), strict=True)],
         provenance=_provenance(findings),
     )  # fmt: skip
+
+
+def band_words(band: BetaBand) -> str:
+    """A band in nats."""
+    if band.high is None:
+        return f"above {band.low:g}"
+    return f"{band.low:g} to {band.high:g}" if band.low else f"up to {band.high:g}"
 
 
 def _agreement(findings: Findings) -> list[tuple[str, str, int, float]]:
@@ -113,10 +137,11 @@ def _provenance(findings: Findings) -> list[tuple[str, str]]:
         ("system prompt", manifest.system_prompt or "none"),
         ("decoding", f"{how}, at most {decoding.max_tokens} tokens, {decoding.n} a problem"),
         ("top k", f"{manifest.top_k}"),
-        ("selection", f"{manifest.select}: α = {manifest.alpha:g}, β = {manifest.beta:g} nats, from step "
-         f"{manifest.first_step}" + (", incomplete sets kept" if manifest.keep_incomplete else "")
+        ("selection", f"{selection_words(manifest.select, manifest.keep)}: α = {manifest.alpha:g}, "
+         f"β = {manifest.beta:g} nats, from step {manifest.first_step}"
+         + ", incomplete sets kept" * manifest.keep_incomplete
          + (f", seed {manifest.select_seed}" if manifest.select == "random" else "")),
-        ("labels", manifest.labels),
+        ("labels", label_words(manifest.labels, manifest.gamma, manifest.max_shift)),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) or "unknown"),
     ]  # fmt: skip
     if manifest.chat_template_kwargs:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from client.report.analysis import TENTHS
+from client.report.analysis import BETAS, TENTHS
 from client.report.charts import Axis, Bars, Line, Mark, Note, Threshold, chart, decades, even
 from client.report.findings import Findings
 from client.runs.tally import Divergences
@@ -20,7 +20,6 @@ SMALLEST_KL = 1e-4
 """Nats where the axes of divergence begin; what lies below is drawn in the first bar."""
 LARGEST_BETA, SMALLEST_ALPHA = 100.0, 1e-6
 """Where the axes end that a setting would stretch; one beyond is marked on the edge."""
-BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 HEADROOM = 1.12
 """So that the words at a threshold stand above the highest bar."""
 CUT = 1.5
@@ -95,7 +94,7 @@ def beta_rows(findings: Findings) -> list[tuple[float, int, float, float, bool]]
 def _beta_here(findings: Findings) -> int:
     """Steps that the RUN's own beta keeps: as counted where it selects by divergence, else from the counters."""
     tally, manifest = findings.tally, findings.manifest
-    if manifest.select != "all":  # random keeps as many as kl
+    if manifest.select not in ("all", "top"):  # random keeps as many as kl
         return tally.kept
     counts = tally.bounds if manifest.keep_incomplete else tally.complete_bounds
     return _above(counts, manifest.beta)
@@ -113,15 +112,19 @@ def alpha_charts(findings: Findings) -> list[Markup]:
         return []
     low = max(float(sets.alphas[0]), SMALLEST_ALPHA)
     x = Axis("α (logarithmic)", low, 1.0, _alpha_ticks(low), log=True)
-    size, whole = (float(np.interp(manifest.alpha, sets.alphas, values)) for values in (sets.mean_size, sets.whole))
-    top = float(sets.mean_size.max())
+    size, whole = (float(np.interp(manifest.alpha, sets.alphas, values)) for values in (sets.labelled, sets.whole))
+    if manifest.select == "kl" and manifest.labels != "onehot" and findings.tally.kept:
+        size = findings.totals.mean_plausible_set  # one figure, however either sum was rounded
+    top = float(max(sets.mean_size.max(), sets.labelled.max()))
+    sizes: list[Mark] = [Line(sets.alphas.tolist(), sets.labelled.tolist())]
+    if np.abs(sets.mean_size - sets.labelled).max() > 0.01 * top:
+        sizes.append(Line(sets.alphas.tolist(), sets.mean_size.tolist(), "second"))
     return [
         chart(
             x,
             Axis("mean plausible set, tokens", 0.0, HEADROOM * top, even(HEADROOM * top)),
-            [Line(sets.alphas.tolist(), sets.mean_size.tolist()),
-             Threshold(manifest.alpha, f"α = {manifest.alpha:g}: {size:.2f}", size)],
-            f"Mean plausible set against alpha, from {top:.1f} tokens down to {sets.mean_size[-1]:.1f}.",
+            [*sizes, Threshold(manifest.alpha, f"α = {manifest.alpha:g}: {size:.2f}", size)],
+            f"Mean plausible set against alpha, {size:.2f} tokens at this RUN's.",
         ),
         chart(
             x,

@@ -142,6 +142,8 @@ def reason(step: int, bound: float, whole: bool, kept: bool, manifest: RunManife
         return "left out: its plausible set is not proved whole"
     if manifest.select == "kl" and bound <= manifest.beta:
         return f"left out: not above β = {manifest.beta:g}"
+    if manifest.select == "top":
+        return f"left out: not among the {100 * (manifest.keep or 0):g}% with the highest KL"
     return "left out: not drawn" if manifest.select == "random" else "left out"
 
 

@@ -8,7 +8,7 @@ trajectories/part-X alone. One part is in memory at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Built:
 
     totals: RunTotals
     sealed: bool
+    tally: Tally | None = field(default=None, compare=False)  # None: it was complete already
 
 
 def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track = iter) -> Built:
@@ -70,7 +71,7 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
     totals = tally.totals(set(target.failures()))
     if complete:
         target.seal(totals)
-    return Built(totals, complete)
+    return Built(totals, complete, tally)
 
 
 def top_cut(run: Run, settings: RunManifest) -> TopCut:

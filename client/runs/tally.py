@@ -1,7 +1,7 @@
 """Counts over a RUN's trajectories in one pass, for complete.json, reports and comparisons.
 
-In: trajectories, one at a time. Out: totals, and how many steps any beta would keep. Memory holds a key per trajectory
-and a fixed table of counters, for any number of steps. Never reads or writes a RUN.
+In: trajectories, one at a time. Out: totals, how many steps any beta would keep, how far the labels move the expert.
+Memory holds a key per trajectory and a fixed table of counters, for any number of steps. Never reads or writes a RUN.
 """
 
 from __future__ import annotations
@@ -13,13 +13,42 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.contrast import Contrast, covered_mass, kl_lower_bound, mask_complete, top1
+from client.contrast import Contrast, covered_mass, kl_lower_bound, label_shifts, mask_complete, top1
 from client.protocol.requests import Trajectory
 from client.runs.keys import Key, Keys
 from client.runs.manifest import RunManifest
 from client.runs.samples import sample_of
 
 KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
+ODD_LABELS, TOKENS_BEFORE = 8, 12
+"""How many labels are shown for their shift, each pair of tokens once, and how much of the trajectory before them."""
+
+
+@dataclass(frozen=True)
+class ShiftTotals:
+    """How far the labels move the expert (`client.contrast.label_shifts`), in nats."""
+
+    overturned: int  # labels whose heaviest token is not the expert's best
+    overturned_share: float  # of the labels
+    mean: float
+    quantiles: dict[str, float]
+    largest: float
+
+
+@dataclass(frozen=True)
+class OddLabel:
+    """A label that lies far from the expert: what the expert and the amateur think of two tokens, as probabilities."""
+
+    nats: float
+    problem_id: str
+    sample_index: int
+    step: int
+    before: tuple[int, ...]  # ids of the trajectory, the last few before the step
+    best: int  # the expert's
+    heaviest: int  # the label's
+    weight: float  # of the label's heaviest
+    expert: tuple[float, float]  # of best and heaviest; nan where it is not among the top k
+    amateur: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -37,6 +66,9 @@ class RunTotals:
     mean_plausible_set: float  # labelled ids per kept step
     mean_covered_mass: float
     kl_quantiles: dict[str, float]  # of the KL bound, in nats; see `Divergences`
+    cut: int | None = None  # trajectories that reached max_tokens; this and what follows: early versions lack it
+    without_kept_steps: int | None = None  # trajectories
+    label_shifts: ShiftTotals | None = None  # None: no label
 
 
 class Divergences:
@@ -88,6 +120,79 @@ class Divergences:
         return positive.view(np.uint32) >> self.DROPPED_BITS
 
 
+class Shifts:
+    """Adds up how far labels move the expert; memory does not grow with the labels, but for a number a token."""
+
+    def __init__(self) -> None:
+        self.nats = Divergences()
+        self.overturned = 0
+        self.by_token: dict[int, list[float]] = {}  # heaviest id -> labels, nats
+        self._sum = self._largest = 0.0
+        self._odd: dict[tuple[int, int], OddLabel] = {}
+
+    def add(self, trajectory: Trajectory, kept: Contrast, alpha: float) -> None:
+        """Count the labels of a trajectory."""
+        logprobs = trajectory.expert_logprobs, trajectory.amateur_logprobs
+        found = label_shifts(kept, trajectory.top_ids, *logprobs, alpha)
+        self.nats.add(found.nats)
+        self.overturned += int(found.overturned.sum())
+        self._sum += float(found.nats.sum())
+        self._largest = max(self._largest, float(found.nats.max(initial=0.0)))
+        for token, nats in zip(found.heaviest.tolist(), found.nats.tolist(), strict=True):
+            counted = self.by_token.setdefault(token, [0, 0.0])
+            counted[0] += 1
+            counted[1] += nats
+        least = min((label.nats for label in self._odd.values()), default=0.0) if len(self._odd) == ODD_LABELS else 0.0
+        for index in np.flatnonzero(found.nats > least):
+            step, column = int(kept.steps[index]), int(found.columns[index])
+            best = int(trajectory.top_ids[step, 0])
+            self._note(
+                OddLabel(
+                    nats=float(found.nats[index]),
+                    problem_id=trajectory.problem_id,
+                    sample_index=trajectory.sample_index,
+                    step=step,
+                    before=tuple(trajectory.token_ids[max(step - TOKENS_BEFORE, 0) : step].tolist()),
+                    best=best,
+                    heaviest=int(found.heaviest[index]),
+                    weight=float(found.weight[index]),
+                    expert=_two(trajectory.expert_logprobs[step], column),
+                    amateur=_two(trajectory.amateur_logprobs[step], column),
+                )
+            )
+
+    def _note(self, label: OddLabel) -> None:
+        """Keep the few that lie farthest, of each pair of tokens the one that lies farthest."""
+        pair = label.best, label.heaviest
+        if pair not in self._odd or label.nats > self._odd[pair].nats:
+            self._odd[pair] = label
+        if len(self._odd) > ODD_LABELS:
+            del self._odd[min(self._odd, key=lambda pair: self._odd[pair].nats)]
+
+    @property
+    def oddest(self) -> list[OddLabel]:
+        """The farthest first."""
+        return sorted(self._odd.values(), key=lambda label: -label.nats)
+
+    def totals(self) -> ShiftTotals | None:
+        """The figures; None where there is no label."""
+        if not (labels := self.nats.count):
+            return None
+        return ShiftTotals(
+            overturned=self.overturned,
+            overturned_share=self.overturned / labels,
+            mean=self._sum / labels,
+            quantiles={f"{share:g}": self.nats.quantile(share) for share in KL_QUANTILES},
+            largest=self._largest,
+        )
+
+
+def _two(logprobs: npt.NDArray[np.floating], column: int) -> tuple[float, float]:
+    """Probabilities of the first of the top k and of the one in `column`."""
+    p = np.exp(logprobs.astype(np.float64))
+    return float(p[0]), float(p[column]) if column < len(p) else float("nan")
+
+
 class Tally:
     """The counts of a RUN. A key that comes twice is counted once, the first time.
 
@@ -100,6 +205,8 @@ class Tally:
         self.bounds = Divergences()  # every step
         self.complete_bounds = Divergences()  # those with a complete plausible set
         self.tokens = self.kept = self.incomplete = self.labelled = self.agreeing = self.differing = 0
+        self.cut = self.without_kept_steps = 0
+        self.shifts = Shifts()
         self._mass = self._entropy = 0.0
 
     def add(self, trajectory: Trajectory, kept: Contrast | None = None) -> None:
@@ -117,6 +224,9 @@ class Tally:
         self.differing += int(differing.sum())
         self.tokens += len(trajectory.token_ids)
         self.kept += len(kept.steps)
+        self.cut += trajectory.finish_reason == "length"
+        self.without_kept_steps += not len(kept.steps)
+        self.shifts.add(trajectory, kept, manifest.alpha)
         self.incomplete += kept.incomplete
         self.labelled += len(kept.label_ids)
         self._mass += float(covered_mass(*logprobs).sum())
@@ -150,4 +260,7 @@ class Tally:
             mean_plausible_set=self.labelled / self.kept if self.kept else 0.0,
             mean_covered_mass=self.mean_covered_mass,
             kl_quantiles={f"{q:g}": self.bounds.quantile(q) for q in KL_QUANTILES} if self.steps else {},
+            cut=self.cut,
+            without_kept_steps=self.without_kept_steps,
+            label_shifts=self.shifts.totals(),
         )

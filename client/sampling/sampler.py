@@ -26,6 +26,7 @@ from client.protocol.requests import (
 from client.runs.keys import Keys
 from client.runs.manifest import RunManifest
 from client.runs.run import Run, RunTotals
+from client.runs.tally import Tally
 from client.sampling.agreement import check_sealed, check_top_k, manifest_of
 from client.sampling.shards import WHOLE_SET, Settled, Shard, keys_of, settled
 from client.sampling.writer import STORE_PATIENCE_SECONDS, Counts, Writer
@@ -75,6 +76,7 @@ class Sampled:
     totals: RunTotals | None  # of the whole RUN; None: other shards are not done, so the RUN is not sealed
     counts: Counts | None  # of this attempt; None: the RUN was already sealed
     waiting: int = 0  # trajectories that other shards still lack
+    tally: Tally | None = None  # what the totals are of; None: the RUN was sealed already, or is not
 
 
 async def sample_problems(
@@ -158,11 +160,11 @@ async def sample_problems(
     if shard.count > 1 and (waiting := await asyncio.to_thread(_waiting, problems, run, n)):
         return Sampled(None, counts, waiting)
     await asyncio.to_thread(run.mend, manifest)  # samples that another client did not write
-    totals = await asyncio.to_thread(_settled_totals, problems, n, run, manifest)
+    totals, tally = await asyncio.to_thread(_settled_totals, problems, n, run, manifest)
     if not await asyncio.to_thread(run.seal, totals):  # another client has sealed it
         completion = await asyncio.to_thread(run.completion)
         totals = completion.totals if completion else totals
-    return Sampled(totals, counts)
+    return Sampled(totals, counts, tally=tally)
 
 
 async def _every_second(writer: Writer, counts: Counts, progress: Progress) -> None:
@@ -193,8 +195,8 @@ def _waiting(problems: ProblemSet, run: Run, n: int) -> int:
     return len(problems) * n - len(settled(run, problems, n))
 
 
-def _settled_totals(problems: ProblemSet, n: int, run: Run, manifest: RunManifest) -> RunTotals:
-    """The totals of a RUN that can be sealed, read from the store: every key is there or has failed.
+def _settled_totals(problems: ProblemSet, n: int, run: Run, manifest: RunManifest) -> tuple[RunTotals, Tally]:
+    """The totals of a RUN that can be sealed, and their tally, read from the store: every key is there or has failed.
 
     Raises RunError if a key is missing, or if every problem failed.
     """
@@ -210,7 +212,7 @@ def _settled_totals(problems: ProblemSet, n: int, run: Run, manifest: RunManifes
             f"every problem failed, so {run} holds nothing: {reason}; fix the cause, then sample with --retry-failed "
             "or into a new RUN"
         )
-    return tally.totals(failures)
+    return tally.totals(failures), tally
 
 
 def _too_many(counts: Counts, max_failures: int | None) -> bool:

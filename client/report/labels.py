@@ -1,0 +1,143 @@
+"""What labels would teach, in words: those farthest from the expert, and a warning where they teach style.
+
+In: a RUN's tally, the expert's tokens as text. Out: lines and values that a terminal, a table or a page may show. What
+models and problems say is made printable here; escaping it is the page's. Counts nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from client.errors import RunError
+from client.models.detokenize import Texts, tokenizer_of, visible
+from client.report.analysis import TokenKind, token_kind
+from client.runs.run import Run
+from client.runs.tally import OddLabel, Shifts, ShiftTotals
+
+MUCH = 1 / 3
+"""Of the whole shift: from here on, labels of marks are warned of."""
+MANY_CUT = 0.1
+"""Share of the trajectories from which those cut at --max-tokens are warned of."""
+LONGEST_BEFORE = 40
+"""Characters before the step."""
+NAME_SHOWN = 60
+"""Characters of a problem's id."""
+
+
+@dataclass(frozen=True)
+class ShownLabel:
+    """A label far from the expert, as text; probabilities as they are shown."""
+
+    where: str
+    before: str
+    best: str
+    heaviest: str
+    nats: float
+    weight: float
+    expert: tuple[str, str]  # of best and heaviest
+    amateur: tuple[str, str]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.nats:.3f} nats, {self.where}: {self.before} ▸ {self.heaviest} (label {self.weight:.3f}, expert "
+            f"{self.expert[1]}, amateur {self.amateur[1]}) instead of {self.best} (expert {self.expert[0]}, amateur "
+            f"{self.amateur[0]})"
+        )
+
+
+@dataclass(frozen=True)
+class KindShift:
+    """The labels whose heaviest token is of one kind."""
+
+    kind: TokenKind
+    labels: int
+    share: float  # of the whole shift
+
+
+def texts_where_readable(run: Run) -> Texts | None:
+    """The expert's tokens as text; None where the RUN's tokenizer.json cannot be read."""
+    try:
+        return Texts(tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json"))
+    except RunError:
+        return None
+
+
+def shown_labels(shifts: Shifts, texts: Texts) -> list[ShownLabel]:
+    """The labels farthest from the expert, the farthest first; each pair of tokens once."""
+    return [_label_text(label, texts) for label in shifts.oddest]
+
+
+def shifts_by_kind(shifts: Shifts, texts: Texts) -> list[KindShift]:
+    """Labels and their shift by the kind of their heaviest token; a special token counts as a mark."""
+    sums = {kind: [0.0, 0.0] for kind in TokenKind}
+    for token, (labels, nats) in shifts.by_token.items():
+        counted = sums[token_kind(texts.raw(token))]
+        counted[0] += labels
+        counted[1] += nats
+    whole = sum(nats for _, nats in sums.values())
+    return [KindShift(kind, int(labels), nats / whole if whole else 0.0) for kind, (labels, nats) in sums.items()
+            if labels]  # fmt: skip
+
+
+def style_warning(kinds: list[KindShift]) -> str | None:
+    """What is said where labels of punctuation, white space and end tokens carry much of the shift."""
+    share = sum(kind.share for kind in kinds if kind.kind is TokenKind.OTHER)
+    if share < MUCH:
+        return None
+    return (
+        f"{share:.0%} of the labels' shift lies on punctuation, white space and end tokens, so training would teach "
+        "style: read the labels farthest from the expert, then choose another amateur, or build with --labels tilt or "
+        "--max-shift"
+    )
+
+
+def selection_words(select: str, keep: float | None) -> str:
+    """A selection with what belongs to it."""
+    return select if keep is None else f"{select} {100 * keep:g}%"
+
+
+def label_words(labels: str, gamma: float | None, max_shift: float | None) -> str:
+    """A kind of label with what belongs to it."""
+    tilted = labels if gamma is None else f"{labels}, γ {gamma:g}"
+    return tilted if max_shift is None else f"{tilted}, at most {max_shift:g} nats"
+
+
+def shift_rows(shifts: ShiftTotals | None) -> dict[str, str]:
+    """The figures as a table shows them, by name; empty where there is no label."""
+    if shifts is None:
+        return {}
+    return {
+        "labels that overturn the expert's best": f"{shifts.overturned:,} ({shifts.overturned_share:.1%})",
+        "label shift, mean": f"{shifts.mean:.3f} nats",
+        **{f"label shift, quantile {q}": f"{value:.3f} nats" for q, value in shifts.quantiles.items()},
+        "label shift, largest": f"{shifts.largest:.3f} nats",
+    }
+
+
+def printable(text: str) -> str:
+    """Text that moves no cursor and sets no colour."""
+    return "".join(letter if letter.isprintable() else "�" for letter in visible(text))
+
+
+def _label_text(label: OddLabel, texts: Texts) -> ShownLabel:
+    before = printable(texts.whole(label.before))
+    where = label.problem_id + (f", sample {label.sample_index}" if label.sample_index else "")
+    return ShownLabel(
+        where=f"{printable(where)[:NAME_SHOWN]}, step {label.step}",
+        before=("…" if label.step > len(label.before) or len(before) > LONGEST_BEFORE else "")
+        + before[-LONGEST_BEFORE:],
+        best=printable(texts.alone(label.best)),
+        heaviest=printable(texts.alone(label.heaviest)),
+        nats=label.nats,
+        weight=label.weight,
+        expert=(_probability_text(label.expert[0]), _probability_text(label.expert[1])),
+        amateur=(_probability_text(label.amateur[0]), _probability_text(label.amateur[1])),
+    )
+
+
+def _probability_text(value: float) -> str:
+    """A probability; '–' where it is not known."""
+    if math.isnan(value) or value == 0.0:
+        return "–"
+    return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"

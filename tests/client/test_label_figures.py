@@ -1,0 +1,186 @@
+"""What is said of labels, cut answers and steps between two betas: in the summary, in compare, in the report."""
+
+import json
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from support.runs.made_run import VOCABULARY, make_trajectory, tokenizer_json
+from support.runs.reported import make_run, plain_bounds, trajectories_of
+from typer.testing import CliRunner
+
+from client.__main__ import program
+from client.protocol.requests import ContrastSettings
+from client.report.analysis import TokenKind
+from client.report.findings import gather
+from client.report.page import report_page
+from client.runs.build import build_run
+from client.runs.run import Run
+
+MARKS = ["." * (1 + index // 4) + ",;:!"[index % 4] for index in range(VOCABULARY)]
+
+
+def run_of(trajectories, folder, tokenizer=None, **changes):
+    run = make_run(folder, trajectories, tokenizer, **changes)
+    run.seal(run.totals(run.manifest()))
+    return run
+
+
+def printed(*words):
+    result = CliRunner().invoke(program, list(map(str, words)), env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def plain_shifts(run):
+    """(nats, overturned, problem, step) of every label, a loop a label."""
+    of = {t.problem_id: t for t in run.trajectories()}
+    found = []
+    for sample in run.samples():
+        t, kept = of[sample.problem_id], sample.contrast
+        for step, a, b in zip(kept.steps, kept.label_offsets, kept.label_offsets[1:], strict=False):
+            ids, weights = kept.label_ids[a:b].tolist(), kept.label_weights[a:b].astype(float)
+            p = np.exp(t.expert_logprobs[step].astype(float))
+            own = p[[t.top_ids[step].tolist().index(token) for token in ids]]
+            nats = float((weights * np.log(weights / (own / own.sum()))).sum())
+            found.append((nats, ids[int(weights.argmax())] != t.top_ids[step, 0], sample.problem_id, int(step)))
+    return found
+
+
+def test_totals_tell_how_far_labels_move_the_expert(tmp_path):
+    trajectories = trajectories_of(12)
+    run = run_of(trajectories, tmp_path / "run")
+    shifts, plain = run.completion().totals.label_shifts, plain_shifts(run)
+    nats = np.array([row[0] for row in plain])
+    assert shifts.overturned == sum(row[1] for row in plain) and 0 < shifts.overturned < len(plain)
+    assert shifts.overturned_share == pytest.approx(shifts.overturned / len(plain))
+    assert shifts.mean == pytest.approx(nats.mean(), rel=1e-5) and shifts.largest == pytest.approx(nats.max(), rel=1e-5)
+    for share, value in shifts.quantiles.items():
+        assert value == pytest.approx(np.sort(nats)[int(float(share) * (len(nats) - 1))], rel=2e-3, abs=1e-6)
+    odd = run.tally(run.manifest()).shifts.oddest
+    pairs = [(label.best, label.heaviest) for label in odd]
+    assert len(odd) == len(set(pairs)) == 8 and odd[0].nats == pytest.approx(nats.max())
+    assert (odd[0].problem_id, odd[0].step) == max(plain)[2:]
+    assert [label.nats for label in odd] == sorted((label.nats for label in odd), reverse=True)
+
+
+def test_the_shift_of_bounded_and_of_the_experts_own_labels_is_within_what_was_asked_for(tmp_path):
+    run = run_of(trajectories_of(12), tmp_path / "run")
+    for name, settings in {
+        "bounded": {"max_shift": 0.1},
+        "own": {"labels": "expert"},
+        "gentle": {"labels": "tilt", "gamma": 0.25},
+    }.items():
+        build_run(run, Run(str(tmp_path / name)), ContrastSettings(**settings))
+    means = {name: Run(str(tmp_path / name)).completion().totals.label_shifts for name in ("bounded", "own", "gentle")}
+    assert means["bounded"].largest == pytest.approx(0.1, abs=1e-6) and means["own"].largest < 1e-6
+    assert means["own"].overturned == 0 < means["gentle"].mean < run.completion().totals.label_shifts.mean
+
+
+def test_answers_that_were_cut_and_trajectories_that_keep_nothing_are_counted_and_warned_of(tmp_path):
+    trajectories = trajectories_of(12)
+    trajectories = [replace(t, finish_reason="length") if i < 5 else t for i, t in enumerate(trajectories)]
+    for t in trajectories[:3]:
+        t.amateur_logprobs[:] = t.expert_logprobs
+    run = run_of(trajectories, tmp_path / "run")
+    totals = run.completion().totals
+    assert (totals.cut, totals.without_kept_steps) == (5, 3)
+    said = printed("build", run, tmp_path / "new", "--labels", "tilt")
+    assert re.search(r"cut at --max-tokens\W+5\b", said) and re.search(r"without a kept step\W+3\b", said)
+    assert "warning: 5 of 12 trajectories were cut at --max-tokens" in said
+    page = " ".join(report_page(run).split())
+    assert "5 of 12 trajectories were cut at" in page and "3 of 12 trajectories keep no step" in page
+    short = run_of(trajectories[5:], tmp_path / "short")
+    assert "were cut at" not in printed("build", short, tmp_path / "other") + report_page(short)
+
+
+def test_a_figure_is_the_same_wherever_it_is_told(tmp_path):
+    """With a k so small that many sets are not proved whole: they are in the curve of alpha, and not in the labels."""
+    trajectories = [make_trajectory(f"p{index}", seed=index, tokens=20, top_k=3) for index in range(12)]
+    run = run_of(trajectories, tmp_path / "run")
+    build_run(run, Run(str(tmp_path / "new")), ContrastSettings(labels="tilt"))
+    said, page = printed("compare", run, tmp_path / "new"), report_page(run)
+    found = gather(run)
+    totals = found.totals
+    assert totals.incomplete > 20
+    size = f"{totals.mean_plausible_set:.2f}"
+    assert f"α = 0.2: {size}" in page and f"<dd>{size}</dd>" in page
+    here = int(np.searchsorted(found.plausible_sets.alphas, 0.2))
+    assert found.plausible_sets.labelled[here] == pytest.approx(totals.mean_plausible_set)
+    assert found.plausible_sets.mean_size[here] > totals.mean_plausible_set + 0.05
+    mean, share = f"{totals.label_shifts.mean:.3f} nats", f"{totals.label_shifts.overturned_share:.1%}"
+    assert re.search(rf"label shift, mean\W+{mean}", said) and f"<dd>{mean}</dd>" in page
+    assert re.search(rf"overturn the expert's best\W+{share}", said) and f"({share})</dd>" in page
+
+
+@pytest.mark.parametrize("keep_incomplete", [False, True])
+def test_the_curve_of_alpha_is_what_that_alpha_would_label(tmp_path, keep_incomplete):
+    trajectories = trajectories_of(6)
+    trajectories[0].amateur_logprobs[:, 2] = -np.inf
+    run = run_of(trajectories, tmp_path / "run", keep_incomplete=keep_incomplete)
+    sets = gather(run).plausible_sets
+    for index in (5, 12, 20, 30):
+        new = Run(str(tmp_path / f"{index}"))
+        alpha = float(sets.alphas[index])
+        totals = build_run(run, new, ContrastSettings(alpha=alpha, keep_incomplete=keep_incomplete)).totals
+        assert totals.mean_plausible_set == pytest.approx(sets.labelled[index], abs=1e-9)
+
+
+def test_the_oddest_labels_are_told_as_text_and_style_is_warned_of(tmp_path):
+    words, marks = (run_of(trajectories_of(12), tmp_path / name, tokenizer)
+                    for name, tokenizer in (("words", None), ("marks", tokenizer_json(MARKS))))  # fmt: skip
+    for run, style in ((words, False), (marks, True)):
+        said = printed("build", run, f"{run}-new", "--labels", "contrast", "--beta", "0.3")
+        odd = Run(f"{run}-new").tally(Run(f"{run}-new").manifest()).shifts.oddest
+        listed = re.findall(r"^  (\d\.\d{3}) nats, (p\d+), step (\d+): .* ▸ (\S+) \(label", said, re.M)
+        tokens = MARKS if style else [f"w{index}" for index in range(VOCABULARY)]
+        assert listed == [
+            (f"{label.nats:.3f}", label.problem_id, str(label.step), tokens[label.heaviest]) for label in odd[:3]
+        ]
+        assert ("warning: 100% of the labels' shift lies on punctuation, white space and end tokens" in said) == style
+        assert ("lies on punctuation" in report_page(run)) == style
+
+
+def test_compare_tells_of_labels_run_by_run(tmp_path):
+    run = run_of(trajectories_of(12), tmp_path / "run", tokenizer_json(MARKS))
+    build_run(run, Run(str(tmp_path / "new")), ContrastSettings(labels="tilt", gamma=0.25, max_shift=0.2))
+    first, second = json.loads(printed("compare", run, tmp_path / "new", "--json"))["runs"]
+    assert (second["gamma"], second["max_shift"], first["gamma"]) == (0.25, 0.2, None)
+    totals = Run(str(tmp_path / "new")).completion().totals
+    assert second["mean_shift"] == totals.label_shifts.mean and second["largest_shift"] == totals.label_shifts.largest
+    assert second["overturned_share"] == totals.label_shifts.overturned_share and second["cut"] == 0
+    assert len(first["oddest_labels"]) == 8 and "100% of the labels' shift" in first["style_warning"]
+    said = printed("compare", run, tmp_path / "new")
+    assert "tilt, γ 0.25, at most 0.2 nats" in said and f"labels farthest from the expert in {run}" in said
+
+
+def test_steps_between_two_betas_are_counted_by_kind_and_drawn(tmp_path):
+    trajectories = trajectories_of(12)
+    run = run_of(trajectories, tmp_path / "run", tokenizer_json(["7", "+", "."]))
+    found, (bounds, _) = gather(run), plain_bounds(trajectories)
+    edges = [0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None]
+    assert [(band.low, band.high) for band in found.bands] == list(pairwise(edges))
+    taken = np.concatenate([t.token_ids[1:] for t in trajectories])
+    for band in found.bands:
+        inside = ((bounds > band.low) | (band.low == 0)) & (bounds <= (band.high or np.inf))
+        assert band.steps == inside.sum() and len(band.drawn) == min(band.steps, 3)
+        assert band.tokens == {int(t): int((taken[inside] == t).sum()) for t in taken[inside]}
+        assert {step.token for step in band.drawn} <= set(taken[inside])
+    rows = re.findall(
+        r'<th scope="row">([^<]*)</th><td>(\d+)</td>(?:<td>[^<]*</td>){4}<td class="drawn">', report_page(run)
+    )
+    assert rows[0][0] == "up to 0.05" and rows[-1][0] == "above 1.6"
+    assert [int(steps) for _, steps in rows] == [band.steps for band in found.bands]
+    assert len(TokenKind) == 4
+
+
+def test_totals_of_an_earlier_version_are_read(tmp_path):
+    run = make_run(tmp_path / "run", trajectories_of(3))
+    run.seal(run.totals(run.manifest()))
+    sealed = json.loads((tmp_path / "run" / "complete.json").read_bytes())
+    for name in ("cut", "without_kept_steps", "label_shifts"):
+        del sealed[name]
+    (tmp_path / "run" / "complete.json").write_text(json.dumps(sealed))
+    assert run.completion().totals.label_shifts is None and run.completion().totals.kept == sealed["kept"]
