@@ -1,4 +1,4 @@
-"""What can be chosen, with the defaults: the one place that both the command line and the work read.
+"""The trainer's settings and their defaults, for the command line and the code below it.
 
 Imports nothing heavy, so that --help is quick.
 """
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 ALL_LINEAR = "all-linear"
-"""What peft calls every linear layer but the LM head."""
+"""peft's name for every linear layer except the LM head."""
 
 
 class Precision(StrEnum):
-    """The type in which weights are loaded; auto is the one in which the model is stored."""
+    """The type in which weights are loaded. auto: the type in which the model is stored."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -21,21 +21,21 @@ class Precision(StrEnum):
 
 
 class Unit(StrEnum):
-    """What a batch is counted in: whole trajectories, or kept steps, each with its own prefix."""
+    """What a batch counts: whole trajectories, or kept steps, each with its own prefix."""
 
     TRAJECTORY = "trajectory"
     STEP = "step"
 
 
 class Preset(StrEnum):
-    """A recipe by name: ours, or the published one."""
+    """A named recipe: the default, or the published one."""
 
     DEFAULT = "default"
     PAPER = "paper"
 
 
 class Objective(StrEnum):
-    """What is learned: the contrast's labels at kept steps, or right solutions, whole (the SFT baseline)."""
+    """What is learned: the labels of kept steps, or whole correct solutions (the SFT baseline)."""
 
     CONTRAST = "contrast"
     SFT = "sft"
@@ -43,7 +43,7 @@ class Objective(StrEnum):
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapter's settings, as peft names them; the defaults are the published ones."""
+    """The settings of LoRA. The defaults are the published values."""
 
     rank: int = 8
     alpha: int = 16
@@ -54,19 +54,19 @@ class Lora:
 
     @property
     def target_modules(self) -> list[str] | str:
-        """As peft wants them: names, or its one word for every linear layer but the head."""
+        """The targets as peft takes them: a list of names, or `ALL_LINEAR`."""
         return ALL_LINEAR if self.targets == (ALL_LINEAR,) else list(self.targets)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is learned, and how: two trainings of one recipe on one RUN, on as many ranks, end with the same adapter.
+    """What is learned, and how. The same recipe, RUN and number of ranks give the same adapter.
 
-    `train` resolves a `dtype` of None before all else, so that what it records says which it was.
+    `train` replaces a `dtype` of None first, so that the adapter records the type that was used.
     """
 
     unit: Unit = Unit.TRAJECTORY
-    batch_size: int = 16  # units an optimizer step
+    batch_size: int = 16  # units per optimizer step
     epochs: float = 2.0
     max_steps: int | None = None  # optimizer steps; overrides epochs
     learning_rate: float = 5e-5
@@ -74,11 +74,11 @@ class Recipe:
     seed: int = 0
     lora: Lora = field(default_factory=Lora)
     objective: Objective = Objective.CONTRAST
-    answers: str | None = None  # of SFT: the problem set with the gold answers
+    answers: str | None = None  # for SFT: the problem set with the gold answers
 
 
 TOKEN_BUDGET = {"cpu": 512, "cuda": 8192}
-"""Tokens a micro-batch. A CPU gains nothing from longer sequences, whose attention mask costs their square."""
+"""Tokens per micro-batch. Longer sequences bring nothing on a CPU, and the attention mask grows with their square."""
 
 PRESETS = {
     Preset.DEFAULT: Recipe(),
@@ -89,14 +89,14 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Running:
-    """How a recipe is carried out: time, memory and patience, which leave the result as it is, and what may be read.
+    """How a recipe is carried out. Most fields change time and memory only, not the result.
 
-    `follow` takes the first epoch's trajectories as they arrive, and not in a drawn order.
+    With `follow`, the first epoch takes trajectories in the order in which they arrive.
     """
 
-    token_budget: int | None = None  # tokens a micro-batch; None: TOKEN_BUDGET, and more for a longer trajectory
+    token_budget: int | None = None  # tokens per micro-batch; None: TOKEN_BUDGET, or more for a longer trajectory
     gradient_checkpointing: bool = False
-    attention: str | None = None  # transformers' attn_implementation; None: its own choice
+    attention: str | None = None  # attn_implementation of transformers; None: transformers chooses
     save_steps: int = 50  # optimizer steps between checkpoints
     report_to: tuple[str, ...] = ()  # loggers, as transformers names them
     resume: bool = False
@@ -107,12 +107,12 @@ class Running:
 
 @dataclass(frozen=True)
 class Examination:
-    """How questions are put to a model that is evaluated."""
+    """How a model is evaluated: the prompt, and how outputs are decoded."""
 
     max_tokens: int = 1024
     system_prompt: str = r"Please reason step by step, and put your final answer within \boxed{}."  # "": no message
-    limit: int | None = None  # problems a benchmark
-    n: int = 1  # outputs a problem
+    limit: int | None = None  # problems per benchmark
+    n: int = 1  # outputs per problem
     temperature: float = 0.0  # greedy
     top_p: float = 1.0
     seed: int = 0

@@ -1,1 +1,1 @@
-"""Adapters on disk and the models they belong to: what identifies them, whether they fit, one merged into the other."""
+"""Adapters on disk and their models: what identifies them, whether they fit together, merging."""

@@ -1,6 +1,6 @@
 """The adapter folder: a LoRA adapter in PEFT format, and lightreasoner.json, which says where it came from.
 
-In: a path. Out: whether it is free, what it was made from, whether it fits a base. Loads no weight.
+In: a path. Out: a new folder, the adapter's settings, a check that it fits a model. Never loads weights.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ PROVENANCE = "lightreasoner.json"
 
 
 def new_folder(out: str) -> Path:
-    """An empty folder for what is to be written. Raises ModelError where it holds anything, or cannot be made."""
+    """A new or empty local folder. Raises ModelError if it is not empty, or cannot be created."""
     if "://" in out and not out.startswith("file:"):
-        raise ModelError(f"{out!r} is not a local folder; name a local path or file://…, and copy it from there")
+        raise ModelError(
+            f"{out!r} is not a local folder; give a local path or file://…, and copy the result from there"
+        )
     folder = local_folder(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())
     except OSError as error:
-        raise ModelError(f"{folder} cannot be made a folder: {error.strerror}; name another") from None
+        raise ModelError(f"cannot create the folder {folder}: {error.strerror}; name another") from None
     if taken:
         raise ModelError(f"{folder} is not empty; name a new folder or remove this one")
     return folder
 
 
 def adapter_folder(adapter: str) -> Path:
-    """The local folder of an adapter; from a bucket it is fetched to one that goes when the process ends."""
+    """The local folder of an adapter. From a bucket, it is downloaded to a folder that is removed at the end."""
     if "://" not in adapter or adapter.startswith("file:"):
         return local_folder(adapter) if adapter.startswith("file:") else Path(adapter)
     bucket, folder = Bucket(adapter), Path(tempfile.mkdtemp(prefix="lightreasoner-"))
@@ -52,7 +54,7 @@ def adapter_folder(adapter: str) -> Path:
 
 
 def read_config(adapter: Path) -> dict[str, Any]:
-    """adapter_config.json. Raises ModelError where there is none."""
+    """adapter_config.json. Raises ModelError if it is missing or invalid, or if the weights are missing."""
     try:
         config = json.loads((adapter / CONFIG).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -69,14 +71,14 @@ def read_config(adapter: Path) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Of everything that a result may depend on."""
+    """The versions of the packages that a result may depend on."""
     return {name: version(name) for name in ("lightreasoner", "torch", "transformers", "peft", "accelerate")}
 
 
 def check_base(adapter: Path, base: ModelFolder) -> None:
-    """Raises ModelError if an adapter names other weights than those of `base`.
+    """Raises ModelError if an adapter was trained on other weights than those of `base`.
 
-    An adapter that another program made names none, and passes.
+    An adapter of another program does not say, and passes.
     """
     file = adapter / PROVENANCE
     try:

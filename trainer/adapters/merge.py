@@ -1,7 +1,7 @@
-"""Folds an adapter into its base: a model folder that needs no adapter.
+"""Merges an adapter into its model.
 
-In: a model and an adapter made for it. Out: a full model folder with the base's tokenizer and chat template byte for
-byte, and what rounding its weights left of the adapter. Neither input is touched.
+In: a model, and an adapter that was trained on it. Out: a complete model folder with the same tokenizer and chat
+template, and how much of the adapter is left after rounding. Neither input is changed.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ COPIED_FILES = (
 
 
 LARGE_ERROR = 0.1
-"""Of the update's norm: above it the merged model is not the one that was trained."""
+"""Rounding error, as a share of the update's norm, above which the merged model is not the one that was trained."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter adds to the weights it is on, and what is left of that when they are rounded to `dtype`.
+    """What an adapter adds to its layers' weights, and what is left after rounding to `dtype`.
 
-    With D = fp32(W + adapter) - W and R = rounded(W + adapter) - W, over all those weights together.
+    D = fp32(W + adapter) - W and R = rounded(W + adapter) - W, over all adapted weights together.
     """
 
     dtype: torch.dtype
     relative: float  # ||D|| / ||W||
-    surviving: float  # ||R|| / ||D||; above 1 where more is rounded away from W than towards it
+    surviving: float  # ||R|| / ||D||; above 1 if rounding moved the weights further from W
     error: float  # ||R - D|| / ||D||
 
     @property
@@ -59,10 +59,10 @@ class Update:
 
 
 def merge(model: str, adapter: str, output: str, precision: Precision = Precision.AUTO) -> Update:
-    """Merge an adapter into a model and save that to a new folder.
+    """Merge an adapter into a model, and save the result to a new folder.
 
-    The sum W + (alpha / r) * B A is taken in float32 and rounded once, to `precision`: the dtype in which the base is
-    stored, unless told otherwise. Raises ModelError where the adapter was made for another base or `output` is taken.
+    The sum W + (alpha / r) * B A is computed in float32 and rounded once, to `precision`; by default this is the dtype
+    of the stored model. Raises ModelError if the adapter was made for another model, or `output` is not empty.
     """
     base, made = ModelFolder.find(model), adapter_folder(adapter)
     read_config(made)
@@ -74,11 +74,11 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
         adapted = PeftModel.from_pretrained(whole, made)
         untie(whole)
         update = merge_layers(adapted, dtype)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that the layers are merged already
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # peft: the layers are already merged
             merged = adapted.merge_and_unload()
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(f"{adapter} does not fit {base}, or is damaged: {error}") from error
-    # The base's own file is copied: transformers refuses to save one whose values it finds odd.
+    # The model's own file is copied below: transformers refuses to save some valid ones.
     merged.generation_config = GenerationConfig()
     merged.to(dtype).save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
 
 
 def untie(model: PreTrainedModel) -> None:
-    """Give a tied LM head its own weights where it, or the embedding, is adapted: what is added to one is its alone."""
+    """Give a tied LM head its own weights if it or the embedding is adapted: the update belongs to only one of them."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     adapted = [layer for layer in (head, embedding) if isinstance(layer, BaseTunerLayer)]
     if not adapted or not model.config.get_text_config().tie_word_embeddings:
@@ -101,9 +101,9 @@ def untie(model: PreTrainedModel) -> None:
 
 
 def merge_layers(adapted: PeftModel, dtype: torch.dtype) -> Update:
-    """Add the adapter to the weights of each of its layers, in place, and measure what rounding would leave of it.
+    """Add the adapter to the weights of its layers, in place, and measure what rounding would leave of it.
 
-    One layer's weights are held twice at a time. Raises ValueError where a sum is not finite.
+    Only one layer's weights are held twice at a time. Raises ValueError if a sum is not finite.
     """
     squares = torch.zeros(4, dtype=torch.float64)
     for layer in (module for module in adapted.modules() if isinstance(module, BaseTunerLayer)):
@@ -115,6 +115,6 @@ def merge_layers(adapted: PeftModel, dtype: torch.dtype) -> Update:
             whole, rounded = new - old, new.to(dtype).float() - old
             squares += torch.stack([part.double().square().sum() for part in (old, whole, rounded, rounded - whole)])
     weight, whole, rounded, lost = squares.sqrt().tolist()
-    if not whole:  # an adapter as it starts
+    if not whole:  # an untrained adapter
         return Update(dtype, relative=0.0, surviving=1.0, error=0.0)
     return Update(dtype, whole / weight, rounded / whole, lost / whole)

@@ -1,4 +1,4 @@
-"""A model's folder: what identifies it, how it is configured, and its weights, in memory when they are asked for.
+"""A model's folder: its fingerprint, its configuration, and its weights, which are loaded on demand.
 
 In: a folder, or a Hugging Face Hub id. Out: a `ModelFolder`, which is made once and passed on. Never writes.
 """
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model on this machine. Each fact is computed when it is first asked for, and once.
+    """A model on this machine. Each property is computed once, at its first use.
 
-    Raises ModelError, when a fact is asked for, if the folder does not hold what it needs.
+    A property raises ModelError if the folder lacks what it needs.
     """
 
     path: Path
@@ -31,7 +31,7 @@ class ModelFolder:
 
     @classmethod
     def find(cls, model: str) -> ModelFolder:
-        """A folder as it is, or a Hub id, downloaded if it must be. Raises ModelError if it is neither."""
+        """The model at a folder, or with a Hub id, downloaded if needed. Raises ModelError if it is neither."""
         path = model_folder(model)
         return cls(path, None if path == Path(model) else model)
 
@@ -40,7 +40,7 @@ class ModelFolder:
 
     @property
     def name(self) -> str:
-        """What an adapter remembers its base by: a Hub id, or the folder's full path."""
+        """The name that an adapter records: a Hub id, or the folder's full path."""
         return self.hub_id or str(self.path.absolute())
 
     @cached_property
@@ -71,7 +71,7 @@ class ModelFolder:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The type that config.json names; float32, which holds every other exactly, if it names none."""
+        """The type in config.json; if there is none, float32, which can hold all others exactly."""
         import torch
 
         named = self.configuration.dtype or torch.float32
@@ -86,7 +86,7 @@ class ModelFolder:
 
 
 def default_precision() -> Precision:
-    """The type that this machine computes best in."""
+    """The default type on this machine: bfloat16 on a GPU, float32 on a CPU."""
     import torch
 
     return Precision.BFLOAT16 if torch.cuda.is_available() else Precision.FLOAT32

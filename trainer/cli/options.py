@@ -1,4 +1,4 @@
-"""What the trainer's commands share: options, how their values are checked, and where output goes.
+"""Options that several of the trainer's commands share, the checks of their values, and the console.
 
 In: what a user typed. Out: checked values, a console. Imports nothing heavy.
 """
@@ -64,7 +64,7 @@ def named_files(values: list[str]) -> list[str]:
 
 
 def files_by_name(values: list[str]) -> dict[str, str]:
-    """The values of --benchmark, as `named_files` has checked them, by name."""
+    """The values of --benchmark by name. `named_files` has checked them."""
     return dict(value.split("=", 1) for value in values)
 
 
@@ -96,14 +96,14 @@ SystemPrompt = Annotated[str, typer.Option(rich_help_panel=DECODING, help='Syste
 
 
 def wide_console() -> Console:
-    """Standard output; wide enough for a table where it is not a terminal."""
+    """Standard output. If it is not a terminal, it is wide enough for a table."""
     return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def quiet_vllm() -> None:
-    """Turn off vLLM's and torch's warnings, unless the user asks for them: on a CPU they name Triton and NUMA.
+    """Turn off warnings of vLLM and torch, for example of Triton and NUMA on a CPU, unless the user set the variables.
 
-    Call it before either is imported: torch reads its variable then, and vLLM warns before it has read its own.
+    Call it before either is imported: torch reads its variable then, and vLLM warns before it reads its own.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

@@ -1,7 +1,7 @@
 """Reads a RUN for training: trajectories as token ids, with labels at the positions that predict kept steps.
 
-In: a RUN's samples and manifest, and the folder of the model to be trained. Out: `Example` values. Refuses a RUN that
-is empty, another model's, or too long for a micro-batch. Never runs a model, never writes.
+In: a RUN's samples and manifest, and the folder of the model to train. Out: `Example` values. It is an error if the RUN
+is empty, is of another model, or has a trajectory that is too long. Never runs a model, never writes.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from trainer.adapters.model_folder import ModelFolder
 from trainer.data.example import Example
 
 DIGITS = 12
-"""Hex digits of a digest that a message shows."""
+"""Hex digits of a digest in a message."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one trajectory may be: ids below `vocab_size`, and no longer than the model or a micro-batch takes."""
+    """The limits of a trajectory: its ids are below `vocab_size`; it fits the model and a micro-batch."""
 
     vocab_size: int
-    context: int | None = None  # the model's
+    context: int | None = None  # the model's; None: no limit
     token_budget: int | None = None
 
 
 class TrainingSet:
-    """The examples of a RUN, part after part. A key that comes again is left out, as everywhere."""
+    """The examples of a RUN, part after part. A key that comes twice is read once."""
 
     def __init__(self, run: Run, limits: Limits) -> None:
         self.run = run
         self.limits = limits
         self.examples: list[Example] = []
-        self.parts: list[str] = []  # those that were read, in that order
-        self.without_kept_steps = 0  # trajectories left out: they would contribute nothing
+        self.parts: list[str] = []  # the parts that were read, in that order
+        self.without_kept_steps = 0  # trajectories without a kept step, which are left out
         self.sealed = False
         self._keys = Keys()
 
@@ -53,7 +53,7 @@ class TrainingSet:
         return f"{len(self.examples)} trajectories with {self.kept_steps} kept steps{left_out}"
 
     def add(self, part: str) -> None:
-        """Read a part. Raises RunError naming the part that is damaged, or the trajectory that cannot be trained on."""
+        """Read a part. Raises RunError, naming the damaged part, or the trajectory that cannot be used."""
         for sample in self.run.samples_of(part):
             if not self._keys.add((sample.problem_id, sample.sample_index)):
                 continue
@@ -67,11 +67,11 @@ class TrainingSet:
         self.parts.append(part)
 
     def all_parts(self) -> list[str]:
-        """What the RUN holds to learn from."""
+        """The parts of the RUN to train on."""
         return self.run.parts("samples")
 
     def read(self, parts: list[str] | None = None) -> None:
-        """Read `parts`, or all that is there: then it is a RunError, with the reason, if there is nothing to learn."""
+        """Read `parts`. None: read all parts, and raise RunError, with the reason, if there is nothing to learn."""
         self.sealed = self.run.completion() is not None
         for part in self.all_parts() if parts is None else parts:
             self.add(part)
@@ -79,15 +79,15 @@ class TrainingSet:
             self.check_not_empty()
 
     def check_not_empty(self) -> None:
-        """Raises RunError, with the reason, where there is nothing to learn."""
+        """Raises RunError, with the reason, if there is nothing to learn."""
         if not self.examples:
             raise RunError(_nothing_to_learn(self.run, self.without_kept_steps))
 
 
 def read_training_set(run: Run, model: ModelFolder, limits: Limits) -> TrainingSet:
-    """Read all examples that a RUN holds for `model`.
+    """Read all examples of a RUN, to train `model`.
 
-    Raises RunError where the RUN is missing, empty, of another expert, or holds what the model cannot have said.
+    Raises RunError if the RUN is missing, empty, of another expert, or has ids that the model does not have.
     """
     check_expert(run, model)
     training_set = TrainingSet(run, limits)
@@ -96,7 +96,7 @@ def read_training_set(run: Run, model: ModelFolder, limits: Limits) -> TrainingS
 
 
 def mismatches(run: Run, model: ModelFolder) -> list[str]:
-    """Each of weights, tokenizer and chat template that is not that of the RUN's expert, in words."""
+    """How `model` differs from the RUN's expert: weights, tokenizer, chat template; a line for each difference."""
     expert = run.manifest().expert
     compared = {
         "weights": (expert.model_fingerprint, model.fingerprint),
@@ -111,7 +111,7 @@ def mismatches(run: Run, model: ModelFolder) -> list[str]:
 
 
 def check_expert(run: Run, model: ModelFolder) -> None:
-    """Raises RunError naming each way in which `model` is not the RUN's expert."""
+    """Raises RunError, naming every difference, if `model` is not the RUN's expert."""
     if differences := mismatches(run, model):
         raise RunError(
             f"{run} was not sampled from the model at {model}: {'; '.join(differences)}. "
@@ -121,7 +121,7 @@ def check_expert(run: Run, model: ModelFolder) -> None:
 
 
 def check_length(run: Run, sample: Sample | Trajectory, length: int, limits: Limits) -> None:
-    """Raises RunError naming a trajectory that is too long for a micro-batch, or for the model."""
+    """Raises RunError, naming the trajectory, if it is too long for a micro-batch, or for the model."""
     where = f"{run}: trajectory {sample.problem_id!r}, sample {sample.sample_index} has {length} tokens"
     if limits.context is not None and length > limits.context:
         raise RunError(f"{where}; the model's context is {limits.context}. Sample the RUN again")
@@ -130,7 +130,7 @@ def check_length(run: Run, sample: Sample | Trajectory, length: int, limits: Lim
 
 
 def check_ranges(run: Run, sample: Sample, vocab_size: int) -> None:
-    """Raises RunError naming the trajectory whose ids or steps lie outside the vocabulary or the trajectory."""
+    """Raises RunError, naming the trajectory, if an id is outside the vocabulary, or a step outside the trajectory."""
     where = f"{run}: trajectory {sample.problem_id!r}, sample {sample.sample_index}"
     every_id = np.concatenate([sample.prompt_token_ids, sample.token_ids, sample.contrast.label_ids])
     if every_id.min() < 0 or every_id.max() >= vocab_size:
@@ -146,7 +146,7 @@ def check_ranges(run: Run, sample: Sample, vocab_size: int) -> None:
 
 
 def example_of(sample: Sample) -> Example:
-    """The example of a trajectory with kept steps; step t is predicted at position P + t - 1."""
+    """The example of a trajectory with kept steps. Step t is predicted at position P + t - 1."""
     contrast, prompt = sample.contrast, sample.prompt_token_ids
     positions = len(prompt) + contrast.steps.astype(np.int64) - 1
     return Example(

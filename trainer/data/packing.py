@@ -1,7 +1,7 @@
-"""Lays trajectories into sequences: an optimizer step's examples, as micro-batches without padding, for each rank.
+"""Packs the examples of an optimizer step into sequences: micro-batches without padding, for each rank.
 
-In: examples, a token budget, the number of ranks. Out: micro-batches of tensors. A pure function of its input, so
-that every rank finds the same without asking the others.
+In: examples, a token budget, the number of ranks. Out: micro-batches of tensors. A pure function: every rank computes
+the same without asking the others.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from trainer.data.example import Example
 
 
 class Batch(TypedDict):
-    """Packed examples: L tokens in all, K kept steps, labels of at most m ids."""
+    """Packed examples: L tokens, K kept steps, labels of at most m ids."""
 
     input_ids: Tensor  # [1, L]
     position_ids: Tensor  # [1, L], restarting at 0 for each example
     kept: Tensor  # [K], indices into the sequence
     label_ids: Tensor  # [K, m]
-    label_weights: Tensor  # [K, m], 0 where a label has fewer ids
+    label_weights: Tensor  # [K, m]; a label with fewer than m ids is filled up with weight 0
 
 
 def micro_batches(examples: Sequence[Example], token_budget: int, ranks: int = 1) -> list[list[Batch]]:
-    """The micro-batches of each rank, as many for each, of at most `token_budget` tokens where no example has more.
+    """The micro-batches of each rank. All ranks get the same number.
 
-    Examples go to the rank with the fewest tokens, the longest first, and there into the first sequence with room. A
-    rank with less to do gets sequences that add nothing to loss or gradient, so that all take part in every exchange.
+    A micro-batch has at most `token_budget` tokens, unless one example alone has more. The longest examples come first:
+    each goes to the rank with the fewest tokens, there into the first sequence with room. A rank with less work gets
+    sequences that add nothing to loss or gradient, because all ranks must take part in every exchange.
     """
     loads: list[list[Example]] = [[] for _ in range(ranks)]
     tokens = [0] * ranks
@@ -44,10 +45,9 @@ def micro_batches(examples: Sequence[Example], token_budget: int, ranks: int = 1
 
 
 def pack(examples: Sequence[Example]) -> Batch:
-    """Lay examples one after another in one sequence.
+    """Put examples one after the other into one sequence.
 
-    transformers keeps them apart, with no attention across, where it is given position_ids that restart, no
-    attention_mask and no cache.
+    transformers allows no attention between them if position_ids restart and it gets no attention_mask and no cache.
     """
     lengths = [len(example.input_ids) for example in examples]
     starts = np.cumsum([0, *lengths[:-1]])
@@ -67,7 +67,7 @@ def pack(examples: Sequence[Example]) -> Batch:
 
 
 def _bins(examples: Sequence[Example], budget: int) -> list[list[Example]]:
-    """First fit: examples, longest first, each into the first sequence with room."""
+    """First fit: each example goes into the first sequence with room."""
     bins: list[list[Example]] = []
     room: list[int] = []
     for example in examples:
@@ -83,7 +83,7 @@ def _bins(examples: Sequence[Example], budget: int) -> list[list[Example]]:
 
 
 def _idle(example: Example) -> Batch:
-    """One token with a label that weighs nothing."""
+    """One token, with a label of weight 0."""
     batch = pack([example])
     return Batch(
         input_ids=batch["input_ids"][:, :1],

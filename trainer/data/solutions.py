@@ -1,8 +1,8 @@
-"""The SFT baseline's training set: a RUN's own solutions, whole, where they give the right answer.
+"""The training set of the SFT baseline: the whole solutions of a RUN that give the correct answer.
 
-In: a RUN's trajectories, gold answers by problem. Out: `Example` values whose label at every step is the token that was
-taken, so that the contrast loss on them is cross-entropy. Source: the baseline of LightReasoner, arXiv 2510.07962,
-which samples several solutions a problem and keeps the correct ones.
+In: a RUN's trajectories, gold answers by problem. Out: `Example` values. The label of every step is its own token: the
+contrast loss is then cross-entropy. Source: the baseline of LightReasoner, arXiv 2510.07962, which samples several
+solutions per problem and keeps the correct ones.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from trainer.grading.grader import grade
 
 
 class SolutionSet(TrainingSet):
-    """The right solutions of a RUN, part after part."""
+    """The correct solutions of a RUN, part after part."""
 
     def __init__(self, run: Run, limits: Limits, golds: Mapping[str, Gold]) -> None:
         super().__init__(run, limits)
         self._golds = golds
         self._tokenizer: Any = tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json")
-        self.unanswered = 0  # solutions of problems that have no gold answer
+        self.unanswered = 0  # solutions of problems without a gold answer
 
     def add(self, part: str) -> None:
-        """Read a part of trajectories and grade it. Raises RunError naming what is damaged or too long."""
+        """Read a part of trajectories and grade it. Raises RunError, naming what is damaged or too long."""
         for trajectory in self.run.trajectories_of(part):
             key = trajectory.problem_id, trajectory.sample_index
             if key in self._keys:
@@ -51,7 +51,7 @@ class SolutionSet(TrainingSet):
         self.parts.append(part)
 
     def all_parts(self) -> list[str]:
-        """Parts of trajectories; those of samples say nothing of whole solutions."""
+        """The parts of trajectories: samples do not have whole solutions."""
         return list(trajectory_parts(self.run, self.run.manifest()))
 
     def __str__(self) -> str:
@@ -61,12 +61,12 @@ class SolutionSet(TrainingSet):
         return f"{len(self.examples)} right solutions of {self.kept_steps} tokens; {left_out}"
 
     def check_not_empty(self) -> None:
-        """Raises RunError where no solution is right, or none has an answer to be held against."""
+        """Raises RunError if no solution is correct, or if no problem has a gold answer."""
         if self.examples:
             return
         if self.unanswered and not self.without_kept_steps:
             raise RunError(
-                f"--answers answers none of the problems in {self.run}: they go by their ids, or by a digest of the "
+                f"--answers answers none of the problems in {self.run}: problems are matched by id, or without one by "
                 "question; give the problem set that was sampled"
             )
         raise RunError(
@@ -79,7 +79,7 @@ class SolutionSet(TrainingSet):
 
 
 def solution_example(trajectory: Trajectory) -> Example:
-    """Every token of a trajectory as the label of its own step; step t is predicted at position P + t - 1."""
+    """The example with every token of a trajectory as a label. Step t is predicted at position P + t - 1."""
     prompt, tokens = trajectory.prompt_token_ids, trajectory.token_ids
     return Example(
         input_ids=np.concatenate([prompt, tokens])[:-1].astype(np.int64),
@@ -91,11 +91,13 @@ def solution_example(trajectory: Trajectory) -> Example:
 
 
 def read_answers(file: str) -> dict[str, Gold]:
-    """The gold answers of a problem set, by id. Raises ProblemSetError naming a row that has none."""
+    """The gold answers of a problem set, by id. Raises ProblemSetError, naming the row, if one has no answer."""
     golds = {}
     for problem in read_problems(file):
         gold = gold_answer(problem)
         if gold.choices:
-            raise ProblemSetError(f"{problem.where}: a question with choices, which sampling does not put")
+            raise ProblemSetError(
+                f"{problem.where}: a question with choices; --answers needs questions without choices"
+            )
         golds[problem.id] = gold
     return golds

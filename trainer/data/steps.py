@@ -1,8 +1,8 @@
-"""Which trajectories each optimizer step trains on, and what this rank computes of it.
+"""Which trajectories each optimizer step trains on, and this rank's share of it.
 
-In: a training set, which may still grow, a recipe, this rank's number. Out: optimizer steps as packed micro-batches.
-What a step holds depends on the recipe, its number and the parts in the order they were read, and on nothing else: a
-resumed training goes on with the same steps, and all ranks agree without asking.
+In: a training set, which may still grow; a recipe; this rank's number. Out: optimizer steps as packed micro-batches. A
+step depends only on the recipe, its number, and the parts in the order in which they were read: a resumed training
+continues with the same steps, and all ranks agree without asking.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.settings import Recipe, Unit
 
 
 class Step(TypedDict):
-    """One optimizer step: this rank's micro-batches, and figures of all ranks together."""
+    """One optimizer step: this rank's micro-batches, and the counts of all ranks together."""
 
     micro_batches: list[Batch]
     kept_steps: int
@@ -32,18 +32,18 @@ class Step(TypedDict):
 
 
 class Source(Protocol):
-    """What makes a training set grow."""
+    """Adds examples to a training set while its RUN is sampled."""
 
     def more(self) -> bool:
-        """Wait for examples; False once there will be no more."""
+        """Wait for new examples. False: there will be no more."""
 
 
 @dataclass
 class Steps(IterableDataset[Step]):
-    """The optimizer steps of a training, from number `first`.
+    """The optimizer steps of a training, from step `first` on.
 
-    Each epoch takes every unit once, in an order drawn by seed and epoch; while a source is followed, the first epoch
-    takes them as they arrive. The last step of an epoch holds what is left.
+    Each epoch takes every unit once, in a random order that depends on seed and epoch. With a source, the first epoch
+    takes the units as they arrive. The last step of an epoch has the units that are left.
     """
 
     training_set: TrainingSet
@@ -56,12 +56,12 @@ class Steps(IterableDataset[Step]):
 
     @property
     def units(self) -> int:
-        """Units in an epoch, as far as is known."""
+        """Units per epoch, as far as they are known."""
         by_step = self.recipe.unit == Unit.STEP
         return self.training_set.kept_steps if by_step else len(self.training_set.examples)
 
     def total(self, units: int | None = None) -> int:
-        """Optimizer steps in all, for as many units in an epoch as there are, or as given."""
+        """The number of optimizer steps. `units`: units per epoch, if not the known ones."""
         return self.recipe.max_steps or math.ceil(self.recipe.epochs * self._steps_per_epoch(units or self.units))
 
     def __iter__(self) -> Iterator[Step]:
@@ -76,7 +76,7 @@ class Steps(IterableDataset[Step]):
             )
 
     def _examples_of(self, index: int) -> list[Example] | None:
-        """The examples of a step, or None after the last."""
+        """The examples of a step; None after the last step."""
         if self.recipe.max_steps is not None and index >= self.recipe.max_steps:
             return None
         size = self.recipe.batch_size
