@@ -71,8 +71,7 @@ def serve(
 
 def run(settings: ServerSettings) -> None:
     """Check the pair, start it and serve until told to stop. Raises LightReasonerError if the pair cannot serve."""
-    from client.models.fingerprints import model_folder
-    from server import watchdog
+    from server import models, watchdog
     from server.api.guard import Guard, load_keys
     from server.engines import forkserver
     from server.engines.preflight import inspect_pair
@@ -82,7 +81,9 @@ def run(settings: ServerSettings) -> None:
     listener = listen(settings.host, settings.port)
     _watchdog = watchdog.start()  # its pipe closes with this process
     forkserver.start()  # beside the imports and checks that follow
-    facts = inspect_pair(model_folder(settings.expert["model"]), model_folder(settings.amateur["model"]))
+    settings = models.located(settings)
+    folders = Path(settings.expert["model"]), Path(settings.amateur["model"])
+    facts = inspect_pair(*folders, models.trusted(settings))
     log.info("expert %s, amateur %s", facts.expert.folder, facts.amateur.folder)
     if facts.differences:
         listed = ", ".join(f"{entry.id} {entry.expert!r} / {entry.amateur!r}" for entry in facts.differences)

@@ -11,16 +11,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from client.errors import ModelError
+from client.errors import ModelError, reason_of
 
 HEAD_BYTES = 4096
 """Bytes of each tensor that enter the model fingerprint."""
 
 
-def model_folder(model: str) -> Path:
-    """The local folder of a model. `model`: a folder, or a Hugging Face Hub id, which is downloaded if needed.
+def model_folder(
+    model: str, *, revision: str | None = None, cache: str | None = None, token: str | bool | None = None,
+    code: bool = False,
+) -> Path:  # fmt: skip
+    """The local folder of a model: a folder as it is, or a Hugging Face Hub id, downloaded if it must be.
 
-    Raises ModelError if it is neither.
+    Of a Hub id: `revision` names a branch, tag or commit, `cache` the folder for downloads, `token` grants access, and
+    `code` asks for the model's own Python files too. Raises ModelError where the model is neither folder nor Hub id.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -30,10 +34,13 @@ def model_folder(model: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
+        patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", *(["*.py"] if code else [])]
+        return Path(snapshot_download(model, revision=revision, cache_dir=cache, token=token, allow_patterns=patterns))
     except Exception as error:
+        at = f" at revision {revision!r}" if revision else ""
         raise ModelError(
-            f"model {model!r} not found: no such folder, and the download from the Hugging Face Hub failed: {error}"
+            f"model {model!r}{at} not found: no such folder, and the download from the Hugging Face Hub failed:"
+            f" {reason_of(error)}"
         ) from error
 
 

@@ -5,6 +5,7 @@ In: two model folders. Out: `PairFacts`, or ModelError saying which token or fil
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.errors import ModelError
+from client.errors import ModelError, reason_of
 from client.models.fingerprints import (
     chat_template_digest,
     model_config,
@@ -21,6 +22,10 @@ from client.models.fingerprints import (
     tokenizer_fingerprint,
 )
 from client.protocol.requests import TokenDifference
+from server.settings import Role
+
+GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""How names of architectures end that generate text; vLLM knows some others."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class ModelFacts:
     model_fingerprint: str
     tokenizer_fingerprint: str
     chat_template_digest: str | None
+    trusted: bool  # may the model's own Python code run?
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,13 @@ class PairFacts:
     known: npt.NDArray[np.bool_]  # [expert's vocab_size]: may the id be sent to the amateur?
 
 
-def inspect_pair(expert: Path, amateur: Path) -> PairFacts:
-    """Compare two models' token maps and heads.
+def inspect_pair(expert: Path, amateur: Path, trusted: Collection[Role] = ()) -> PairFacts:
+    """Compare two models' token maps and heads. `trusted`: the models whose own Python code may run.
 
     Ordinary tokens must have the same id in both; raises ModelError naming the first that has not. Added tokens
     may differ: those ids, and ids beyond the amateur's head, are unknown to the amateur.
     """
-    facts = _inspect(expert), _inspect(amateur)
+    facts = _inspect(expert, "expert" in trusted), _inspect(amateur, "amateur" in trusted)
     expert_tokens, expert_added = token_map(expert)
     amateur_tokens, amateur_added = token_map(amateur)
     differences = []
@@ -72,23 +78,50 @@ def inspect_pair(expert: Path, amateur: Path) -> PairFacts:
     return PairFacts(*facts, differences, known)
 
 
-def _inspect(folder: Path) -> ModelFacts:
+def _inspect(folder: Path, trusted: bool) -> ModelFacts:
     return ModelFacts(
         folder=folder,
-        vocab_size=_vocab_size(folder),
+        vocab_size=_vocab_size(folder, trusted),
         weight_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         model_fingerprint=model_fingerprint(folder),
         tokenizer_fingerprint=tokenizer_fingerprint(folder),
         chat_template_digest=chat_template_digest(folder),
+        trusted=trusted,
     )
 
 
-def _vocab_size(folder: Path) -> int:
-    config: dict[str, Any] = model_config(folder)
-    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    if not isinstance(size, int):
-        raise ModelError(f"{folder}/config.json has no vocab_size; is this a causal language model?")
+def _vocab_size(folder: Path, trusted: bool) -> int:
+    """Columns of the head. Raises ModelError where config.json is not a causal language model's."""
+    config = model_config(folder)
+    _check_causal(folder, config)
+    size = config.get("vocab_size")
+    if size is None:
+        # Multimodal models write only what differs from the defaults, which transformers knows.
+        from transformers import AutoConfig
+
+        try:
+            size = AutoConfig.from_pretrained(folder, trust_remote_code=trusted).get_text_config().vocab_size
+        except Exception as error:
+            raise ModelError(f"{folder}/config.json cannot be read by transformers: {reason_of(error)}") from error
+    if not isinstance(size, int) or size < 1:
+        raise ModelError(f"{folder}/config.json has vocab_size {size!r}; is this a causal language model?")
     return size
+
+
+def _check_causal(folder: Path, config: dict[str, Any]) -> None:
+    """Raise ModelError unless config.json names a decoder that generates text."""
+    named = config.get("architectures") or []
+    remedy = "the service needs a causal language model"
+    if config.get("is_encoder_decoder"):
+        raise ModelError(f"{folder}/config.json describes an encoder-decoder ({', '.join(named)}); {remedy}")
+    if not named:
+        raise ModelError(f"{folder}/config.json names no architectures, so vLLM cannot load it; {remedy}")
+    if any(name.endswith(GENERATING) for name in named) or "AutoModelForCausalLM" in config.get("auto_map", {}):
+        return
+    from vllm.model_executor.models import registry
+
+    if not any(name in registry._TEXT_GENERATION_MODELS or name in registry._MULTIMODAL_MODELS for name in named):
+        raise ModelError(f"{folder}/config.json names {', '.join(named)}, which generates no text; {remedy}")
 
 
 def _shown(token: str | None) -> str:

@@ -38,7 +38,7 @@ class Prompts:
     def __init__(self, expert: ModelFacts, contexts: Mapping[Role, int], generation_config: Mapping[str, Any]) -> None:
         """`contexts`: each engine's context, in tokens; `generation_config`: the expert's, as vLLM read it."""
         self._expert, self._contexts = expert, contexts
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(expert.folder)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(expert.folder, trust_remote_code=expert.trusted)
         self._renderer = ThreadPoolExecutor(1, "renderer")  # one: two threads cannot share a tokenizer
         configured = generation_config.get("eos_token_id")
         listed = configured if isinstance(configured, list) else [configured]

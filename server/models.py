@@ -1,0 +1,77 @@
+"""The files that a pair is made of: every engine argument that names files holds for all of the service, or is refused.
+
+In: the `expert:` and `amateur:` sections. Out: a folder for each, or SettingsError naming the argument and the remedy.
+vLLM would read such an argument alone, while checks, prompts, fingerprints and cards read the model's folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from client.models.fingerprints import model_folder
+from server.settings import ROLES, Role, ServerSettings, SettingsError
+
+DOWNLOAD = ("revision", "download_dir", "hf_token")
+"""Arguments that say how a model comes from the Hugging Face Hub; its folder needs none of them."""
+ONE_FOLDER = "the service reads a model's files from one folder"
+REFUSED = {
+    "code_revision": f"{ONE_FOLDER}; 'revision' holds for code too",
+    "config_format": f"{ONE_FOLDER}, with a config.json in Hugging Face format",
+    "convert": "the service needs a model that generates text",
+    "default_mm_loras": "merge the adapter first: lightreasoner-trainer merge",
+    "enable_lora": "merge the adapter first: lightreasoner-trainer merge",
+    "hf_config_path": f"{ONE_FOLDER}; put config.json there",
+    "model_weights": f"{ONE_FOLDER}; name it as the model",
+    "runner": "the service needs a model that generates text",
+    "served_model_name": "cards and run.json call a model as --expert and --amateur do",
+    "skip_tokenizer_init": "the service needs the tokenizer",
+    "tokenizer": f"{ONE_FOLDER}; put the tokenizer's files there",
+    "tokenizer_mode": f"{ONE_FOLDER}, with a tokenizer.json",
+    "tokenizer_revision": f"{ONE_FOLDER}; 'revision' holds for the tokenizer too",
+}
+"""Arguments that would hold for a part of the service only, and what to do instead."""
+HARMLESS = (None, False, "", "auto", "hf", "generate", "none")
+"""Values of those that change nothing."""
+LOAD_FORMATS = (
+    "auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer", "bitsandbytes"
+)  # fmt: skip
+"""Formats of vLLM that read the folder's *.safetensors, which fingerprints are made of."""
+
+
+def located(settings: ServerSettings) -> ServerSettings:
+    """The settings with a local folder for each model, downloaded if it must be.
+
+    Raises SettingsError where an argument cannot hold for the whole service, ModelError where there is no such model.
+    """
+    return settings.model_copy(update={role: _located(role, getattr(settings, role)) for role in ROLES})
+
+
+def _located(role: Role, section: dict[str, Any]) -> dict[str, Any]:
+    for name, remedy in REFUSED.items():
+        if section.get(name) not in HARMLESS:
+            raise SettingsError(f"{role}.{name} is not supported: {remedy}")
+    if (form := section.get("load_format", "auto")) not in LOAD_FORMATS:
+        formats = ", ".join(LOAD_FORMATS)
+        raise SettingsError(f"{role}.load_format must be one of {formats}, which read *.safetensors; not {form!r}")
+    model, revision = section["model"], section.get("revision")
+    if revision and Path(model).is_dir():
+        raise SettingsError(
+            f"{role}.revision {revision!r} has no effect on the local folder {model}; name a folder of that revision,"
+            " or a Hub id 'owner/name'"
+        )
+    folder = model_folder(
+        model,
+        revision=revision,
+        cache=section.get("download_dir"),
+        token=section.get("hf_token"),
+        code=bool(section.get("trust_remote_code")),
+    )
+    return {name: value for name, value in section.items() if name not in (*DOWNLOAD, *REFUSED)} | {
+        "model": str(folder)
+    }
+
+
+def trusted(settings: ServerSettings) -> list[Role]:
+    """The models whose own Python code may run, in checks and prompts as in the engine."""
+    return [role for role in ROLES if getattr(settings, role).get("trust_remote_code")]
