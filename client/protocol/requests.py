@@ -48,14 +48,15 @@ SHIFTED_LABELS: frozenset[Labels] = frozenset({"contrast", "tilt"})
 DEFAULT_KEEP = 0.05
 """Share of the steps that select top keeps: about what the published beta keeps."""
 
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+LARGEST_ID = 2**31 - 1
+TokenId = Annotated[int, Field(ge=0, le=LARGEST_ID)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
 class Strict(BaseModel):
-    """Base of all requests: frozen; unknown fields are errors."""
+    """Base of all requests: frozen; unknown fields, and values of another type, are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 
 from client.protocol.requests import FailureLine, ModelList, ProblemDetails, TrajectoryLine, TrajectoryRequest
 from server import metrics
+from server.api.bodies import BodyRoute
 from server.api.job_routes import job_routes
 from server.api.problem_details import add_handlers, documented, invalid
 from server.api.streaming import NDJSON, RequestQueue, TrajectoryStream
@@ -124,7 +125,9 @@ def create_app(
         await service.stop(starting)
         watching.cancel()
 
-    app = FastAPI(title="LightReasoner", version=_versions()["lightreasoner"], lifespan=lifespan)
+    app = FastAPI(
+        title="LightReasoner", version=_versions()["lightreasoner"], lifespan=lifespan, redirect_slashes=False
+    )
     app.state.service = service
     add_handlers(app)
     for router in (routes, job_routes):
@@ -144,7 +147,7 @@ def ready_pair(request: Request) -> Pair:
 
 
 ReadyPair = Annotated[Pair, Depends(ready_pair)]
-routes = APIRouter()
+routes = APIRouter(route_class=BodyRoute)
 
 
 class Health(BaseModel):

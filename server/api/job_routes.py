@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from client.protocol.requests import Job, JobList, JobRequest
 from client.storage.bucket import BucketError
+from server.api.bodies import BodyRoute
 from server.api.problem_details import documented, invalid
 from server.jobs.runner import JobRunner
 from server.jobs.store import KeyReused, TooManyJobs
@@ -38,7 +39,7 @@ def jobs_of(request: Request) -> Iterator[JobRunner]:
 
 
 Jobs = Annotated[JobRunner, Depends(jobs_of)]
-job_routes = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+job_routes = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=BodyRoute)
 
 
 @job_routes.post(

@@ -83,7 +83,7 @@ def unfinished(to: Address) -> None:
 def unread(to: Address) -> None:
     """Readers that stop: each asks for long lines, and takes none."""
     problems = [{"id": str(index), "question": "What is 2 plus 3?"} for index in range(256)]
-    asked = {"problems": problems, "max_tokens": 200, "top_k": 128, "encoding": "json"}
+    asked = {"problems": problems, "max_tokens": 200, "top_k": 100, "encoding": "json"}
     body = json.dumps(asked).encode()
     kind = "Content-Type: application/json", f"Content-Length: {len(body)}"
 

@@ -1,0 +1,224 @@
+"""Reads a request's JSON body into the contract's model, piece by piece: no body keeps the event loop from others.
+
+In: bytes of at most `limits.body_bytes`. Out: the model, or RequestValidationError with the fields at fault. A large
+body is read in a thread, and no step there holds the interpreter for long: the body is cut into its fields and its
+problems without looking into them, and what does not belong ends the reading where it stands. Never judges more than
+form: what a pair answers for is the routes' to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import msgspec
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from msgspec import UNSET, Raw, UnsetType
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from client.protocol.requests import (
+    LARGEST_ID,
+    MAX_IDS,
+    MAX_JOB_PROBLEMS,
+    MAX_PROBLEMS,
+    MAX_SHARED_CHARACTERS,
+    JobRequest,
+    Problem,
+)
+
+INLINE_BYTES = 64 * 1024
+"""A body up to here is read at once: that takes some milliseconds."""
+SETTINGS_BYTES = 20 * MAX_SHARED_CHARACTERS
+"""Of all that stands beside the problems, however it is spelled."""
+PROBLEM_QUOTES = 12
+"""In JSON around a problem's four names and two texts."""
+ERROR_PLACE = re.compile(r" - at `\$(.*)`$")
+FIELD_ERRORS = {"Object contains unknown field": "Extra inputs are not permitted",
+                "Object missing required field": "Field required"}  # fmt: skip
+"""Errors of msgspec that name a field, in pydantic's words."""
+
+_id_lists = msgspec.json.Decoder(list[int])
+_settings = msgspec.json.Decoder()
+
+
+class ProblemPieces(msgspec.Struct, forbid_unknown_fields=True):
+    """A problem whose fields are cut, and not read yet."""
+
+    id: Raw
+    question: Raw | UnsetType = UNSET
+    prompt_token_ids: Raw | UnsetType = UNSET
+    token_ids: Raw | UnsetType = UNSET
+
+
+class BodyFault(Exception):
+    """A field of the body, by its path, and what is wrong with it."""
+
+    def __init__(self, path: tuple[str | int, ...], reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
+
+
+class BodyReader:
+    """Reads bodies into one model."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        fields = [(name, Raw | UnsetType, UNSET) for name in model.model_fields]
+        pieces = msgspec.defstruct(f"{model.__name__}Pieces", fields, forbid_unknown_fields=True)
+        self._model, self._fields = model, msgspec.json.Decoder(pieces)
+        self._problems = msgspec.json.Decoder(list[ProblemPieces])
+        most = MAX_JOB_PROBLEMS if issubclass(model, JobRequest) else MAX_PROBLEMS
+        self._most_quotes = PROBLEM_QUOTES * most + 2 * MAX_SHARED_CHARACTERS
+
+    def read(self, body: bytes) -> BaseModel:
+        """The model. Raises RequestValidationError."""
+        try:
+            return self._read(body)
+        except BodyFault as error:
+            where, said = error.path, str(error)
+        except msgspec.ValidationError as error:  # valid JSON, of another form
+            where, said = _place(str(error))
+        except RecursionError:
+            where, said = (), "nested too deeply"
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            where, said = (), f"not valid JSON: {error}"
+        except ValidationError as error:
+            raise RequestValidationError(
+                [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors(include_url=False)]
+            ) from None
+        raise RequestValidationError([{"loc": ("body", *where), "msg": said, "type": "value_error"}])
+
+    def _read(self, body: bytes) -> BaseModel:
+        quotes = body.count(b'"') - body.count(b'\\"')
+        if quotes > self._most_quotes:
+            raise BodyFault((), f"{quotes // 2} names and texts; no valid request has that many")
+        pieces = {
+            name: cast(Raw, piece)
+            for name, piece in msgspec.structs.asdict(self._fields.decode(body)).items()
+            if piece is not UNSET
+        }
+        problems = pieces.pop("problems", None)
+        if (size := sum(len(bytes(piece)) for piece in pieces.values())) > SETTINGS_BYTES:
+            raise BodyFault((), f"{size:,} bytes beside the problems; at most {SETTINGS_BYTES:,} are allowed")
+        values = {name: _settings.decode(piece) for name, piece in pieces.items()}
+        if problems is not None:
+            values["problems"] = self._problem_list(problems)
+        return self._model.model_validate(values)
+
+    def _problem_list(self, pieces: Raw) -> list[Problem] | None:
+        if bytes(memoryview(pieces)[:4]) == b"null":
+            return None
+        try:
+            found = self._problems.decode(pieces)
+        except msgspec.ValidationError as error:
+            path, reason = _place(str(error))
+            raise BodyFault(("problems", *path), reason) from None
+        return [_problem_of(index, piece) for index, piece in enumerate(found)]
+
+
+def _problem_of(index: int, pieces: ProblemPieces) -> Problem:
+    """Token ids are checked as they are read; pydantic sees one of them, in their place."""
+    values: dict[str, Any] = {}
+    ids: dict[str, list[int]] = {}
+    for name, piece in msgspec.structs.asdict(pieces).items():
+        if piece is UNSET:
+            continue
+        text = memoryview(piece)
+        if name in ("id", "question"):
+            if text[0] not in b'"n':
+                raise BodyFault(("problems", index, name), "Input should be a valid string")
+            values[name] = _settings.decode(piece)
+        elif text[0] == ord("["):
+            ids[name] = _token_ids(("problems", index, name), piece)
+            values[name] = ids[name][:1]
+        elif text[0] == ord("n"):
+            values[name] = None
+        else:
+            raise BodyFault(("problems", index, name), "Input should be a valid list")
+    try:
+        return Problem.model_validate(values).model_copy(update=ids)
+    except ValidationError as error:
+        raise ValidationError.from_exception_data(
+            error.title,
+            [
+                {"type": entry["type"], "loc": ("problems", index, *entry["loc"]), "input": None,
+                 "ctx": entry.get("ctx", {})}
+                for entry in error.errors(include_url=False, include_input=False)
+            ],
+        ) from None  # fmt: skip
+
+
+def _token_ids(path: tuple[str | int, ...], piece: Raw) -> list[int]:
+    if (count := bytes(piece).count(b",") + 1) > MAX_IDS:
+        raise BodyFault(path, f"{count:,} items; a list should have at most {MAX_IDS:,}")
+    try:
+        ids = _id_lists.decode(piece)
+    except msgspec.ValidationError as error:
+        inner, reason = _place(str(error))
+        raise BodyFault((*path, *inner), reason) from None
+    if ids and not (min(ids) >= 0 and max(ids) <= LARGEST_ID):
+        index = next(index for index, token in enumerate(ids) if not 0 <= token <= LARGEST_ID)
+        raise BodyFault((*path, index), f"Input should be from 0 to {LARGEST_ID}")
+    return ids
+
+
+def _place(said: str) -> tuple[tuple[str | int, ...], str]:
+    """The path and the reason in an error of msgspec: '… - at `$[3].question`'."""
+    path: list[str | int] = []
+    if place := ERROR_PLACE.search(said):
+        for index, name in re.findall(r"\[(\d+)\]|\.([^.\[]+)", place[1]):
+            path.append(int(index) if index else name)
+    reason = ERROR_PLACE.sub("", said)
+    for start, known in FIELD_ERRORS.items():
+        if field := re.fullmatch(f"{start} `(.*)`", reason):
+            return (*path, field[1]), known
+    return tuple(path), reason
+
+
+class ModelRequest(Request):
+    """A request whose `json` is the route's model already; FastAPI takes it as it is."""
+
+    def __init__(self, request: Request, reader: BodyReader) -> None:
+        super().__init__(request.scope, request.receive)
+        self._reader = reader
+        self.fault: RequestValidationError | None = None
+
+    async def json(self) -> Any:
+        body = await self.body()
+        self._body = b""  # the model has all of it
+        try:
+            if len(body) <= INLINE_BYTES:
+                return self._reader.read(body)
+            return await asyncio.get_running_loop().run_in_executor(_thread, self._reader.read, body)
+        except RequestValidationError as fault:
+            self.fault = fault
+            raise
+
+
+_thread = ThreadPoolExecutor(1, "bodies")
+
+
+class BodyRoute(APIRoute):
+    """A route whose body is read here."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+        reader = BodyReader(self.body_field.field_info.annotation)  # type: ignore[arg-type]
+
+        async def read(request: Request) -> Response:
+            asked = ModelRequest(request, reader)
+            try:
+                return await handle(asked)
+            except HTTPException:
+                if asked.fault:  # FastAPI has made a 400 of it
+                    raise asked.fault from None
+                raise
+
+        return read
