@@ -37,10 +37,10 @@ def submit(
 ) -> None:
     """Submit a job: the server samples PROBLEMS into RUN by itself. Prints the job's id and returns at once.
 
-    A local file or an hf:// data set is sent with the request. The server itself reads a URL, unless --limit, --shuffle
-    or --question-field is given.
+    A local file or an hf:// data set is sent with the request. The server itself reads a URL, unless --limit,
+    --shuffle, --question-field or --id-field is given.
     """
-    from client.problems.rows import HUB
+    from client.problems.hub import HUB
 
     by_server = not options.chooses and urlsplit(problems).scheme not in ("", HUB)
     asked = None if by_server else options.read(problems, most=MAX_JOB_PROBLEMS + 1)

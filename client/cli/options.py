@@ -28,8 +28,8 @@ Problems = Annotated[
     str,
     typer.Argument(
         metavar="PROBLEMS",
-        help="One problem a row: a .jsonl, .jsonl.gz or .parquet file, by path or URL, or a data set of the Hugging "
-        "Face Hub, hf://NAME?config=…&split=…",
+        help="One problem a row: a .jsonl, .json, .csv or .parquet file, by path or URL; a folder of such files, a "
+        "quoted glob, - for standard input, or a data set of the Hugging Face Hub, hf://NAME?config=…&split=…",
     ),
 ]
 SOURCE = "A RUN with trajectories: a path, file://… or s3://bucket/prefix."
@@ -49,7 +49,7 @@ ApiKey = Annotated[
     ),
 ]
 
-CHOICE_OF_PROBLEMS = "limit", "shuffle", "question_field"
+CHOICE_OF_PROBLEMS = "limit", "shuffle", "question_field", "id_field"
 """Fields of `SamplingOptions` that say which problems are meant, and how they are read."""
 
 ALPHA = "A token is plausible if it has at least this share of the best token's probability."
@@ -86,8 +86,16 @@ class SamplingOptions:
         str | None,
         typer.Option(
             rich_help_panel=PROBLEM_PANEL,
-            help="The field with the question.",
-            show_default="question, problem, input, or Body and Question",
+            help="The field with the question or the messages.",
+            show_default="question, problem, input, Body and Question, or prompt with messages",
+        ),
+    ] = None
+    id_field: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=PROBLEM_PANEL,
+            help="The field with the id, as meta.uid for a nested one. Every row must have it.",
+            show_default="id; where there is none, a digest of the question",
         ),
     ] = None
     n: Annotated[
@@ -140,8 +148,13 @@ class SamplingOptions:
 
         limit = most if self.limit is None else self.limit
         return read_problem_set(
-            problems, limit, question_field=self.question_field, shuffle=self.shuffle, tell=warn
-        )  # fmt: skip
+            problems,
+            limit,
+            question_field=self.question_field,
+            id_field=self.id_field,
+            shuffle=self.shuffle,
+            tell=warn,
+        )
 
     def fields(self) -> dict[str, Any]:
         """What a request says beside its problems, by the protocol's names. Raises LightReasonerError."""

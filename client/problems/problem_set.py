@@ -47,8 +47,8 @@ class ProblemSet:
         for problem in problems:
             if problem.id in found:
                 raise ProblemSetError(f"two problems have the id {problem.id!r}; ids must differ")
-            plain = problem.prompt_token_ids is None and problem.token_ids is None
-            found[problem.id] = problem.question if plain and problem.question else problem
+            plain = problem.token_ids is None and problem.question
+            found[problem.id] = plain or problem
         return cls(found)
 
     @property
@@ -63,9 +63,9 @@ class ProblemSet:
             yield Problem(id=problem_id, question=kept) if isinstance(kept, str) else kept
 
     def question(self, problem_id: str) -> str | None:
-        """The question of a problem; None if it was given as token ids."""
+        """The question of a problem, or the last of its messages; None if its prompt was given as token ids."""
         kept = self._problems[problem_id]
-        return kept if isinstance(kept, str) else kept.question
+        return kept if isinstance(kept, str) else kept.text
 
     def only(self, wanted: Callable[[str], bool]) -> ProblemSet:
         """The problems whose ids are `wanted`."""
@@ -75,14 +75,16 @@ class ProblemSet:
         """What run.json records of a problem set: its size, and a digest that does not depend on the order.
 
         The digest is SHA-256 over a JSON list of (id, question), sorted by id. The entry of a problem with token ids
-        has those too.
+        or messages has those too.
         """
         digest, before = hashlib.sha256(), b"["
         for problem_id in sorted(self._problems):
             kept = self._problems[problem_id]
-            entry: tuple[object, ...] = (problem_id, self.question(problem_id))
+            entry: tuple[object, ...] = (problem_id, kept)
             if isinstance(kept, Problem):
-                entry += (kept.prompt_token_ids, kept.token_ids)
+                entry = (problem_id, kept.question, kept.prompt_token_ids, kept.token_ids)
+                if kept.messages:
+                    entry += ([(message.role, message.content) for message in kept.messages],)
             digest.update(before + orjson.dumps(entry))
             before = b","
         digest.update(b"[]" if not self._problems else b"]")

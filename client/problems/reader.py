@@ -11,19 +11,30 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
+
+from pydantic import ValidationError
 
 from client.errors import ProblemSetError, shorten, shown
 from client.problems.problem_set import ProblemSet
-from client.problems.rows import column_names, rows
-from client.protocol.requests import MAX_CHARACTERS, Problem
+from client.problems.rows import Columns, JsonRow, SetRow, rows
+from client.protocol.requests import MAX_CHARACTERS, MAX_MESSAGES, Message, Problem
 
 QUESTION_FIELDS = ("question", "problem", "input")
+CONVERSATION_FIELD = "prompt"
+"""Where data sets for training keep a prompt's messages; a prompt that is a text may be no question."""
+ID_FIELD = "id"
 SPLIT_QUESTION_FIELDS = (("Body", "Question"), ("body", "question"), ("Body", "question"), ("body", "Question"))
 """Fields of data sets that keep the story and the question apart. They come before a `question` field."""
 MOST_ID_CHARACTERS = 512
+MOST_EXACT_NUMBER = 2**53
+"""A larger one that JSON writes as 1e20 may be another's neighbour."""
 MOST_CHARACTERS = 500_000_000
 """Most characters of all questions together, which are held in memory."""
+MOST_ROWS_A_FILE = 2**40
 MOST_ROWS_NAMED = 5
 """Most rows that a message names."""
 MOST_NAME_CHARACTERS = 300
@@ -32,16 +43,22 @@ MOST_NAME_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """One problem: id, question, the row, and where the row is. `.problem` is the value for a server."""
+    """One problem: id, question, the row, and where the row is. `.problem` is the value for a server.
+
+    `messages`: a conversation; `question` is then its last message.
+    """
 
     id: str
     question: str
-    row: dict[str, Any]
+    row: JsonRow
     where: str
+    messages: tuple[Message, ...] = ()
 
     @property
     def problem(self) -> Problem:
         """The problem to send to a server, without the answer."""
+        if self.messages:
+            return Problem(id=self.id, messages=list(self.messages))
         return Problem(id=self.id, question=self.question)
 
 
@@ -50,6 +67,7 @@ def read_problems(
     limit: int | None = None,
     *,
     question_field: str | None = None,
+    id_field: str | None = None,
     shuffle: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda _: None,
@@ -57,15 +75,17 @@ def read_problems(
     """Read a problem set, with the rows of the problems. `limit`: only the first problems.
 
     A row has a question (`question_field`; without it `question`, `problem`, `input`, or Body/body + Question/question)
-    and may have an `id`; without one, the id is a digest of the question. A problem that occurs twice, with the same id
-    and question, is read once; `tell` is called with the repeated rows.
+    or messages (`question_field`; without it `prompt`). Its id is in `id_field`, which every row must then have;
+    without it in `id`; without one, the id is a digest of the question. Dotted names are of nested fields. A problem
+    that occurs twice, with the same id and question, is read once; `tell` is called with the repeated rows.
 
     `shuffle`: a seed. The order then depends on the seed and the ids only, and `limit` draws from the whole set.
     `stopped` is called before each row; if it returns True, reading ends.
 
     Raises ProblemSetError, naming the file and the invalid rows; Stopped.
     """
-    read = _distinct(path, None if shuffle is not None else limit, question_field, None, stopped, tell)
+    names = _Names(question_field, id_field)
+    read = _distinct(path, None if shuffle is not None else limit, names, False, stopped, tell)
     found = {problem.id: problem for problem in read}
     return [found[problem_id] for problem_id in (found if shuffle is None else _in_order(found, shuffle, limit))]
 
@@ -75,57 +95,77 @@ def read_problem_set(
     limit: int | None = None,
     *,
     question_field: str | None = None,
+    id_field: str | None = None,
     shuffle: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> ProblemSet:
     """The same problems as `read_problems`, without their rows. Only the columns of ids and questions are read."""
-    fields = _fields(question_field)
-    read = _distinct(path, None if shuffle is not None else limit, question_field, fields, stopped, tell)
-    found: dict[str, str | Problem] = {problem.id: problem.question for problem in read}
+    names = _Names(question_field, id_field)
+    read = _distinct(path, None if shuffle is not None else limit, names, True, stopped, tell)
+    found: dict[str, str | Problem] = {row.id: row.problem if row.messages else row.question for row in read}
     if shuffle is not None:
         found = {problem_id: found[problem_id] for problem_id in _in_order(found, shuffle, limit)}
     return ProblemSet(found)
 
 
+@dataclass(frozen=True)
+class _Names:
+    """The fields that a user named, if any."""
+
+    question: str | None
+    id: str | None
+
+    @property
+    def columns(self) -> list[str]:
+        """The fields that can hold an id or a question."""
+        split = (name for pair in SPLIT_QUESTION_FIELDS for name in pair)
+        questions = [self.question] if self.question else [*QUESTION_FIELDS, *split, CONVERSATION_FIELD]
+        return list(dict.fromkeys((self.id or ID_FIELD, *questions)))
+
+
 def _distinct(
     path: str,
     limit: int | None,
-    question_field: str | None,
-    fields: list[str] | None,
+    names: _Names,
+    only: bool,
     stopped: Callable[[], bool],
     tell: Callable[[str], None],
 ) -> Iterator[ProblemRow]:
-    """The first `limit` problems, each once. `fields`: the only fields to read of each row."""
-    questions: dict[str, str] = {}
-    numbers = array("Q")  # of their rows
+    """The first `limit` problems, each once. `only`: of each row, read only the fields of ids and questions."""
+    questions: dict[str, str | tuple[Message, ...]] = {}
+    files: list[str] = []
+    places = array("Q")  # each the number of a file and of a row in it
     again, empty, characters = _Rows(), _Rows(), 0
 
     def place(problem_id: str) -> str:
-        return f"{path}:{numbers[list(questions).index(problem_id)]}"
+        file, number = divmod(places[list(questions).index(problem_id)], MOST_ROWS_A_FILE)
+        return f"{files[file]}:{number}"
 
-    for number, row in rows(path, fields, stopped):
-        where = f"{path}:{number}"
-        question = _question(row, where, question_field)
-        if question is None:
-            raise _no_question(path, where, row, question_field)
-        if not question.strip():
+    for row in rows(path, Columns(names.columns, names.id or ID_FIELD, only), stopped):
+        if not files or files[-1] != row.file:
+            files.append(row.file)
+        where = f"{row.file}:{row.number}"
+        asked = _asked(row, where, names.question)
+        question = asked if isinstance(asked, str) else asked[-1].content
+        if not asked or (isinstance(asked, str) and not asked.strip()):
             empty.add(where)
             continue
-        problem_id = _id(row, question, where)
+        problem_id = _id(row, asked, where, names.id)
         if problem_id in questions:
-            if questions[problem_id] != question:
+            if questions[problem_id] != asked:
                 raise ProblemSetError(
                     f"{where}: id {problem_id!r} is already used with another question at {place(problem_id)}; "
                     "ids must differ"
                 )
             again.add(f"{where} as {place(problem_id)}" if again.count < MOST_ROWS_NAMED else where)
             continue
-        questions[problem_id] = question
-        numbers.append(number)
-        if (characters := characters + len(question)) > MOST_CHARACTERS:
+        questions[problem_id] = asked
+        places.append((len(files) - 1) * MOST_ROWS_A_FILE + row.number)
+        characters += len(asked) if isinstance(asked, str) else sum(len(message.content) for message in asked)
+        if characters > MOST_CHARACTERS:
             raise ProblemSetError(f"{where}: more than {MOST_CHARACTERS:,} characters of questions; split the set")
-        yield ProblemRow(problem_id, question, row, where)
+        yield ProblemRow(problem_id, question, row.fields, where, () if isinstance(asked, str) else asked)
         if len(questions) == limit:
             break
     if empty.count:
@@ -157,36 +197,70 @@ class _Rows:
         return f"{self.count:,} row{'s' if self.count > 1 else ''} ({', '.join(self.first)}{more})"
 
 
-def _fields(question_field: str | None) -> list[str]:
-    """The fields that can hold an id or a question."""
-    if question_field:
-        return ["id", question_field]
-    return list(dict.fromkeys(("id", *QUESTION_FIELDS, *(name for pair in SPLIT_QUESTION_FIELDS for name in pair))))
-
-
-def _question(row: dict[str, Any], where: str, given: str | None) -> str | None:
-    """The question of a row; "" if its question field is empty, None if it has no question field."""
+def _asked(row: SetRow, where: str, given: str | None) -> str | tuple[Message, ...]:
+    """The question or the messages of a row; "" if its question field is empty."""
+    fields = row.fields
     for body, question in () if given else SPLIT_QUESTION_FIELDS:
-        if row.get(body) is not None and row.get(question) is not None:
-            parts = [_text_of(row, name, where).strip() for name in (body, question)]
+        if fields.get(body) is not None and fields.get(question) is not None:
+            parts = [_text_of(fields, name, where).strip() for name in (body, question)]
             return _bounded(" ".join(parts), f"{body!r} and {question!r} together have", where) if all(parts) else ""
-    fields = (given,) if given else QUESTION_FIELDS
-    for name in fields:
-        if row.get(name) is not None:
-            return _bounded(_text_of(row, name, where), f"{name!r} has", where)
-    return "" if any(name in row for name in fields) else None
+    names = (given,) if given else QUESTION_FIELDS
+    for name in names:
+        if (value := _at(fields, name)) is not None:
+            if isinstance(value, list) and value and all(isinstance(message, dict) for message in value):
+                return _messages(value, name, where)
+            return _bounded(_text_of({name: value}, name, where), f"{name!r} has", where)
+    if not given and isinstance(prompt := fields.get(CONVERSATION_FIELD), list) and prompt:
+        return _messages(prompt, CONVERSATION_FIELD, where)
+    if any(_at(fields, name, "") is None for name in names):
+        return ""
+    expected = (
+        repr(given) if given else f"one of {', '.join(QUESTION_FIELDS)}, Body and Question, or prompt of messages"
+    )
+    had = shorten(", ".join(sorted(row.columns or fields)), MOST_NAME_CHARACTERS) or "no field"
+    raise ProblemSetError(f"{where}: no question; expected {expected}; it has {had}. --question-field names another")
 
 
-def _no_question(path: str, where: str, row: dict[str, Any], given: str | None) -> ProblemSetError:
-    expected = repr(given) if given else f"one of {', '.join(QUESTION_FIELDS)}, or Body and Question"
-    names = shorten(", ".join(sorted(column_names(path) or row)), MOST_NAME_CHARACTERS) or "no field"
-    return ProblemSetError(f"{where}: no question; expected {expected}; it has {names}. --question-field names another")
+def _messages(value: list[Any], name: str, where: str) -> tuple[Message, ...]:
+    """A conversation. A message's field without a value is another message's of the same column."""
+    if len(value) > MAX_MESSAGES:
+        raise ProblemSetError(f"{where}: {name!r} has {len(value):,} messages; at most {MAX_MESSAGES:,} are allowed")
+    for number, message in enumerate(value, 1):
+        said = {key: text for key, text in message.items() if text is not None} if isinstance(message, dict) else {}
+        if others := sorted(said.keys() - Message.model_fields.keys()):
+            raise ProblemSetError(
+                f"{where}: message {number} of {name!r} has {shown(others[0])}; only role and content are sent, "
+                "remove the others"
+            )
+        if said.keys() != Message.model_fields.keys() or not all(isinstance(text, str) for text in said.values()):
+            raise ProblemSetError(
+                f"{where}: message {number} of {name!r} is {shown(message)}; it must have a role and a content, both "
+                "strings"
+            )
+    _bounded("".join(message["content"] for message in value), f"the messages of {name!r} have", where)
+    try:
+        return tuple(Message(role=message["role"], content=message["content"]) for message in value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ProblemSetError(f"{where}: a {first['loc'][0]} of {name!r}: {first['msg']}") from None
+
+
+def _at(fields: JsonRow, name: str, missing: Any = None) -> Any:
+    """The value of a field; of a nested one by its dotted name, unless a field itself has the dots in its name."""
+    if name in fields or "." not in name:
+        return fields.get(name, missing)
+    value: Any = fields
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return missing
+        value = value[part]
+    return value
 
 
 def _text_of(row: dict[str, Any], name: str, where: str) -> str:
     value = row[name]
     if not isinstance(value, str):
-        raise ProblemSetError(f"{where}: {name!r} is {shown(value)}; it must be a string")
+        raise ProblemSetError(f"{where}: {name!r} is {shown(value)}; it must be a string or a list of messages")
     return value
 
 
@@ -199,17 +273,36 @@ def _bounded(question: str, what_has: str, where: str) -> str:
     return question
 
 
-def _id(row: dict[str, Any], question: str, where: str) -> str:
-    value = row.get("id")
+def _id(row: SetRow, asked: str | tuple[Message, ...], where: str, given: str | None) -> str:
+    """The text of the row's id; without one, a digest of what is asked."""
+    name = given or ID_FIELD
+    value = _at(row.fields, name)
+    if value is None and given:
+        had = shorten(", ".join(sorted(row.columns or row.fields)), MOST_NAME_CHARACTERS)
+        raise ProblemSetError(f"{where}: no id; expected {given!r}; it has {had}. --id-field names another")
     if value is None:
-        return hashlib.sha256(question.encode()).hexdigest()[:16]
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ProblemSetError(f"{where}: 'id' is {shown(value)}; it must be a string or an integer")
-    if len(str(value)) > MOST_ID_CHARACTERS:
-        raise ProblemSetError(
-            f"{where}: 'id' has {len(str(value))} characters; at most {MOST_ID_CHARACTERS} are allowed"
-        )
-    return str(value)
+        said = asked if isinstance(asked, str) else repr([(message.role, message.content) for message in asked])
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+    if not (text := _scalar_text(value)):
+        raise ProblemSetError(f"{where}: {name!r} is {shown(value)}; it must be a string or a number")
+    if len(text) > MOST_ID_CHARACTERS:
+        raise ProblemSetError(f"{where}: {name!r} has {len(text)} characters; at most {MOST_ID_CHARACTERS} are allowed")
+    return text
+
+
+def _scalar_text(value: object) -> str:
+    """A value as an id; empty where it cannot be one, or not without doubt."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value) if abs(value) < MOST_EXACT_NUMBER else ""
+    if isinstance(value, bytes):
+        try:
+            text = value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+        return text if text.isprintable() else value.hex()
+    return str(value) if isinstance(value, str | int | Decimal | UUID | date | time | timedelta) else ""
 
 
 def _place_in_shuffle(seed: int, problem_id: str) -> bytes:

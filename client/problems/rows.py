@@ -1,34 +1,38 @@
-"""Reads the rows of problem sets: JSONL, gzipped JSONL, Parquet, and data sets through `datasets`.
+"""Reads the rows of problem sets: JSONL, JSON arrays, CSV, Parquet, and data sets of the Hub.
 
-In: a path, an s3:// or an hf:// URL, and the columns to read. Out: (number, row), in the order of the set. Only a few
-rows are in memory at a time, however large the file is, packed or unpacked; `datasets` reads hf:// in its own way.
+In: PROBLEMS as a user names them, and the columns to read. Out: `SetRow` values, in the order of the set. Only a few
+rows are in memory at a time, however large the file is, packed or unpacked; `datasets` reads data sets in its own way.
 Never checks what a row says.
 """
 
 from __future__ import annotations
 
 import codecs
-import gzip
+import csv
+import json
+import re
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import parse_qsl, urlsplit
+from dataclasses import dataclass
+from itertools import chain
+from lzma import LZMAError
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from urllib.parse import urlsplit
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from client.errors import LightReasonerError, ProblemSetError, Stopped, how_to_install
-from client.storage.bucket import Bucket, local_folder
+from client.errors import ProblemSetError, Stopped, shown
+from client.problems.files import SetFile, files_of
+from client.problems.forms import Form, told
+from client.problems.hub import HUB, data_set_or_files, naming_hub
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 JsonRow = dict[str, Any]
-HUB = "hf"
-"""The scheme of data sets that are read through `datasets`."""
-HUB_OPTIONS = ("config", "split")
 MOST_ROW_BYTES = 64 * 2**20
 """Most bytes of a line: the longest question, escaped by JSON, and room for the other fields."""
 MOST_COLUMN_BYTES = 2**30
@@ -36,94 +40,196 @@ MOST_COLUMN_BYTES = 2**30
 BATCH_ROWS = 16
 """Rows of Parquet to read at a time: a small page may unpack to long texts."""
 PAGE_BUFFER_BYTES = 2**20
+ARRAY_CHUNK_BYTES = 2**16
+BETWEEN = re.compile(r"[ \t\r\n,]*")
+"""Text between the objects of an array."""
+DELIMITERS = ",\t;|"
+"""Delimiters of CSV: the most frequent one of the first line counts."""
 
 
-def rows(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, JsonRow]]:
-    """Every row, with its number from 1.
+class SetRow(NamedTuple):
+    """A row, and where it is. `number`: its line or row in `file`, from 1."""
 
-    `fields`: the columns that are needed; others may be left out. None: all, except Parquet columns with types that
-    JSON cannot hold. `stopped` is called before each row.
+    file: str
+    number: int
+    fields: JsonRow
+    columns: Sequence[str]
+    """The names of all columns of a table, with the type of those that cannot be read; none for JSON."""
+
+
+Numbered = Iterator[tuple[int, JsonRow, Sequence[str]]]
+"""A row's number and fields, and the columns of its file."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read. `named`: the columns of ids and questions; dotted names are of nested fields."""
+
+    named: Collection[str]
+    of_any_type: str  # read whatever its type is; of the others, only those with types that JSON can hold
+    only: bool  # read no other columns than the named ones
+
+    def leaves(self, schema: pa.Schema) -> list[str]:
+        """The columns of a Parquet file to read; of a column with nested fields only the named field, if that is enough."""
+        whole = [
+            column.name
+            for column in schema
+            if column.name == self.of_any_type
+            or (_has_json(column.type) and (column.name in self.named or not self.only))
+        ]
+        dotted = [name for name in self.named if name not in schema.names and _has_nested(schema, name)]
+        return whole + [name for name in dotted if name.partition(".")[0] not in whole]
+
+
+def rows(path: str, columns: Columns, stopped: Callable[[], bool]) -> Iterator[SetRow]:
+    """Every row, file by file. `stopped` is called before each row.
 
     Raises ProblemSetError, naming the file and the invalid line; Stopped.
     """
-    read = _of_hub if _is_hub(path) else _of_parquet if _is_parquet(path) else _of_lines
-    with _naming(path):
-        yield from read(path, fields, stopped)
+    if urlsplit(path).scheme != HUB:
+        found: list[SetFile] | IterableDataset = files_of(path)
+    else:
+        with naming_hub(path):
+            found = data_set_or_files(path)
+    for name, numbered in _sources(found, path, columns):
+        for number, fields, names in numbered:
+            if stopped():
+                raise Stopped(f"stopped reading {path}; no server has been asked yet")
+            yield SetRow(name, number, fields, names)
 
 
-def column_names(path: str) -> list[str]:
-    """The names of all columns of a set, with the type of those that cannot be read.
-
-    Empty for JSONL, where each line has its own names. Raises ProblemSetError, naming the file.
-    """
-    if _is_hub(path):
-        with _naming_data_set(path):
-            return list(_data_set(path).column_names or ())
-    if not _is_parquet(path):
-        return []
-    with _naming(path), _opened(path) as file, pq.ParquetFile(file) as parquet:
-        return [
-            field.name if _has_json(field.type) else f"{field.name} ({field.type})" for field in parquet.schema_arrow
-        ]
+def _sources(found: list[SetFile] | IterableDataset, path: str, columns: Columns) -> Iterator[tuple[str, Numbered]]:
+    if not isinstance(found, list):
+        yield path, _of_data_set(found, path, columns)
+        return
+    for file in found:
+        yield file.name, _of_file(file, columns)
 
 
-def _is_hub(path: str) -> bool:
-    return urlsplit(path).scheme == HUB
-
-
-def _is_parquet(path: str) -> bool:
-    return path.endswith(".parquet")
+def _of_file(file: SetFile, columns: Columns) -> Numbered:
+    with _naming(file.name), file.open() as opened:
+        form, content = told(opened, file.name)
+        yield from READERS[form](content, file.name, columns)
 
 
 @contextmanager
 def _naming(path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException) as error:
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    except (OSError, EOFError, ValueError, KeyError, zlib.error, LZMAError, pa.ArrowException) as error:
         raise ProblemSetError(f"{path} cannot be read: {error}") from error
 
 
-def _of_lines(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, JsonRow]]:
-    with _opened(path) as file:
-        lines = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
-        number = 0
-        while line := lines.readline(MOST_ROW_BYTES + 1):
-            number += 1
-            _check(stopped, path)
-            if len(line) > MOST_ROW_BYTES:
+def _of_lines(file: BinaryIO, name: str, columns: Columns) -> Numbered:
+    number = 0
+    while line := file.readline(MOST_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MOST_ROW_BYTES:
+            raise _too_long(f"{name}:{number}")
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if text.strip():
+            yield number, _row_in(text, f"{name}:{number}"), ()
+
+
+def _of_array(file: BinaryIO, name: str, columns: Columns) -> Numbered:
+    """The objects of one JSON array, each as soon as it has been read."""
+    decoder, scan = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder().raw_decode
+    text, at, number, ended = "", 0, 0, False
+    while True:
+        at = BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+        if text.startswith("[", at) and not number:
+            at, number = BETWEEN.match(text, at + 1).end(), 1  # type: ignore[union-attr]
+        if text.startswith("]", at):
+            if text[at + 1 :].strip() or file.read(ARRAY_CHUNK_BYTES).strip():
                 raise ProblemSetError(
-                    f"{path}:{number}: longer than {MOST_ROW_BYTES:,} bytes; a problem set has one object a line"
+                    f"{name}: goes on after its JSON array; a problem set is one array, or JSON lines"
                 )
-            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if text.strip():
-                yield number, _row_in(text, f"{path}:{number}")
+            return
+        where = f"{name}:{number}"
+        try:
+            _, end = scan(text, at)
+            whole = end < len(text)  # a number may go on
+        except RecursionError:
+            raise ProblemSetError(f"{where}: nested too deeply; a row is an object of plain fields") from None
+        except json.JSONDecodeError as error:
+            whole, reason = False, error.msg
+        if whole:
+            yield number, _row_in(text[at:end].encode(), where), ()
+            at, number = end, number + 1
+        elif ended:
+            raise ProblemSetError(f"{where}: not a JSON object ({reason}); the file is a JSON array of such")
+        elif len(text) - at > MOST_ROW_BYTES:
+            raise _too_long(where)
+        else:
+            more = file.read(max(ARRAY_CHUNK_BYTES, len(text) - at))
+            text, at, ended = text[at:] + decoder.decode(more, final=not more), 0, not more
 
 
-def _of_parquet(
-    path: str, fields: Collection[str] | None, stopped: Callable[[], bool]
-) -> Iterator[tuple[int, JsonRow]]:
-    with _opened(path) as file, pq.ParquetFile(file, buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False) as parquet:
-        columns = [
-            field.name for field in parquet.schema_arrow
-            if (fields is None or field.name in fields) and _has_json(field.type)
-        ]  # fmt: skip
-        _check_row_groups(path, parquet.metadata, columns)
+def _of_csv(file: BinaryIO, name: str, columns: Columns) -> Numbered:
+    csv.field_size_limit(MOST_ROW_BYTES)
+    lines = _text_lines(file, name)
+    first = next(lines)
+    table = csv.reader(chain([first], lines), delimiter=max(DELIMITERS, key=first.count), strict=True)
+    begin = 1
+    try:
+        names = [column.strip() for column in next(table)]
+        if twice := next((column for column in names if names.count(column) > 1), None):
+            raise ProblemSetError(f"{name}:1: two columns have the name {shown(twice)}; rename one")
+        begin = table.line_num + 1
+        for cells in table:
+            if len(cells) > len(names):
+                raise ProblemSetError(
+                    f"{name}:{begin}: {len(cells)} cells, where the first line names {len(names)} columns; quote cells "
+                    "that hold the delimiter"
+                )
+            if cells:
+                yield begin, {column: cell or None for column, cell in zip(names, cells, strict=False)}, names
+            begin = table.line_num + 1
+    except csv.Error as error:
+        raise ProblemSetError(f"{name}:{begin}: not CSV ({error}); save it again, or as JSON lines") from None
+
+
+def _text_lines(file: BinaryIO, name: str) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(MOST_ROW_BYTES + 1), b""), 1):
+        where = f"{name}:{number}"
+        if len(line) > MOST_ROW_BYTES:
+            raise _too_long(where)
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise _not_utf8(where) from None
+
+
+def _of_parquet(file: BinaryIO, name: str, columns: Columns) -> Numbered:
+    with pq.ParquetFile(file, buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False) as parquet:
+        schema = parquet.schema_arrow
+        leaves = columns.leaves(schema)
+        names = [field.name if _has_json(field.type) else f"{field.name} ({field.type})" for field in schema]
+        _check_row_groups(name, parquet.metadata, leaves)
         number = 0
-        for batch in parquet.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=leaves, use_threads=False):
             for index in range(batch.num_rows):
                 number += 1
-                _check(stopped, path)
-                yield number, batch.slice(index, 1).to_pylist()[0]
+                yield number, {name: _value(batch[name][index]) for name in batch.schema.names}, names
 
 
-def _check_row_groups(path: str, metadata: pq.FileMetaData, columns: Collection[str]) -> None:
+def _value(value: pa.Scalar) -> Any:
+    """A value as Python's; times as their text, for they may be beyond Python's."""
+    if pa.types.is_temporal(value.type) and value.is_valid:
+        return re.sub(r"\.?0+(?=Z?$)", "", text) if "." in (text := value.cast(pa.string()).as_py()) else text
+    return value.as_py()
+
+
+def _check_row_groups(name: str, metadata: pq.FileMetaData, leaves: Collection[str]) -> None:
     for group in range(metadata.num_row_groups):
         for index in range(metadata.num_columns):
             column = metadata.row_group(group).column(index)
-            size = column.total_uncompressed_size
-            if column.path_in_schema.split(".")[0] in columns and size > MOST_COLUMN_BYTES:
+            path, size = column.path_in_schema, column.total_uncompressed_size
+            if size > MOST_COLUMN_BYTES and any(path == leaf or path.startswith(f"{leaf}.") for leaf in leaves):
                 raise ProblemSetError(
-                    f"{path}: column {column.path_in_schema!r} of row group {group} holds {size:,} bytes, more than "
+                    f"{name}: column {path!r} of row group {group} holds {size:,} bytes, more than "
                     f"{MOST_COLUMN_BYTES:,}; write the file with smaller row groups"
                 )
 
@@ -139,51 +245,25 @@ def _has_json(kind: pa.DataType) -> bool:
     return any(is_it(kind) for is_it in plain)
 
 
-def _of_hub(path: str, fields: Collection[str] | None, stopped: Callable[[], bool]) -> Iterator[tuple[int, JsonRow]]:
-    with _naming_data_set(path):
-        found = _data_set(path)
-        if fields is not None and (columns := found.column_names):
-            found = found.select_columns([column for column in columns if column in fields])
+def _has_nested(schema: pa.Schema, name: str) -> bool:
+    """Whether a dotted name is one of a nested field."""
+    first, *others = name.split(".")
+    kind = schema.field(first).type if first in schema.names else pa.null()
+    for part in others:
+        if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
+            return False
+        kind = kind.field(part).type
+    return bool(others)
+
+
+def _of_data_set(found: IterableDataset, path: str, columns: Columns) -> Numbered:
+    with naming_hub(path):
+        names = list(found.column_names or ())
+        if columns.only and names:
+            wanted = {*columns.named, *(name.partition(".")[0] for name in columns.named)}
+            found = found.select_columns([name for name in names if name in wanted])
         for number, row in enumerate(found, 1):
-            _check(stopped, path)
-            yield number, dict(row)
-
-
-def _data_set(path: str) -> IterableDataset:
-    """The data set of hf://NAME?config=…&split=…, streamed. NAME: a name of the Hub, or the path of a local folder."""
-    try:
-        from datasets import load_dataset
-    except ModuleNotFoundError as error:
-        raise ProblemSetError(f"{path} needs {error.name}: {how_to_install('hub')}") from None
-    address = urlsplit(path)
-    name, options = f"{address.netloc}{address.path}", dict(parse_qsl(address.query))
-    if not name or (unknown := options.keys() - set(HUB_OPTIONS)):
-        said = f"it has {', '.join(sorted(unknown))}" if name else "it lacks a data set's name"
-        raise ProblemSetError(f"{path}: expected hf://NAME?config=…&split=…, the latter two optional; {said}")
-    return load_dataset(name, options.get("config"), split=options.get("split", "train"), streaming=True)
-
-
-@contextmanager
-def _naming_data_set(path: str) -> Iterator[None]:
-    try:
-        yield
-    except LightReasonerError:
-        raise
-    except Exception as error:  # datasets has errors of every family
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise ProblemSetError(f"{path} cannot be read through datasets: {reason}") from error
-
-
-def _opened(path: str) -> BinaryIO:
-    if urlsplit(path).scheme in ("", "file"):
-        file = local_folder(path)
-        if file.is_file():
-            return file.open("rb")
-    else:
-        folder, _, name = path.rpartition("/")
-        if (found := Bucket(folder).open(name)) is not None:
-            return found
-    raise ProblemSetError(f"no problem set at {path}: give a .jsonl, .jsonl.gz or .parquet file, or hf://NAME")
+            yield number, dict(row), names
 
 
 def _row_in(line: bytes, where: str) -> JsonRow:
@@ -191,18 +271,31 @@ def _row_in(line: bytes, where: str) -> JsonRow:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         if not _is_utf8(line):
-            raise ProblemSetError(f"{where}: not in UTF-8; the file must be in UTF-8, convert it") from None
+            raise _not_utf8(where) from None
         if b"\0" in line:
             raise ProblemSetError(
                 f"{where}: holds NUL bytes, as UTF-16 and damaged files do; the file must be in UTF-8"
             ) from None
-        reason = f"{error.msg}, column {error.pos + 1}"  # orjson's message always says line 1
-        raise ProblemSetError(f"{where}: not a JSON object ({reason}); a problem set has one object a line") from None
+        reason = f"{error.msg}, column {error.pos + 1}"  # its own message calls every line line 1
+        raise ProblemSetError(
+            f"{where}: not a JSON object ({reason}); a problem set has one object a line, or an array of objects"
+        ) from None
     if not isinstance(row, dict):
         raise ProblemSetError(
-            f"{where}: a JSON {type(row).__name__}, not an object; a problem set has one object a line"
+            f"{where}: a JSON {type(row).__name__}, not an object; a problem set has one object a line, or an array of "
+            "objects"
         )
     return row
+
+
+def _too_long(where: str) -> ProblemSetError:
+    return ProblemSetError(
+        f"{where}: longer than {MOST_ROW_BYTES:,} bytes; a problem set has an object or a line for each problem"
+    )
+
+
+def _not_utf8(where: str) -> ProblemSetError:
+    return ProblemSetError(f"{where}: not in UTF-8; the file must be in UTF-8, convert it with iconv")
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -213,6 +306,6 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def _check(stopped: Callable[[], bool], path: str) -> None:
-    if stopped():
-        raise Stopped(f"stopped reading {path}; no server has been asked yet")
+READERS: dict[Form, Callable[[BinaryIO, str, Columns], Numbered]] = {
+    "lines": _of_lines, "array": _of_array, "csv": _of_csv, "parquet": _of_parquet,
+}  # fmt: skip

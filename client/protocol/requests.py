@@ -35,6 +35,8 @@ MAX_CHARACTERS = 4_000_000
 """Most characters of a question. A server whose expert has a smaller context accepts fewer."""
 MAX_SHARED_CHARACTERS = 100_000
 """Most characters of each setting that is rendered with every problem: system prompt, template variables."""
+MAX_MESSAGES = 1024
+"""Most messages of a problem."""
 MAX_IDS = 1_000_000
 MAX_FIELDS = 64
 """Most fields of an object in a request; every model has far fewer."""
@@ -67,12 +69,24 @@ class Strict(BaseModel):
         return data
 
 
+class Message(Strict):
+    """A turn of a conversation."""
+
+    role: str = Field(min_length=1, max_length=64)
+    content: str = Field(max_length=MAX_CHARACTERS)
+
+
 class Problem(Strict):
-    """A question, or a prompt as token ids. With `token_ids`, that completion is scored and none is generated."""
+    """A question, messages, or a prompt as token ids. With `token_ids`, that completion is scored; none is generated."""
 
     id: str = Field(min_length=1, max_length=512, description="Identifies the problem in the lines of the response.")
     question: str | None = Field(
         None, min_length=1, max_length=MAX_CHARACTERS, description="Rendered with the expert's chat template."
+    )
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = Field(
+        None,
+        description="Rendered with the expert's chat template as they are, without system_prompt. If the last message "
+        "is the assistant's, the expert continues it.",
     )
     prompt_token_ids: TokenIds | None = Field(None, description="The prompt as token ids of the expert.")
     token_ids: TokenIds | None = Field(
@@ -81,9 +95,14 @@ class Problem(Strict):
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Problem:
-        if (self.question is None) == (self.prompt_token_ids is None):
-            raise ValueError("give exactly one of 'question' and 'prompt_token_ids'")
+        if sum(prompt is not None for prompt in (self.question, self.messages, self.prompt_token_ids)) != 1:
+            raise ValueError("give exactly one of 'question', 'messages' and 'prompt_token_ids'")
         return self
+
+    @property
+    def text(self) -> str | None:
+        """What a person reads of its prompt: the question, or the last message; None where it came as token ids."""
+        return self.messages[-1].content if self.messages else self.question
 
 
 class Decoding(Strict):
@@ -219,7 +238,7 @@ class JobTerms(SamplingSettings, ContrastSettings):
         None,
         min_length=1,
         max_length=4096,
-        description="A .jsonl, .jsonl.gz or .parquet file: a URL inside the server's bucket, or a path relative to it.",
+        description="A file or a folder of files: a URL inside the server's bucket, or a path relative to it.",
     )
 
     @model_validator(mode="after")

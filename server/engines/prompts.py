@@ -87,16 +87,20 @@ class Prompts:
                 "the expert has no chat template, so the service cannot render a question: send prompt_token_ids,"
                 " or add chat_template.jinja to its folder",
             )
-        question = problem.question or ""
-        if (length := len(question) + len(sampling.system_prompt or "")) > self._longest:
+        messages = _messages(problem, sampling.system_prompt)
+        if (length := sum(len(message["content"]) for message in messages)) > self._longest:
             raise TrajectoryError(
                 "context_length_exceeded", f"question and system prompt have {length} characters; {self._too_long}"
             )
-        messages = [{"role": "system", "content": sampling.system_prompt}] if sampling.system_prompt else []
-        messages.append({"role": "user", "content": question})
+        unfinished = messages[-1]["role"] == "assistant"
         try:
             prompt = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **sampling.chat_template_kwargs
+                messages,
+                add_generation_prompt=not unfinished,
+                continue_final_message=unfinished,
+                tokenize=True,
+                return_dict=False,
+                **sampling.chat_template_kwargs,
             )
         except Exception as error:  # a template may raise anything; the cause is the user's data
             raise TrajectoryError("chat_template", f"the chat template refused the question: {error}") from error
@@ -112,3 +116,11 @@ class Prompts:
     @property
     def _too_long(self) -> str:
         return f"more than {self._longest} are taken to exceed the expert's context of {self._contexts['expert']}"
+
+
+def _messages(problem: Problem, system_prompt: str | None) -> list[dict[str, str]]:
+    """The conversation that is rendered: the problem's own as it is, or the system prompt and the question."""
+    if problem.messages:
+        return [message.model_dump() for message in problem.messages]
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": problem.question or ""}]

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from support.models.oracle import Oracle, disagreement, first_tie
+from support.servers.real_server import DEMO
+from transformers import AutoTokenizer
 from word_problems import rows
 
 from client.contrast import contrast, kl_lower_bound
@@ -24,6 +26,7 @@ from client.protocol.requests import (
 )
 from client.servers.client import SamplingClient
 from server.engines.pair import Pair, Turn
+from server.engines.preflight import inspect_pair
 from server.engines.prompts import Prompts, TrajectoryError
 
 TOLERANCE = 2e-4
@@ -272,6 +275,27 @@ def test_a_question_too_long_for_the_context_is_refused_by_its_characters_and_al
     answers = ask(demo_server, [long, problems[0]], max_tokens=5, system_prompt="x" * 200)
     assert answers["long", 0].type == "context_length_exceeded" and "4200 characters" in answers["long", 0].detail
     assert not isinstance(answers["dev-00000", 0], Failure)
+
+
+def test_messages_are_rendered_as_they_are():
+    """The demo's tokenizer and template, without engines."""
+    prompts = Prompts(inspect_pair(DEMO / "expert", DEMO / "amateur").expert, {"expert": 256, "amateur": 256}, {})
+    turns = [("user", "One?"), ("assistant", "Yes."), ("user", "Two?")]
+    chat = [{"role": role, "content": content} for role, content in turns]
+
+    def rendered(messages, **settings):
+        problem = Problem(id="a", messages=messages)
+        return asyncio.run(prompts.render(problem, SamplingSettings(**settings)))
+
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "expert")
+    own = functools.partial(tokenizer.apply_chat_template, return_dict=False)
+    assert rendered(chat) == own(chat, add_generation_prompt=True)
+    assert rendered(chat[:2]) == own(chat[:2], continue_final_message=True)
+    asked = [{"role": "system", "content": "S"}, chat[0]]
+    question = asyncio.run(prompts.render(Problem(id="a", question="One?"), SamplingSettings(system_prompt="S")))
+    assert rendered(asked) == question != rendered(chat[:1], system_prompt="S")
+    with pytest.raises(TrajectoryError, match="5000 characters"):
+        rendered([{"role": "user", "content": "x" * 2500}] * 2)
 
 
 def test_nobodys_prompt_waits_for_all_prompts_of_another_request():

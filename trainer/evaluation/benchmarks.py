@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from client.errors import ModelError
+from client.errors import ModelError, ProblemSetError
 from client.problems.reader import read_problems
 from trainer.grading.gold import Gold, gold_answer, question_of
 from trainer.settings import Examination
@@ -46,6 +46,10 @@ def read_benchmark(name: str, file: str, tokenizer: PreTrainedTokenizerBase, exa
     """Read a benchmark and render its questions. Raises ProblemSetError naming a row that will not do."""
     questions = []
     for problem in read_problems(file, examination.limit):
+        if problem.messages:
+            raise ProblemSetError(
+                f"{problem.where}: messages, where a benchmark needs a question; add it as 'question'"
+            )
         text = question_of(problem)
         prompt = render(tokenizer, examination.system_prompt, text)
         questions.append(Question(problem.id, text, prompt, gold_answer(problem)))

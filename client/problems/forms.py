@@ -1,0 +1,160 @@
+"""What form a file has, told by its first bytes, whatever its name: how it is compressed, and what it then holds.
+
+In: an open file. Out: its form, and the file unpacked and at its beginning. What cannot be read is refused with the
+form's name and the remedy. Never reads further than the first bytes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import lzma
+import re
+import shutil
+import tempfile
+from typing import BinaryIO, Literal
+
+import pyarrow as pa
+
+from client.errors import ProblemSetError
+
+Form = Literal["lines", "array", "csv", "parquet"]
+HEAD_BYTES = 4096
+MOST_LAYERS = 2
+"""Of compression."""
+XZ_MEMORY_BYTES = 2**28
+"""A few bytes of xz may ask for gigabytes."""
+XZ_CHUNK_BYTES = 2**16
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4",
+                b"\xfd7zXZ\0": "xz"}  # fmt: skip
+WITH_PANDAS = "save it as Parquet with pandas, or as CSV"
+PARQUET = b"PAR1"
+FOREIGN = {
+    b"PK\x03\x04": ("a ZIP archive or an Excel workbook", "unpack it, or save it as CSV"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save it as CSV"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
+    b"Rar!": ("a RAR archive", "unpack it"),
+    b"PARE": ("encrypted Parquet", "save it without encryption"),
+    b"ARROW1": ("an Arrow or Feather file", WITH_PANDAS),
+    b"FEA1": ("a Feather file", WITH_PANDAS),
+    b"\xff\xff\xff\xff": ("an Arrow stream", "save it as Parquet; a data set of 'datasets' with to_parquet"),
+    b"ORC": ("an ORC file", WITH_PANDAS),
+    b"Obj\x01": ("an Avro file", "save it as Parquet or as JSON lines"),
+    b"SQLite format 3": ("a SQLite database", "export the table as CSV"),
+    b"\x89HDF": ("an HDF5 file", WITH_PANDAS),
+    b"\x93NUMPY": ("a NumPy array", "save it as JSON lines"),
+    b"%PDF": ("a PDF", "save the problems as JSON lines"),
+    b"\x80": ("a Python pickle, which may run code", "save it as JSON lines"),
+    b"version https://git-lfs": ("a pointer of Git LFS and not the file itself", "run git lfs pull"),
+    b"---\n": ("YAML", "save it as JSON lines"),
+}
+"""First bytes of what is not read: what it is, and what to do."""
+TAR_AT, TAR = 257, b"ustar"
+ENCODINGS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
+             codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
+NO_TABLE = re.compile(rb"[{}\[\]\0]")
+"""Of a first line that is no header of CSV."""
+
+
+def told(file: BinaryIO, name: str) -> tuple[Form, BinaryIO]:
+    """A file's form, and the file unpacked. Raises ProblemSetError naming what it is and what to do."""
+    for layer in range(MOST_LAYERS + 1):
+        head = file.read(HEAD_BYTES)
+        if head.startswith(PARQUET) and layer == 0:
+            return "parquet", _seekable(file, head)
+        if head.startswith(PARQUET):
+            raise ProblemSetError(f"{name} is Parquet, compressed as a whole; unpack it")
+        file = io.BufferedReader(_Again(head, file))
+        compression = next((kind for magic, kind in COMPRESSIONS.items() if head.startswith(magic)), None)
+        if compression is None:
+            return _form_of_text(head, name), file
+        file = _unpacked(file, compression)
+    raise ProblemSetError(f"{name} is compressed {MOST_LAYERS + 1} times; unpack it")
+
+
+def _form_of_text(head: bytes, name: str) -> Form:
+    what, remedy = next((said for magic, said in FOREIGN.items() if head.startswith(magic)), ("", ""))
+    if head[TAR_AT:].startswith(TAR):
+        what, remedy = "a tar archive", "unpack it"
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if text.startswith(b"<"):
+        what, remedy = "a web page or XML", "download the file itself, or save it as JSON lines"
+    if what:
+        raise ProblemSetError(f"{name} is {what}; {remedy}")
+    for mark, encoding in ENCODINGS.items():
+        if head.startswith(mark):
+            raise ProblemSetError(
+                f"{name}:1: not in UTF-8 but in {encoding}; the file must be in UTF-8: iconv -f {encoding} -t UTF-8"
+            )
+    if name.lower().endswith(".parquet"):
+        raise ProblemSetError(f"{name} is no Parquet file: it begins with {head[:8]!r}; download or write it again")
+    if text.startswith(b"["):
+        return "array"
+    first = text.partition(b"\n")[0]
+    by_name = re.search(r"\.(csv|tsv)(\.\w+)?$", name, re.IGNORECASE)
+    of_json = re.search(r"\.(jsonl?|ndjson)(\.\w+)?$", name, re.IGNORECASE)
+    table = not of_json or any(mark in first for mark in (b",", b"\t", b";"))
+    return "csv" if first and (by_name or table) and not NO_TABLE.search(first) else "lines"
+
+
+def _unpacked(file: BinaryIO, compression: str) -> BinaryIO:
+    if compression == "gzip":
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+    if compression == "xz":
+        return io.BufferedReader(_Xz(file))
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), compression))  # type: ignore[type-var]
+
+
+def _seekable(file: BinaryIO, head: bytes) -> BinaryIO:
+    """The file at its beginning; one that only flows, as a pipe does, is read whole: Parquet has its index last."""
+    if file.seekable():
+        file.seek(0)
+        return file
+    kept = tempfile.TemporaryFile()  # noqa: SIM115 - who reads it closes it
+    kept.write(head)
+    shutil.copyfileobj(file, kept)
+    kept.seek(0)
+    return kept
+
+
+class _Again(io.RawIOBase):
+    """A file from its beginning, of which the head has been read."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self._head, self._rest = memoryview(head), rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._head[: len(buffer)] if self._head else self._rest.read(len(buffer))
+        self._head = self._head[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Xz(io.RawIOBase):
+    """lzma.LZMAFile with a bound of its memory, which that has no argument for."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed = packed
+        self._stream = lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = b""
+        while not data:
+            left = self._stream.unused_data if self._stream.eof else b""
+            chunk = left or (self._packed.read(XZ_CHUNK_BYTES) if self._stream.eof or self._stream.needs_input else b"")
+            if self._stream.eof:
+                if not chunk.strip(b"\0"):  # its end, but for padding
+                    return 0
+                self._stream = lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)
+            elif self._stream.needs_input and not chunk:
+                raise EOFError("its compressed data end before their end")
+            data = self._stream.decompress(chunk, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
