@@ -70,7 +70,7 @@ class Columns:
     only: bool  # read no other columns than the named ones
 
     def leaves(self, schema: pa.Schema) -> list[str]:
-        """The columns of a Parquet file to read; of a column with nested fields only the named field, if that is enough."""
+        """The columns of a Parquet file to read; of nested ones only the named field, if that is enough."""
         whole = [
             column.name
             for column in schema

@@ -77,7 +77,7 @@ class Message(Strict):
 
 
 class Problem(Strict):
-    """A question, messages, or a prompt as token ids. With `token_ids`, that completion is scored; none is generated."""
+    """A question, messages, or a prompt as token ids. With `token_ids`, that completion is scored."""
 
     id: str = Field(min_length=1, max_length=512, description="Identifies the problem in the lines of the response.")
     question: str | None = Field(
