@@ -21,7 +21,7 @@ from client.storage.bucket import Bucket, local_folder
 STANDARD_INPUT = "-"
 PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 """Paths under which a shell gives a program what another one writes, as in <(zcat FILE)."""
-ENDINGS = re.compile(r"[^._].*\.(jsonl|ndjson|json|csv|tsv|parquet)(\.(gz|bz2|xz|zst|lz4))?", re.IGNORECASE)
+SET_ENDINGS = re.compile(r"[^._].*\.(jsonl|ndjson|json|csv|tsv|parquet)(\.(gz|bz2|xz|zst|lz4))?", re.IGNORECASE)
 """Of a folder's files, those that hold problems."""
 PARQUET_RANGE_BYTES = 2**20
 GLOB = re.compile(r"[*?[]")
@@ -53,7 +53,7 @@ def files_of(path: str) -> list[SetFile]:
 def chosen(folder: str, names: Iterable[str]) -> list[str]:
     """Of the names of what lies in a folder, those of problems, sorted. Raises ProblemSetError where there is none."""
     names = sorted(names)
-    found = [name for name in names if ENDINGS.fullmatch(name)]
+    found = [name for name in names if SET_ENDINGS.fullmatch(name)]
     if names and not found:
         arrow = any(name.endswith(".arrow") for name in names)
         remedy = "datasets.load_from_disk(FOLDER).to_parquet(FILE) makes a file of it" if arrow else EXPECTED

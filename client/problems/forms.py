@@ -20,7 +20,7 @@ import pyarrow as pa
 from client.errors import ProblemSetError
 
 Form = Literal["lines", "array", "csv", "parquet"]
-HEAD_BYTES = 4096
+FIRST_BYTES = 4096
 MOST_LAYERS = 2
 """Of compression."""
 XZ_MEMORY_BYTES = 2**28
@@ -60,7 +60,7 @@ NO_TABLE = re.compile(rb"[{}\[\]\0]")
 def told(file: BinaryIO, name: str) -> tuple[Form, BinaryIO]:
     """A file's form, and the file unpacked. Raises ProblemSetError naming what it is and what to do."""
     for layer in range(MOST_LAYERS + 1):
-        head = file.read(HEAD_BYTES)
+        head = file.read(FIRST_BYTES)
         if head.startswith(PARQUET) and layer == 0:
             return "parquet", _seekable(file, head)
         if head.startswith(PARQUET):
@@ -69,7 +69,7 @@ def told(file: BinaryIO, name: str) -> tuple[Form, BinaryIO]:
         compression = next((kind for magic, kind in COMPRESSIONS.items() if head.startswith(magic)), None)
         if compression is None:
             return _form_of_text(head, name), file
-        file = _unpacked(file, compression)
+        file = _decompressed(file, compression)
     raise ProblemSetError(f"{name} is compressed {MOST_LAYERS + 1} times; unpack it")
 
 
@@ -98,7 +98,7 @@ def _form_of_text(head: bytes, name: str) -> Form:
     return "csv" if first and (by_name or table) and not NO_TABLE.search(first) else "lines"
 
 
-def _unpacked(file: BinaryIO, compression: str) -> BinaryIO:
+def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
     if compression == "gzip":
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
     if compression == "xz":

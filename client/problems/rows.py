@@ -127,7 +127,7 @@ def _of_lines(file: BinaryIO, name: str, columns: Columns) -> Numbered:
     while line := file.readline(MOST_ROW_BYTES + 1):
         number += 1
         if len(line) > MOST_ROW_BYTES:
-            raise _too_long(f"{name}:{number}")
+            raise _line_too_long(f"{name}:{number}")
         text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if text.strip():
             yield number, _row_in(text, f"{name}:{number}"), ()
@@ -161,7 +161,7 @@ def _of_array(file: BinaryIO, name: str, columns: Columns) -> Numbered:
         elif ended:
             raise ProblemSetError(f"{where}: not a JSON object ({reason}); the file is a JSON array of such")
         elif len(text) - at > MOST_ROW_BYTES:
-            raise _too_long(where)
+            raise _line_too_long(where)
         else:
             more = file.read(max(ARRAY_CHUNK_BYTES, len(text) - at))
             text, at, ended = text[at:] + decoder.decode(more, final=not more), 0, not more
@@ -195,7 +195,7 @@ def _text_lines(file: BinaryIO, name: str) -> Iterator[str]:
     for number, line in enumerate(iter(lambda: file.readline(MOST_ROW_BYTES + 1), b""), 1):
         where = f"{name}:{number}"
         if len(line) > MOST_ROW_BYTES:
-            raise _too_long(where)
+            raise _line_too_long(where)
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
@@ -212,10 +212,10 @@ def _of_parquet(file: BinaryIO, name: str, columns: Columns) -> Numbered:
         for batch in parquet.iter_batches(BATCH_ROWS, columns=leaves, use_threads=False):
             for index in range(batch.num_rows):
                 number += 1
-                yield number, {name: _value(batch[name][index]) for name in batch.schema.names}, names
+                yield number, {name: _python_value(batch[name][index]) for name in batch.schema.names}, names
 
 
-def _value(value: pa.Scalar) -> Any:
+def _python_value(value: pa.Scalar) -> Any:
     """A value as Python's; times as their text, for they may be beyond Python's."""
     if pa.types.is_temporal(value.type) and value.is_valid:
         return re.sub(r"\.?0+(?=Z?$)", "", text) if "." in (text := value.cast(pa.string()).as_py()) else text
@@ -288,7 +288,7 @@ def _row_in(line: bytes, where: str) -> JsonRow:
     return row
 
 
-def _too_long(where: str) -> ProblemSetError:
+def _line_too_long(where: str) -> ProblemSetError:
     return ProblemSetError(
         f"{where}: longer than {MOST_ROW_BYTES:,} bytes; a problem set has an object or a line for each problem"
     )

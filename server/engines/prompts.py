@@ -87,7 +87,7 @@ class Prompts:
                 "the expert has no chat template, so the service cannot render a question: send prompt_token_ids,"
                 " or add chat_template.jinja to its folder",
             )
-        messages = _messages(problem, sampling.system_prompt)
+        messages = _conversation(problem, sampling.system_prompt)
         if (length := sum(len(message["content"]) for message in messages)) > self._longest:
             raise TrajectoryError(
                 "context_length_exceeded", f"question and system prompt have {length} characters; {self._too_long}"
@@ -118,7 +118,7 @@ class Prompts:
         return f"more than {self._longest} are taken to exceed the expert's context of {self._contexts['expert']}"
 
 
-def _messages(problem: Problem, system_prompt: str | None) -> list[dict[str, str]]:
+def _conversation(problem: Problem, system_prompt: str | None) -> list[dict[str, str]]:
     """The conversation that is rendered: the problem's own as it is, or the system prompt and the question."""
     if problem.messages:
         return [message.model_dump() for message in problem.messages]
