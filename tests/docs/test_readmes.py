@@ -28,6 +28,12 @@ READMES = sorted([*ROOT.glob("*.md"), *(f for d in (*PACKAGES, "tests", "deploy"
 SHELL = {"cd", "curl", "kill", "source", "pip", "docker", "cp", "mkdir", "sbatch"}
 """Programs of others that the READMEs call."""
 OURS = re.compile(r"(?:lightreasoner-|-m )(client|server|trainer)")
+README_NAMES_IN_DEMO = {
+    "problems.jsonl": "$OUT/sample.jsonl", "unseen.jsonl": "$OUT/test.jsonl", "runs/first": "$OUT/run",
+    "report.html": "$OUT/report.html", "adapter": "$OUT/adapter", "results.json": "$OUT/results.json",
+    "8000": "$PORT", "%1": "$server",
+}  # fmt: skip
+ONLY_IN_DEMO = {"--port", "$PORT", "--run", "$OUT/run", ">", "$OUT/server.log", "2>&1", "&"}
 NO_OPTION_OF_OURS = {"--help", "--version", "--install-completion", "--show-completion"}
 
 
@@ -163,6 +169,29 @@ def test_the_readme_is_short_and_its_ten_commands_are_explained_one_by_one() -> 
     section = text.partition("## From a model to a better one")[2].partition("\n## ")[0]
     block, sentences = section.split("```")[1:3]
     assert len(block.strip().splitlines()) == len(re.findall(r"^\d+\. ", sentences, re.M)) == 10
+
+
+def demo_commands() -> list[list[str]]:
+    """The commands that `make demo` runs, word by word; it calls its folder $OUT."""
+    lines = (ROOT / "deploy" / "demo" / "run.sh").read_text().replace("\\\n", " ").splitlines()
+    ran = (line.removeprefix("run ") for line in lines)
+    return [shlex.split(line, comments=True) for line in ran if re.match(r"(python|lightreasoner-|kill) ?", line)]
+
+
+def test_the_readmes_ten_commands_are_those_of_the_demo() -> None:
+    """But for `curl` and `merge`, which tests/e2e/test_demo.py runs. The demo has options beside them."""
+    ten = [words for words in statements(ROOT / "README.md") if words[0] not in ("make", "pip")]
+    assert len(ten) == 10
+    ran, compared = demo_commands(), 0
+    for words in ten:
+        if words[0] == "curl" or words[1] == "merge":
+            continue
+        for name, in_demo in README_NAMES_IN_DEMO.items():
+            words = [re.sub(rf"(?<![\w-]){name}(?![\w-])", in_demo, word) for word in words]
+        left = [[word for word in command if word not in words] for command in ran if set(words) <= set(command)]
+        assert len(left) == 1 and set(left[0]) <= ONLY_IN_DEMO, (words, left)
+        compared += 1
+    assert compared == 8
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -2,16 +2,18 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.servers.real_server import DEMO, ROOT
+from support.servers.real_server import DEMO, ROOT, command
 
 from client.runs.run import Run
 
 pytestmark = pytest.mark.engine
+READMES_OWN = "curl ", "lightreasoner-trainer merge "
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,18 @@ def test_what_it_leaves_is_a_sealed_run_and_an_adapter(demo):
     assert run.completion().totals.problems == 1000 and run.completion().totals.failed == 0
     assert sum(len(sample.contrast.steps) for sample in run.samples()) == run.completion().totals.kept > 1000
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_two_commands_of_the_readme_that_the_demo_does_not_run_work_too(demo, demo_server, tmp_path):
+    """tests/docs/test_readmes.py holds the others against the demo's."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    wait, merge = (next(line for line in lines if line.startswith(start)) for start in READMES_OWN)
+    wait = wait.replace("http://127.0.0.1:8000", demo_server.url)
+    assert subprocess.run(shlex.split(wait), capture_output=True, timeout=60).returncode == 0
+    given = {"adapter": str(demo[0] / "adapter"), "merged": str(tmp_path / "merged")}
+    said = command("trainer", *(given.get(word, word) for word in shlex.split(merge)[1:]))
+    assert said.returncode == 0, said.stderr
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
 def test_sampled_and_tested_problems_are_apart(demo):
