@@ -14,13 +14,15 @@ from pydantic import BaseModel, ValidationError
 
 from client.contrast import DEFAULT_GAMMA, Labels
 from client.errors import LightReasonerError
-from client.protocol.requests import DEFAULT_TOP_K, SYSTEM_PROMPT, ContrastSettings, SamplingSettings
+from client.protocol.requests import SYSTEM_PROMPT, ContrastSettings, SamplingSettings
 
 if TYPE_CHECKING:
     from client.problems.problem_set import ProblemSet
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
+SAMPLING, CONTRAST = SamplingSettings(), ContrastSettings()
+"""The defaults of the protocol, which are those of the options."""
 PROBLEM_PANEL, DECODING_PANEL, CONTRAST_PANEL = "Problems", "Trajectories", "Samples"
 """Groups of options in --help."""
 
@@ -103,28 +105,28 @@ class SamplingOptions:
         typer.Option(
             rich_help_panel=DECODING_PANEL, help="Trajectories a problem. More than 1 needs --temperature above 0."
         ),
-    ] = 1
+    ] = SAMPLING.n
     temperature: Annotated[
         float, typer.Option(rich_help_panel=DECODING_PANEL, help="Sampling temperature; 0 is greedy.")
-    ] = 0.0
+    ] = SAMPLING.temperature
     top_p: Annotated[
         float, typer.Option(rich_help_panel=DECODING_PANEL, help="Nucleus sampling, with --temperature above 0.")
-    ] = 1.0
+    ] = SAMPLING.top_p
     seed: Annotated[
         int | None, typer.Option(rich_help_panel=DECODING_PANEL, help="Seed for --temperature above 0.")
     ] = None
     max_tokens: Annotated[
         int, typer.Option(rich_help_panel=DECODING_PANEL, help="Maximum length of a trajectory, in tokens.")
-    ] = 128
+    ] = SAMPLING.max_tokens
     top_k: Annotated[
         int, typer.Option(min=1, rich_help_panel=DECODING_PANEL, help="Tokens a step that both models score.")
-    ] = DEFAULT_TOP_K
+    ] = SAMPLING.top_k
     system_prompt: Annotated[str, typer.Option(rich_help_panel=DECODING_PANEL, help='System prompt; "" for none.')] = (
         SYSTEM_PROMPT
     )
-    alpha: Annotated[float, typer.Option(rich_help_panel=CONTRAST_PANEL, help=ALPHA)] = 0.2
-    beta: Annotated[float, typer.Option(rich_help_panel=CONTRAST_PANEL, help=BETA)] = 0.4
-    first_step: Annotated[int, typer.Option(rich_help_panel=CONTRAST_PANEL, help=FIRST_STEP)] = 1
+    alpha: Annotated[float, typer.Option(rich_help_panel=CONTRAST_PANEL, help=ALPHA)] = CONTRAST.alpha
+    beta: Annotated[float, typer.Option(rich_help_panel=CONTRAST_PANEL, help=BETA)] = CONTRAST.beta
+    first_step: Annotated[int, typer.Option(rich_help_panel=CONTRAST_PANEL, help=FIRST_STEP)] = CONTRAST.first_step
     labels: Annotated[Labels, typer.Option(rich_help_panel=CONTRAST_PANEL, help=LABELS)] = "contrast"
     gamma: Annotated[
         float | None, typer.Option(rich_help_panel=CONTRAST_PANEL, help=GAMMA, show_default=f"{DEFAULT_GAMMA:g}")

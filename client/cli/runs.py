@@ -16,6 +16,7 @@ import typer
 from client.cli.options import (
     ALPHA,
     BETA,
+    CONTRAST,
     FIRST_STEP,
     GAMMA,
     KEEP_INCOMPLETE,
@@ -137,8 +138,8 @@ def import_file(
     tokenizer: Annotated[
         str, typer.Option(help="The expert's folder. To train on RUN, it must hold the expert's weights too.")
     ],
-    alpha: Annotated[float, typer.Option(help="The alpha that FILE was made with.")] = 0.2,
-    beta: Annotated[float, typer.Option(help="The beta that FILE was made with, in nats.")] = 0.4,
+    alpha: Annotated[float, typer.Option(help="The alpha that FILE was made with.")] = CONTRAST.alpha,
+    beta: Annotated[float, typer.Option(help="The beta that FILE was made with, in nats.")] = CONTRAST.beta,
 ) -> None:
     """Import the samples of the published implementation into RUN, for training.
 
