@@ -17,6 +17,7 @@ from trainer.adapters.model_folder import ModelFolder
 from trainer.cli.train import is_trained
 from trainer.evaluation.paper_tables import cell, sampling_seconds
 from trainer.evaluation.records import Record, Records
+from trainer.evaluation.variants import PAPER_VARIANTS, variants_of
 
 ASKED = ("--max-tokens", 8, "--system-prompt", "The answer is")
 LIGHT = ("--", "--max-steps", 1, "--batch-size", 4, "--learning-rate", 0.05)
@@ -69,6 +70,59 @@ def test_an_ablation_trains_and_evaluates_its_four_variants_and_does_nothing_twi
     assert code == 0 and shown.count(" is complete") == len(variants), err
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert json.loads((out / "ablation.json").read_text()) == rows
+
+
+@pytest.mark.engine
+def test_an_ablation_of_other_variants_has_a_row_for_each(tmp_path, expert, benchmark, trainer_cli, forked_trainings):
+    run = write_run(tmp_path / "run", expert, trajectories=[trajectory(f"p{seed}", seed) for seed in range(6)])
+    out, listed = tmp_path / "tables", tmp_path / "variants.txt"
+    listed.write_text("full  # the RUN itself\n\ngentle: labels=tilt gamma=0.25 max-shift=0.1\nselect=top keep=0.5\n")
+    words = ("ablation", run, "--model", expert, "--output", out, "--benchmark", f"digits={benchmark}", *ASKED)
+    code, shown, err = trainer_cli(*words, "--variants", listed, *LIGHT)
+    assert code == 0, err
+    rows = json.loads((out / "ablation.json").read_text())
+    assert [row["name"] for row in rows] == ["expert", "full", "gentle", "select=top keep=0.5"]
+    gentle, top = Run(str(out / "runs" / "gentle")), Run(str(out / "runs" / "select=top-keep=0.5"))
+    made = gentle.manifest()
+    assert (made.labels, made.gamma, made.max_shift, made.select) == ("tilt", 0.25, 0.1, "kl")
+    assert (top.manifest().select, top.manifest().keep, top.manifest().labels) == ("top", 0.5, "contrast")
+    for row, built in zip(rows[2:], (gentle, top), strict=True):
+        totals = built.completion().totals
+        assert (row["kept steps"], row["label shift, nats"]) == (totals.kept, totals.label_shifts.mean)
+        assert row["overturned"] == totals.label_shifts.overturned_share
+    assert rows[0]["label shift, nats"] is None and 0 < rows[2]["label shift, nats"] < rows[1]["label shift, nats"]
+    assert "select=top keep=0.5" in shown and (out / "adapters" / "gentle-0").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("labels=tilted", "labels=tilted: labels: Input should be 'contrast', 'expert'"),
+        ("gamma=0.5", "gamma=0.5: gamma belongs to labels tilt"),
+        ("labels", "'labels' in 'labels' is not SETTING=VALUE"),
+        ("lables=tilt", "'lables=tilt' in 'lables=tilt' is not SETTING=VALUE, each setting once"),
+        ("labels=expert labels=tilt", "each setting once"),
+        ("beta=much", "beta: Input should be a valid number"),
+        ("full, one: beta=1, one: beta=2", "'one' stands there twice"),
+        (": beta=1", "has no name before its colon"),
+        (" , ", "names nothing"),
+    ],
+)
+def test_variants_that_mean_nothing_are_named_before_anything_is_done(
+    tmp_path, expert, run, benchmark, trainer_cli, written, said
+):
+    words = ("ablation", run, "--model", expert, "--output", tmp_path / "out", "--benchmark", f"digits={benchmark}")
+    code, _, err = trainer_cli(*words, "--variants", written)
+    assert code == 1 and said in err and not (tmp_path / "out").exists()
+
+
+def test_a_list_names_the_papers_variants_and_its_own():
+    found = variants_of("without contrast, labels=tilt  gamma=1.0, my own: seed=3 first-step=2")
+    assert [variant.name for variant in found] == ["without contrast", "labels=tilt gamma=1.0", "my own"]
+    assert found[0] is PAPER_VARIANTS[2] and found[2].settings == {"select_seed": "3", "first_step": "2"}
+    settings = found[1].of(ContrastSettings(beta=0.1, labels="expert"))
+    assert (settings.beta, settings.labels, settings.gamma) == (0.1, "tilt", 1.0)
+    assert found[0].of(ContrastSettings(labels="tilt", max_shift=0.1)) == ContrastSettings(labels="expert")
 
 
 @pytest.mark.engine

@@ -80,17 +80,30 @@ def ablation_command(
     context: typer.Context,
     run: SampledRun,
     options: TableOptions,
+    variants: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|LIST",
+            help="Other rows: settings of build separated by commas, as labels=tilt gamma=0.5, select=top keep=0.05; "
+            "or a file with one a line.",
+            show_default="the four of the paper",
+        ),
+    ] = None,
 ) -> None:
     """Train and evaluate the method without some of its parts, to measure what each contributes.
 
-    The rows: full, without step selection, without contrast, without either, and the expert untrained.
+    The rows: full, without step selection, without contrast, without either, and the expert untrained. --variants
+    names others.
 
     Options after -- go to every training: … -- --epochs 6
     """
+    from trainer.evaluation.variants import variants_of
+
+    chosen = variants_of(variants)
     plan = options.plan(context)
     from trainer.evaluation.paper_tables import ablation
 
-    _show(ablation(run, plan, console := wide_console()), "ablation", plan.out, console)
+    _show(ablation(run, plan, console := wide_console(), chosen), "ablation", plan.out, console)
 
 
 def efficiency_command(

@@ -20,9 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from client.contrast import Labels, Selection
 from client.errors import LightReasonerError
-from client.protocol.requests import ContrastSettings
 from client.runs.build import build_run
 from client.runs.run import Run
 from trainer.adapters.model_folder import ModelFolder
@@ -30,15 +28,8 @@ from trainer.evaluation.evaluate import BASE_MODEL, check, evaluate
 from trainer.evaluation.records import Record, Records
 from trainer.evaluation.scores import score
 from trainer.evaluation.summary import markdown_table
+from trainer.evaluation.variants import PAPER_VARIANTS, Variant
 from trainer.settings import Examination
-
-VARIANTS: tuple[tuple[str, Selection, Labels], ...] = (
-    ("full", "kl", "contrast"),
-    ("without step selection", "random", "contrast"),
-    ("without contrast", "kl", "expert"),
-    ("without either", "random", "expert"),
-)
-"""Without step selection, as many steps are drawn at random; without contrast, labels are the expert's own."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +73,27 @@ class Row:
     cells: dict[str, Cell]  # by benchmark
 
 
-def ablation(run_url: str, plan: Plan, console: Console) -> list[Row]:
-    """Rows for the base and the four variants, built from one RUN's trajectories."""
-    check(plan.model, plan.benchmarks, plan.examination, plan.records)
+def ablation(run_url: str, plan: Plan, console: Console, variants: Sequence[Variant] = PAPER_VARIANTS) -> list[Row]:
+    """Rows for the base and the variants, built from one RUN's trajectories."""
     source = Run(run_url)
     manifest = source.manifest()
+    settings = [variant.of(manifest) for variant in variants]  # what is wrong with one is found before any is trained
+    check(plan.model, plan.benchmarks, plan.examination, plan.records)
     names, facts = {}, {}
-    for name, select, labels in VARIANTS:
-        own = (select, labels) == (manifest.select, manifest.labels)
-        url = run_url if own else str(plan.out / "runs" / name.replace(" ", "-"))
+    for variant, asked in zip(variants, settings, strict=True):
+        own = all(getattr(manifest, name) == value for name, value in asked)
+        url = run_url if own else str(plan.out / "runs" / variant.folder)
         if not own:
-            given = {field: getattr(manifest, field) for field in ContrastSettings.model_fields}
-            build_run(source, Run(url), ContrastSettings(**given | {"select": select, "labels": labels}))
-        trained = [train_adapter(url, name, seed, plan, console) for seed in plan.seeds]
-        names[name] = [str(adapter) for adapter in trained]
-        facts[name] = {"kept steps": provenance(trained[0])["kept_steps"]}
+            build_run(source, Run(url), asked)
+        trained = [train_adapter(url, variant.name, seed, plan, console, folder=variant.folder) for seed in plan.seeds]
+        names[variant.name] = [str(adapter) for adapter in trained]
+        completion = Run(url).completion()
+        shifts = completion and completion.totals.label_shifts
+        facts[variant.name] = {
+            "kept steps": provenance(trained[0])["kept_steps"],
+            "label shift, nats": shifts.mean if shifts else None,
+            "overturned": shifts.overturned_share if shifts else None,
+        }
     return _rows(names, facts, plan, console)
 
 
@@ -119,9 +116,11 @@ def efficiency(run_url: str, solutions_url: str, answers: str, plan: Plan, conso
     return _rows(names, facts, plan, console)
 
 
-def train_adapter(url: str, name: str, seed: int, plan: Plan, console: Console, options: Sequence[str] = ()) -> Path:
+def train_adapter(
+    url: str, name: str, seed: int, plan: Plan, console: Console, options: Sequence[str] = (), folder: str | None = None
+) -> Path:
     """An adapter, trained unless it is complete. Raises LightReasonerError with what the training said."""
-    adapter = plan.out / "adapters" / f"{name.replace(' ', '-')}-{seed}"
+    adapter = plan.out / "adapters" / f"{folder or name}-{seed}"
     words = ["train", url, "--model", plan.model.hub_id or str(plan.model), "--output", str(adapter)]
     words += ["--seed", str(seed), "--resume", *options, *plan.train_options]
     complete = plan.is_trained(words[1:], plan.model)
@@ -204,12 +203,18 @@ def table_markdown(rows: Sequence[Row], title: str) -> str:
     return "\n".join([f"# {title}", "", *markdown_table(header, lines), "", note, ""])
 
 
+def _fact_text(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1%}" if name == "overturned" else f"{value:.3f}" if name.endswith("nats") else f"{value:,.0f}"
+
+
 def _lines(rows: Sequence[Row]) -> list[list[str]]:
     base = rows[0]
     header = ["", *base.facts, *(label for name in base.cells for label in (name, "gain"))]
     lines = [header]
     for row in rows:
-        line = [row.name, *("" if value is None else f"{value:,.0f}" for value in row.facts.values())]
+        line = [row.name, *(_fact_text(name, value) for name, value in row.facts.items())]
         for name, found in row.cells.items():
             gain = f"{100 * (found.accuracy - base.cells[name].accuracy):+.1f}" if row is not base else ""
             line += [str(found), gain]

@@ -1,0 +1,95 @@
+"""Variants of a RUN that an ablation trains: a name and settings of the contrast, beside which the RUN's own stay.
+
+In: what a user wrote, `labels=tilt gamma=0.5, select=top keep=0.05`, or the name of a file with a variant a line. Out:
+variants, or an error that names the one at fault. Builds nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from client.errors import LightReasonerError
+from client.protocol.requests import ContrastSettings
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of selecting and labelling: settings by their names in run.json."""
+
+    name: str
+    settings: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """The name as a folder's."""
+        return re.sub(r"[^\w.=-]+", "-", self.name, flags=re.ASCII).strip("-")
+
+    def of(self, run: ContrastSettings) -> ContrastSettings:
+        """All settings, those of the RUN among them. Raises LightReasonerError naming the variant."""
+        try:
+            return ContrastSettings(**run.changed(**self.settings))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            said = first["msg"].removeprefix("Value error, ")
+            raise LightReasonerError(f"--variants: {self.name}: {f'{where}: ' if where else ''}{said}") from None
+
+
+PAPER_VARIANTS = (
+    Variant("full", {"select": "kl", "labels": "contrast"}),
+    Variant("without step selection", {"select": "random", "labels": "contrast"}),
+    Variant("without contrast", {"select": "kl", "labels": "expert"}),
+    Variant("without either", {"select": "random", "labels": "expert"}),
+)
+"""Without step selection, as many steps are drawn at random; without contrast, labels are the expert's own."""
+
+
+def variants_of(text: str | None) -> Sequence[Variant]:
+    """What --variants says: a list separated by commas, or a file with a variant a line and comments after #.
+
+    A variant is `NAME: SETTING=VALUE …`, or without a name, or the name of one of the paper's alone. Left out: the
+    paper's four. Raises LightReasonerError.
+    """
+    if text is None:
+        return PAPER_VARIANTS
+    try:
+        lines = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LightReasonerError(f"--variants {text} cannot be read: {error}") from None
+    written = [line.partition("#")[0].strip() for line in lines]
+    variants = [_variant(line) for line in written if line]
+    if not variants:
+        raise LightReasonerError(f"--variants {text!r} names nothing; for example labels=tilt gamma=0.5, labels=expert")
+    folders = [variant.folder for variant in variants]
+    if twice := next((one.name for one in variants if folders.count(one.folder) > 1), None):
+        raise LightReasonerError(f"--variants: {twice!r} stands there twice; give each another name, as NAME: SETTINGS")
+    return variants
+
+
+def _variant(written: str) -> Variant:
+    if known := next((variant for variant in PAPER_VARIANTS if variant.name == written), None):
+        return known
+    name, colon, rest = written.partition(":")
+    words = (rest if colon else written).split()
+    settings = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        field = {"seed": "select_seed"}.get(key, key.replace("-", "_"))
+        if not equals or field not in ContrastSettings.model_fields or field in settings:
+            known_settings = ", ".join(field.replace("_", "-") for field in ContrastSettings.model_fields)
+            named = ", ".join(variant.name for variant in PAPER_VARIANTS)
+            raise LightReasonerError(
+                f"--variants: {word!r} in {written!r} is not SETTING=VALUE, each setting once; the settings are "
+                f"{known_settings}, and {named} are variants by name"
+            )
+        settings[field] = value
+    label = " ".join(name.split()) if colon else " ".join(words)
+    if not label or not Variant(label, {}).folder:
+        raise LightReasonerError(f"--variants: {written!r} has no name before its colon")
+    return Variant(label, settings)
