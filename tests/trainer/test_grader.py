@@ -274,7 +274,7 @@ PIECES = (*string.printable, *LATEX)
 
 def test_random_strings_neither_crash_nor_hang():
     rng, slowest = random.Random(7), 0.0
-    for index in range(1000):
+    for index in range(300):
         text = "".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 60)))
         output = (text, rf"\boxed{{{text}}}", f"The answer is {text}")[index % 3]
         began = time.monotonic()
@@ -284,10 +284,14 @@ def test_random_strings_neither_crash_nor_hang():
     assert slowest < 4 * SECONDS
 
 
+PUBLISHED = ("gsm8k_test", "svamp", "asdiv", "minerva_math", "mmlu_stem", "olympiadbench")
+
+
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"the benchmarks' files are not at {SHARED_DATA}")
-@pytest.mark.parametrize("file", ["gsm8k_test", "svamp", "asdiv", "minerva_math", "mmlu_stem", "olympiadbench"])
-def test_every_gold_answer_of_the_published_files_is_read_and_equals_itself_and_nothing_else(file):
+@pytest.mark.parametrize("count", [30, pytest.param(None, marks=pytest.mark.long)], ids=["some", "all"])
+@pytest.mark.parametrize("file", PUBLISHED)
+def test_gold_answers_of_the_published_files_are_read_and_equal_themselves_and_nothing_else(file, count):
     golds = [gold_answer(row) for row in read_problems(str(SHARED_DATA / f"{file}.jsonl"))]
-    for gold in golds:
+    for gold in random.Random(7).sample(golds, count) if count else golds:
         assert grade(gold, rf"Hence it is $\boxed{{{gold.text.strip('$')}}}$.").correct, gold
         assert not grade(gold, r"Hence it is \boxed{-7919.5}.").correct, gold

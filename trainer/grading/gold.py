@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from client.errors import ProblemSetError
+from client.errors import ProblemSetError, shown
 from client.problems.reader import ProblemRow
+from trainer.grading.units import unit_of
 
 ANSWER_FIELDS = ("answer", "Answer", "final_answer", "solution")
 GSM8K_MARK = "####"
@@ -50,6 +51,7 @@ class Gold:
     unit: str = ""  # what stands behind the number: a measure, or things that are counted
     relative: float = 0.0  # how far a number may be away, in parts of the gold number
     absolute: float = 0.0  # the same, as a number
+    each: tuple[float, ...] = ()  # the same, for each of several numbers
     choices: tuple[str, ...] = ()
 
 
@@ -63,7 +65,12 @@ def gold_answer(problem: ProblemRow) -> Gold:
     if field == "solution":  # MATH and Minerva Math
         gold = _boxed(text, relative="level" not in row)
     elif "answer_type" in row:
-        gold = _olympiad(text, row)
+        try:
+            gold = _olympiad(text, row)
+        except ValueError:
+            raise ProblemSetError(
+                f"{problem.where}: 'error' is {shown(row['error'])}; it must be a number, or several between commas"
+            ) from None
     else:
         gold = _plain_gold(text)
     if not gold.text:
@@ -83,18 +90,24 @@ def question_of(problem: ProblemRow) -> str:
     return f"{problem.question}\n{listed}\nAnswer with the letter of the right choice."
 
 
-def last_box(text: str) -> tuple[str, str] | None:
-    """What the last \\boxed{…} that is closed and not empty holds, and what follows it; None where there is none."""
-    opened: list[tuple[int, bool]] = []  # where what a brace encloses begins, and whether it is a box
-    last: tuple[int, int] | None = None
+def boxes(text: str) -> list[tuple[int, int, int]]:
+    """The \\boxed{…} that are closed and not empty: where each stands, and where what it holds begins and ends."""
+    opened: list[tuple[int, int, bool]] = []
+    found = []
     for brace in BRACE.finditer(text):
         if brace[0] != "}":
-            opened.append((brace.end(), len(brace[0]) > 1))
+            opened.append((brace.start(), brace.end(), len(brace[0]) > 1))
         elif opened:
-            begin, boxed = opened.pop()
-            if boxed and (last is None or begin > last[0]) and text[begin : brace.start()].strip():
-                last = begin, brace.start()
-    return (text[last[0] : last[1]].strip(), text[last[1] + 1 :]) if last else None
+            start, begin, boxed = opened.pop()
+            if boxed and text[begin : brace.start()].strip():
+                found.append((start, begin, brace.start()))
+    return sorted(found)
+
+
+def last_box(text: str) -> tuple[str, str] | None:
+    """What the last box holds, and what follows it; None where there is none."""
+    found = boxes(text)
+    return (text[found[-1][1] : found[-1][2]].strip(), text[found[-1][2] + 1 :]) if found else None
 
 
 def unit_behind(text: str) -> str:
@@ -102,6 +115,18 @@ def unit_behind(text: str) -> str:
     return re.split(r"\\[\])]|\\end\b|\n|[.,;:)]\s|[.,;]?\s*$|\$\s+\w+\s+\w+", text[:200].lstrip("$ "), maxsplit=1)[0][
         :60
     ]
+
+
+def elements(text: str) -> list[str]:
+    """Cut at the commas that stand in no bracket."""
+    parts, depth = [""], 0
+    for sign in text:
+        depth += (sign in "({[") - (sign in ")}]")
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts]
 
 
 def _plain_gold(text: str) -> Gold:
@@ -122,12 +147,18 @@ def _boxed(text: str, relative: bool) -> Gold:
         return Gold("")
     held, behind = box
     rounded = relative and ROUNDED.fullmatch(held.replace(" ", ""))
-    return Gold(held, _kind(held), unit=unit_behind(behind), relative=RELATIVE_TOLERANCE if rounded else 0.0)
+    unit = unit_behind(behind)
+    unit = unit if unit_of(unit) is not None else ""
+    return Gold(held, _kind(held), unit=unit, relative=RELATIVE_TOLERANCE if rounded else 0.0)
 
 
 def _olympiad(text: str, row: dict[str, Any]) -> Gold:
-    kind = {"Tuple": Kind.TUPLE, "Interval": Kind.INTERVAL}.get(row["answer_type"])
-    return Gold(text, kind or _kind(text), unit=row.get("unit") or "", absolute=float(row.get("error") or 0.0))
+    kind = {"Tuple": Kind.TUPLE, "Interval": Kind.INTERVAL}.get(row["answer_type"]) or _kind(text)
+    errors = [float(error) for error in str(row.get("error") or 0.0).split(",")]
+    several = len(elements(text)) if kind is Kind.MATH else 1
+    if several > 1 and any(errors):
+        return Gold(text, kind, unit=row.get("unit") or "", each=tuple([*errors, *errors[-1:] * several][:several]))
+    return Gold(text, kind, unit=row.get("unit") or "", absolute=errors[0])
 
 
 def _gold_choice(problem: ProblemRow) -> Gold:

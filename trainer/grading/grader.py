@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from math_verify.errors import TimeoutException
 
-from trainer.grading.gold import BRACKETS, CLOCK, LETTERS, NUMBER, Gold, Kind, last_box
-from trainer.grading.mathematics import Mathematics
+import trainer.grading.mathematics as limits
+from trainer.grading.choices import choice_of
+from trainer.grading.gold import BRACKETS, CLOCK, Gold, Kind, elements
+from trainer.grading.mathematics import Mathematics, limited
 from trainer.grading.normalize import (
     ANSWER_CHARACTERS,
     NAMED_BRACKETS,
+    NUMBER_WORD,
     TEXT,
-    elements,
-    last_said,
-    letters_of,
+    digits_for_words,
     lists,
     plain_text,
     squeezed,
@@ -31,15 +32,12 @@ from trainer.grading.normalize import (
     words_of,
 )
 from trainer.grading.quantities import NUMBER_BASE, cut, is_number
+from trainer.grading.said import Answer, answers
 
-LAST_CHARACTERS = 20_000
-"""Of an output, in which its answer is looked for."""
 EXTRACTED_CHARACTERS = 200
 """Of an answer that is found, as results keep it."""
-DENIED = re.compile(r"\b(?:not|never|between|or|nor)\b|n't|\bthan\W{1,3}\d", re.IGNORECASE)
 UNION = re.compile(rf"\\cup\b|\\bigcup\b|∪|{TEXT}\s*\{{\s*or\s*\}}|\bor\b")
 RELATION = re.compile(r"[<>]|\\[lg](?:e|eq|t|eqslant)?\b|[≤≥]")
-BECAUSE = re.compile(r"[\s,;]+(?:because|since|as)\b", re.IGNORECASE)
 ORDINAL = re.compile(rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{TEXT}\s*\{{?)?\s*(st|nd|rd|th)\b\s*\}}*")
 
 
@@ -52,45 +50,69 @@ class Grade:
 
 
 def grade(gold: Gold, output: str) -> Grade:
-    """Judge an output by its final answer: its last box, or else what it says last."""
-    output = output[-LAST_CHARACTERS:]
-    box = last_box(output)
-    answer = Answer(*box, boxed=True) if box else Answer(last_said(output), "", boxed=False)
+    """Judge an output by its final answer: its last mark, or else what it says last."""
+    found: list[Answer] = []
+    try:
+        correct = bool(limited(limits.TOTAL_SECONDS, lambda: _judge(gold, output, found)))
+    except TimeoutException:
+        correct = False
+    return Grade(found[-1].text.strip()[:EXTRACTED_CHARACTERS] if found else "", correct)
+
+
+def _judge(gold: Gold, output: str, found: list[Answer]) -> bool:
+    """Whether a reading of the output is right; it, or else the first one, is left in `found`."""
+    if gold.kind is Kind.CHOICE:
+        letter, text = choice_of(gold.choices, output)
+        found.append(Answer(text))
+        return letter == gold.text
     judge = {
-        Kind.CHOICE: _choice,
         Kind.WORDS: _words,
         Kind.CLOCK: _clock,
         Kind.TUPLE: _tuples,
         Kind.INTERVAL: _same_intervals,
         Kind.MATH: _value,
     }[gold.kind]
-    try:
-        correct = len(answer.text) <= ANSWER_CHARACTERS and judge(gold, answer, Mathematics())
-    except TimeoutException:
-        correct = False
-    return Grade(answer.text.strip()[:EXTRACTED_CHARACTERS], correct)
+    maths = Mathematics()
+    for answer in answers(output, _count(gold)):
+        if not found:
+            found.append(answer)
+        if len(answer.text) <= ANSWER_CHARACTERS and judge(gold, answer, maths):
+            found.append(answer)
+            return True
+    return False
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What an output gives as its answer, and what follows the box that it stood in."""
+def _count(gold: Gold) -> int:
+    """Of how many values a gold answer is."""
+    return len(elements(BRACKETS.sub("", gold.text))) if gold.kind in (Kind.MATH, Kind.TUPLE) else 1
 
-    text: str
-    behind: str
-    boxed: bool
+
+def _each(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
+    """Several numbers, each within its own tolerance, in any order."""
+    given = elements(tidy(re.sub(r"\b(?:and|or)\b", ",", answer.text)))
+    for text, room in zip(elements(gold.text), gold.each, strict=True):
+        one = replace(gold, text=text, absolute=room, each=())
+        match = next((other for other in given if _value(one, replace(answer, text=other), maths)), None)
+        if match is None:
+            return False
+        given.remove(match)
+    return not given
 
 
 def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
+    if gold.each:
+        return _each(gold, answer, maths)
     text, expected = (without_name(tidy(text)) for text in (answer.text, gold.text))
     value, tail = cut(expected)
     wanted = maths.number(NUMBER_BASE.sub("", value)) if not tail or tail.startswith(("%", r"\%")) else None
     if wanted is None:
-        same = maths.same(expected, without_unit(text) if gold.unit else text)
-        return same or maths.same(tidy(gold.text), tidy(answer.text))
-    for given in (text,) if answer.boxed else (text, _from_number(text)):
-        if is_number(wanted, value, gold, given, answer.behind, maths):
-            return True
-    return False
+        given = without_unit(text) if gold.unit else text
+        if "=" in given and "=" not in gold.text:  # an equation is not its right side
+            return all(maths.same(expected, side) for side in given.split("="))
+        return maths.same(expected, given) or maths.same(tidy(gold.text), tidy(answer.text))
+    if not re.search(r"\d", text) and NUMBER_WORD.search(text):
+        text = digits_for_words(plain_text(text)).strip()
+    return is_number(wanted, value, gold, text, answer.behind, maths)
 
 
 def _tuples(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
@@ -137,28 +159,17 @@ def _is_set(text: str) -> bool:
     return bool(re.fullmatch(r"[(\[].*[)\]]|\\\{.*\\\}|\\emptyset|\\mathbb\{?R\}?", text) or RELATION.search(text))
 
 
-def _choice(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
-    """A letter, alone or before its own choice; or a choice itself, word for word."""
-    del maths
-    plain = re.sub(r"^(?:option|choice)\s+", "", plain_text(answer.text).strip(), flags=re.IGNORECASE)
-    letters = LETTERS[: len(gold.choices)]
-    spelled = [letters_of(choice) for choice in gold.choices]
-    if named := re.fullmatch(rf"\(?([{letters}])\b[).:,]*(.*)", plain, re.DOTALL) or re.fullmatch(
-        r"\(?([a-z])\)?\.?()", plain
-    ):
-        letter, rest = named[1].upper(), letters_of(BECAUSE.split(named[2])[0])
-        if not rest or (letter in letters and rest == spelled[letters.index(letter)]):
-            return letter == gold.text
-    same = [letter for letter, choice in zip(letters, spelled, strict=True) if choice == letters_of(plain)]
-    return same == [gold.text]
-
-
 def _words(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     """Word for word; a yes or a no may be explained."""
     del maths
     wanted, told = (words_of(ORDINAL.sub(r"\1", plain_text(text))) for text in (gold.text, answer.text))
     if wanted in ("yes", "no"):
-        return re.findall(r"\b(?:yes|no|not)\b", told)[:2] == [wanted] and bool(re.match(r"(?:yes|no)\b", told))
+        said = re.findall(r"\b(?:yes|no|not)\b", told)
+        return (
+            bool(re.match(rf"{wanted}\b", told))
+            and ("no" if wanted == "yes" else "yes") not in said
+            and (wanted == "no" or "not" not in said)
+        )
     return told == wanted
 
 
@@ -167,7 +178,11 @@ def _clock(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     del maths
     found = plain_text(answer.text).replace("{:}", ":").strip()
     told, wanted = CLOCK.fullmatch(found) or CLOCK.fullmatch(found.rstrip(".")), CLOCK.fullmatch(gold.text)
-    if not answer.boxed and len(times := list(CLOCK.finditer(found))) == 1:
+    if (
+        not answer.marked
+        and len(times := list(CLOCK.finditer(found))) == 1
+        and not re.search(r"\d|\\", CLOCK.sub("", found))
+    ):
         told = times[0]
     if told is None or wanted is None:
         return False
@@ -182,9 +197,3 @@ def _time(clock: re.Match[str]) -> tuple[int, str, str]:
     hour, minutes = clock[1].split(":")
     half = (clock[2] or "").lower()
     return (int(hour) - 12, minutes, "p") if int(hour) > 12 else (int(hour), minutes, half)
-
-
-def _from_number(text: str) -> str:
-    """A sentence from its last number on, where it says that this is it."""
-    numbers = [match.start() for match in NUMBER.finditer(text)]
-    return text[numbers[-1] :] if numbers and not DENIED.search(text) else ""

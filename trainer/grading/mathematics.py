@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import sympy
+from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
 
@@ -23,12 +25,25 @@ SECONDS = 3
 """For one comparison, and as much for reading each side."""
 AGAIN_SECONDS = 0.5
 """What is over its time is told again: Python drops an exception that is raised in a callback of its own."""
-TOTAL_SECONDS = 10
-"""For all of an answer: no comparison begins later."""
+TOTAL_SECONDS = 8
+"""For all of an answer."""
+MOST_BITS = 100_000
+"""Of an exact number, on its way to a value too: no signal interrupts Python while it computes a huge one."""
 ROUNDING = 1e-12
 """Of floating point, in parts of a number."""
-WHOLE_ANSWER = [LatexExtractionConfig(boxed_match_priority=0)]
-"""math-verify's other readings take a number out of what they do not understand."""
+WHOLE_ANSWER = [
+    LatexExtractionConfig(
+        boxed_match_priority=0,
+        normalization_config=NormalizationConfig(malformed_operators=True, nits=True, boxed="last"),
+    )
+]
+"""math-verify's other readings take a number out of what they do not understand; its units make 2t a 2."""
+GROWING = (sympy.exp, sympy.sinh, sympy.cosh, sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial)
+HUGE = re.compile(
+    r"\^\s*\{?\s*[-+]?\s*\d{6}|\^[\s{]*[-+\d]*\d\s*\^[\s{]*[-+]?\d|\d{6}[\s})]*!|!\s*[})]*\s*!.*!"
+    r"|(?:binom|\\choose|\bgcd|\blcm|\\gcd|\\lcm).*(?:\d{6}|\^|!)|(?:\d{6}|\^|!).*\\choose"
+)
+"""What math-verify may compute while it reads: powers of huge exponents, towers, factorials, binomials."""
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off: they end another's
 
@@ -40,12 +55,16 @@ class Mathematics:
         self._until = time.monotonic() + TOTAL_SECONDS
 
     def value(self, text: str) -> Any:
-        """What a whole LaTeX text is, as sympy has it; None where it is nothing that can be read."""
+        """What a whole LaTeX text is, as sympy has it; None where it is nothing that can be read, or is too large."""
+        if HUGE.search(text):
+            return None
         boxed = rf"\boxed{{{text}}}"
-        found = self._limited(
-            lambda: parse(boxed, extraction_config=WHOLE_ANSWER, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
-        )
-        return found[0] if found else None
+
+        def read() -> Any:
+            found = parse(boxed, extraction_config=WHOLE_ANSWER, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
+            return found[0] if found and bits(found[0]) <= MOST_BITS else None
+
+        return self._limited(read)
 
     def number(self, text: str) -> Any:
         """The real number that a text is: exact where it is rational, else a float; None where it is none."""
@@ -92,24 +111,31 @@ class Mathematics:
         return bool(self._limited(computed))
 
     def _limited(self, work: Callable[[], Any]) -> Any:
-        """What `work` gives; None where sympy cannot do it."""
-        if time.monotonic() > self._until:
-            raise TimeoutException("an answer that takes too long")
-        before, began = signal.signal(signal.SIGALRM, _too_long), time.monotonic()
-        others, interval = signal.getitimer(signal.ITIMER_REAL)
+        return limited(min(SECONDS, self._until - time.monotonic()), work)
+
+
+def limited(seconds: float, work: Callable[[], Any]) -> Any:
+    """What `work` gives; None where it fails, for sympy fails in any way. Raises TimeoutException.
+
+    A limit within another one gives that one its time back.
+    """
+    if seconds <= 0:
+        raise TimeoutException("an answer that takes too long")
+    before, began = signal.signal(signal.SIGALRM, _too_long), time.monotonic()
+    others, interval = signal.getitimer(signal.ITIMER_REAL)
+    try:
         try:
-            try:
-                signal.setitimer(signal.ITIMER_REAL, SECONDS, AGAIN_SECONDS)
-                return work()
-            except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError, RecursionError):
-                return None
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-        finally:  # also where the time was over in the line before
+            signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
+            return work()
+        except Exception:
+            return None
+        finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
-            if others:
-                signal.setitimer(signal.ITIMER_REAL, max(others - (time.monotonic() - began), 0.001), interval)
+    finally:  # also where the time was over in the line before
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
+        if others:
+            signal.setitimer(signal.ITIMER_REAL, max(others - (time.monotonic() - began), 0.001), interval)
 
 
 def _too_long(signum: int, frame: FrameType | None) -> None:
@@ -133,3 +159,18 @@ def _points(value: Any) -> Any:
     if isinstance(value, tuple | sympy.Tuple) and len(value) == 2:  # an open interval is written as a pair is
         return sympy.Interval.open(*value)
     return value.as_set()
+
+
+def bits(value: Any) -> float:
+    """An upper bound of log2 of what is computed on the way to a value: of it, its parts and their parts."""
+    if not isinstance(value, sympy.Basic):
+        return 8.0 * len(str(value))
+    if isinstance(value, sympy.Rational):
+        return float(max(abs(value.p), value.q).bit_length())
+    parts = [bits(part) for part in value.args]
+    most = max(parts, default=2.0)
+    if isinstance(value, sympy.Pow) and value.exp.is_number:  # also of a symbol, whose polynomial is as long
+        return max(most, (parts[0] + 1) * 2.0 ** min(parts[1], 1000))
+    if isinstance(value, GROWING) and value.is_number:
+        return (most + 1) * 2.0 ** min(most, 1000)
+    return sum(parts) if isinstance(value, sympy.Mul | sympy.Add | sympy.MatrixBase) else most

@@ -8,13 +8,35 @@ from __future__ import annotations
 
 import re
 
-from trainer.grading.gold import BRACKETS
+from trainer.grading.gold import BRACKETS, elements
 
 ANSWER_CHARACTERS = 2_000
 """Of an answer; a longer one is none."""
 TEXT = r"\\(?:text|mathrm|textrm|textbf|mathbf|textit|operatorname|mbox|rm)\b"
+SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("\u2212\u2012\u2013", "-"),
+        **{chr(0xFF01 + index): chr(0x21 + index) for index in range(94)},  # full width
+        "、": ",", "。": ".", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
+        "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "≈": r"\approx ", "∪": r"\cup ", "∈": r"\in ",
+        "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+        "′": "'", "℃": r"^\circ C", "％": "%",
+    }
+)  # fmt: skip
+RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789+-n0123456789")
 TIDY = (
-    (r"[\u2212\u2012\u2013]", "-"),
+    (r"\\(?:displaystyle|textstyle|limits|nolimits|left\.|right\.)(?![A-Za-z])", " "),
+    (r"\\color\s*\{[^{}]*\}|\\(?:bf|it|em|sf|tt|large|Large|LARGE|huge|Huge|bfseries|boldmath)(?![A-Za-z])", ""),
+    (r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}", ""),
+    (r"\\mathbf\s*\{(\d)\s+(\d)(?:\s+(\d))?(?:\s+(\d))?\}", r"\1\2\3\4"),  # OlympiadBench's
+    (
+        r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathnormal|ensuremath|underline|emph)\s*\{([^{}]*[^{}A-Za-z][^{}]*|[A-Za-z])\}",
+        r"{\1}",
+    ),
+    (r"\\(?:mathrm|operatorname|text|rm)\s*\{\s*([ei])\s*\}", r"\1 "),
+    (r"\\sqrt\s*(\[[^\[\]]*\])\s*(\w)", r"\\sqrt\1{\2}"),
+    (r"√\s*(\d+|\w)", r"\\sqrt{\1}"),
+    (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"\*\*|\\[()\[\]]|(?<!\\)\$", " "),
     (rf"{TEXT}\s*\{{\s*(\\?\$)\s*\}}", r"\\$"),
     (rf"{TEXT}\s*\{{\s*([-+]?(?:\\?\$)?[\d.,]+)\s*\}}", r"\1"),
@@ -23,39 +45,56 @@ TIDY = (
     (r"(?<![\d.^_{])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),  # 2 1/2
     (r"(?<![\d.])(\d+)\.(?=\s|[^\d\w]|$)", r"\1"),  # 18. and 1./3
     (r"(?<![A-Za-z\\\d.])(-?\d+(?:\.\d+)?)\s*[eE]\s*([-+]?\d+)(?![\d.A-Za-z])", r"\1 \\times 10^{\2}"),
+    (r"(?<=\d)\s*[x*]\s*(?=\\?\$?\d)", r" \\times "),
     (r"\bnp\.(?=[a-z])", r"\\"),
     (r"\\varnothing\b", r"\\emptyset"),
+    (r"(?<![\\A-Za-z\]}^_\d])\{\s*(-?[\d.,]+|[A-Za-z])\s*\}(?!\{)", r"\1"),
 )
 """What is written in several ways, in one; 3.3e12 would hold Euler's number."""
 NAMED = re.compile(
-    rf"^\s*(?:\\?[A-Za-z]+|{TEXT}\s*\{{[^{{}}]*\}})\s*(?:_\s*(?:\{{[^{{}}]*\}}|\w))?\s*(?:\([^()=]*\))?\s*"
+    r"^\s*(?:\\?[A-Za-z]+|\\(?:angle|overline|triangle)\s*\{?[A-Z\s]+\}?|[A-Z](?:\s+[A-Z])+|\[[A-Z]+\]|\|[A-Z]+\||"
+    rf"{TEXT}\s*\{{[^{{}}]*\}})\s*(?:_\s*(?:\{{[^{{}}]*\}}|\w))?\s*(?:\([^()=]*\))?\s*"
     r"(?:=|\\approx\b|≈|\\sim\b)"
 )
 """x = or f(n) = before a value."""
 NAMED_BRACKETS = re.compile(r"\(?\b[A-Za-z](?:\s*,\s*[A-Za-z])*\)?\s*(?:=|\\in\b)\s*(?=[(\[\\])")
 """x ∈ or (a, b) = before brackets."""
-SAID = [
-    re.compile(rf"\b(?:{word})\b[^.\n]{{0,80}}?(?:\bis\b|\bwas\b|:|=)[ \t:*]*", re.IGNORECASE)
-    for word in ("answer", "option|choice")
-]
-SENTENCE = re.compile(r"\.(?=\s|$)")
+# fmt: off
+ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+        "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+# fmt: on
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_WORD = rf"(?:{'|'.join((*ONES[::-1], *TENS))})"
+NUMBER_WORD = re.compile(
+    rf"(?<![A-Za-z]){_WORD}(?![A-Za-z])(?:(?:[\s-]+(?:and\s+)?)(?:{_WORD}|{'|'.join(SCALES)})(?![A-Za-z]))*",
+    re.IGNORECASE,
+)
 TUPLE = re.compile(r"\(([^()]*(?:\([^()]*\)[^()]*)*)\)")
 BETWEEN_TUPLES = re.compile(rf"(?:[\s,;.]|\\[{{}},; ]|{TEXT}|[{{}}]|\band\b)*")
 SOFT_EDGES = re.compile(r"^(?:the|a|an)\s+|^[\s\"'*]+|[\s.,;:!?'\"*]+$", re.IGNORECASE)
 
 
-def last_said(output: str) -> str:
-    """Without a box: what follows the last 'answer is', or else the last line."""
-    said = list(SAID[0].finditer(output)) or list(SAID[1].finditer(output))
-    if said and (
-        found := SENTENCE.split(output[said[-1].end() :].split("\n", 1)[0][:ANSWER_CHARACTERS], maxsplit=1)[0].strip()
-    ):
-        return found
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1][-ANSWER_CHARACTERS:] if lines else ""
+def digits_for_words(text: str) -> str:
+    """Number words in digits: twenty-one is 21."""
+
+    def number(words: re.Match[str]) -> str:
+        total, part = 0, 0
+        for word in re.findall(r"[a-z]+", words[0].lower()):
+            if word in SCALES:
+                part = max(part, 1) * SCALES[word]
+                if word != "hundred":
+                    total, part = total + part, 0
+            elif word != "and":
+                part += ONES.index(word) if word in ONES else 20 + 10 * TENS.index(word)
+        return str(total + part)
+
+    return NUMBER_WORD.sub(number, text)
 
 
 def tidy(text: str) -> str:
+    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(RAISED)}}}", text)
+    text = re.sub(r"[₀-₉]+", lambda found: f"_{{{found[0].translate(RAISED)}}}", text).translate(SIGNS)
     for pattern, plain in TIDY:
         text = re.sub(pattern, plain, text)
     return text.strip().rstrip(".").strip()
@@ -99,15 +138,3 @@ def lists(text: str) -> list[list[str]] | None:
     if found and not BETWEEN_TUPLES.fullmatch(TUPLE.sub(",", plain)):
         return None
     return found
-
-
-def elements(text: str) -> list[str]:
-    """Cut at the commas that stand in no bracket."""
-    parts, depth = [""], 0
-    for sign in text:
-        depth += (sign in "({[") - (sign in ")}]")
-        if sign == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += sign
-    return [part.strip() for part in parts]

@@ -22,6 +22,8 @@ TOKEN = re.compile(rf"{TEXT}|\\?%|\\?¢|°|\^\s*\{{?\s*\\(?:circ|degree)\b|\\[A-
 UNIT_COMMANDS = (r"\mu", r"\Omega", r"\AA", r"\degree")
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
+THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+CHANGED = re.compile(r"\b(?:squared|cubed|factorial|or\s+(?:more|less|fewer)|and\s+a\s+(?:half|third|quarter))\b")
 SECOND_NUMBER = re.compile(r"(?<=[\s~,{])\d[\d,]*(?:\.\d+)?(?!\s*\}?\s*\\times)")
 
 
@@ -32,23 +34,30 @@ def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths
     if bases[1] and (bases[0] is None or bases[0][1] != bases[1][1]):
         return False
     numbers = _sides(NUMBER_BASE.sub("", said), maths)
-    if not numbers:
+    if not numbers or CHANGED.search(tail):
         return False
     if tail and (second := SECOND_NUMBER.search(tail)):
         total = _added_up(numbers[-1], tail, second.start(), gold.unit, maths)
         return total is not None and _within(total, wanted, gold)
     if tail.lstrip("\\").startswith("%") and gold.unit != "%" and 0 < abs(float(wanted)) <= 1:
         numbers += [number / 100 for number in numbers]
-    factor = _factor(gold, tail or unit_behind(behind))
-    return any(factor is not None and _within(number * factor, wanted, gold) for number in numbers)
+    factors = (
+        [_factor(gold, tail, True)] if tail else [_factor(gold, unit_behind(behind), own) for own in (True, False)]
+    )
+    return any(
+        factor is not None and _within(number * factor, wanted, gold) for number in numbers for factor in factors
+    )
 
 
 def _sides(text: str, maths: Mathematics) -> list[Any]:
     """The number that a text is: of a = b the last, if all are the same, and of a ≈ b each; none of anything else."""
-    nearly = re.split(r"\\approx\b|≈", text)
+    nearly = re.split(r"\\approx\b|≈", THOUSANDS.sub(lambda found: found[0].replace(",", ""), text))
     found = []
     for side in nearly if nearly[0].strip() else nearly[1:]:
-        numbers = [maths.number(part) for part in side.split("=")]
+        parts = side.split("=")
+        numbers = [maths.number(part) for part in parts]
+        if len(parts) > 2 and numbers[-1] is not None:  # a derivation: m + n = 3 + 4 = 7
+            numbers = [number for number in numbers if number is not None]
         if None in numbers or not all(close(number, numbers[-1], ROUNDING) for number in numbers):
             return []
         found.append(numbers[-1])
@@ -61,14 +70,15 @@ def _within(number: Any, wanted: Any, gold: Gold) -> bool:
     return close(number, wanted, ROUNDING)
 
 
-def _factor(gold: Gold, tail: str) -> Any:
+def _factor(gold: Gold, tail: str, multiplies: bool) -> Any:
     """What an answer is to be multiplied with to be in the gold's unit; None where it measures another thing.
 
-    1 where either names no measure: then it is in the unit that the question asks for.
+    1 where either names no measure: then it is in the unit that the question asks for. A 'dozen' in the answer
+    multiplies; one behind its box may repeat what the question asks for.
     """
     times, tail = _multiplier(tail)
     expected, unit = _multiplier(gold.unit)
-    times = sympy.Rational(times, expected)
+    times = sympy.Rational(times if multiplies else expected, expected)
     mine, theirs = unit_of(unit), unit_of(tail)
     if theirs is not None and mine is None and unit.strip() and unit.strip(" \\%.") != "":
         return None  # hours are no apples
@@ -112,7 +122,13 @@ def _multiplier(tail: str) -> tuple[int, str]:
 
 def cut(text: str) -> tuple[str, str]:
     """A number's text, and the unit, words or percent sign behind it."""
-    text = re.sub(r"^\s*\\\$\s*", "", text) + (r" \$" if re.match(r"\s*\\\$", text) else "")
+    money = re.search(r"\\\$|[€£¥]", text)
+    text = re.sub(r"\\\$|[€£¥]", " ", text).strip()
+    value, tail = _cut(text)
+    return value, f"{money[0]} {tail}" if money else tail
+
+
+def _cut(text: str) -> tuple[str, str]:
     depth = 0
     for token in TOKEN.finditer(text):
         sign, begin = token[0], token.start()
@@ -123,8 +139,8 @@ def cut(text: str) -> tuple[str, str]:
             or re.match(TEXT, sign)
             or sign in UNIT_COMMANDS
         ):  # fmt: skip
-            if re.fullmatch(r"[A-Za-z]", sign) and unit_of(text[begin:]) is None:
+            number = re.search(r"\d", text[:begin])
+            if re.fullmatch(r"[A-Za-z]", sign) and (not number or unit_of(text[begin:]) is None):
                 continue
-            return text[:begin].rstrip(" ~\\,;"), text[begin:]
-    dollar = text.find(r"\$")
-    return (text[:dollar].strip(), text[dollar:]) if dollar > 0 else (text, "")
+            return text[:begin].rstrip(" ~\\,;/"), text[begin:]
+    return text, ""

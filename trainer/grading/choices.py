@@ -1,0 +1,112 @@
+"""Which choice an output names: the letter that it says last and means, or a choice itself, word for word.
+
+In: the choices, what a model wrote. Out: a letter and the text that names it. Knows no gold answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from trainer.grading.gold import LETTERS, boxes
+from trainer.grading.normalize import TEXT, letters_of, plain_text
+from trainer.grading.said import answers
+
+LAST_CHARACTERS = 4_000
+"""Of an output, in which the letter is looked for."""
+LETTER = r"(?:[(\[]\s*([A-Za-z])\s*[)\]]|(?<![A-Za-z\\])([A-Za-z])(?![A-Za-z'’]|-\w|\s*[=+^<>/]))"
+OPTION = r"(?:the\s+)?(?:correct\s+|right\s+)?(?:option|choice|letter|statement|answer)?s?\s*:?\s*"
+RIGHT = (
+    r"(?:is|are|was|must\s+be|would\s+be|seems)\s+(?:therefore\s+|thus\s+|clearly\s+|indeed\s+|definitely\s+)?"
+    r"(?:the\s+)?(?:only\s+|most\s+|best\s+)?(?:correct|right|true|accurate|answer)\b"
+)
+MEANT = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"\banswers?\b(?:(?!\bnot\b|n't)[^.\n]){{0,60}}?(?:\b(?:is|be)\b|[:=])\s*{OPTION}{LETTER}",
+        rf"\banswers?\b(?:(?!\bnot\b|n't)[^.\n])*?\bis\b(?:(?!\bnot\b|n't)[^.\n])*?(?=\([A-Z]\)\s*(?:\.|\n|$)){LETTER}",
+        rf"{LETTER}(?:(?!\bnot\b|n't|(?<![A-Za-z])[A-Z](?![A-Za-z]))[^.;\n]){{0,80}}?\b{RIGHT}",
+        rf"\b(?:choose|chose|select|pick|go\s+with|(?:option|choice|one)\s+is)\s+{OPTION}{LETTER}",
+        rf"\b(?:corresponds\s+to|matches|(?:that|which|this)\s+is|is)\s+(?:option|choice|answer|letter)\s+{LETTER}",
+        rf"(?:答案|选项|故选|选)\s*[是为選选：:]*\s*{LETTER}",
+    )
+]
+LAST_LINE = re.compile(
+    rf"(?:(?:so|thus|hence|therefore|(?:final\s+)?answer|option|choice)\b[\s,:]*)*{LETTER}", re.IGNORECASE
+)
+REASON = re.compile(r"[\s,;]+(?:because|since|as|which)\b|\s*[.;:]\s|[.)\]]*$", re.IGNORECASE)
+
+
+def choice_of(choices: Sequence[str], output: str) -> tuple[str, str]:
+    """The letter of the choice that an output names, '' where that is none or several, and the text that names it.
+
+    A box that names a choice counts. A formula of the working that is boxed does not.
+    """
+    found = list(answers(output, 1))
+    marked = next((answer for answer in found if answer.marked), None)
+    after = output
+    if marked is not None:
+        letter, alone = named(choices, marked.text)
+        if alone or re.fullmatch(r"(?:[\W_]*\b[A-Z]\b)+[\W_]*(?:and|or)?[\W_]*(?:\b[A-Z]\b[\W_]*)*", marked.text):
+            return letter, marked.text
+        if letter:
+            after = marked.behind
+        if said := said_letter(choices, after):
+            return said, said
+        return letter, marked.text
+    if said := said_letter(choices, output):
+        return said, said
+    named_by = [(named(choices, answer.text)[0], answer.text) for answer in found]
+    return next((one for one in named_by if one[0]), ("", found[0].text if found else ""))
+
+
+def named(choices: Sequence[str], text: str) -> tuple[str, bool]:
+    """The letter of the choice that a text is, and whether the text has it as a letter.
+
+    That is a letter alone, or before its own choice; or a choice itself, word for word.
+    """
+    plain = re.sub(r"^(?:option|choice)\s+", "", plain_text(text).strip(), flags=re.IGNORECASE)
+    letters = LETTERS[: len(choices)]
+    spelled = [letters_of(choice) for choice in choices]
+    begins = re.fullmatch(rf"\(?([{letters}])\b[).:,]*(.*)", plain, re.DOTALL)
+    if (begins := begins or re.fullmatch(r"\(?([a-z])\)?[.:)]?()", plain)) and begins[1].upper() in letters:
+        letter, rest = begins[1].upper(), letters_of(re.split(r"[\s,;]+(?:because|since|as)\b", begins[2])[0])
+        if not rest or rest == spelled[letters.index(letter)]:
+            return letter, True
+    same = [letter for letter, choice in zip(letters, spelled, strict=True) if choice == letters_of(plain)]
+    return (same[0], False) if len(same) == 1 else ("", False)
+
+
+def said_letter(choices: Sequence[str], output: str) -> str:
+    """The letter that a text says last and means; '' where it says none. What stands in boxes is left out."""
+    for start, _, end in reversed(boxes(output)):
+        output = output[:start] + " " + output[end + 1 :]
+    text = re.sub(rf"{TEXT}\s*\{{([^{{}}]*)\}}", r"\1", output[-LAST_CHARACTERS:])
+    text = re.sub(r"[*_`$]|\\[()\[\]]", "", text).strip()
+    spoken = [match for pattern in MEANT for match in pattern.finditer(text)]
+    if match := LAST_LINE.match(text, text.rfind("\n") + 1):
+        spoken.append(match)
+    for match in sorted(spoken, key=lambda match: match.end(match.lastindex or 0), reverse=True):
+        letter = match[match.lastindex or 0]
+        rest = text[match.end() :].split("\n")[0]
+        if match.re is LAST_LINE and re.match(r"[).]*[.:]?\s+\w", rest) and not _is_choice(choices, letter, rest):
+            continue
+        meant = match.re is MEANT[2] or _ends(choices, letter, match.group().rstrip()[-1] in ")]", rest)
+        if meant and letter.upper() in LETTERS[: len(choices)]:
+            return letter.upper()
+    return ""
+
+
+def _ends(choices: Sequence[str], letter: str, bracketed: bool, rest: str) -> bool:
+    """Whether what follows a letter leaves it the answer: nothing, a reason, or its own choice."""
+    if letter.islower() and not bracketed and (letter == "a" or not re.match(r"\W", rest or ".")):
+        return not rest.strip(" .") or _is_choice(choices, letter, rest)
+    if re.match(r"\s*(?:[,/&]|and\b|or\b)\s*\(?[A-Z]\b", rest):
+        return False
+    return bool(REASON.match(rest)) or rest.lstrip()[:1] in (",", "(", ")") or _is_choice(choices, letter, rest)
+
+
+def _is_choice(choices: Sequence[str], letter: str, rest: str) -> bool:
+    index = LETTERS.find(letter.upper())
+    own = letters_of(choices[index]) if 0 <= index < len(choices) else ""
+    return bool(own) and letters_of(rest.lstrip(" ).:,]-")).startswith(own)

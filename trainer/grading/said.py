@@ -1,0 +1,302 @@
+"""Where an output says its answer: behind a mark, in its boxes, or at its end.
+
+In: what a model wrote. Out: the texts that may be its answer, best first. Knows no mathematics and judges nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainer.grading.gold import boxes
+from trainer.grading.normalize import NUMBER_WORD, TEXT, digits_for_words, squeezed
+
+LAST_CHARACTERS = 20_000
+"""Of an output, in which its answer is looked for."""
+MARK = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)|<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
+HEADING = re.compile(r"\W*(?:\d+[.):]?\s+|step\b|part\b)[A-Za-z]|[^\n]*:\W*$", re.IGNORECASE)
+"""Markdown's headings of the fourth rank have GSM8K's mark."""
+STEPS = re.compile(
+    r"[.!?]\s|\b(?:no|not|wait|actually|corrected|instead|rather|but|so|thus|hence|therefore|then|gives?|answer|which)\b",
+    re.IGNORECASE,
+)
+"""Between two boxes: the second one follows from the first, or corrects it."""
+SEPARATOR = re.compile(r"[,;&]|\b(?:and|or)\b", re.IGNORECASE)
+MARKUP = re.compile(rf"\\[()\[\],;! ]|\\q?quad\b|[$~*\s]|{TEXT}|[{{}}]|\\(?:begin|end)\{{\w+\*?\}}")
+THOUGHT = re.compile(r".*</think>(?=.*\S)", re.DOTALL)
+
+DISPLAY = re.compile(
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]"
+    r"|\\begin\{(?:align|aligned|equation|gather|gathered|multline|eqnarray|split)\*?\}(.+?)\\end\{\w+\*?\}",
+    re.DOTALL,
+)
+INLINE = re.compile(r"\\\((.+?)\\\)|(?<![\\$])\$(?!\$)((?:\\.|[^$\\])+?)\$(?!\d)", re.DOTALL)
+ENGLISH = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}(?![A-Za-z}])")
+"""In what two dollar signs enclose: they are money."""
+SENTENCE_END = re.compile(
+    r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<![ap]\.m)[.!?](?=[\s*\"')]|$)|[。！？]|\n"
+)
+PART = r"\b(?:first|second|third|next|last|previous|other|parts?|step|sub\w*|case|half|above|wrong|not|n't)\b"
+ANSWER = re.compile(
+    rf"\banswers?\b(?:(?!{PART})[^.\n$]){{0,60}}?"
+    r"(?:\b(?:is|are|was|be|equals)\b(?:\s*[:：])?|[:：=]|$)(?:\s*(?:therefore|thus|simply|exactly|just|given by)\b)?"
+    r"|(?:答案|结果)\s*(?:应该|就)?(?:是|为|為|等于|[:：=])+",
+    re.IGNORECASE | re.MULTILINE,
+)
+COPULA = re.compile(
+    r"\b(?:is|are|was|were|be|equals?|equal to|gets?|got|gives?|obtains?|have|has|had|finds?|found|becomes?|makes?|"
+    r"conclude(?: that)?|yields?|remains?)\b|:(?!\d)|(?:答案|结果)?(?:是|为|為|等于|得到|有|共)",
+    re.IGNORECASE,
+)
+LEAD = re.compile(
+    r"^\W*(?:(?:so|thus|hence|therefore|consequently|finally|then|in (?:total|all|conclusion)|we|it|that|this|the|"
+    r"因此|所以|故)\b[\s,:]*)+|^(?:因此|所以|故|综上)[，,\s]*",
+    re.IGNORECASE,
+)
+ASIDE = re.compile(
+    r",?\s+(?:because|since|as (?:desired|required|claimed))\b.*$|,?\s+which\b[^\d\\$]*$|\.?\s*I hope\b.*$|"
+    r",\s*where\b.*$",
+    re.DOTALL,
+)
+CLAUSE = re.compile(
+    r"\b(?:so|thus|hence|therefore|consequently|then|which\s+(?:means|gives|is|yields|makes|equals)(?:\s+that)?)\b|(?<=.),(?=\s+(?!and\b|or\b|but\b)[A-Za-z]{2})|;",
+    re.IGNORECASE,
+)
+COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|other|under|over|rather|older|younger) than"
+DENIED = re.compile(
+    r"\b(?:no|not|never|between|nor|neither|cannot|half|twice|double|triple|third of|quarter of|wrong|incorrect|false|"
+    r"except|exceeds?|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|instead of|almost|nearly|"
+    rf"{COMPARED})\b|n't\b|不|至少|至多|大于|小于",
+    re.IGNORECASE,
+)
+"""Before a number: it is a bound, or no answer at all."""
+UNDONE = re.compile(
+    r"\b(?:is|are|was|be)(?:\s+not|n't|\s+(?:wrong|incorrect|false|too))\b|\bor\s+(?:more|less|fewer|greater|higher|lower)\b|"
+    r"\bat\s+(?:least|most)\b|\b(?:if|unless|squared|cubed|factorial)\b|\bmore\s*$|\bless\s*$|\?",
+    re.IGNORECASE,
+)
+"""Behind a number."""
+UNTRUE = re.compile(
+    r"(?:\bnot|n't|\bnever|\bcannot|\bno longer)\s+(?:\w+\s+)?$|\b(?:not|n't)\s+(?:true|think|believe|claim|sure)\b|"
+    r"\b(?:wrong|incorrect|false|doubt)\b",
+    re.IGNORECASE,
+)
+"""Before the verb; the difference between two things is a number."""
+ADDED = re.compile(r"\s+(?:after|in|for|out of|of|that|on|from|with|during|if|when)\b.*\d.*$", re.DOTALL)
+"""Behind what a computation makes."""
+DOUBT = re.compile(
+    DENIED.pattern + r"|\b(?:but|however|unsure|unclear|guess|wait|mistake|hmm|oops|know)\b|\?", re.IGNORECASE
+)
+MATHY = re.compile(r"[\d\\=<>≤≥^√π∞±×÷½]|^[-+*/–—−]$")
+OPERATOR = re.compile(r"^[-+*/=<>≤≥^±×÷(]|[-+*/=<>≤≥^±×÷(]$")
+LETTERS_ALONE = re.compile(r"(?<![A-Za-z\\])(?!x\s*\\?\$?\d|(?:a|I)\s+\\?[$\w])[A-Za-z](?![A-Za-z])")
+WORDS = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
+TOKEN = re.compile(r"\$[^$]*\$\S*|\S+")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an output gives as its answer, and what follows the box that it stood in."""
+
+    text: str
+    behind: str = ""
+    marked: bool = True  # by a box or another mark: then it is all there is
+
+
+def answers(output: str, count: int) -> Iterator[Answer]:
+    """What may be the answer of an output, best first; `count`: of how many values the gold answer is."""
+    output = THOUGHT.sub("", output[-LAST_CHARACTERS:], count=1)
+    found, mark = boxes(output), _mark(output)
+    if found and (mark is None or mark.start() < found[-1][0]):
+        yield _last_boxes(output, found)
+        every = list({squeezed(output[begin:end]): output[begin:end].strip() for _, begin, end in found}.values())
+        if len(every) == count > 1:
+            yield Answer(", ".join(every), output[found[-1][2] + 1 :])
+    elif mark is not None:
+        text = (mark[1] or mark[2] or "").strip()
+        yield Answer(text.strip("* "))
+        yield from _said(text)
+    else:
+        yield from _said(output)
+
+
+def _mark(output: str) -> re.Match[str] | None:
+    """The last mark that is none of Markdown's headings."""
+    last = None
+    for mark in MARK.finditer(output):
+        text = (mark[1] or mark[2] or "").strip()
+        heading = mark[1] is not None and (
+            HEADING.match(text) or (output[mark.end() :].strip() and not re.match(r"[-+$\\\d(\[{.*]", text))
+        )
+        if text and not heading:
+            last = mark
+    return last
+
+
+def _last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
+    """The last box; with those before it that are its neighbours, or stand in one list with it."""
+    start, begin, end = found[-1]
+    behind, held = output[end + 1 :], [output[begin:end].strip()]
+    joined = ", "
+    for before in reversed(found[:-1]):
+        between = output[before[2] + 1 : start]
+        if before[2] >= start:
+            continue  # it holds the other
+        plain = MARKUP.sub(" ", between).strip()
+        if plain in ("=", r"\approx", "≈"):
+            joined = f" {plain} "
+        elif plain and (len(plain) > 70 or not SEPARATOR.search(plain) or STEPS.search(plain)):
+            break
+        text = output[before[1] : before[2]].strip()
+        if squeezed(text) not in map(squeezed, held):
+            held.insert(0, text)
+        start = before[0]
+    return Answer(joined.join(held), behind)
+
+
+def _said(output: str) -> Iterator[Answer]:
+    """Without a mark: what follows the last 'answer is', or else the last sentence or display, from its verb on."""
+    text = plain_sentences(output)
+    anchored = ""
+    for said in ANSWER.finditer(text):
+        rest = text[said.end() :].lstrip(" \n\t*:：")
+        anchored = first_sentence(rest) or anchored
+    if anchored:
+        yield from _from_sentence(anchored, whole=True)
+        return
+    sentences = [sentence for sentence in split_sentences(text) if re.search(r"\w|\$", sentence)]
+    for sentence in reversed(sentences[-4:]):
+        yield from _from_sentence(sentence, whole=False)
+        if DOUBT.search(sentence) or runs(sentence) or NUMBER_WORD.search(sentence):
+            return
+
+
+def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
+    if (sentence := sentence.strip()).endswith(("?", "？")):
+        return
+    sentence = sentence.rstrip(".!。 ")
+    if runs(short := ASIDE.sub("", sentence).strip()) or not runs(sentence):
+        sentence = short
+    pieces = CLAUSE.split(masked := INLINE.sub(lambda math: "\0" * len(math[0]), sentence))
+    clause, end = sentence, len(masked)
+    for piece in reversed(pieces):
+        begin = masked.rindex(piece, 0, end)
+        if runs(sentence[begin : begin + len(piece)]):
+            clause = sentence[begin:].strip(" ,;")
+            break
+        end = begin
+    masked = INLINE.sub(lambda math: "\0" * len(math[0]), clause)
+    if whole and not DENIED.match(clause):
+        yield Answer(clause, marked=False)
+    verbs = list(COPULA.finditer(masked))
+    begin = next((verb.end() for verb in reversed(verbs) if runs(clause[verb.end() :])), 0)
+    where = runs(text := clause[begin:].strip())
+    if not where:
+        yield from _words(clause, verbs)
+        return
+    verb = next((verb.start() for verb in verbs if verb.end() == begin), 0)
+    if UNTRUE.search(clause[:verb]) or DENIED.search(text[: where[0][0]]):
+        return
+    sums = [run for run in where if "=" in text[slice(*run)]]
+    last, text = text[sums[-1][0] if sums else 0 :], text[where[0][0] :]
+    if UNDONE.search(text):
+        return
+    yield Answer(_last_side(text), marked=False)
+    if sums:
+        yield Answer(last, marked=False)
+        yield Answer(ADDED.sub("", _last_side(last)), marked=False)
+    first = where[0][1] - where[0][0]
+    if len(where) == 1 and not re.search(r"\bor\b", text[first:]):
+        yield Answer(text[:first].strip(".,;:"), text[first:], marked=False)
+    elif re.match(r",?\s*(?:for (?:all|any|every|each)|where)\b", text[first:]):
+        yield Answer(text[:first].strip(".,;:"), marked=False)
+
+
+def _words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
+    """A sentence without a formula: 'it is purple', 'she has seven'."""
+    if DENIED.search(clause) and not re.match(r"(?:\W|so\b|therefore\b)*no\b", clause, re.IGNORECASE):
+        return
+    yield Answer(LEAD.sub("", clause).strip(), marked=False)
+    for verb in reversed(verbs):
+        yield Answer(clause[verb.end() :].strip(" :"), marked=False)
+    if word := NUMBER_WORD.search(clause):
+        yield Answer(digits_for_words(clause[word.start() :]), marked=False)
+
+
+def _last_side(text: str) -> str:
+    """Of a computation in words, as '40 minutes + 100 minutes = 140 minutes', what it makes."""
+    masked = INLINE.sub(lambda math: "\0" * len(math[0]), text)
+    at = masked.rfind("=")
+    left = masked[: max(at, 0)]
+    return text[at + 1 :].strip() if re.search(rf"%|{WORDS.pattern}", left) and not LETTERS_ALONE.search(left) else text
+
+
+def plain_sentences(output: str) -> str:
+    """Formulas between single dollars, displays in lines of their own and by their last row; money as \\$."""
+    text = re.sub(r"\*\*|__|`|^[ \t]*(?:>|#+[ \t]|[-*•][ \t])+", "", output, flags=re.MULTILINE)
+
+    def display(math: re.Match[str]) -> str:
+        row = _last_row(next(filter(None, math.groups())))
+        return f"\n{row}\n" if "\\" not in row and ENGLISH.search(row) else f"\n${row}$\n"
+
+    text = DISPLAY.sub(display, text)
+
+    def inline(math: re.Match[str]) -> str:
+        if not (held := (math[1] or math[2] or "").strip()):
+            return "\\$"
+        words = ENGLISH.search(re.sub(r"\\\w+\s*\{[^{}]*\}|\\\w+", " ", held))
+        if math[2] and (words or held[-1] in "-+*/="):
+            return "\\" + math[0][:-1] + "\\$"
+        return f"${' '.join(held.split())}$"
+
+    return re.sub(rf"{INLINE.pattern}|(?<!\\)\$(?=\s?\d)", inline, text, flags=re.DOTALL)
+
+
+def _last_row(display: str) -> str:
+    rows = re.split(r"\\\\(?:\[[^\]]*\])?", display) if "\\begin" not in display or "aligned" in display else [display]
+    row = next((row for row in reversed(rows) if re.sub(r"[\s{}&]|\\(?:begin|end)\{\w+\*?\}", "", row)), "")
+    row = re.sub(r"\\(?:begin|end)\{(?:align|aligned|split|gathered)\*?\}|\\(?:no)?tag\{[^{}]*\}|\\nonumber", "", row)
+    plain = row if "\\begin" in row else row.replace("&", " ")
+    return re.sub(r"^\s*(?:=|\\(?:implies|Rightarrow|therefore|iff)\b)", "", " ".join(plain.split())).strip(" .,;")
+
+
+def split_sentences(text: str) -> list[str]:
+    found, begin = [], 0
+    for end in SENTENCE_END.finditer(INLINE.sub(lambda math: "$" * len(math[0]), text)):
+        found.append(text[begin : end.end()].strip())
+        begin = end.end()
+    return [sentence for sentence in (*found, text[begin:].strip()) if sentence]
+
+
+def first_sentence(text: str) -> str:
+    return next(iter(split_sentences(text)), "")
+
+
+def runs(text: str) -> list[tuple[int, int]]:
+    """Where formulas and numbers stand in a text: pieces that are no words, and the letters beside their signs."""
+    tokens = [(token[0], token.start(), token.end()) for token in TOKEN.finditer(text)]
+
+    def mathy(index: int) -> bool:
+        token = tokens[index][0]
+        if MATHY.search(token) or token in ("+", "-", "*", "/"):
+            return True
+        if token.startswith("$"):
+            return True
+        if (
+            token == "x"
+            and 0 < index < len(tokens) - 1
+            and re.search(r"\d", tokens[index - 1][0] + tokens[index + 1][0])
+        ):
+            return True
+        beside = [tokens[at][0] for at in (index - 1, index + 1) if 0 <= at < len(tokens)]
+        return len(token.strip(".,")) == 1 and token[0].isalpha() and any(OPERATOR.search(one) for one in beside)
+
+    found: list[tuple[int, int]] = []
+    for index, (_, begin, end) in enumerate(tokens):
+        if mathy(index):
+            if found and text[found[-1][1] : begin].strip() == "" and index and mathy(index - 1):
+                found[-1] = found[-1][0], end
+            else:
+                found.append((begin, end))
+    return found
