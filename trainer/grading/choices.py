@@ -12,7 +12,7 @@ from trainer.grading.gold import LETTERS, boxes
 from trainer.grading.normalize import TEXT, letters_of, plain_text
 from trainer.grading.said import answers
 
-LAST_CHARACTERS = 4_000
+LETTER_CHARACTERS = 4_000
 """Of an output, in which the letter is looked for."""
 LETTER = r"(?:[(\[]\s*([A-Za-z])\s*[)\]]|(?<![A-Za-z\\])([A-Za-z])(?![A-Za-z'’]|-\w|\s*[=+^<>/]))"
 OPTION = r"(?:the\s+)?(?:correct\s+|right\s+)?(?:option|choice|letter|statement|answer)?s?\s*:?\s*"
@@ -81,7 +81,7 @@ def said_letter(choices: Sequence[str], output: str) -> str:
     """The letter that a text says last and means; '' where it says none. What stands in boxes is left out."""
     for start, _, end in reversed(boxes(output)):
         output = output[:start] + " " + output[end + 1 :]
-    text = re.sub(rf"{TEXT}\s*\{{([^{{}}]*)\}}", r"\1", output[-LAST_CHARACTERS:])
+    text = re.sub(rf"{TEXT}\s*\{{([^{{}}]*)\}}", r"\1", output[-LETTER_CHARACTERS:])
     text = re.sub(r"[*_`$]|\\[()\[\]]", "", text).strip()
     spoken = [match for pattern in MEANT for match in pattern.finditer(text)]
     if match := LAST_LINE.match(text, text.rfind("\n") + 1):

@@ -14,10 +14,10 @@ from trainer.grading.normalize import NUMBER_WORD, TEXT, digits_for_words, squee
 
 LAST_CHARACTERS = 20_000
 """Of an output, in which its answer is looked for."""
-MARK = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)|<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
+ANSWER_MARK = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)|<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 HEADING = re.compile(r"\W*(?:\d+[.):]?\s+|step\b|part\b)[A-Za-z]|[^\n]*:\W*$", re.IGNORECASE)
 """Markdown's headings of the fourth rank have GSM8K's mark."""
-STEPS = re.compile(
+NEXT_STEP = re.compile(
     r"[.!?]\s|\b(?:no|not|wait|actually|corrected|instead|rather|but|so|thus|hence|therefore|then|gives?|answer|which)\b",
     re.IGNORECASE,
 )
@@ -91,8 +91,8 @@ DOUBT = re.compile(
 MATHY = re.compile(r"[\d\\=<>≤≥^√π∞±×÷½]|^[-+*/–—−]$")
 OPERATOR = re.compile(r"^[-+*/=<>≤≥^±×÷(]|[-+*/=<>≤≥^±×÷(]$")
 LETTERS_ALONE = re.compile(r"(?<![A-Za-z\\])(?!x\s*\\?\$?\d|(?:a|I)\s+\\?[$\w])[A-Za-z](?![A-Za-z])")
-WORDS = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
-TOKEN = re.compile(r"\$[^$]*\$\S*|\S+")
+ENGLISH_WORDS = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
+PIECE = re.compile(r"\$[^$]*\$\S*|\S+")
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ def answers(output: str, count: int) -> Iterator[Answer]:
     elif mark is not None:
         text = (mark[1] or mark[2] or "").strip()
         yield Answer(text.strip("* "))
-        yield from _said(text)
+        yield from _unmarked(text)
     else:
-        yield from _said(output)
+        yield from _unmarked(output)
 
 
 def _mark(output: str) -> re.Match[str] | None:
     """The last mark that is none of Markdown's headings."""
     last = None
-    for mark in MARK.finditer(output):
+    for mark in ANSWER_MARK.finditer(output):
         text = (mark[1] or mark[2] or "").strip()
         heading = mark[1] is not None and (
             HEADING.match(text) or (output[mark.end() :].strip() and not re.match(r"[-+$\\\d(\[{.*]", text))
@@ -146,7 +146,7 @@ def _last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
         plain = MARKUP.sub(" ", between).strip()
         if plain in ("=", r"\approx", "≈"):
             joined = f" {plain} "
-        elif plain and (len(plain) > 70 or not SEPARATOR.search(plain) or STEPS.search(plain)):
+        elif plain and (len(plain) > 70 or not SEPARATOR.search(plain) or NEXT_STEP.search(plain)):
             break
         text = output[before[1] : before[2]].strip()
         if squeezed(text) not in map(squeezed, held):
@@ -155,7 +155,7 @@ def _last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
     return Answer(joined.join(held), behind)
 
 
-def _said(output: str) -> Iterator[Answer]:
+def _unmarked(output: str) -> Iterator[Answer]:
     """Without a mark: what follows the last 'answer is', or else the last sentence or display, from its verb on."""
     text = plain_sentences(output)
     anchored = ""
@@ -193,7 +193,7 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     begin = next((verb.end() for verb in reversed(verbs) if runs(clause[verb.end() :])), 0)
     where = runs(text := clause[begin:].strip())
     if not where:
-        yield from _words(clause, verbs)
+        yield from _in_words(clause, verbs)
         return
     verb = next((verb.start() for verb in verbs if verb.end() == begin), 0)
     if UNTRUE.search(clause[:verb]) or DENIED.search(text[: where[0][0]]):
@@ -213,7 +213,7 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         yield Answer(text[:first].strip(".,;:"), marked=False)
 
 
-def _words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
+def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     """A sentence without a formula: 'it is purple', 'she has seven'."""
     if DENIED.search(clause) and not re.match(r"(?:\W|so\b|therefore\b)*no\b", clause, re.IGNORECASE):
         return
@@ -229,7 +229,11 @@ def _last_side(text: str) -> str:
     masked = INLINE.sub(lambda math: "\0" * len(math[0]), text)
     at = masked.rfind("=")
     left = masked[: max(at, 0)]
-    return text[at + 1 :].strip() if re.search(rf"%|{WORDS.pattern}", left) and not LETTERS_ALONE.search(left) else text
+    return (
+        text[at + 1 :].strip()
+        if re.search(rf"%|{ENGLISH_WORDS.pattern}", left) and not LETTERS_ALONE.search(left)
+        else text
+    )
 
 
 def plain_sentences(output: str) -> str:
@@ -275,7 +279,7 @@ def first_sentence(text: str) -> str:
 
 def runs(text: str) -> list[tuple[int, int]]:
     """Where formulas and numbers stand in a text: pieces that are no words, and the letters beside their signs."""
-    tokens = [(token[0], token.start(), token.end()) for token in TOKEN.finditer(text)]
+    tokens = [(token[0], token.start(), token.end()) for token in PIECE.finditer(text)]
 
     def mathy(index: int) -> bool:
         token = tokens[index][0]
