@@ -40,6 +40,9 @@ def serve(
         Path | None,
         typer.Option(help="File of API keys, one a line. LIGHTREASONER_API_KEYS adds keys, separated by commas."),
     ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="Jinja file that takes the place of the expert's chat template.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -60,8 +63,9 @@ def serve(
 
         logs.configure()
         settings = load_settings(
-            config, expert=expert, amateur=amateur, host=host, port=port, bucket=bucket, api_key_file=api_key_file
-        )
+            config, expert=expert, amateur=amateur, host=host, port=port, bucket=bucket, api_key_file=api_key_file,
+            chat_template=chat_template,
+        )  # fmt: skip
         run(settings)
     except LightReasonerError as error:
         sys.exit(f"error: {error}")
@@ -83,7 +87,7 @@ def run(settings: ServerSettings) -> None:
     forkserver.start()  # beside the imports and checks that follow
     settings = models.located(settings)
     folders = Path(settings.expert["model"]), Path(settings.amateur["model"])
-    facts = inspect_pair(*folders, models.trusted(settings))
+    facts = inspect_pair(*folders, models.trusted(settings), settings.chat_template)
     log.info("expert %s, amateur %s", facts.expert.folder, facts.amateur.folder)
     if facts.differences:
         listed = ", ".join(f"{entry.id} {entry.expert!r} / {entry.amateur!r}" for entry in facts.differences)

@@ -75,6 +75,7 @@ class ServerSettings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     bucket: str | None = None  # where jobs and their RUNs are stored; without a bucket there are no jobs
     api_key_file: Path | None = None
+    chat_template: Path | None = None  # a Jinja file, in place of the expert's chat template
     grace_seconds: float = Field(30.0, ge=0.0)  # for running requests when the server is told to stop
     lease_seconds: float = Field(30.0, ge=1.0)  # after this long without a heartbeat, another server takes the job
     hang_seconds: float = Field(300.0, ge=1.0)  # an engine with requests that takes no step for this long is killed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 ALL_LINEAR = "all-linear"
 """peft's name for every linear layer except the LM head."""
@@ -117,3 +118,5 @@ class Examination:
     top_p: float = 1.0
     seed: int = 0
     dtype: Precision | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    date: str | None = None  # that the chat template writes; None: it writes none

@@ -6,6 +6,7 @@ and `submit` have in common is one value, `SamplingOptions`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,8 +14,14 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from client.contrast import DEFAULT_GAMMA, Labels
-from client.errors import LightReasonerError
-from client.protocol.requests import SYSTEM_PROMPT, ContrastSettings, SamplingSettings
+from client.errors import LightReasonerError, shown
+from client.protocol.requests import (
+    NO_VARIABLES,
+    SYSTEM_PROMPT,
+    AmateurPrompt,
+    ContrastSettings,
+    SamplingSettings,
+)
 
 if TYPE_CHECKING:
     from client.problems.problem_set import ProblemSet
@@ -63,6 +70,7 @@ LABELS = (
 )
 GAMMA = "How far --labels tilt moves the expert; 0 gives the expert's own labels."
 MAX_SHIFT = "Bound labels: at most this KL from the expert's own probabilities, in nats."
+TEMPLATE_VARIABLES = 'Variables of the chat template, as {"enable_thinking": false}.'
 KEEP_INCOMPLETE = "Also keep steps whose plausible set may be incomplete."
 
 
@@ -124,6 +132,25 @@ class SamplingOptions:
     system_prompt: Annotated[str, typer.Option(rich_help_panel=DECODING_PANEL, help='System prompt; "" for none.')] = (
         SYSTEM_PROMPT
     )
+    chat_template_kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", rich_help_panel=DECODING_PANEL, help=TEMPLATE_VARIABLES)
+    ] = None
+    stop_token_ids: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IDS",
+            rich_help_panel=DECODING_PANEL,
+            help="End trajectories at these token ids too, separated by commas.",
+        ),
+    ] = None
+    amateur_prompt: Annotated[
+        AmateurPrompt | None,
+        typer.Option(
+            rich_help_panel=DECODING_PANEL,
+            help="What the amateur reads: the same prompt as the expert, or its own chat template's.",
+            show_default="own if the amateur does not know the expert's chat tokens",
+        ),
+    ] = None
     alpha: Annotated[float, typer.Option(rich_help_panel=CONTRAST_PANEL, help=ALPHA)] = CONTRAST.alpha
     beta: Annotated[float, typer.Option(rich_help_panel=CONTRAST_PANEL, help=BETA)] = CONTRAST.beta
     first_step: Annotated[int, typer.Option(rich_help_panel=CONTRAST_PANEL, help=FIRST_STEP)] = CONTRAST.first_step
@@ -165,7 +192,11 @@ class SamplingOptions:
         except UnicodeEncodeError:
             raise LightReasonerError(f"--system-prompt: {self.system_prompt!r} is not valid UTF-8") from None
         values = {name: value for name, value in vars(self).items() if name not in CHOICE_OF_PROBLEMS}
-        return values | {"system_prompt": self.system_prompt or None}
+        return values | {
+            "system_prompt": self.system_prompt or None,
+            "chat_template_kwargs": template_variables(self.chat_template_kwargs),
+            "stop_token_ids": token_ids("--stop-token-ids", self.stop_token_ids),
+        }
 
     def settings(self) -> SamplingSettings:
         """How problems are answered. Raises LightReasonerError naming the option at fault."""
@@ -177,6 +208,27 @@ class SamplingOptions:
 
     def _checked(self, model: type[Settings]) -> Settings:
         return checked(model, **{name: value for name, value in self.fields().items() if name in model.model_fields})
+
+
+def template_variables(text: str | None) -> dict[str, Any]:
+    """The value of --chat-template-kwargs. Raises LightReasonerError where it is no JSON object of variables."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise LightReasonerError(f"--chat-template-kwargs {shown(text)} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise LightReasonerError(f"--chat-template-kwargs {shown(text)}: give a JSON object, {{NAME: VALUE, …}}")
+    for name in sorted(value.keys() & NO_VARIABLES):
+        raise LightReasonerError(f"--chat-template-kwargs: {name} is no variable of a chat template; leave it out")
+    return value
+
+
+def token_ids(option: str, text: str | None) -> list[int]:
+    """Token ids separated by commas. Raises LightReasonerError naming the option."""
+    try:
+        return [int(one) for one in text.split(",")] if text else []
+    except ValueError:
+        raise LightReasonerError(f"{option} {shown(text)}: give token ids separated by commas, as 1,2") from None
 
 
 def checked(model: type[Settings], **values: Any) -> Settings:

@@ -1,62 +1,160 @@
-"""Renders a chat template as transformers does, without transformers.
+"""A chat template, rendered as transformers renders it, without transformers.
 
-In: a model folder's template and messages. Out: the prompt's text. A template is a program of somebody else: it runs
-in jinja2's sandbox.
+In: a template's source, a conversation, and what the template may know besides. Out: the prompt's text. Every prompt of
+the house is rendered here, so that the template whose digest is recorded is the one that was used. A template is a
+program of somebody else: it runs in jinja2's sandbox.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from client.errors import ModelError
-from client.models.fingerprints import chat_template
+from client.errors import ModelError, shorten
+from client.models.fingerprints import chat_template, template_in
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""Names of special tokens that templates may use, from tokenizer_config.json."""
+"""Names of special tokens that templates may use."""
+REASON_SHOWN = 500
+"""Characters of what a template says when it refuses."""
+
+UNFINISHED = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Marks the end of a message that is continued, as in transformers; a template may trim the space."""
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Generation(Extension):
+    """`{% generation %}`, which marks an assistant's words for training: a scope of its own, which is written as it is.
+
+    As in transformers, for the tag is not jinja's.
+    """
+
+    tags = {"generation"}  # noqa: RUF012 (as jinja declares it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+
+    def _written(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
 class ChatTemplate:
-    """The default chat template of a model folder. Raises ModelError if there is none, or it is invalid."""
+    """The default chat template of a model folder, or another one in its place.
 
-    def __init__(self, folder: Path) -> None:
-        source = chat_template(folder)
+    Raises ModelError where there is none, or it cannot be used.
+    """
+
+    def __init__(self, folder: Path, file: Path | None = None, tokens: Mapping[str, str] | None = None) -> None:
+        """`file`: a template in place of the folder's. `tokens`: SPECIAL by name, where a tokenizer has been read."""
+        source = template_in(file) if file else chat_template(folder)
         if not source:
-            raise ModelError(f"{folder} has no chat template, so its prompts are unknown; add chat_template.jinja")
-        self._folder = folder
-        self._tokens = _special_tokens(folder)
+            raise ModelError(
+                f"{file or folder} has no chat template, so its prompts are unknown; add chat_template.jinja to the"
+                " model folder, or give --chat-template FILE"
+            )
+        self.name = str(file or f"the chat template of {folder}")
+        self._tokens = dict(_special_tokens(folder) if tokens is None else tokens)
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
         )
-        environment.filters["tojson"] = lambda value, **kwargs: json.dumps(value, ensure_ascii=False, **kwargs)
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        environment.filters["tojson"] = _as_json
+        environment.globals["raise_exception"] = _refuse
         try:
             self._template = environment.from_string(source)
+            named = meta.find_undeclared_variables(environment.parse(source))
         except TemplateError as error:
-            raise ModelError(f"the chat template of {folder} cannot be read: {error}") from None
+            raise ModelError(f"{self.name} cannot be read as a chat template: {error}") from None
+        self.writes_date = "strftime_now" in named
+        """Whether a prompt depends on the day."""
 
-    def render(self, system_prompt: str, question: str) -> str:
-        """The prompt of a question, up to where the answer begins."""
-        messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}]
+    def render(
+        self,
+        system_prompt: str | None,
+        question: str,
+        variables: Mapping[str, Any] | None = None,
+        date: str | None = None,
+    ) -> str:
+        """The prompt of a question, as `prompt` gives it."""
+        system: Messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        return self.prompt([*system, {"role": "user", "content": question}], variables, date)
+
+    def prompt(self, messages: Messages, variables: Mapping[str, Any] | None = None, date: str | None = None) -> str:
+        """A conversation up to where the answer begins; an assistant's last message is continued.
+
+        `date`: the day that the template writes; None: today. Raises ModelError, with the remedy, where the template
+        refuses the conversation.
+        """
+        *before, last = messages
+        unfinished = last["role"] == "assistant"
+        asked = [*before, {**last, "content": last["content"] + UNFINISHED}] if unfinished else messages
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
+            text = self.conversation(asked, not unfinished, variables, date)
         except Exception as error:  # a template is a program: it may raise anything
-            raise ModelError(f"the chat template of {self._folder} rejects the prompt: {error}") from None
+            remedy = "change the template, or what is given to it"
+            if messages[0]["role"] == "system" and self._renders(asked[1:], not unfinished, variables, date):
+                remedy = 'it takes no system prompt: give --system-prompt "" (over HTTP: "system_prompt": null)'
+            raise ModelError(f"{self.name} rejects the prompt: {shorten(str(error), REASON_SHOWN)}; {remedy}") from None
+        if unfinished:
+            text, mark, rest = text.rpartition(UNFINISHED.strip())
+            if not mark:
+                raise ModelError(f"{self.name} does not end in an assistant's last message, so it cannot be continued")
+            text = text if rest.startswith(" ") else text.rstrip()  # as transformers does where the template trims
+        if not text:
+            raise ModelError(f"{self.name} renders the question to nothing; use another")
+        return text
+
+    def conversation(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None = None,
+        date: str | None = None,
+    ) -> str:
+        """A conversation as the template writes it. Raises whatever the template raises."""
+        day = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
+        given = {"tools": None, "documents": None, "strftime_now": day.strftime} | self._tokens | dict(variables or {})
+        return self._template.render(given, messages=messages, add_generation_prompt=add_generation_prompt)
+
+    def _renders(self, messages: Messages, *how: Any) -> bool:
+        try:
+            return bool(self.conversation(messages, *how))
+        except Exception:
+            return False
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
-    file = folder / "tokenizer_config.json"
+    """SPECIAL by name: of tokenizer_config.json, and of special_tokens_map.json where early versions wrote that."""
+    config = _json_of(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config |= _json_of(folder / "special_tokens_map.json")
     try:
-        config: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
         named = {name: config.get(name) for name in SPECIAL}
         return {name: token["content"] if isinstance(token, dict) else token for name, token in named.items() if token}
-    except (ValueError, AttributeError, KeyError) as error:
+    except KeyError as error:
+        raise ModelError(f"{folder}: a special token has no {error}; copy the tokenizer's files again") from None
+
+
+def _json_of(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_bytes())) if file.is_file() else {}
+    except (ValueError, TypeError) as error:
         raise ModelError(f"{file} cannot be read ({error!r}); copy the expert's again") from None
+
+
+def _as_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
+             sort_keys: bool = False) -> str:  # fmt: skip
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -90,23 +90,34 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
 
 def chat_template(folder: Path) -> str | None:
-    """The default chat template of a model folder; None if it has none."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ModelError(f"{file} is not UTF-8 ({error})") from None
-    file = folder / "tokenizer_config.json"
-    template = _json_object(file).get("chat_template") if file.is_file() else None
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
-    return template
+    """The default chat template of a model folder, None if it has none; the first place that has one counts."""
+    for name in ("additional_chat_templates/default.jinja", "chat_template.jinja"):
+        if (file := folder / name).is_file():
+            return template_in(file)
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        template = _json_object(folder / name).get("chat_template") if (folder / name).is_file() else None
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template:
+            return template
+    return None
 
 
-def chat_template_digest(folder: Path) -> str | None:
-    """SHA-256 of the default chat template; None if there is none."""
-    template = chat_template(folder)
+def template_in(file: Path) -> str:
+    """A Jinja file's text. Raises ModelError where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(f"chat template {file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{file} is not UTF-8 ({error})") from None
+
+
+def chat_template_digest(folder: Path, file: Path | None = None) -> str | None:
+    """SHA-256 of the default chat template, or of the one in `file`; None if there is none."""
+    template = template_in(file) if file else chat_template(folder)
     return hashlib.sha256(template.encode()).hexdigest() if template else None
 
 

@@ -6,6 +6,7 @@ this module exports their names too. No I/O.
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -38,6 +39,7 @@ MAX_SHARED_CHARACTERS = 100_000
 MAX_MESSAGES = 1024
 """Most messages of a problem."""
 MAX_IDS = 1_000_000
+MAX_STOP_TOKENS = 1000
 MAX_FIELDS = 64
 """Most fields of an object in a request; every model has far fewer."""
 
@@ -49,6 +51,16 @@ SHIFTED_LABELS: frozenset[Labels] = frozenset({"contrast", "tilt"})
 """Labels that differ from the expert, so that max_shift can bound them."""
 DEFAULT_KEEP = 0.05
 """Share of the steps that select top keeps: about what the published beta keeps."""
+NEWER_FIELDS = "stop_token_ids", "amateur_prompt", "date"
+"""Fields of a request that earlier servers do not know, and refuse: sent only where they say something."""
+NO_VARIABLES = frozenset({
+    "messages", "add_generation_prompt", "conversation", "tools", "documents", "chat_template", "tokenize", "padding",
+    "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+    "continue_final_message",
+})  # fmt: skip
+"""What chat_template_kwargs cannot name: the conversation, and arguments of transformers' apply_chat_template."""
+AmateurPrompt = Literal["same", "own"]
+"""What the amateur reads before a completion: the expert's prompt, or its own rendering of the question."""
 
 LARGEST_ID = 2**31 - 1
 TokenId = Annotated[int, Field(ge=0, le=LARGEST_ID)]
@@ -115,6 +127,10 @@ class Decoding(Strict):
     seed: int | None = Field(
         None, ge=0, le=2**63 - 1, description="With it, the same problem is sampled the same way again."
     )
+    stop_token_ids: list[TokenId] = Field(
+        default_factory=list, max_length=MAX_STOP_TOKENS, fail_fast=True,
+        description="Ids at which a trajectory ends, besides the expert's own (end_token_ids of its card).",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _several_need_temperature(self) -> Decoding:
@@ -194,6 +210,22 @@ class SamplingSettings(Decoding):
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Variables of the chat template, by name."
     )
+    amateur_prompt: AmateurPrompt | None = Field(
+        None,
+        description="What the amateur reads before the completion: the same ids as the expert, or the question through"
+        " its own chat template. Left out: own where the expert's prompt holds an id that the amateur does not know and"
+        " the amateur has a template, else same. prompt_token_ids are always the same.",
+    )
+    date: str | None = Field(
+        None, description="The day, as 2026-01-31, that a chat template writes which writes the date. Left out: today."
+    )
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, value: str | None) -> str | None:
+        if value is not None and datetime.date.fromisoformat(value).isoformat() != value:
+            raise ValueError(f"{value!r} is not written as 2026-01-31")
+        return value
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -207,6 +239,11 @@ class SamplingSettings(Decoding):
         if size > MAX_SHARED_CHARACTERS:
             raise ValueError(f"{size} bytes as JSON; at most {MAX_SHARED_CHARACTERS} are allowed")
         return value
+
+    @property
+    def unsaid(self) -> set[str]:
+        """Fields of `NEWER_FIELDS` that say nothing, which a server of an earlier version must not see."""
+        return {name for name in NEWER_FIELDS if not getattr(self, name)}
 
     @property
     def decoding(self) -> Decoding:
@@ -351,6 +388,13 @@ class ModelCard(BaseModel):
     unknown_tokens: list[TokenDifference] = Field(
         default_factory=list, description="Only on the amateur's card: added tokens of the expert that it lacks."
     )
+    end_token_ids: list[int] | None = Field(
+        None, description="Of the expert: the ids at which every trajectory ends. null: an earlier version's server."
+    )
+    amateur_prompt: AmateurPrompt | None = Field(
+        None, description="Of the amateur: what it reads before a completion, where the request does not say."
+    )
+    writes_date: bool = Field(False, description="Whether its chat template writes the date.")
 
 
 class PairCards(NamedTuple):
@@ -378,41 +422,3 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str
     errors: list[dict[str, str]] = Field(default_factory=list, description="One entry for each invalid field.")
-
-
-class PackedArray(BaseModel):
-    """An array of a response with "encoding": "base64". Its data is row-major and little-endian."""
-
-    dtype: Literal["<i4", "<f4"]
-    shape: list[int]
-    data: str
-
-
-class TrajectoryLine(BaseModel):
-    """A line of the response. (For the documentation: programs use `Trajectory`.)"""
-
-    problem_id: str
-    sample_index: int
-    prompt_token_ids: list[int] | PackedArray = Field(description="[P]")
-    token_ids: list[int] | PackedArray = Field(description="[T], with the stop token.")
-    top_ids: list[list[int]] | PackedArray = Field(description="[T, k]: the expert's k most probable ids, best first.")
-    expert_logprobs: list[list[float]] | PackedArray = Field(
-        description="[T, k]: natural logarithms of the raw probabilities of top_ids."
-    )
-    amateur_logprobs: list[list[float | None]] | PackedArray = Field(
-        description="[T, k]: the amateur's, of the same ids; null: the amateur does not know the id."
-    )
-    finish_reason: FinishReason
-
-
-class FailureReason(BaseModel):
-    type: str
-    detail: str
-
-
-class FailureLine(BaseModel):
-    """The line of a trajectory that failed."""
-
-    problem_id: str
-    sample_index: int
-    error: FailureReason

@@ -12,8 +12,15 @@ from pydantic import Field
 
 from client.errors import shorten
 from client.problems.problem_set import DIGEST_SHOWN, Frozen, ProblemSetIdentity
-from client.protocol.requests import ContrastSettings, Decoding, ModelCard
+from client.protocol.requests import AmateurPrompt, ContrastSettings, Decoding, ModelCard
 
+EARLY = {"amateur_prompt": "same", "decoding.stop_token_ids": []}
+"""What early versions did, whose identities lack these names."""
+BEFORE_ENDS = (
+    "; an early version sampled one of the two: its trajectories end at the tokenizer's and the generation config's end"
+    " tokens alone, and may go on behind the end of turn"
+)
+"""Why RUNs of early versions are read, and never sampled on."""
 TEXT_SHOWN = 80
 """Most characters of any other value in a message, for example of a system prompt."""
 ALIKE_SHOWN = 20
@@ -58,6 +65,9 @@ class RunManifest(ContrastSettings, Frozen):
     built_from: str | None = None  # the RUN whose trajectories these are
     imported_from: str | None = None  # the file whose samples these are; such a RUN has no trajectories
     top_cut: TopCut | None = None  # of select top
+    end_token_ids: list[int] | None = None  # at which every trajectory ends; None: sampled by an early version
+    amateur_prompt: AmateurPrompt | None = None  # None: by an early version, which knew "same" alone
+    date: str | None = None  # that the chat template writes, where it writes one
     imported_digest: str | None = None  # SHA-256 of that file's lines; RUNs imported by early versions lack it
 
     def identity(self) -> dict[str, Any]:
@@ -67,6 +77,10 @@ class RunManifest(ContrastSettings, Frozen):
             "chat_template_kwargs": self.chat_template_kwargs,
             "top_k": self.top_k,
             "expert.chat_template_digest": self.expert.chat_template_digest,
+            "end_token_ids": self.end_token_ids,
+            "amateur_prompt": self.amateur_prompt or EARLY["amateur_prompt"],
+            "amateur.chat_template_digest": self.amateur.chat_template_digest if self.amateur_prompt == "own" else None,
+            "date": self.date,
             "imported_digest": self.imported_digest,
             "top_cut": self.top_cut and self.top_cut.model_dump(),
         }
@@ -96,4 +110,5 @@ def _against(name: str, mine: Any, theirs: Any) -> str:
     texts = repr(mine), repr(theirs)
     alike = next((index for index, (a, b) in enumerate(zip_longest(*texts)) if a != b), 0)
     begin = max(alike - ALIKE_SHOWN, 0) if max(map(len, texts)) > TEXT_SHOWN else 0
-    return " against ".join(("…" if begin else "") + shorten(text[begin:], TEXT_SHOWN) for text in texts)
+    said = " against ".join(("…" if begin else "") + shorten(text[begin:], TEXT_SHOWN) for text in texts)
+    return said + (BEFORE_ENDS if name == "end_token_ids" and None in (mine, theirs) else "")

@@ -80,6 +80,10 @@ class Run:
                 f"{self}/run.json is not a run.json that this version reads: {where}: {first['msg']}"
             ) from None
 
+    def date(self) -> str | None:
+        """The day that this RUN's prompts write; None where they write none, or it is not made yet."""
+        return None if self.bucket.get("run.json") is None else self.manifest().date
+
     def claim(self, manifest: RunManifest, tokenizer: bytes) -> None:
         """Create this RUN, or join it. Raises RunError, naming every setting that differs from run.json."""
         made = self.bucket.create("run.json", manifest.model_dump_json(indent=2).encode())

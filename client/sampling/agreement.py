@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from client.errors import RunError, ServiceError
 from client.problems.problem_set import ProblemSet
-from client.protocol.requests import TOP_NEEDS_ALL, ContrastSettings, PairCards, SamplingSettings
+from client.protocol.requests import NO_VARIABLES, TOP_NEEDS_ALL, ContrastSettings, PairCards, SamplingSettings
 from client.runs.manifest import RunManifest
 from client.runs.run import Run
 
@@ -21,11 +21,18 @@ def manifest_of(
     versions: dict[str, str],
     sampling: SamplingSettings,
     contrast: ContrastSettings,
+    today: str,
 ) -> RunManifest:
-    """run.json of a new RUN. `versions`: what the source reports. Raises RunError for select top."""
+    """run.json of a new RUN. `versions`: what the source reports; `today`: the day that a chat template may write.
+
+    Raises RunError for select top.
+    """
     if contrast.select == "top":
         raise RunError(TOP_NEEDS_ALL)
     expert, amateur = pair
+    ends = None if expert.end_token_ids is None else sorted({*expert.end_token_ids, *sampling.stop_token_ids})
+    amateur_prompt = sampling.amateur_prompt or amateur.amateur_prompt
+    writes_date = expert.writes_date or (amateur_prompt == "own" and amateur.writes_date)
     return RunManifest(
         format=1,
         created_at=int(time.time()),
@@ -35,6 +42,9 @@ def manifest_of(
         chat_template_kwargs=sampling.chat_template_kwargs,
         decoding=sampling.decoding,
         top_k=sampling.top_k,
+        end_token_ids=ends,
+        amateur_prompt=amateur_prompt,
+        date=(sampling.date or today) if writes_date else None,
         **contrast.model_dump(),
         problems=problems.identity(),
         versions={"client": version("lightreasoner"), **versions},
@@ -50,6 +60,8 @@ def check_sealed(run: Run, problems: ProblemSet, sampling: SamplingSettings, con
             "chat_template_kwargs": sampling.chat_template_kwargs,
             "decoding": sampling.decoding,
             "top_k": sampling.top_k,
+            "amateur_prompt": sampling.amateur_prompt or made.amateur_prompt,
+            "date": sampling.date if made.date and sampling.date else made.date,
             **contrast.model_dump(),
             "problems": problems.identity(),
         }
@@ -59,8 +71,15 @@ def check_sealed(run: Run, problems: ProblemSet, sampling: SamplingSettings, con
         raise RunError(f"{run} is complete and was made with other settings; {listed}")
 
 
-def check_top_k(manifest: RunManifest) -> None:
-    """Raises ServiceError for a top k that the server would reject: run.json must not record it."""
-    most = min(manifest.expert.max_logprobs, manifest.amateur.max_logprobs, manifest.expert.vocab_size)
+def check_asked(manifest: RunManifest) -> None:
+    """Raises ServiceError for a setting that the server would reject: run.json must not record it."""
+    expert, amateur = manifest.expert, manifest.amateur
+    most = min(expert.max_logprobs, amateur.max_logprobs, expert.vocab_size)
     if manifest.top_k > most:
         raise ServiceError(f"--top-k: {manifest.top_k} is more than the server's pair allows, {most}")
+    for index in (index for index in manifest.decoding.stop_token_ids if index >= expert.vocab_size):
+        raise ServiceError(f"--stop-token-ids: {index} is beyond the expert's vocabulary of {expert.vocab_size}")
+    if manifest.amateur_prompt == "own" and amateur.chat_template_digest is None:
+        raise ServiceError("--amateur-prompt own: the amateur has no chat template of its own; add one, or give same")
+    for name in sorted(manifest.chat_template_kwargs.keys() & NO_VARIABLES):
+        raise ServiceError(f"--chat-template-kwargs: {name} is no variable of a chat template; leave it out")

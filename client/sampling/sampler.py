@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
+from datetime import date
 from typing import Protocol
 
 from client.errors import RunError, ServiceError, Stopped, TooManyFailures
@@ -27,7 +28,7 @@ from client.runs.keys import Keys
 from client.runs.manifest import RunManifest
 from client.runs.run import Run, RunTotals
 from client.runs.tally import Tally
-from client.sampling.agreement import check_sealed, check_top_k, manifest_of
+from client.sampling.agreement import check_asked, check_sealed, manifest_of
 from client.sampling.shards import WHOLE_SET, Settled, Shard, keys_of, settled
 from client.sampling.writer import STORE_PATIENCE_SECONDS, Counts, Writer
 
@@ -110,10 +111,12 @@ async def sample_problems(
             return Sampled(completion.totals, None)
     await source.wait_until_ready(tell=lambda reason: progress.say(f"waiting for {source}: {reason}"))
     pair, versions = await source.models(), await source.versions()
-    manifest = await asyncio.to_thread(manifest_of, problems, pair, versions, sampling, contrast)
-    check_top_k(manifest)
+    today = await asyncio.to_thread(run.date) or date.today().isoformat()
+    manifest = await asyncio.to_thread(manifest_of, problems, pair, versions, sampling, contrast, today)
+    check_asked(manifest)
     await asyncio.to_thread(run.claim, manifest, await source.tokenizer())
     manifest = await asyncio.to_thread(run.manifest)
+    sampling = sampling.model_copy(update={"amateur_prompt": manifest.amateur_prompt, "date": manifest.date})
     if completion is not None:
         await asyncio.to_thread(run.reopen)
     await asyncio.to_thread(run.mend, manifest)

@@ -142,7 +142,9 @@ class Connection:
 
     async def submit(self, request: JobRequest) -> Job:
         """Submit a job. Retries send the same idempotency key, so that one job is made."""
-        body, headers = request.model_dump_json(exclude_none=True), {"idempotency-key": uuid.uuid4().hex}
+        said = request.model_copy(update={"system_prompt": request.system_prompt or ""})  # null would be left out
+        body = said.model_dump_json(exclude_none=True, exclude=request.unsaid)
+        headers = {"idempotency-key": uuid.uuid4().hex}
 
         async def post() -> Job:
             return self._job(await self._post("/v1/jobs", headers, body), 202)
@@ -229,7 +231,7 @@ def _body(problems: list[Problem], sampling: SamplingSettings) -> bytes:
         where = ".".join(map(str, first["loc"]))
         said = first["msg"].removeprefix("Value error, ")
         raise LightReasonerError(f"invalid request: {where + ': ' if where else ''}{said}") from None
-    return request.model_dump_json().encode()
+    return request.model_dump_json(exclude=request.unsaid).encode()
 
 
 def _authorization(api_key: str | None) -> dict[str, str]:

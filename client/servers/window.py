@@ -20,7 +20,9 @@ TRAJECTORIES_A_REQUEST = 16
 """Small, so that no request waits long for its slowest problem; large, so that the cost of HTTP does not matter."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 """Pause after a failure. It is doubled with each further failure before a line comes; chance takes up to half of it."""
-PAIR_FIELDS = ("model_fingerprint", "tokenizer_fingerprint", "chat_template_digest", "vocab_size", "dtype")
+PAIR_FIELDS = (
+    "model_fingerprint", "tokenizer_fingerprint", "chat_template_digest", "vocab_size", "dtype", "end_token_ids",
+)  # fmt: skip
 """Fields of a model's card that must be equal on all servers of a RUN."""
 
 

@@ -22,7 +22,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from client.protocol.requests import FailureLine, ModelList, ProblemDetails, TrajectoryLine, TrajectoryRequest
+from client.protocol.lines import FailureLine, TrajectoryLine
+from client.protocol.requests import ModelList, ProblemDetails, TrajectoryRequest
 from server import metrics
 from server.api.bodies import BodyRoute
 from server.api.job_routes import job_routes

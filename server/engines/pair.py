@@ -51,7 +51,7 @@ class Pair:
     def __init__(self, expert: Engine, amateur: Engine, facts: PairFacts, native: bool) -> None:
         self.expert, self.amateur, self.facts = expert, amateur, facts
         self.prompts = Prompts(
-            expert.facts,
+            facts,
             {"expert": expert.max_model_len, "amateur": amateur.max_model_len},
             expert.llm.model_config.try_get_generation_config(),
         )
@@ -123,13 +123,14 @@ class Pair:
         self.prompts.check(prompt, problem.token_ids or [], sampling.max_tokens)
         try:
             if problem.token_ids:
-                answer = await self._score_completion(prompt, problem.token_ids, sampling.top_k, turn.priority)
+                answer = await self._score_completion(prompt.expert, problem.token_ids, sampling, turn.priority)
             else:
                 seed = _request_seed(sampling.seed, problem.id, sample_index)
-                answer = await self._generate(prompt, seed, sampling, turn.priority)
+                answer = await self._generate(prompt.expert, seed, sampling, turn.priority)
             token_ids, top_ids, expert_logprobs, finish_reason = answer
-            prompt_array = np.array(prompt, np.int32)
-            amateur_logprobs = await self._score_by_amateur(prompt_array, token_ids, top_ids, turn.priority)
+            prompt_array = np.array(prompt.expert, np.int32)
+            own = None if prompt.amateur is None else np.array(prompt.amateur, np.int32)
+            amateur_logprobs = await self._score_by_amateur(prompt_array, own, token_ids, top_ids, turn.priority)
         except (EngineDeadError, EngineGenerateError) as error:
             raise TrajectoryError("engine_error", self.failure() or str(error) or repr(error)) from error
         return Trajectory(
@@ -151,6 +152,9 @@ class Pair:
             tokenizer_fingerprint=engine.facts.tokenizer_fingerprint,
             chat_template_digest=engine.facts.chat_template_digest,
             unknown_tokens=self.facts.differences if engine.role == "amateur" else [],
+            end_token_ids=self.prompts.end_tokens if engine.role == "expert" else None,
+            amateur_prompt=self.prompts.amateur_prompt if engine.role == "amateur" else None,
+            writes_date=self.prompts.writes_date[engine.role],
         )
 
     def shutdown(self) -> None:
@@ -166,6 +170,7 @@ class Pair:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=seed,
+            stop_token_ids=self._ends(sampling),
             logprobs=sampling.top_k,
             flat_logprobs=True,
             detokenize=False,
@@ -179,12 +184,12 @@ class Pair:
         return np.array(completion.token_ids, np.int32), top_ids, logprobs, finish_reason
 
     async def _score_completion(
-        self, prompt: list[int], completion: list[int], top_k: int, priority: int
+        self, prompt: list[int], completion: list[int], sampling: SamplingSettings, priority: int
     ) -> ExpertAnswer:
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
-            prompt_logprobs=top_k,
+            prompt_logprobs=sampling.top_k,
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -194,20 +199,25 @@ class Pair:
             functools.partial(self.expert.run, prompt + completion, params, priority),
             lambda output: output.prompt_logprobs,
         )
-        top_ids, logprobs = _top_k(rows, top_k, first_row=len(prompt))
-        finish_reason: FinishReason = "stop" if completion[-1] in self.prompts.end_tokens else "length"
+        top_ids, logprobs = _top_k(rows, sampling.top_k, first_row=len(prompt))
+        finish_reason: FinishReason = "stop" if completion[-1] in self._ends(sampling) else "length"
         return np.array(completion, np.int32), top_ids, logprobs, finish_reason
+
+    def _ends(self, sampling: SamplingSettings) -> list[int]:
+        """The ids at which a trajectory ends: the expert's, and the request's."""
+        return sorted({*self.prompts.end_tokens, *sampling.stop_token_ids})
 
     async def _score_by_amateur(
         self,
         prompt: npt.NDArray[np.int32],
+        own: npt.NDArray[np.int32] | None,
         completion: npt.NDArray[np.int32],
         top_ids: npt.NDArray[np.int32],
         priority: int,
     ) -> npt.NDArray[np.float32]:
         scores = np.full(top_ids.shape, -np.inf, np.float32)
         try:
-            passes = list(scoring_passes(prompt, completion, top_ids, self.facts.known))
+            passes = list(scoring_passes(prompt, completion, top_ids, self.facts.known, own))
         except ValueError as error:
             raise TrajectoryError("unknown_prompt", str(error)) from error
         for scoring in passes:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.errors import ModelError, reason_of
+from client.models.chat_template import ChatTemplate
 from client.models.fingerprints import (
     chat_template_digest,
     model_config,
@@ -39,6 +40,7 @@ class ModelFacts:
     tokenizer_fingerprint: str
     chat_template_digest: str | None
     trusted: bool  # may the model's own Python code run?
+    chat_template_file: Path | None = None  # one that takes the place of the folder's
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,20 @@ class PairFacts:
     known: npt.NDArray[np.bool_]  # [expert's vocab_size]: may the id be sent to the amateur?
 
 
-def inspect_pair(expert: Path, amateur: Path, trusted: Collection[Role] = ()) -> PairFacts:
-    """Compare two models' token maps and heads. `trusted`: the models whose own Python code may run.
+def inspect_pair(
+    expert: Path, amateur: Path, trusted: Collection[Role] = (), chat_template_file: Path | None = None
+) -> PairFacts:
+    """Compare two models' token maps and heads.
+
+    `trusted`: the models whose own Python code may run. `chat_template_file`: takes the place of the expert's chat
+    template.
 
     Ordinary tokens must have the same id in both; raises ModelError naming the first that has not. Added tokens
     may differ: those ids, and ids beyond the amateur's head, are unknown to the amateur.
     """
-    facts = _inspect(expert, "expert" in trusted), _inspect(amateur, "amateur" in trusted)
+    facts = _inspect(expert, "expert" in trusted, chat_template_file), _inspect(amateur, "amateur" in trusted)
+    if facts[0].chat_template_digest or chat_template_file:
+        ChatTemplate(expert, chat_template_file)  # one that cannot be read is found before an engine starts
     expert_tokens, expert_added = token_map(expert)
     amateur_tokens, amateur_added = token_map(amateur)
     differences = []
@@ -78,14 +87,15 @@ def inspect_pair(expert: Path, amateur: Path, trusted: Collection[Role] = ()) ->
     return PairFacts(*facts, differences, known)
 
 
-def _inspect(folder: Path, trusted: bool) -> ModelFacts:
+def _inspect(folder: Path, trusted: bool, chat_template_file: Path | None = None) -> ModelFacts:
     return ModelFacts(
         folder=folder,
         vocab_size=_vocab_size(folder, trusted),
         weight_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         model_fingerprint=model_fingerprint(folder),
         tokenizer_fingerprint=tokenizer_fingerprint(folder),
-        chat_template_digest=chat_template_digest(folder),
+        chat_template_digest=chat_template_digest(folder, chat_template_file),
+        chat_template_file=chat_template_file,
         trusted=trusted,
     )
 

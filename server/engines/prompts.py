@@ -1,4 +1,4 @@
-"""What the expert reads: a question becomes token ids here, and ids that an engine cannot take stop here.
+"""What both models read: a question becomes token ids here, and ids that an engine cannot take stop here.
 
 In: a problem and what its request says of the prompt. Out: token ids, or TrajectoryError with the reason. Never runs
 an engine.
@@ -7,21 +7,26 @@ an engine.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from client.protocol.requests import Problem, SamplingSettings
-from server.engines.preflight import ModelFacts
+from client.errors import ModelError
+from client.models.chat_template import ChatTemplate, Messages
+from client.models.ends import end_of_turn, end_token_ids
+from client.protocol.requests import NO_VARIABLES, AmateurPrompt, Problem, SamplingSettings
+from server.engines.preflight import ModelFacts, PairFacts
+from server.logs import log
 from server.settings import Role
 
 CHARACTERS_A_TOKEN = 16
 """More than any text has on average."""
-TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
-"""Arguments of transformers itself. All others are variables of the chat template."""
+PROBE = {"role": "user", "content": "What is 7 times 8?"}
+"""A question whose prompt shows which tokens the expert's chat template writes."""
 
 
 class TrajectoryError(Exception):
@@ -32,81 +37,158 @@ class TrajectoryError(Exception):
         self.type, self.detail = kind, detail
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What stands before a completion: for the expert, and for the amateur where it reads something of its own."""
+
+    expert: list[int]
+    amateur: list[int] | None = None  # None: what the expert reads, as far as the amateur knows it
+
+
+class TextReader:
+    """A model's tokenizer and chat template: questions become ids, whichever backend transformers has for it."""
+
+    def __init__(self, facts: ModelFacts) -> None:
+        # Beside tekken.json transformers would take mistral-common, which heeds no chat template.
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(
+            facts.folder, trust_remote_code=facts.trusted, mistral_format=False
+        )
+        if type(self.tokenizer).__name__ == "MistralCommonBackend":  # tokenizer_config.json asks for it
+            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(facts.folder)
+        self.template: ChatTemplate | None = None
+        if facts.chat_template_digest:
+            tokens = self.tokenizer.special_tokens_map
+            self.template = ChatTemplate(facts.folder, facts.chat_template_file, tokens)
+
+    def prompt(self, messages: Messages, sampling: SamplingSettings) -> list[int]:
+        """A conversation's prompt, straight to ids, so that no second BOS is added. Raises ModelError."""
+        assert self.template is not None
+        text = self.template.prompt(messages, sampling.chat_template_kwargs, sampling.date)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ModelError(f"{self.template.name} renders the question to no token; use another")
+        return ids
+
+
 class Prompts:
     """The prompts of one pair."""
 
-    def __init__(self, expert: ModelFacts, contexts: Mapping[Role, int], generation_config: Mapping[str, Any]) -> None:
+    def __init__(self, pair: PairFacts, contexts: Mapping[Role, int], generation_config: Mapping[str, Any]) -> None:
         """`contexts`: each engine's context, in tokens; `generation_config`: the expert's, as vLLM read it."""
-        self._expert, self._contexts = expert, contexts
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(expert.folder, trust_remote_code=expert.trusted)
+        self._pair, self._contexts = pair, contexts
         self._renderer = ThreadPoolExecutor(1, "renderer")  # one: two threads cannot share a tokenizer
-        configured = generation_config.get("eos_token_id")
-        listed = configured if isinstance(configured, list) else [configured]
-        self.end_tokens = {index for index in (*listed, self._tokenizer.eos_token_id) if index is not None}
-        """The ids at which the expert's engine stops: the tokenizer's and the generation config's."""
+        self._expert = TextReader(pair.expert)
+        tokenizer, template = self._expert.tokenizer, self._expert.template
+        configured, added = generation_config.get("eos_token_id"), tokenizer.get_added_vocab()
+        self.end_tokens = end_token_ids(tokenizer.eos_token_id, configured, template, added)
+        """The ids at which every trajectory ends."""
+        named = ", ".join(f"{index} {tokenizer.convert_ids_to_tokens(index)!r}" for index in self.end_tokens)
+        log.info("trajectories end at: %s", named or "max_tokens alone, for no end token is known")
+        if template and end_of_turn(template, added) is None:
+            log.warning(
+                "%s closes turns with no token of its own; stop_token_ids of a request can name one", template.name
+            )
+        self.amateur_prompt: AmateurPrompt = "own" if self._is_strange(template) and self._amateur_template else "same"
+        """What the amateur reads where a request does not say."""
+        if self.amateur_prompt == "own":
+            log.info("the amateur does not know the expert's chat tokens: it reads questions by its own chat template")
+        self.writes_date: dict[Role, bool] = {
+            "expert": bool(template and template.writes_date),
+            "amateur": bool(self._amateur_template and self._amateur_template.writes_date),
+        }
+        """Whose prompts depend on the day."""
 
-    async def render(self, problem: Problem, sampling: SamplingSettings) -> list[int]:
+    async def render(self, problem: Problem, sampling: SamplingSettings) -> Prompt:
         """The token ids of a problem's prompt.
 
-        Raises TrajectoryError where the template fails or the text is too long.
+        Raises TrajectoryError where a template fails or the text is too long.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._renderer, self._render, problem, sampling)
 
-    def check(self, prompt: list[int], completion: list[int], max_tokens: int) -> None:
+    def check(self, prompt: Prompt, completion: list[int], max_tokens: int) -> None:
         """Raise TrajectoryError unless both engines can take the prompt and the completion.
 
         `completion`: the given one; where it is empty, the expert generates up to `max_tokens`.
         """
         length = len(completion) or max_tokens
+        read: dict[Role, list[int]] = {"expert": prompt.expert, "amateur": prompt.amateur or prompt.expert}
         for role, context in self._contexts.items():
-            if len(prompt) + length + 1 > context:
+            if len(read[role]) + length + 1 > context:
                 raise TrajectoryError(
                     "context_length_exceeded",
-                    f"{len(prompt)} prompt tokens + {length} completion tokens + 1 exceed the {role}'s context"
+                    f"{len(read[role])} prompt tokens + {length} completion tokens + 1 exceed the {role}'s context"
                     f" of {context}; shorten the question or lower max_tokens",
                 )
-        size = self._expert.vocab_size
-        for index in (index for group in (prompt, completion) for index in group if index >= size):
+        size = self._pair.expert.vocab_size
+        for index in (index for group in (prompt.expert, completion) for index in group if index >= size):
             raise TrajectoryError("unknown_token", f"token id {index} is beyond the expert's vocabulary of {size}")
 
     def objection(self, sampling: SamplingSettings) -> tuple[str, str] | None:
-        """The first field of a request that cannot give a prompt, and why; None if there is none."""
+        """The first field of a request that cannot give a prompt or an end, and why; None if there is none."""
         if (length := len(sampling.system_prompt or "")) > self._longest:
             return "system_prompt", f"{length} characters; {self._too_long}"
-        for name in sampling.chat_template_kwargs.keys() & TEMPLATE_ARGUMENTS:
+        for name in sampling.chat_template_kwargs.keys() & NO_VARIABLES:
             return f"chat_template_kwargs.{name}", "not a template's own variable; the service sets it itself"
+        if sampling.amateur_prompt == "own" and self._amateur_template is None:
+            return "amateur_prompt", "the amateur has no chat template of its own; add one, or ask for 'same'"
+        size = self._pair.expert.vocab_size
+        for index in (index for index in sampling.stop_token_ids if index >= size):
+            return "stop_token_ids", f"{index} is beyond the expert's vocabulary of {size}"
         return None
 
-    def _render(self, problem: Problem, sampling: SamplingSettings) -> list[int]:
+    def _render(self, problem: Problem, sampling: SamplingSettings) -> Prompt:
         if problem.prompt_token_ids is not None:
-            return problem.prompt_token_ids
-        if self._expert.chat_template_digest is None:
+            return Prompt(problem.prompt_token_ids)
+        if self._expert.template is None:
             raise TrajectoryError(
                 "no_chat_template",
                 "the expert has no chat template, so the service cannot render a question: send prompt_token_ids,"
-                " or add chat_template.jinja to its folder",
+                " add chat_template.jinja to its folder, or start the server with --chat-template FILE",
             )
         messages = _conversation(problem, sampling.system_prompt)
         if (length := sum(len(message["content"]) for message in messages)) > self._longest:
             raise TrajectoryError(
                 "context_length_exceeded", f"question and system prompt have {length} characters; {self._too_long}"
             )
-        unfinished = messages[-1]["role"] == "assistant"
         try:
-            prompt = self._tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=not unfinished,
-                continue_final_message=unfinished,
-                tokenize=True,
-                return_dict=False,
-                **sampling.chat_template_kwargs,
-            )
-        except Exception as error:  # a template may raise anything; the cause is the user's data
-            raise TrajectoryError("chat_template", f"the chat template refused the question: {error}") from error
-        if not prompt:
-            raise TrajectoryError("chat_template", "the chat template rendered the question to nothing")
-        return prompt
+            prompt = self._expert.prompt(messages, sampling)
+            own = sampling.amateur_prompt == "own"
+            if sampling.amateur_prompt is None and self._amateur_template:
+                own = not self._all_known(prompt)
+            return Prompt(prompt, self._amateur.prompt(messages, sampling) if own else None)
+        except ModelError as error:
+            raise TrajectoryError("chat_template", str(error)) from error
+
+    @cached_property
+    def _amateur(self) -> TextReader:
+        """The amateur's, read when it is first asked for: most pairs never do."""
+        return TextReader(self._pair.amateur)
+
+    @cached_property
+    def _amateur_template(self) -> ChatTemplate | None:
+        """The amateur's own, or None where it has none that can be read."""
+        if not self._pair.amateur.chat_template_digest:
+            return None
+        try:
+            return ChatTemplate(self._pair.amateur.folder)
+        except ModelError as error:
+            log.warning("%s; the amateur reads what the expert reads", error)
+            return None
+
+    def _is_strange(self, template: ChatTemplate | None) -> bool:
+        """Whether the amateur does not know a token that the expert's chat template writes."""
+        if template is None:
+            return False
+        try:
+            return not self._all_known(self._expert.prompt([PROBE], SamplingSettings()))
+        except ModelError:
+            return False
+
+    def _all_known(self, prompt: list[int]) -> bool:
+        """Whether the amateur knows every id of a prompt of the expert's."""
+        known = self._pair.known
+        return all(index < len(known) and known[index] for index in prompt)
 
     @property
     def _longest(self) -> int:

@@ -28,24 +28,29 @@ class ScoringPass:
 
 
 def scoring_passes(
-    prompt: Ints, completion: Ints, top_ids: Ints, known: npt.NDArray[np.bool_]
+    prompt: Ints, completion: Ints, top_ids: Ints, known: npt.NDArray[np.bool_], own: Ints | None = None
 ) -> Iterator[ScoringPass]:
     """How to score every step of a trajectory: one pass, or more where the amateur does not know a token in it.
 
     Args:
-        prompt: [P]; completion: [T]; top_ids: [T, k]; known: [expert's vocabulary], which ids may be sent.
+        prompt: [P], as the expert reads it; completion: [T]; top_ids: [T, k].
+        known: [expert's vocabulary], which ids may be sent.
+        own: what the amateur reads in the prompt's place, in its own ids.
 
     Tokens that the amateur does not know are left out of what it reads. A step after such a token is then
     predicted from the same row as the step before it, and goes into a further pass. The last token of each
     prompt is never predicted from: it only makes the row before it a prompt row, so any known id will do.
     Raises ValueError where the amateur knows no token of the prompt.
     """
-    prefix = np.concatenate((prompt, completion[:-1]))
-    readable = known[prefix]
-    row_of_step = np.cumsum(readable)[len(prompt) - 1 :] - 1  # [T]: the row that predicts each step
-    if row_of_step[0] < 0:
-        raise ValueError("the amateur knows no token of the prompt; choose a chat template made of shared tokens")
-    seen = prefix[readable].tolist()
+    before = prompt[known[prompt]] if own is None else own
+    if not len(before):
+        raise ValueError(
+            "the amateur knows no token of the prompt; choose a chat template made of shared tokens, or"
+            " amateur_prompt 'own'"
+        )
+    readable = known[completion[:-1]]
+    row_of_step = len(before) - 1 + np.concatenate(([0], np.cumsum(readable)))  # [T]: the row that predicts each step
+    seen = np.concatenate((before, completion[:-1][readable])).tolist()
     start = int(row_of_step[0])
     asked = np.where(known[top_ids], top_ids, -1).astype(np.int32)
     _, first_step_of_row = np.unique(row_of_step, return_index=True)

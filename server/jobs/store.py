@@ -98,7 +98,7 @@ class JobStore:
 
         `run` and `problems_url` are names in the bucket by now. Raises TooManyJobs or KeyReused.
         """
-        body = orjson.dumps(request.model_dump(), option=orjson.OPT_SORT_KEYS)
+        body = orjson.dumps(request.model_dump(exclude=request.unsaid), option=orjson.OPT_SORT_KEYS)
         marker = {"id": _new_id(), "body": hashlib.sha256(body).hexdigest()}
         name = f"{KEYS}/{hashlib.sha256(key.encode()).hexdigest()}" if key else None
         first = self.bucket.get(name) if name else None

@@ -50,6 +50,7 @@ def file(tmp_path):
         ("HANG_SECONDS", "10", "hang_seconds", 10.0),
         ("BUCKET", "s3://samples/team", "bucket", "s3://samples/team"),
         ("API_KEY_FILE", "/run/secrets/key", "api_key_file", Path("/run/secrets/key")),
+        ("CHAT_TEMPLATE", "/templates/mine.jinja", "chat_template", Path("/templates/mine.jinja")),
         ("BUCKET", "", "bucket", None),  # an empty variable is not set
     ],
 )
@@ -59,7 +60,7 @@ def test_every_setting_can_come_from_a_variable(variables, file, name, value, ke
 
 
 def test_every_key_of_the_file_is_a_setting_that_this_test_has_seen(variables):
-    seen = {"host", "port", "grace_seconds", "lease_seconds", "hang_seconds", "bucket", "api_key_file"}
+    seen = {"host", "port", "grace_seconds", "lease_seconds", "hang_seconds", "bucket", "api_key_file", "chat_template"}
     assert set(ServerSettings.model_fields) == seen | {"limits", "expert", "amateur"}
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
+from datetime import date
 from io import StringIO
 from pathlib import Path
 
@@ -19,10 +20,14 @@ from transformers import AutoTokenizer
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
+from client.errors import LightReasonerError
 from client.models.fingerprints import model_fingerprint
 from trainer.__main__ import main
+from trainer.adapters.model_folder import ModelFolder
 from trainer.evaluation.answer_engine import AnswerEngine
 from trainer.evaluation.benchmarks import render
+from trainer.evaluation.evaluate import benchmarks_of, check
+from trainer.evaluation.records import Records
 from trainer.grading.gold import Gold
 from trainer.grading.grader import Grade, grade
 from trainer.settings import Examination
@@ -46,7 +51,22 @@ def questions():
 @pytest.fixture(scope="module")
 def prompts(expert, questions):
     tokenizer = AutoTokenizer.from_pretrained(expert)
-    return [render(tokenizer, SYSTEM, question) for question in questions]
+    system = {"role": "system", "content": SYSTEM}
+    conversations = [[system, {"role": "user", "content": question}] for question in questions]
+    return tokenizer.apply_chat_template(conversations, add_generation_prompt=True, return_dict=False)
+
+
+@pytest.fixture(scope="module")
+def base_layout(tmp_path_factory, expert):
+    """The expert as a base model is published: its files end at <|pad|>, and only its template closes with <|end|>."""
+    folder = shutil.copytree(expert, tmp_path_factory.mktemp("base") / "base")
+    for name, ends in (
+        ("tokenizer_config.json", {"eos_token": "<|pad|>"}),
+        ("config.json", {"eos_token_id": 0}),
+        ("generation_config.json", {"eos_token_id": 0}),
+    ):
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | ends))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +96,7 @@ class Evaluation:
 
 
 @pytest.fixture(scope="module")
-def evaluation(tmp_path_factory, expert, adapter, models, questions, prompts):
+def evaluation(tmp_path_factory, base_layout, expert, adapter, models, questions, prompts):
     """Gold answers are taken from the models' own outputs, so that each is right on some problems."""
     folder = tmp_path_factory.mktemp("evaluation")
     tokenizer = AutoTokenizer.from_pretrained(expert)
@@ -87,7 +107,7 @@ def evaluation(tmp_path_factory, expert, adapter, models, questions, prompts):
     (folder / "digits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     other = save_adapter(folder / "other", expert, seed=5)
     words = (
-        f"evaluate {expert} --adapter {other} --adapter {adapter} --benchmark digits={folder / 'digits.jsonl'}".split()
+        f"evaluate {base_layout} --adapter {other} --adapter {adapter} --benchmark digits={folder}/digits.jsonl".split()
     )
     words += ["-o", str(folder / "results.json"), "--max-tokens", str(NEW_TOKENS), "--system-prompt", SYSTEM]
     engines: list[AnswerEngine] = []
@@ -133,10 +153,30 @@ def test_an_answer_is_cut_where_the_context_ends_and_a_prompt_that_fills_it_gets
 
 
 def test_the_template_is_rendered_once_and_an_empty_system_prompt_is_no_message(expert):
-    tokenizer = AutoTokenizer.from_pretrained(expert)
+    model, tokenizer = ModelFolder(expert), AutoTokenizer.from_pretrained(expert)
     both = "<|system|>The answer is<|end|><|user|>Ann has<|end|><|assistant|>"
-    assert tokenizer.decode(render(tokenizer, SYSTEM, "Ann has")) == both
-    assert tokenizer.decode(render(tokenizer, "", "Ann has")) == "<|user|>Ann has<|end|><|assistant|>"
+    assert tokenizer.decode(render(model, "Ann has", Examination(system_prompt=SYSTEM))) == both
+    alone = render(model, "Ann has", Examination(system_prompt=""))
+    assert tokenizer.decode(alone) == "<|user|>Ann has<|end|><|assistant|>"
+
+
+def test_a_template_of_ones_own_its_variables_and_its_date_are_what_is_asked(tmp_path, expert):
+    (tmp_path / "mine.jinja").write_text("{{ strftime_now('%d') }}{{ words }}{{ messages[-1].content }}")
+    (tmp_path / "b.jsonl").write_text('{"question": "Ann has 2", "answer": "2"}\n')
+    model, asked = ModelFolder(expert, None, tmp_path / "mine.jinja"), {"b": str(tmp_path / "b.jsonl")}
+    examination = Examination(chat_template_kwargs={"words": " How many"}, date="2026-01-31")
+    assert model.tokenizer.decode(render(model, " has 2", examination)) == "31 How many has 2"
+    records, today = tmp_path / "r.jsonl", date.today().isoformat()
+    Records(records, benchmarks_of(model, asked, examination, records)[1] | {"adapters": {}}).close()
+    assert json.loads(records.read_text())["evaluation"].items() >= {"date": today, "end_token_ids": [2]}.items()
+    records.write_text(records.read_text().replace(today, "2026-01-31"))
+    (benchmark,), about = benchmarks_of(model, asked, examination, records)  # another day
+    assert about["date"] == "2026-01-31" and model.tokenizer.decode(benchmark.questions[0].prompt).startswith("31")
+    early = json.loads(records.read_text())["evaluation"]
+    del early["end_token_ids"]
+    records.write_text(json.dumps({"evaluation": early}) + "\n")
+    with pytest.raises(LightReasonerError, match=r"end_token_ids None there, \[2\] now"):
+        check(model, asked, examination, records)
 
 
 def test_before_and_after_are_counted_as_transformers_and_peft_answer(evaluation):
@@ -153,7 +193,7 @@ def test_before_and_after_are_counted_as_transformers_and_peft_answer(evaluation
     assert 0 < figures["paired"]["p"] <= 1
 
 
-def test_results_are_written_as_json_and_shown_as_a_table(evaluation, expert, adapter):
+def test_results_are_written_as_json_and_shown_as_a_table(evaluation, base_layout, adapter):
     results = evaluation.results
     assert results.keys() == {"benchmarks", "models", "model", "adapters", "settings"}
     other = str(evaluation.folder / "other")
@@ -167,7 +207,7 @@ def test_results_are_written_as_json_and_shown_as_a_table(evaluation, expert, ad
     low, high = figures["interval"]
     assert 0 <= low < figures["accuracy"] < high <= 1
     assert figures["before"].keys() == {"correct", "accuracy", "interval"}
-    assert (results["model"], results["adapters"]) == (str(expert), [other, str(adapter)])
+    assert (results["model"], results["adapters"]) == (str(base_layout), [other, str(adapter)])
     assert results["settings"]["max_tokens"] == NEW_TOKENS and results["settings"]["system_prompt"] == SYSTEM
     for word in (
         "digits",

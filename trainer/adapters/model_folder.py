@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.errors import ModelError
-from client.models.fingerprints import model_fingerprint, model_folder
+from client.models.chat_template import ChatTemplate
+from client.models.ends import end_token_ids
+from client.models.fingerprints import chat_template_digest, model_fingerprint, model_folder
 from trainer.settings import Precision
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,16 @@ class ModelFolder:
 
     path: Path
     hub_id: str | None = None  # None: the user named the folder
+    chat_template_file: Path | None = None  # takes the place of the folder's chat template
 
     @classmethod
-    def find(cls, model: str) -> ModelFolder:
-        """The model at a folder, or with a Hub id, downloaded if needed. Raises ModelError if it is neither."""
+    def find(cls, model: str, chat_template: Path | None = None) -> ModelFolder:
+        """The model at a folder, or with a Hub id, downloaded if needed. Raises ModelError if it is neither.
+
+        `chat_template`: a Jinja file that takes the place of its chat template.
+        """
         path = model_folder(model)
-        return cls(path, None if path == Path(model) else model)
+        return cls(path, None if path == Path(model) else model, chat_template)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -58,6 +64,40 @@ class ModelFolder:
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise ModelError(f"{self} has no config.json that transformers can read: {reason}") from error
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Beside tekken.json transformers would take mistral-common's, which heeds no chat template."""
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        tokenizer = AutoTokenizer.from_pretrained(self.path, mistral_format=False)
+        if type(tokenizer).__name__ == "MistralCommonBackend":  # tokenizer_config.json asks for it
+            return PreTrainedTokenizerFast.from_pretrained(self.path)
+        return tokenizer
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """Its chat template. Raises ModelError where it has none."""
+        return ChatTemplate(self.path, self.chat_template_file, self.tokenizer.special_tokens_map)
+
+    @cached_property
+    def template_digest(self) -> str | None:
+        """SHA-256 of its chat template, as hex digits; None where it has none."""
+        return chat_template_digest(self.path, self.chat_template_file)
+
+    @cached_property
+    def end_token_ids(self) -> list[int]:
+        """Every id at which an answer ends: the tokenizer's, the generation config's, the chat template's."""
+        from transformers import GenerationConfig
+
+        try:
+            configured = GenerationConfig.from_pretrained(self.path)
+        except OSError:
+            configured = GenerationConfig.from_model_config(self.configuration)
+        template = self.template if self.template_digest else None
+        return end_token_ids(
+            self.tokenizer.eos_token_id, configured.eos_token_id, template, self.tokenizer.get_added_vocab()
+        )
 
     @property
     def vocab_size(self) -> int:

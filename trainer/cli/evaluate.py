@@ -12,15 +12,18 @@ from typing import Annotated
 
 import typer
 
+from client.cli.options import template_variables
 from client.errors import LightReasonerError
 from trainer.cli.options import (
     DECODING,
     RESULTS,
     Benchmarks,
+    ChatTemplateFile,
     Dtype,
     MaxNewTokens,
     ProblemLimit,
     SystemPrompt,
+    TemplateVariables,
     files_by_name,
     quiet_transformers,
     quiet_vllm,
@@ -43,6 +46,7 @@ def evaluate_command(
         ),
     ] = None,
     dtype: Dtype = None,
+    chat_template: ChatTemplateFile = None,
     limit: ProblemLimit = None,
     output: Annotated[
         Path | None,
@@ -61,6 +65,7 @@ def evaluate_command(
     ] = None,
     max_tokens: MaxNewTokens = Examination.max_tokens,
     system_prompt: SystemPrompt = Examination.system_prompt,
+    chat_template_kwargs: TemplateVariables = None,
     n: Annotated[
         int,
         typer.Option(
@@ -100,6 +105,7 @@ def evaluate_command(
         raise LightReasonerError(
             "--n above 1 needs --temperature above 0: all greedy outputs of a problem are the same"
         )
+    variables = template_variables(chat_template_kwargs)
     quiet_vllm()
     quiet_transformers()
     from client.runs.run import Run
@@ -110,9 +116,9 @@ def evaluate_command(
     if run:
         Run(run).manifest()
     files = files_by_name(benchmark)
-    settings = Examination(max_tokens, system_prompt, limit, n, temperature, top_p, seed, dtype)
+    settings = Examination(max_tokens, system_prompt, limit, n, temperature, top_p, seed, dtype, variables)
     console, adapters = wide_console(), adapter or []
-    found = evaluate(ModelFolder.find(model), adapters, files, settings, console, kept)
+    found = evaluate(ModelFolder.find(model, chat_template), adapters, files, settings, console, kept)
     console.print(table(found))
     about = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
     text = json.dumps(figures(found) | about, indent=2) + "\n"

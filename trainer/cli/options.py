@@ -10,11 +10,13 @@ import math
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from client.cli.options import TEMPLATE_VARIABLES
 from trainer.settings import Precision
 
 RECIPE, ADAPTER, MACHINE = "Recipe", "Adapter", "Machine"
@@ -91,6 +93,16 @@ ProblemLimit = Annotated[
 ]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-tokens", min=1, rich_help_panel=DECODING, help="Maximum length of an output, in tokens.")
+]
+ChatTemplateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template", metavar="FILE", help="Jinja file that takes the place of the model's chat template."
+    ),
+]
+TemplateVariables = Annotated[
+    str | None,
+    typer.Option("--chat-template-kwargs", metavar="JSON", rich_help_panel=DECODING, help=TEMPLATE_VARIABLES),
 ]
 SystemPrompt = Annotated[str, typer.Option(rich_help_panel=DECODING, help='System prompt; "" for none.')]
 

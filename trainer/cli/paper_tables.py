@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from client.cli.options import template_variables
 from client.errors import LightReasonerError
 from trainer.cli.options import (
     Benchmarks,
+    ChatTemplateFile,
     MaxNewTokens,
     ProblemLimit,
     SystemPrompt,
+    TemplateVariables,
     files_by_name,
     quiet_transformers,
     wide_console,
@@ -29,7 +32,7 @@ from trainer.settings import Examination
 if TYPE_CHECKING:
     from trainer.evaluation.paper_tables import Plan, Row
 
-OWN = ("--model", "--output", "--seed", "--resume", "--objective", "--answers", "--follow")
+OWN = ("--model", "--output", "--chat-template", "--seed", "--resume", "--objective", "--answers", "--follow")
 """Options of `train` that differ from row to row."""
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": False}
 """How typer takes what stands after --."""
@@ -51,6 +54,7 @@ class TableOptions:
         ),
     ]
     benchmark: Benchmarks
+    chat_template: ChatTemplateFile = None
     seeds: Annotated[
         str,
         typer.Option(help="Seeds for training, separated by commas. Several give a standard deviation between seeds."),
@@ -58,20 +62,23 @@ class TableOptions:
     limit: ProblemLimit = None
     max_tokens: MaxNewTokens = Examination.max_tokens
     system_prompt: SystemPrompt = Examination.system_prompt
+    chat_template_kwargs: TemplateVariables = None
 
     def plan(self, context: typer.Context) -> Plan:
         """What is the same for every row. Raises LightReasonerError for seeds, or for what stands after --."""
+        variables = template_variables(self.chat_template_kwargs)
+        trained_with = ["--chat-template", str(self.chat_template)] if self.chat_template else []
         quiet_transformers()
         from trainer.adapters.model_folder import ModelFolder
         from trainer.evaluation.paper_tables import Plan
 
         return Plan(
-            ModelFolder.find(self.model),
+            ModelFolder.find(self.model, self.chat_template),
             self.output,
             files_by_name(self.benchmark),
             seeds_of(self.seeds),
-            Examination(self.max_tokens, self.system_prompt, self.limit),
-            train_options(context.args),
+            Examination(self.max_tokens, self.system_prompt, self.limit, chat_template_kwargs=variables),
+            [*train_options(context.args), *trained_with],
             is_trained,
         )
 

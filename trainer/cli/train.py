@@ -17,6 +17,7 @@ from trainer.cli.options import (
     MACHINE,
     PROGRESS,
     RECIPE,
+    ChatTemplateFile,
     Dtype,
     at_least_one,
     listed,
@@ -35,6 +36,7 @@ class TrainingOptions:
     """The options of `train`: what is learned, and how it is carried out."""
 
     dtype: Dtype = None
+    chat_template: ChatTemplateFile = None
     objective: Annotated[
         Objective,
         typer.Option(
@@ -212,7 +214,7 @@ def train_command(
     quiet_transformers()
     from trainer.training.train import train
 
-    report = train(run, model, output, options.recipe(), options.running(), wide_console())
+    report = train(run, model, output, options.recipe(), options.running(), wide_console(), options.chat_template)
     if report is None:  # a rank that is not the first
         return
     if report.already_done:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from client.errors import RunError
-from client.models.fingerprints import chat_template_digest, tokenizer_fingerprint
+from client.models.fingerprints import tokenizer_fingerprint
 from client.protocol.requests import Trajectory
 from client.runs.keys import Keys
 from client.runs.run import Run
@@ -101,7 +101,7 @@ def mismatches(run: Run, model: ModelFolder) -> list[str]:
     compared = {
         "weights": (expert.model_fingerprint, model.fingerprint),
         "tokenizer": (expert.tokenizer_fingerprint, tokenizer_fingerprint(model.path)),
-        "chat template": (expert.chat_template_digest, chat_template_digest(model.path)),
+        "chat template": (expert.chat_template_digest, model.template_digest),
     }
     return [
         f"{what} {_short(theirs)} in run.json, {_short(ours)} in the model"

@@ -7,7 +7,8 @@ solutions per problem and keeps the correct ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ from trainer.grading.grader import grade
 class SolutionSet(TrainingSet):
     """The correct solutions of a RUN, part after part."""
 
-    def __init__(self, run: Run, limits: Limits, golds: Mapping[str, Gold]) -> None:
+    def __init__(self, run: Run, limits: Limits, golds: Mapping[str, Gold], ends: Collection[int] = ()) -> None:
+        """`ends`: the ids at which a solution ends; what a trajectory says behind the first of them is left out."""
         super().__init__(run, limits)
+        self._ends = np.array(sorted(ends), np.int32)
         self._golds = golds
         self._tokenizer: Any = tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json")
         self.unanswered = 0  # solutions of problems without a gold answer
@@ -39,6 +42,7 @@ class SolutionSet(TrainingSet):
             if key in self._keys:
                 continue
             self._keys.add(key)
+            trajectory = self._ended(trajectory)
             gold = self._golds.get(trajectory.problem_id)
             if gold is None:
                 self.unanswered += 1
@@ -73,6 +77,13 @@ class SolutionSet(TrainingSet):
             f"none of the {self.without_kept_steps} solutions in {self.run} is right; sample more of them "
             "(--n 8 --temperature 0.8 --max-tokens 1024)"
         )
+
+    def _ended(self, trajectory: Trajectory) -> Trajectory:
+        """A trajectory up to its first end."""
+        ends = np.flatnonzero(np.isin(trajectory.token_ids, self._ends))
+        if not len(ends):
+            return trajectory
+        return replace(trajectory, token_ids=trajectory.token_ids[: ends[0] + 1], finish_reason="stop")
 
     def _text(self, trajectory: Trajectory) -> str:
         return self._tokenizer.decode(trajectory.token_ids.tolist())

@@ -35,7 +35,7 @@ class AnswerEngine:
         options: dict[str, Any] = {"enable_lora": True, "max_lora_rank": _lora_rank(adapters)} if adapters else {}
         if current_platform.is_cpu():
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
-        self.max_model_len = max_model_len
+        self.max_model_len, self._ends = max_model_len, model.end_token_ids
         self._requests = {path: LoRARequest(str(path), number, str(path)) for number, path in enumerate(adapters, 1)}
         with child_errors.collected() as cause:
             try:
@@ -64,6 +64,7 @@ class AnswerEngine:
             top_p=examination.top_p,
             seed=examination.seed,
             max_tokens=examination.max_tokens,
+            stop_token_ids=self._ends,
         )
         asked = [index for index, prompt in enumerate(prompts) if len(prompt) < self.max_model_len]
         outputs = self.llm.generate(

@@ -1,6 +1,6 @@
 """Benchmarks: problem sets with answers, rendered for the model that is to be asked.
 
-In: files, a tokenizer. Out: prompts and gold answers. Everything that can be wrong with them is found here.
+In: files, a model. Out: prompts and gold answers. Everything that can be wrong with them is found here.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
-
-from client.errors import ModelError, ProblemSetError
+from client.errors import ProblemSetError
 from client.problems.reader import read_problems
+from trainer.adapters.model_folder import ModelFolder
 from trainer.grading.gold import Gold, gold_answer, question_of
 from trainer.settings import Examination
 
@@ -42,7 +40,7 @@ class Benchmark:
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def read_benchmark(name: str, file: str, tokenizer: PreTrainedTokenizerBase, examination: Examination) -> Benchmark:
+def read_benchmark(name: str, file: str, model: ModelFolder, examination: Examination) -> Benchmark:
     """Read a benchmark and render its questions. Raises ProblemSetError naming a row that will not do."""
     questions = []
     for problem in read_problems(file, examination.limit):
@@ -51,21 +49,13 @@ def read_benchmark(name: str, file: str, tokenizer: PreTrainedTokenizerBase, exa
                 f"{problem.where}: messages, where a benchmark needs a question; add it as 'question'"
             )
         text = question_of(problem)
-        prompt = render(tokenizer, examination.system_prompt, text)
+        prompt = render(model, text, examination)
         questions.append(Question(problem.id, text, prompt, gold_answer(problem)))
     return Benchmark(name, questions)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, system_prompt: str, question: str) -> list[int]:
-    """A question as the chat template puts it, straight to ids, so that no second BOS is added."""
-    if not tokenizer.chat_template:
-        raise ModelError(f"{tokenizer.name_or_path} has no chat template; add chat_template.jinja to the model folder")
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    messages = [*system, {"role": "user", "content": question}]
-    try:
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-    except TemplateError as error:
-        raise ModelError(
-            f"the chat template of {tokenizer.name_or_path} refuses the prompt: {error}. "
-            "Where it knows no system role, give --system-prompt ''"
-        ) from error
+def render(model: ModelFolder, question: str, examination: Examination) -> list[int]:
+    """A question as the chat template puts it, straight to ids, so that no second BOS is added. Raises ModelError."""
+    variables, date = examination.chat_template_kwargs, examination.date
+    text = model.template.render(examination.system_prompt, question, variables, date)
+    return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import AutoTokenizer
 
 from client.errors import LightReasonerError
 from trainer.adapters.adapter import CONFIG, WEIGHTS, adapter_folder, check_base, read_config
@@ -30,6 +30,8 @@ from trainer.settings import Examination
 
 BASE_MODEL = "base"
 """The name of the model without an adapter, in records and results."""
+LATER = "chat_template_kwargs", "date"
+"""Settings that records of early versions lack, and that say nothing where they are empty."""
 AT_ONCE = 512
 """Outputs asked for before the records are written: what an evaluation that is killed has to do again."""
 
@@ -53,7 +55,7 @@ def evaluate(
     for adapter in tuned.values():
         read_config(adapter)
         check_base(adapter, model)
-    read, about = _benchmarks(model, benchmarks, examination)
+    read, about = benchmarks_of(model, benchmarks, examination, file)
     records = Records(file, about | {"adapters": {name: _digest(at) for name, at in tuned.items()}})
     try:
         _ask_all(model, tuned, read, examination, records, console)
@@ -68,21 +70,28 @@ def evaluate(
 
 def check(model: ModelFolder, benchmarks: Mapping[str, str], examination: Examination, file: Path) -> None:
     """Raise what `evaluate` would, of what is known before there are adapters: benchmarks, and the file of records."""
-    _, about = _benchmarks(model, benchmarks, examination)
+    _, about = benchmarks_of(model, benchmarks, examination, file)
     Records.check(file, about | {"adapters": {}})
 
 
-def _benchmarks(
-    model: ModelFolder, benchmarks: Mapping[str, str], examination: Examination
+def benchmarks_of(
+    model: ModelFolder, benchmarks: Mapping[str, str], examination: Examination, file: Path | None
 ) -> tuple[list[Benchmark], dict[str, Any]]:
-    """The benchmarks, read, and what the evaluation of a model on them is of."""
-    tokenizer = AutoTokenizer.from_pretrained(model.path)
-    read = [read_benchmark(name, path, tokenizer, examination) for name, path in benchmarks.items()]
+    """The benchmarks, read, and what the evaluation of a model on them is of.
+
+    A chat template that writes the date writes the day on which the records in `file` were begun.
+    """
+    if model.template.writes_date:
+        begun = Records.date_of(file) if file else None
+        examination = replace(examination, date=begun or date.today().isoformat())
+    read = [read_benchmark(name, path, model, examination) for name, path in benchmarks.items()]
+    asked = {name: value for name, value in asdict(examination).items() if name != "limit"}
     about = {
         "base": model.fingerprint,
         "benchmarks": {benchmark.name: benchmark.digest for benchmark in read},
-        **{name: value for name, value in asdict(examination).items() if name != "limit"},
+        **{name: value for name, value in asked.items() if value or name not in LATER},
         "dtype": str(model.dtype_for(examination.dtype)).removeprefix("torch."),
+        "end_token_ids": model.end_token_ids,
     }
     return read, about
 

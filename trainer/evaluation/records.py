@@ -84,6 +84,11 @@ class Records:
             raise LightReasonerError(f"{file} cannot be read: {error.strerror}") from error
         return found
 
+    @classmethod
+    def date_of(cls, file: Path) -> str | None:
+        """The day that the prompts of a file's evaluation write; None where they write none, or there is no file."""
+        return cls.read(file)._about.get("date") if file.exists() else None
+
     def __len__(self) -> int:
         return len(self._found)
 

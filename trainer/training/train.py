@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from client.errors import ModelError
+from client.runs.manifest import EARLY
 from client.runs.run import Run
 from client.storage.bucket import BucketError
 from trainer.adapters.adapter import PROVENANCE, package_versions
@@ -53,9 +54,17 @@ class TrainReport:
 
 
 def train(
-    run_url: str, model: str, output: str, recipe: Recipe, running: Running, console: Console
+    run_url: str,
+    model: str,
+    output: str,
+    recipe: Recipe,
+    running: Running,
+    console: Console,
+    chat_template: Path | None = None,
 ) -> TrainReport | None:
     """Train an adapter for `model` on the RUN and write it to `output`; None on ranks other than the first.
+
+    `chat_template`: the file that took the place of the model's chat template when the RUN was sampled.
 
     Raises RunError where the RUN cannot teach this model, ModelError where `model` or `output` will not do.
     """
@@ -65,7 +74,7 @@ def train(
         raise ModelError("--objective sft and --answers FILE belong together: the right solutions are trained on")
     if recipe.objective == Objective.SFT and recipe.unit == Unit.STEP:
         raise ModelError("--preset paper is the contrast's recipe; --objective sft takes whole solutions: give one")
-    run, base = Run(run_url), ModelFolder.find(model)
+    run, base = Run(run_url), ModelFolder.find(model, chat_template)
     recipe = with_dtype(recipe)
     args = arguments(recipe, running)
     console.quiet = args.process_index != 0
@@ -216,7 +225,8 @@ def read(run: Run, base: ModelFolder, recipe: Recipe, running: Running, parts: l
     limits = Limits(base.vocab_size, base.context, running.token_budget)
     if recipe.objective == Objective.SFT:
         assert recipe.answers is not None
-        training_set: TrainingSet = SolutionSet(run, limits, read_answers(recipe.answers))
+        ends = run.manifest().end_token_ids or base.end_token_ids  # early versions sampled on behind the end of turn
+        training_set: TrainingSet = SolutionSet(run, limits, read_answers(recipe.answers), ends)
     else:
         training_set = TrainingSet(run, limits)
     training_set.read(parts)
@@ -293,7 +303,7 @@ def differences(made: dict[str, Any], identity: dict[str, Any]) -> list[str]:
     mine, theirs = identity["recipe"], made["recipe"]
     pairs = {name: (theirs.get(name), mine[name]) for name in mine if name not in ("epochs", "max_steps")}
     of_run = identity["run_identity"]
-    pairs |= {f"RUN, {name}": (made["run_identity"].get(name), of_run[name]) for name in of_run}
+    pairs |= {f"RUN, {name}": (made["run_identity"].get(name, EARLY.get(name)), of_run[name]) for name in of_run}
     pairs |= {"--follow": (made["follow"], identity["follow"])}
     pairs |= {"model, weights": (made["base_model_fingerprint"], identity["base_model_fingerprint"])}
     return [f"{name}: {was!r} against {now!r}" for name, (was, now) in pairs.items() if was != now]
