@@ -1,1 +1,1 @@
-"""Fine-tuning: the loss, LoRA, the loop, checkpoints and what a training leaves behind."""
+"""Fine-tuning: the loss, LoRA, the loop, checkpoints, and the files of a finished training."""

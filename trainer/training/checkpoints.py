@@ -1,11 +1,11 @@
-"""OUT: the folder of the final adapter, with checkpoints below it, on this machine or in a bucket.
+"""OUT: the folder of the final adapter, with its checkpoints, on this machine or in a bucket.
 
     OUT/…                              the final adapter
-    OUT/checkpoints/checkpoint-N/…     what is needed to go on after optimizer step N
+    OUT/checkpoints/checkpoint-N/…     what is needed to resume after optimizer step N
     OUT/checkpoints/checkpoint-N/whole.json   its files with their digests, written last
 
-A checkpoint without whole.json, or whose files are not those it lists, is torn: it is passed over for the one before.
-In a bucket, files are written to a folder of this machine first and then put, whole.json last.
+A checkpoint is torn if it has no whole.json, or if its files differ from that list: the checkpoint before it is used.
+For a bucket, files are written to a local folder first, and then uploaded, whole.json last.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from trainer.adapters.adapter import PROVENANCE
 CHECKPOINTS = "checkpoints"
 WHOLE_FILE = "whole.json"
 KEPT = 2
-"""Checkpoints that are kept: the newest, and one before it in case the newest is torn."""
+"""How many checkpoints are kept: the newest, and the one before it in case the newest is torn."""
 
 
 class Output:
-    """OUT by its URL. `folder` is where files are written; `publish` puts them where they belong.
+    """OUT by its URL. Files are written to `folder`; `publish` uploads them if OUT is in a bucket.
 
-    `staging`: for a bucket, a folder of this machine to write to; without it a new one is made.
+    `staging`: for a bucket, the local folder to write to; None: a new one.
     """
 
     def __init__(self, url: str, staging: Path | None = None) -> None:
@@ -50,7 +50,7 @@ class Output:
         return self.folder / CHECKPOINTS
 
     def claim(self) -> None:
-        """Make the folder. Raises ModelError where OUT holds anything, or cannot be made."""
+        """Create the folder. Raises ModelError if OUT is not empty, or cannot be created."""
         taken = any(self.bucket.names("")) if self.bucket is not None else _made(self.folder)
         if taken:
             begun = bool(self._numbers())
@@ -58,7 +58,7 @@ class Output:
             raise ModelError(f"{self} is not empty; {remedy} or remove this one")
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint, brought here if need be; torn ones are removed. None where there is none."""
+        """The newest complete checkpoint, downloaded if needed; None if there is none. Torn ones are removed."""
         if self.bucket is None:
             _made(self.folder)
         for number in sorted(self._numbers(), reverse=True):
@@ -71,7 +71,7 @@ class Output:
         return None
 
     def finished(self) -> dict[str, Any] | None:
-        """lightreasoner.json of a training that came to its end, or None."""
+        """lightreasoner.json of a complete training; None if OUT has none."""
         if self.bucket is not None:
             data = self.bucket.get(PROVENANCE)
         else:
@@ -80,16 +80,18 @@ class Output:
         try:
             return json.loads(data) if data is not None else None
         except ValueError as error:
-            raise ModelError(f"{self}/{PROVENANCE} is damaged ({error}); remove it, and go on with --resume") from error
+            raise ModelError(
+                f"{self}/{PROVENANCE} is damaged ({error}); remove it, and continue with --resume"
+            ) from error
 
     def withdraw(self) -> None:
-        """No longer say that the adapter here is finished: it is going to be another."""
+        """Remove lightreasoner.json: the adapter is no longer complete, because its training goes on."""
         (self.folder / PROVENANCE).unlink(missing_ok=True)
         if self.bucket is not None and self.bucket.get(PROVENANCE) is not None:
             self.bucket.remove(PROVENANCE)
 
     def seal(self, number: int, state: dict[str, Any]) -> None:
-        """Complete a checkpoint: `state` beside it, and the list of its files; older ones in the bucket go."""
+        """Complete a checkpoint: write `state` and the list of its files. Older ones in the bucket are removed."""
         folder = self.checkpoints / f"checkpoint-{number}"
         (folder / PROVENANCE).write_text(json.dumps(state, indent=2) + "\n")
         digests = {file.name: _file_digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
@@ -103,7 +105,7 @@ class Output:
         (folder / WHOLE_FILE).write_text(whole)
 
     def publish(self) -> None:
-        """Put the final files, lightreasoner.json last, and remove this machine's copy, where OUT is in a bucket."""
+        """Upload the final files if OUT is in a bucket; lightreasoner.json last."""
         if self.bucket is None:
             return
         files = [file for file in self.folder.iterdir() if file.is_file()]
@@ -117,7 +119,7 @@ class Output:
         self.close()
 
     def close(self) -> None:
-        """Remove this machine's copy of what is in a bucket."""
+        """Remove the local folder if OUT is in a bucket."""
         if self.bucket is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -141,7 +143,9 @@ class Output:
     def _remove(self, number: int) -> None:
         if self.bucket is not None:
             names = list(self.bucket.names(f"{CHECKPOINTS}/checkpoint-{number}"))
-            for name in sorted(names, key=lambda name: not name.endswith(WHOLE_FILE)):  # torn from the first on
+            for name in sorted(
+                names, key=lambda name: not name.endswith(WHOLE_FILE)
+            ):  # whole.json first: now it is torn
                 self.bucket.remove(name)
         shutil.rmtree(self.checkpoints / f"checkpoint-{number}", ignore_errors=True)
 
@@ -154,7 +158,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """What `Output.seal` wrote beside a checkpoint."""
+    """The state of a checkpoint that `Output.seal` wrote."""
     return json.loads((checkpoint / PROVENANCE).read_bytes())
 
 
@@ -172,9 +176,9 @@ def _file_digest(file: Path) -> str:
 
 
 def _made(folder: Path) -> bool:
-    """Make a folder; whether it holds any file. Raises ModelError where it cannot be made."""
+    """Create a folder; returns whether it holds any file. Raises ModelError if it cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return any(file.is_file() for file in folder.rglob("*"))
     except OSError as error:
-        raise ModelError(f"{folder} cannot be made a folder: {error.strerror}; name another") from None
+        raise ModelError(f"cannot create the folder {folder}: {error.strerror}; name another") from None

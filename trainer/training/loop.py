@@ -1,8 +1,7 @@
-"""transformers' Trainer, told three things: what a batch is, what the loss is a mean over, and when it is over.
+"""The training loop: transformers' Trainer with our batches, our loss and our end.
 
-In: an adapted model, optimizer steps of `trainer.data.steps`. Out: the model, trained; figures of each step in the
-logs. A batch is a whole optimizer step, whose micro-batches are accumulated here, so that a step holds as many of them
-as its trajectories need.
+In: an adapted model, optimizer steps of `trainer.data.steps`. Out: the trained model; figures of each step in the logs.
+A batch is a whole optimizer step. Its micro-batches are accumulated here, because their number differs between steps.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ WARMUP_STEPS = 10
 class ContrastTrainer(Trainer):
     """The loss is the mean over the kept steps of an optimizer step, over all its micro-batches and ranks.
 
-    `seal`: called by the first rank with each checkpoint's number, once every rank has written its share.
+    `seal`: the first rank calls it with each checkpoint's number, after every rank has written its share.
     """
 
-    # A batch is a whole optimizer step, so there is nothing to scale by accumulation.
+    # A batch is a whole optimizer step, so transformers must not scale the loss by accumulation.
     loss_is_scaled_for_ga = True
 
     def __init__(self, steps: Steps, seal: Callable[[int], None], **options: Any) -> None:
@@ -49,7 +48,7 @@ class ContrastTrainer(Trainer):
         self._step_began = time.perf_counter()
 
     def get_train_dataloader(self) -> DataLoader[Step]:
-        # Its own generator: a loader takes a number from torch's, which would not come again on resuming.
+        # With a generator of its own: otherwise the loader draws from torch's, and a resumed training would differ.
         return DataLoader(self._steps, batch_size=None, collate_fn=lambda step: step, generator=torch.Generator())
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -57,7 +56,7 @@ class ContrastTrainer(Trainer):
         model.train()
         step: Any = self._prepare_inputs(inputs)
         ranks = self.accelerator.num_processes
-        scale = ranks / step["kept_steps"]  # gradients are averaged over ranks
+        scale = ranks / step["kept_steps"]  # DDP averages gradients over ranks
         totals = torch.zeros(3, device=self.args.device)
         last = len(step["micro_batches"]) - 1
         for index, batch in enumerate(step["micro_batches"]):
@@ -84,10 +83,10 @@ class ContrastTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Constant after a linear warm-up over the first `WARMUP_STEPS`, which starts above 0.
+        """A linear warm-up over `WARMUP_STEPS`, which starts above 0; then constant.
 
-        Constant, so that a step does not depend on how many will follow: a run of N steps is the beginning of a
-        longer one. Above 0, so that even a single step trains.
+        Constant, so that a step does not depend on the number of later steps: a training of N steps is the beginning of
+        a longer one. Above 0, so that a single step trains too.
         """
         if self.lr_scheduler is None:
             scheduled = optimizer or self.optimizer
@@ -99,7 +98,7 @@ class ContrastTrainer(Trainer):
         return 0  # transformers' estimate is for padded batches
 
     def check_finite(self) -> None:
-        """Raises TrainingError, on every rank, where the last update left a weight that is no number."""
+        """Raises TrainingError, on every rank, if a weight is NaN or infinite after the last update."""
         assert self.model is not None
         trained = (weight.detach() for weight in self.model.parameters() if weight.requires_grad)
         local = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained)
@@ -113,7 +112,7 @@ class ContrastTrainer(Trainer):
             )
 
     def save_adapter(self, folder: Path) -> None:
-        """The adapter in PEFT format; where its weights are sharded, every rank brings its own."""
+        """Write the adapter in PEFT format. If its weights are sharded, every rank contributes its share."""
         self.check_finite()
         weights = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
         if self.is_world_process_zero():
@@ -128,9 +127,9 @@ class ContrastTrainer(Trainer):
         self.check_finite()
         try:
             super()._save_checkpoint(model, trial)
-        except RuntimeError as error:  # of torch.save, on a disk that is full
+        except RuntimeError as error:  # torch.save, on a full disk
             raise TrainingError(
-                f"a checkpoint cannot be written: {error}; make room, and go on with --resume"
+                f"a checkpoint cannot be written: {error}; make room, and continue with --resume"
             ) from error
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
@@ -139,7 +138,7 @@ class ContrastTrainer(Trainer):
 
 
 class _EndWithTheSteps(TrainerCallback):
-    """When there are no more steps training is over, whatever number transformers was told."""
+    """Ends the training after the last step, whatever number of steps transformers was given."""
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -149,15 +148,15 @@ class _EndWithTheSteps(TrainerCallback):
 
 
 def arguments(recipe: Recipe, running: Running) -> TrainingArguments:
-    """transformers' settings for a recipe; where to write and how long are told later.
+    """The settings of transformers for a recipe. The output folder and the number of steps are set later.
 
-    Raises ModelError where a logger is unknown or not installed.
+    Raises ModelError if a logger is unknown or not installed.
     """
     on_gpu = torch.cuda.is_available()
     loggers = list(running.report_to)
     try:
         for logger in get_reporting_integration_callbacks(loggers):
-            logger()  # says what it lacks
+            logger()  # raises if its package is missing
         args = TrainingArguments(
             output_dir="unused",
             max_steps=1,
@@ -170,7 +169,7 @@ def arguments(recipe: Recipe, running: Running) -> TrainingArguments:
             ddp_broadcast_buffers=False,
             dataloader_pin_memory=False,
             remove_unused_columns=False,
-            ignore_data_skip=True,  # the steps are told where to begin
+            ignore_data_skip=True,  # `Steps.first` says where to begin
             label_names=["label_ids"],
             logging_steps=1,
             logging_nan_inf_filter=False,
@@ -181,6 +180,6 @@ def arguments(recipe: Recipe, running: Running) -> TrainingArguments:
             disable_tqdm=True,
         )
     except (ImportError, RuntimeError, ValueError) as error:
-        raise ModelError(f"transformers does not take these settings: {error}") from error
-    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would cut the packed sequence
+        raise ModelError(f"transformers rejects these settings: {error}") from error
+    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would split the packed sequence
     return args

@@ -1,7 +1,7 @@
-"""The expert with a LoRA adapter, made to compute the contrast loss in its own forward pass.
+"""Adds a LoRA adapter to the expert, and makes its forward pass compute the contrast loss.
 
 In: a loaded model, the adapter's settings. Out: a PeftModel whose forward takes a packed batch and returns `StepSums`.
-The loss is computed inside forward because that is the one call that DDP and FSDP wrap. Knows nothing of RUNs.
+The loss is computed inside forward because DDP and FSDP wrap only that call. Knows nothing of RUNs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from trainer.training.loss import StepSums, contrast_sums
 
 
 class Head:
-    """From the decoder's last hidden states to logits, as the model's own forward pass does it.
+    """Computes logits from the decoder's last hidden states, as the model's own forward pass does.
 
-    After the LM head, Cohere and Falcon-H1 multiply, Granite divides, and Gemma 2 bends: the fields of their
-    configurations say so. `trainer.training.packing_check` holds the result against the model's own logits.
+    Some models change the logits after the LM head: Cohere and Falcon-H1 multiply them, Granite divides them, Gemma 2
+    applies a tanh. Fields of the configuration say so. `trainer.training.packing_check` compares the result with the
+    model's own logits.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -42,9 +43,9 @@ class Head:
 
 
 def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
-    """The model with a fresh adapter, in float32 whatever the model's type, that remembers its base by `name`.
+    """The model with a new adapter. The adapter is in float32, whatever the model's type, and records `name`.
 
-    Raises ModelError where the model has no such layers.
+    Raises ModelError if the model lacks one of the layers.
     """
     check_targets(model, name, lora)
     config = LoraConfig(
@@ -61,7 +62,7 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
 
 
 def check_targets(model: PreTrainedModel, name: str, lora: Lora) -> None:
-    """Raises ModelError where a name that is to be adapted is no layer's: peft would leave it out and say nothing."""
+    """Raises ModelError if a target is not the name of a layer: peft would ignore it silently."""
     modules = dict(model.named_modules())
     wanted = () if lora.targets == (ALL_LINEAR,) else lora.targets
     if unknown := [target for target in wanted if not any(f".{module}".endswith(f".{target}") for module in modules)]:
@@ -73,7 +74,7 @@ def check_targets(model: PreTrainedModel, name: str, lora: Lora) -> None:
 
 
 def compute_loss_in_forward(adapted: PeftModel) -> None:
-    """Replace the base model's forward by one that takes a `trainer.data.packing.Batch` and returns `StepSums`."""
+    """Replace the model's forward: it then takes a `trainer.data.packing.Batch` and returns `StepSums`."""
     model: Any = adapted.get_base_model()
     decoder, head = model.get_decoder(), Head(model)
 
@@ -92,5 +93,5 @@ def hidden_states(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor) -
         input_ids=input_ids,
         position_ids=position_ids,
         attention_mask=None,
-        use_cache=False,  # with a cache transformers would not look for packs
+        use_cache=False,  # with a cache, transformers does not detect packed sequences
     ).last_hidden_state

@@ -1,7 +1,7 @@
-"""The contrast loss, in torch alone: how far the model is from the soft labels at the kept steps.
+"""The contrast loss, with torch alone: how far the model is from the soft labels at the kept steps.
 
-In: hidden states of kept steps, the LM head, sparse labels. Out: sums over the steps, the loss to be minimised among
-them. Never holds logits of more than one chunk of steps, backward included. Knows nothing of models or RUNs.
+In: hidden states of kept steps, the LM head, sparse labels. Out: sums over the steps, the loss among them. It never
+holds the logits of more than one chunk of steps, also in the backward pass. Knows nothing of models or RUNs.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 2**26
-"""Logits in one chunk: 256 MiB in float32, of which backward needs about three."""
+"""Logits in one chunk: 256 MiB in float32. The backward pass needs about three times as much."""
 
 
 class StepSums(NamedTuple):
-    """Sums over kept steps, each a scalar in float32; a step whose label weighs nothing adds nothing."""
+    """Sums over kept steps: scalars in float32. A step whose label has weight 0 adds nothing."""
 
     loss: Tensor  # D_KL(v_C || pi_theta), nats; the only one with a gradient
     entropy: Tensor  # of the labels, nats
@@ -33,20 +33,20 @@ def contrast_sums(
     vocab_size: int,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> StepSums:
-    """The contrast loss of K kept steps, summed, and what is logged beside it.
+    """The contrast loss of K kept steps, and the sums that are logged with it.
 
         D_KL(v_C || pi_theta) = sum_a v_C(a) * (log v_C(a) - log pi_theta(a))
 
     Source: LightReasoner, arXiv 2510.07962, section 3.3. The sum runs over the label's few ids; log pi_theta is
-    normalised over the whole vocabulary, in float32 whatever the head's dtype. The head is applied to as many steps
-    at a time as `chunk_elements` logits allow, and again in the backward pass: logits are never kept, so a trainable
-    head gets its gradient like any other part of the model.
+    normalised over the whole vocabulary, in float32 whatever the head's dtype. The head runs on chunks of steps with at
+    most `chunk_elements` logits, and again in the backward pass: logits are not kept. A trainable head gets its
+    gradient like any other layer.
 
     Args:
         hidden: [K, d], the states that the head reads.
         head: [n, d] to logits [n, V], any float dtype.
-        label_ids: [K, m], int64; where a step has fewer than m ids, any id with weight 0 fills the row.
-        label_weights: [K, m], float32; each row sums to 1, or is 0 throughout.
+        label_ids: [K, m], int64. If a step has fewer than m ids, any id with weight 0 fills the row.
+        label_weights: [K, m], float32. Each row sums to 1, or is all 0.
     """
     rows = max(1, chunk_elements // vocab_size)
     chunks = zip(hidden.split(rows), label_ids.split(rows), label_weights.split(rows), strict=True)

@@ -1,6 +1,6 @@
-"""The adapter's model card: README.md, with the metadata by which the Hugging Face Hub knows an adapter.
+"""The adapter's model card: README.md, with the metadata that the Hugging Face Hub reads.
 
-In: what lightreasoner.json says. Out: text. Claims nothing that was not recorded.
+In: the content of lightreasoner.json. Out: text. It says only what was recorded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""May this model be trained on packed trajectories? Asked of the model itself, before the first step.
+"""Checks that a model can be trained on packed trajectories, before the first step.
 
-In: the adapted model. Out: nothing, or a ModelError that says what the packed pass gets wrong. Costs a few passes over
-some dozen tokens. A model with a state that runs across packs (Mamba and its hybrids), one that ignores position_ids,
-or one whose logits are more than its LM head's is found here, whatever its name.
+In: the adapted model. Out: nothing, or a ModelError that says what is wrong. It costs a few forward passes over some
+dozen tokens. It finds models with a state that runs across packed trajectories (Mamba and its hybrids), models that
+ignore position_ids, and models that change the logits after their LM head.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from client.errors import ModelError
 from trainer.training.lora import Head, hidden_states
 
 TOKENS = 24, 40
-"""Of the two sequences; both longer than the reach of common causal convolutions."""
+"""Lengths of the two sequences. Both are longer than the reach of common causal convolutions."""
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 0.1
-"""Relative, of a row of logits. Rounding in bfloat16 makes about 0.01; a leak is of the order of 1 at some row."""
+"""Largest relative difference of a row of logits. Rounding in bfloat16 gives about 0.01; a leak gives about 1."""
 
 
 def check_packing(adapted: PeftModel, name: str) -> None:
-    """Raises ModelError unless the packed pass gives each row of logits that the model itself gives."""
+    """Raises ModelError if a row of logits differs between the packed pass and the model's own pass."""
     model: Any = adapted.get_base_model()
     decoder, head = model.get_decoder(), Head(model)
     ids = torch.randint(head.vocab_size, (1, sum(TOKENS)), generator=torch.Generator().manual_seed(0), device="cpu").to(
@@ -34,7 +34,7 @@ def check_packing(adapted: PeftModel, name: str) -> None:
     training = model.training
     model.eval()
     try:
-        # With gradients: some kinds of attention do not have them everywhere, and say so.
+        # With gradients: some kinds of attention do not support them everywhere, and raise an error here.
         states = hidden_states(decoder, ids, positions)
         with torch.no_grad():
             packed = head(states[0])

@@ -1,7 +1,7 @@
-"""What a training run says while it goes: metrics.jsonl, a line an optimizer step, and progress on the terminal.
+"""Records and shows a training: metrics.jsonl, with a line per optimizer step, and progress on the terminal.
 
-In: transformers' callback events. Out: the file, and a bar, or a plain line every tenth of the way where the
-output is no terminal; at the end the loss as a picture. Decides nothing about training.
+In: transformers' callback events. Out: the file; a progress bar, or without a terminal a line after every tenth; at the
+end the loss as a picture. Decides nothing about training.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ COLUMNS = (
     "step", "epoch", "loss", "label_entropy", "agreement", "grad_norm", "learning_rate", "kept_steps", "tokens",
     "seconds",
 )  # fmt: skip
-"""Of a line: loss and label_entropy in nats, agreement as a share of the kept steps, seconds since the line before."""
+"""Fields of a line. loss, label_entropy: in nats; agreement: share of the kept steps; seconds: since the last line."""
 SMOOTHED = 20
-"""Optimizer steps over which the picture's second line is a mean."""
+"""Number of optimizer steps in the running mean of the picture."""
 
 
 class TrainingError(LightReasonerError):
-    """Training that went wrong on the way: names the step and what to change."""
+    """A training failed on its way. The message names what to change."""
 
 
 class Journal(TrainerCallback):
-    """Writes metrics.jsonl and shows progress; `losses` keeps each optimizer step's loss.
+    """Writes metrics.jsonl and shows progress. `losses`: the loss of each optimizer step.
 
-    A resumed training rewrites the lines up to its checkpoint, which carries them, and goes on from there.
+    A resumed training writes the lines up to its checkpoint again, from the checkpoint, and continues.
     """
 
     def __init__(self, file: Path, console: Console) -> None:
@@ -68,7 +68,7 @@ class Journal(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if logs is None or "loss" not in logs:  # transformers' closing summary
+        if logs is None or "loss" not in logs:  # transformers' summary at the end
             return
         step, loss = state.global_step, logs["loss"]
         if not math.isfinite(loss):
@@ -81,7 +81,7 @@ class Journal(TrainerCallback):
             self._console.print(f"step {step}/{state.max_steps} loss {loss:.4f}")
 
     def close(self) -> None:
-        """End the bar and the file, where they were begun; the lines stay."""
+        """Close the progress bar and the file."""
         self._opened.close()
 
     def _write(self, logs: dict[str, float]) -> None:
@@ -90,7 +90,7 @@ class Journal(TrainerCallback):
 
 
 def draw_curve(losses: Sequence[float], file: Path) -> None:
-    """The loss of each optimizer step, and its running mean, as a PNG."""
+    """Draw the loss of each optimizer step and its running mean, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

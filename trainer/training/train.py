@@ -1,8 +1,8 @@
-"""Fine-tunes the expert on its contrast samples by LoRA: one forward a trajectory, many in one sequence.
+"""Fine-tunes the expert on its contrast samples with LoRA: one forward pass per trajectory, several in one sequence.
 
-In: a RUN, the model that sampled it, a recipe. Out: a folder or bucket prefix with the adapter in PEFT format, where it
-came from (lightreasoner.json, README.md) and how it went (metrics.jsonl, loss.png), which the RUN gets too. The base
-model's files are never touched. Started by torchrun or accelerate, each process is a rank of one training.
+In: a RUN, the model that sampled it, a recipe. Out: a folder or bucket prefix with the adapter in PEFT format, its
+origin (lightreasoner.json, README.md), and its metrics (metrics.jsonl, loss.png), which also go to the RUN. The
+model's files are never changed. With torchrun or accelerate, each process is a rank of one training.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from trainer.training.progress import CURVE, METRICS, Journal, TrainingError, dr
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What was done."""
+    """The figures of a training."""
 
     optimizer_steps: int
     trajectories: int
@@ -50,7 +50,7 @@ class TrainReport:
     first_loss: float
     last_loss: float
     seconds: float
-    already_done: bool = False  # by a training before; the others are its figures, and seconds are 0
+    already_done: bool = False  # the adapter was complete: the figures are its own, and seconds are 0
 
 
 def train(
@@ -62,7 +62,7 @@ def train(
     console: Console,
     chat_template: Path | None = None,
 ) -> TrainReport | None:
-    """Train an adapter for `model` on the RUN and write it to `output`; None on ranks other than the first.
+    """Train an adapter for `model` on the RUN, and write it to `output`. Returns None on all ranks but the first.
 
     `chat_template`: the file that took the place of the model's chat template when the RUN was sampled.
 
@@ -71,7 +71,7 @@ def train(
     if running.follow and recipe.unit == Unit.STEP:
         raise ModelError("--follow takes trajectories as they come; --preset paper draws from the whole RUN: give one")
     if (recipe.objective == Objective.SFT) != (recipe.answers is not None):
-        raise ModelError("--objective sft and --answers FILE belong together: the right solutions are trained on")
+        raise ModelError("--objective sft and --answers FILE belong together: sft trains on the correct solutions")
     if recipe.objective == Objective.SFT and recipe.unit == Unit.STEP:
         raise ModelError("--preset paper is the contrast's recipe; --objective sft takes whole solutions: give one")
     run, base = Run(run_url), ModelFolder.find(model, chat_template)
@@ -80,7 +80,7 @@ def train(
     console.quiet = args.process_index != 0
     if not running.allow_mismatch:
         check_expert(run, base)
-    # What can be wrong with the RUN is found before anything is written.
+    # Errors of the RUN are found before anything is written.
     training_set = None if running.resume or running.follow else read(run, base, recipe, running)
     identity = identity_of(run, base, recipe, running)
     out, checkpoint, done = prepare(output, identity, running.resume, args.process_index == 0)
@@ -95,9 +95,9 @@ def train(
             report = carry_out(training, console)
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"{out} cannot be written ({error}); make room there, and go on with --resume"
+                f"{out} cannot be written ({error}); make room there, and continue with --resume"
             ) from error
-        ranks = PartialState()  # they leave together: one that is gone can bring down those that are not
+        ranks = PartialState()  # ranks end together: if one ends early, the others can fail
         ranks.wait_for_everyone()
         ranks.destroy_process_group()
         return report
@@ -105,7 +105,7 @@ def train(
 
 @dataclass(frozen=True)
 class Training:
-    """All that a training is made of, once it is known to be possible."""
+    """Everything that a training needs, after all checks."""
 
     run: Run
     base: ModelFolder
@@ -122,7 +122,7 @@ class Training:
         return self.args.process_index == 0
 
     def state(self) -> dict[str, Any]:
-        """What a training must agree with that goes on with this one, and where it stands."""
+        """What a resumed training must agree with, and the parts that were read."""
         ranks = self.args.world_size
         return {**self.identity, "run": str(self.run), "ranks": ranks, "parts": self.training_set.parts}
 
@@ -171,7 +171,7 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
 
 
 def say_where(training: Training, first: int, most: int, console: Console) -> None:
-    """Say from where it goes on. Raises ModelError where that is past the end."""
+    """Print the step from which the training resumes. Raises ModelError if that is after the last step."""
     if first > most:
         raise ModelError(
             f"{training.out} stands at optimizer step {first}, and {most} were asked for: "
@@ -182,15 +182,15 @@ def say_where(training: Training, first: int, most: int, console: Console) -> No
     before, now = state_of(training.checkpoint)["ranks"], training.args.world_size
     if before != now:
         console.print(
-            f"warning: {before} processes trained so far and {now} will: dropout falls otherwise than in a training "
-            "without a stop",
+            f"warning: {before} processes trained before and {now} train now, so dropout differs from that of a "
+            "training without interruption",
             style="yellow",
             soft_wrap=True,
         )
 
 
 def steps_of(training: Training, console: Console) -> tuple[Steps, int]:
-    """The optimizer steps of this rank, and how many there will be; for a RUN that is followed, at most."""
+    """The optimizer steps of this rank, and their number; with --follow, the largest possible number."""
     args, running = training.args, training.running
     budget = running.token_budget or TOKEN_BUDGET[args.device.type]
     steps = Steps(training.training_set, training.recipe, budget, args.process_index, args.world_size)
@@ -204,7 +204,7 @@ def steps_of(training: Training, console: Console) -> tuple[Steps, int]:
 
 
 def provenance_of(training: Training, optimizer_steps: int, losses: list[float]) -> dict[str, Any]:
-    """lightreasoner.json of the adapter: what made it, and what came of it."""
+    """lightreasoner.json of the adapter: what made it, and the figures of the training."""
     allowed = mismatches(training.run, training.base) if training.running.allow_mismatch else []
     return {
         **training.state(),
@@ -221,7 +221,7 @@ def provenance_of(training: Training, optimizer_steps: int, losses: list[float])
 
 
 def read(run: Run, base: ModelFolder, recipe: Recipe, running: Running, parts: list[str] | None = None) -> TrainingSet:
-    """What is to be trained on: all that the RUN holds, or `parts`."""
+    """The training set: all parts of the RUN, or `parts`."""
     limits = Limits(base.vocab_size, base.context, running.token_budget)
     if recipe.objective == Objective.SFT:
         assert recipe.answers is not None
@@ -234,7 +234,7 @@ def read(run: Run, base: ModelFolder, recipe: Recipe, running: Running, parts: l
 
 
 def identity_of(run: Run, base: ModelFolder, recipe: Recipe, running: Running) -> dict[str, Any]:
-    """What one training is, and another is not: as it comes back from JSON."""
+    """What identifies a training: recipe, RUN and model, as JSON returns it."""
     return plain(
         {
             "recipe": asdict(with_dtype(recipe)),
@@ -267,9 +267,9 @@ def is_complete(run_url: str, base: ModelFolder, output: str, recipe: Recipe, ru
 def prepare(
     output: str, identity: dict[str, Any], resume: bool, leads: bool
 ) -> tuple[Output, Path | None, dict[str, Any] | None]:
-    """OUT, the checkpoint to go on from, and the state of a training that is already done; agreed by all ranks.
+    """OUT, the checkpoint to resume from, and the state of a training that is already complete; the same on all ranks.
 
-    Raises ModelError where OUT is taken, or was made by another recipe, from another RUN or for another model.
+    Raises ModelError if OUT is not empty, or was made with another recipe, from another RUN or for another model.
     """
     out, checkpoint, done = None, None, None
     if leads:
@@ -283,7 +283,7 @@ def prepare(
             if made:
                 check_same(out, made, identity)
             if done and done["recipe"] != identity["recipe"]:
-                done = None  # it is to go on
+                done = None  # it was shorter, and goes on
     found = (str(out.folder) if out else None, str(checkpoint) if checkpoint else None, done)
     folder, newest, done = from_the_first_rank(found)
     if out is None:
@@ -292,14 +292,14 @@ def prepare(
 
 
 def check_same(out: Output, made: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Raises ModelError naming every setting in which a training that is to go on differs; its length may."""
+    """Raises ModelError, naming every difference, if a resumed training has other settings. Its length may differ."""
     if different := differences(made, identity):
         listed = "\n  ".join(different)
         raise ModelError(f"{out} was trained with other settings; use the same or name a new folder:\n  {listed}")
 
 
 def differences(made: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    """The settings in which two trainings differ, their length left out, a line each."""
+    """The settings in which two trainings differ, a line each. Their length does not count."""
     mine, theirs = identity["recipe"], made["recipe"]
     pairs = {name: (theirs.get(name), mine[name]) for name in mine if name not in ("epochs", "max_steps")}
     of_run = identity["run_identity"]
@@ -310,19 +310,19 @@ def differences(made: dict[str, Any], identity: dict[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A value as it comes back from JSON."""
+    """A value as JSON returns it."""
     return json.loads(json.dumps(value))
 
 
 def from_the_first_rank(value: Any) -> Any:
-    """What the first rank says, told to all."""
+    """The value of the first rank, on all ranks."""
     box = [value]
     broadcast_object_list(box)
     return box[0]
 
 
 def finish(training: Training, provenance: dict[str, Any], losses: list[float], console: Console) -> None:
-    """Write what goes beside the weights, and put metrics and picture into the RUN, where its report finds them."""
+    """Write the files beside the weights; copy metrics and picture to the RUN, for its report."""
     folder = training.out.folder
     draw_curve(losses, folder / CURVE)
     (folder / "README.md").write_text(card(provenance, training.base.name))
@@ -331,7 +331,7 @@ def finish(training: Training, provenance: dict[str, Any], losses: list[float], 
         try:
             training.run.bucket.put(f"training/{name}", (folder / name).read_bytes())
         except BucketError as error:
-            console.print(f"warning: the RUN gets no {name}: {error}", style="yellow", soft_wrap=True)
+            console.print(f"warning: {name} is not in the RUN: {error}", style="yellow", soft_wrap=True)
     training.out.publish()
 
 
@@ -342,7 +342,7 @@ def report_of(provenance: dict[str, Any], seconds: float, already_done: bool = F
 
 
 def announce(run: Run, training_set: TrainingSet, console: Console) -> None:
-    """Say what is about to be trained on, and what is odd about it."""
+    """Print what the training set holds, and warn if the RUN is not sealed."""
     if not training_set.sealed:
         console.print(f"warning: {run} is not sealed; training on what it holds now", style="yellow", soft_wrap=True)
     console.print(str(training_set), soft_wrap=True)
