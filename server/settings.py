@@ -1,12 +1,12 @@
-"""The server's settings, and the vLLM engine arguments that let two engines share one machine.
+"""The server's settings, and the vLLM engine arguments that the pair needs.
 
-In: checked values. Out: frozen settings, and for each engine its arguments, cores and share of the memory. It reads
-neither files nor environment variables (`server.configuration` does), and imports neither torch nor vLLM.
+In: checked values. Out: frozen settings, and for each engine its arguments and cores; `server.memory` shares the
+memory. It reads neither files nor environment variables (`server.configuration` does), and imports neither torch nor
+vLLM.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,12 +22,6 @@ EngineArguments = dict[str, Any]
 
 GIB = 1024**3
 MAX_LOGPROBS = 128
-KV_CACHE_SHARE = 0.1
-"""Of the machine's memory, for each engine's key-value cache on a CPU, between 0.5 and 4 GiB."""
-GPU_MEMORY_SHARE = 0.9
-"""Of a GPU's memory, for both engines together."""
-SMALLEST_GPU_SHARE = 0.15
-"""Of a GPU's memory, for one engine: activations and cache do not shrink with the weights."""
 RESERVED: dict[str, Any] = {
     "logprobs_mode": "raw_logprobs",
     "generation_config": "vllm",
@@ -96,17 +90,12 @@ class ServerSettings(BaseSettings):
         return self.expert if role == "expert" else self.amateur
 
 
-def engine_arguments(settings: ServerSettings, role: Role, weights: dict[Role, int], on_cpu: bool) -> EngineArguments:
-    """The vLLM engine arguments of one engine: what the pair needs, our defaults, then the user's own.
-
-    `weights`: bytes of each model's weights, by which a GPU's memory is shared out.
-    """
+def engine_arguments(settings: ServerSettings, role: Role, on_cpu: bool) -> EngineArguments:
+    """The vLLM engine arguments of one engine, but for memory: our defaults, the user's own, what the pair needs."""
     given = settings.arguments(role)
     defaults: EngineArguments = {"max_logprobs": MAX_LOGPROBS, "use_tqdm_on_load": False}
     if on_cpu:
-        defaults |= {"enforce_eager": True, "kv_cache_memory_bytes": _cpu_kv_cache()}
-    elif "kv_cache_memory_bytes" not in given:
-        defaults["gpu_memory_utilization"] = gpu_share(weights[role], sum(weights.values()))
+        defaults["enforce_eager"] = True
     needed = RESERVED | (RESERVED_AMATEUR if role == "amateur" else RESERVED_CPU_EXPERT if on_cpu else {})
     refuse_changes(role, given, needed)
     return defaults | given | needed
@@ -121,12 +110,6 @@ def refuse_changes(
             raise SettingsError(f"{place_of(role, key)} must be {value!r} for this service; remove it")
 
 
-def gpu_share(weights: int, weights_of_both: int) -> float:
-    """One engine's share of a GPU's memory: in proportion to its weights, but never too little to run."""
-    share = GPU_MEMORY_SHARE * weights / weights_of_both
-    return round(min(max(share, SMALLEST_GPU_SHARE), GPU_MEMORY_SHARE - SMALLEST_GPU_SHARE), 3)
-
-
 def cpu_cores(cores: list[int]) -> dict[Role, str]:
     """Which cores each engine is bound to, separated by commas.
 
@@ -139,16 +122,18 @@ def cpu_cores(cores: list[int]) -> dict[Role, str]:
     return {"expert": ",".join(map(str, cores[:cut])), "amateur": ",".join(map(str, cores[cut:]))}
 
 
-def cpu_threads(cores: str) -> dict[str, str]:
-    """Environment variables that bind an engine's threads to cores, for each OpenMP that torch may use."""
+def cpu_threads(cores: str, workers: int = 1) -> dict[str, str]:
+    """Environment variables that bind an engine's threads to cores, for each OpenMP that torch may use.
+
+    Several workers get a list of cores each, and vLLM binds them; they share cores where there are too few.
+    """
+    if workers > 1:
+        each = cores.split(",")
+        lists = [each[worker::workers] or [each[worker % len(each)]] for worker in range(workers)]
+        return {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(",".join, lists))}
     return {
         "VLLM_CPU_OMP_THREADS_BIND": cores,
         "OMP_NUM_THREADS": str(cores.count(",") + 1),
         "GOMP_CPU_AFFINITY": cores.replace(",", " "),
         "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{cores}]",
     }
-
-
-def _cpu_kv_cache() -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(min(max(KV_CACHE_SHARE * memory, GIB // 2), 4 * GIB))

@@ -6,6 +6,7 @@ In: engine arguments, as `server.settings` makes them. Out: vLLM's answers as th
 from __future__ import annotations
 
 import asyncio
+import math
 import multiprocessing
 import os
 import time
@@ -28,16 +29,30 @@ from server.engines import forkserver
 from server.engines.preflight import ModelFacts
 from server.engines.signals import STOP, held
 from server.logs import log
-from server.settings import Role, SettingsError, cpu_threads
+from server.settings import EngineArguments, Role, cpu_threads
 
 SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 """An engine's processes must not inherit this one's threads and locks."""
+SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
+"""vLLM's own sampling needs no kernel that the first request with a top_p would compile for a minute."""
 LOOKS = 20
 """At an engine's steps, in the time after which it is taken to hang."""
 
 
 class EngineStartError(LightReasonerError):
     """An engine that did not start: names the role, and the reason that vLLM gives."""
+
+
+def workers_of(arguments: EngineArguments) -> int:
+    """Processes among which an engine's model is spread, in all its data-parallel ranks together."""
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size")
+    workers = math.prod(arguments.get(size) or 1 for size in sizes)
+    return workers * (arguments.get("data_parallel_size") or 1) if workers > 1 else 1
+
+
+def start_error(role: Role, model: str, reason: str) -> EngineStartError:
+    """An engine did not start, for this reason of vLLM's."""
+    return EngineStartError(f"the {role}'s engine did not start ({model}): {reason}")
 
 
 class StepCounter(StatLoggerBase):
@@ -58,16 +73,14 @@ class Engine:
     def __init__(self, role: Role, facts: ModelFacts, arguments: dict[str, Any], cores: str | None) -> None:
         """Start it; blocks until it has loaded. `cores`: on a CPU, what its threads are bound to.
 
-        Raises EngineStartError, or SettingsError where an argument is none of vLLM's.
+        Raises EngineStartError.
         """
-        for name in arguments:
-            if name not in AsyncEngineArgs.__dataclass_fields__:
-                raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
         self.role, self.facts = role, facts
         self._steps, self._hung = StepCounter(), ""
         before = set(multiprocessing.active_children())
         try:
-            variables = SPAWN | (cpu_threads(cores) if cores else {})  # read as its process starts
+            variables = SPAWN | {SAMPLER: os.environ.get(SAMPLER, "0")}  # read as its processes start
+            variables |= cpu_threads(cores, workers_of(arguments)) if cores else {}
             with child_errors.collected() as cause:
                 try:
                     with held(), forkserver.environment(variables), forkserver.used(cores):
@@ -75,10 +88,7 @@ class Engine:
                             AsyncEngineArgs(**arguments), stat_loggers=[lambda _config, _index: self._steps]
                         )
                 except Exception as error:
-                    said = cause() or reason_of(error)
-                    raise EngineStartError(
-                        f"the {role}'s engine did not start ({arguments['model']}): {said}"
-                    ) from error
+                    raise start_error(role, arguments["model"], cause() or reason_of(error)) from error
         finally:
             metrics.ENGINES.adopt(role)
         self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - before

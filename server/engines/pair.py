@@ -23,7 +23,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from client.protocol.requests import FinishReason, ModelCard, Problem, SamplingSettings, Trajectory
+from client.protocol.requests import DEFAULT_TOP_K, FinishReason, ModelCard, Problem, SamplingSettings, Trajectory
 from server import metrics
 from server.engines.engine import Engine, EngineStartError
 from server.engines.preflight import PairFacts
@@ -90,7 +90,8 @@ class Pair:
             raise EngineStartError(f"a max_model_len below {WARM_UP_TOKENS + 2} leaves no room for a trajectory")
         known = known[:room]
         problems = [Problem(id=str(size), prompt_token_ids=known[:size]) for size in range(len(known), 0, -6)]
-        sampling, turn = SamplingSettings(max_tokens=WARM_UP_TOKENS, top_k=1), Turn()
+        top_k = min(DEFAULT_TOP_K, self.max_top_k)  # kernels are compiled for a k
+        sampling, turn = SamplingSettings(max_tokens=WARM_UP_TOKENS, top_k=top_k), Turn()
         await asyncio.gather(*(self._trajectory(problem, 0, sampling, turn) for problem in problems))
 
     async def trajectory(

@@ -5,6 +5,7 @@ In: two model folders. Out: `PairFacts`, or ModelError saying which token or fil
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,13 +92,27 @@ def _inspect(folder: Path, trusted: bool, chat_template_file: Path | None = None
     return ModelFacts(
         folder=folder,
         vocab_size=_vocab_size(folder, trusted),
-        weight_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        weight_bytes=_weight_bytes(folder),
         model_fingerprint=model_fingerprint(folder),
         tokenizer_fingerprint=tokenizer_fingerprint(folder),
         chat_template_digest=chat_template_digest(folder, chat_template_file),
         chat_template_file=chat_template_file,
         trusted=trusted,
     )
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Bytes of the files that vLLM loads. Mistral's folders hold the same weights twice, once as `consolidated`."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} lists no weights ({error!r}); download the model again") from error
+        files = [folder / name for name in names if (folder / name).is_file()]
+    else:
+        files = [file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated")]
+    return sum(file.stat().st_size for file in files or folder.glob("*.safetensors"))
 
 
 def _vocab_size(folder: Path, trusted: bool) -> int:

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
+from typing import Any
 
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
+from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from server.engines.engine import Engine, EngineStartError
+from client.errors import reason_of
+from server.engines.engine import Engine, EngineStartError, start_error, workers_of
 from server.engines.pair import Pair
 from server.engines.preflight import ModelFacts, PairFacts
-from server.settings import Role, ServerSettings, cpu_cores, engine_arguments
+from server.memory import EngineShape, cpu_arguments, gpu_arguments
+from server.settings import ROLES, EngineArguments, Role, ServerSettings, SettingsError, cpu_cores, engine_arguments
 
 CPU_WORKER = "server.engines.worker.ScoringWorker"
 
@@ -26,22 +32,21 @@ def start_pair(settings: ServerSettings, facts: PairFacts, stopping: threading.E
     """
     on_cpu = current_platform.is_cpu()
     bind = on_cpu and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
-    weights: dict[Role, int] = {"expert": facts.expert.weight_bytes, "amateur": facts.amateur.weight_bytes}
+    models: dict[Role, ModelFacts] = {"expert": facts.expert, "amateur": facts.amateur}
+    arguments = sized_arguments(settings, models, on_cpu)
     cores = cpu_cores(sorted(os.sched_getaffinity(0)))
     engines: dict[Role, Engine] = {}
-    roles: tuple[tuple[Role, ModelFacts], ...] = (("expert", facts.expert), ("amateur", facts.amateur))
     try:
-        for role, model in roles:
+        for role, model in models.items():
             if stopping.is_set():
                 raise EngineStartError("told to stop before both engines had started")
-            arguments = engine_arguments(settings, role, weights, on_cpu) | {"model": str(model.folder)}
             if on_cpu and role == "amateur":
-                arguments["worker_cls"] = CPU_WORKER
+                arguments[role]["worker_cls"] = CPU_WORKER
             # vLLM's CPU build gives an engine's worker a process of its own in order to bind its threads. They are
             # bound here, so one process does: it starts sooner, and no step waits for another process.
-            if bind and arguments.get("tensor_parallel_size", 1) == 1:
-                arguments.setdefault("distributed_executor_backend", UniProcExecutor)
-            engines[role] = Engine(role, model, arguments, cores[role] if bind else None)
+            if bind and workers_of(arguments[role]) == 1:
+                arguments[role].setdefault("distributed_executor_backend", UniProcExecutor)
+            engines[role] = Engine(role, model, arguments[role], cores[role] if bind else None)
         if not on_cpu and not engines["amateur"].llm.vllm_config.use_v2_model_runner:
             raise EngineStartError(
                 "on a GPU the amateur needs vLLM's V2 model runner, and vLLM chose V1: unset"
@@ -52,3 +57,78 @@ def start_pair(settings: ServerSettings, facts: PairFacts, stopping: threading.E
             engine.stop()
         raise
     return Pair(engines["expert"], engines["amateur"], facts, native=not on_cpu)
+
+
+def sized_arguments(
+    settings: ServerSettings, models: Mapping[Role, ModelFacts], on_cpu: bool
+) -> dict[Role, EngineArguments]:
+    """The vLLM engine arguments of both engines. Raises SettingsError where the engines do not fit."""
+    given = {role: engine_arguments(settings, role, on_cpu) | {"model": str(models[role].folder)} for role in ROLES}
+    shapes = {role: engine_shape(role, given[role], models[role].weight_bytes) for role in ROLES}
+    if on_cpu:
+        sized = cpu_arguments(shapes, given)
+    else:
+        devices = {device for shape in shapes.values() for device in shape.devices}
+        sized = gpu_arguments(shapes, given, {device: _card_memory(device) for device in devices})
+    return {role: sized[role] | given[role] for role in ROLES}
+
+
+def engine_shape(role: Role, given: EngineArguments, weight_bytes: int) -> EngineShape:
+    """What an engine needs, by vLLM's own reading of the model's configuration. `weight_bytes`: of its files."""
+    for name in given:
+        if name not in AsyncEngineArgs.__dataclass_fields__:
+            raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
+    arguments = AsyncEngineArgs(**given)
+    try:
+        model: Any = arguments.create_model_config()
+    except Exception as error:
+        raise start_error(role, given["model"], reason_of(error)) from error
+    config: Any = model.hf_text_config
+    tensor, pipeline = arguments.tensor_parallel_size, arguments.pipeline_parallel_size
+    value_bytes, saved = model.dtype.itemsize, getattr(model.hf_config, "dtype", None) or model.dtype
+    if not model.is_quantized:
+        weight_bytes = weight_bytes * value_bytes // saved.itemsize
+    layers = -(-model.get_total_num_hidden_layers() // pipeline)
+    heads = 1 if model.use_mla else max(1, model.get_total_num_kv_heads() // tensor)
+    cached = STR_DTYPE_TO_TORCH_DTYPE.get(arguments.kv_cache_dtype, model.dtype).itemsize
+    between = 1 if model.use_mla else 2  # keys and values, or what they are made from
+    wide = getattr(config, "intermediate_size", None)
+    wide = 3 * (wide if isinstance(wide, int) else 4 * model.get_hidden_size())
+    if chosen := model.get_num_experts_per_tok():
+        wide = max(wide, chosen * (3 * getattr(config, "moe_intermediate_size", 0) + model.get_hidden_size()))
+    return EngineShape(
+        devices=_devices(arguments),
+        weights=weight_bytes // (tensor * pipeline),
+        layers=layers,
+        columns=wide // tensor + 6 * model.get_hidden_size(),
+        vocabulary=model.get_vocab_size(),
+        value_bytes=value_bytes,
+        token_bytes=layers * heads * between * model.get_head_size() * cached,
+        context=model.max_model_len,
+        graphs=not arguments.enforce_eager,
+    )
+
+
+def _devices(arguments: AsyncEngineArgs) -> tuple[int, ...]:
+    """The cards of an engine, as this process counts those that it sees; vLLM takes the first that it needs."""
+    parts = arguments.tensor_parallel_size * arguments.pipeline_parallel_size * arguments.data_parallel_size
+    named = arguments.device_ids or list(range(parts))
+    if len(named) < parts:
+        raise SettingsError(f"device_ids {named} are too few: an engine of {parts} parts needs a card for each")
+    named = named[:parts]
+    if not any(isinstance(name, str) for name in named):
+        return tuple(map(int, named))
+    platform = current_platform
+    seen = {platform.device_id_to_physical_device_id(card): card for card in range(platform.device_count())}
+    return tuple(seen.get(platform.device_control_id_to_physical_device_id(str(name)), -1) for name in named)
+
+
+def _card_memory(device: int) -> int:
+    """Bytes of a card. Asked of the driver: no context is made on the card."""
+    count = current_platform.device_count()
+    if not 0 <= device < count:
+        raise SettingsError(
+            f"GPU {device} is asked for, and {count} are visible, from 0: see device_ids, tensor_parallel_size,"
+            " pipeline_parallel_size, data_parallel_size and CUDA_VISIBLE_DEVICES"
+        )
+    return current_platform.get_device_total_memory(device)

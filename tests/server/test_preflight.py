@@ -64,3 +64,18 @@ def test_a_damaged_tokenizer_is_named(tmp_path, content):
 def test_a_model_that_is_no_folder_is_named(tmp_path):
     said = command("server", "--expert", tmp_path / "nowhere", "--amateur", DEMO / "amateur", "--port", 0)
     assert said.returncode != 0 and f"no model folder at '{tmp_path}/nowhere'" in said.stderr
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_that_lie_in_a_folder_twice_count_once(tmp_path, sharded):
+    """Mistral's folders hold them again as `consolidated`, for its own library."""
+    expert = tmp_path / "expert"
+    shutil.copytree(DEMO / "expert", expert)
+    once = inspect_pair(expert, DEMO / "amateur").expert.weight_bytes
+    assert once == (expert / "model.safetensors").stat().st_size
+    shutil.copy(expert / "model.safetensors", expert / "consolidated.safetensors")
+    if sharded:
+        (expert / "model.safetensors").rename(expert / "model-00001-of-00001.safetensors")
+        index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00001.safetensors"}}
+        (expert / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert inspect_pair(expert, DEMO / "amateur").expert.weight_bytes == once

@@ -6,7 +6,7 @@ import pytest
 from support.servers.real_server import DEMO, command
 
 from server.configuration import load_settings
-from server.settings import SettingsError, cpu_cores, engine_arguments, gpu_share
+from server.settings import SettingsError, cpu_cores, cpu_threads, engine_arguments
 
 
 def written(tmp_path, text):
@@ -48,24 +48,28 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_users_engine_arguments_win_over_the_defaults():
     settings = load_settings(None, expert="a", amateur="b")
     settings = settings.model_copy(update={"expert": {"model": "a", "max_logprobs": 500, "kv_cache_memory_bytes": 7}})
-    arguments = engine_arguments(settings, "expert", {"expert": 1, "amateur": 1}, on_cpu=True)
+    arguments = engine_arguments(settings, "expert", on_cpu=True)
     assert arguments["max_logprobs"] == 500 and arguments["kv_cache_memory_bytes"] == 7
     assert arguments["logprobs_mode"] == "raw_logprobs" and arguments["generation_config"] == "vllm"
-    amateur = engine_arguments(settings, "amateur", {"expert": 1, "amateur": 1}, on_cpu=True)
+    amateur = engine_arguments(settings, "amateur", on_cpu=True)
     assert amateur["enable_prefix_caching"] is False and amateur["max_logprobs"] == 128
-    assert amateur["kv_cache_memory_bytes"] <= 4 * 1024**3
-
-
-def test_a_gpus_memory_is_shared_out_by_the_size_of_the_weights():
-    assert gpu_share(10, 20) == 0.45
-    assert gpu_share(14, 15) + gpu_share(1, 15) == pytest.approx(0.9)
-    assert gpu_share(1, 1000) == 0.15 and gpu_share(999, 1000) == 0.75
 
 
 def test_cores_are_shared_out_without_overlap():
     assert cpu_cores([0, 1]) == {"expert": "0", "amateur": "1"}
     assert cpu_cores([2, 3, 5, 7, 8, 9]) == {"expert": "2,3,5,7", "amateur": "8,9"}
     assert cpu_cores([4]) == {"expert": "4", "amateur": "4"}
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "lists"),
+    [("0,1,2", 1, "0,1,2"), ("0,1,2,3", 2, "0,2|1,3"), ("4,5,6", 2, "4,6|5"), ("0,1", 3, "0|1|0"), ("7", 2, "7|7")],
+)
+def test_each_worker_of_an_engine_has_a_list_of_cores(cores, workers, lists):
+    """vLLM refuses one list for two."""
+    found = cpu_threads(cores, workers)
+    assert found["VLLM_CPU_OMP_THREADS_BIND"] == lists
+    assert workers == 1 or len(found) == 1, "vLLM binds each worker's threads itself"
 
 
 def test_an_argument_that_vllm_does_not_know_stops_the_server_with_its_name(tmp_path):
