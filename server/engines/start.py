@@ -78,8 +78,8 @@ def engine_shape(role: Role, given: EngineArguments, weight_bytes: int) -> Engin
     for name in given:
         if name not in AsyncEngineArgs.__dataclass_fields__:
             raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
-    arguments = AsyncEngineArgs(**given)
     try:
+        arguments = AsyncEngineArgs(**given)
         model: Any = arguments.create_model_config()
     except Exception as error:
         raise start_error(role, given["model"], reason_of(error)) from error
