@@ -1,7 +1,7 @@
-"""The server's own pair as the sampler's source of trajectories, where the client would use HTTP.
+"""The server's own pair as the sampler's source of trajectories, without HTTP.
 
-In: problems and how to answer them. Out: trajectories and failures as each completes, behind all HTTP requests.
-It never fills more than a share of the engines' slots, and never writes to the bucket.
+In: problems and sampling settings. Out: trajectories and failures as each completes. HTTP requests go first: a job
+fills only a share of the engines' slots. Never writes to the bucket.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from server.engines.prompts import TrajectoryError
 from server.logs import log
 
 SHARE_OF_SLOTS = 0.75
-"""Share of the engines' slots that jobs may fill, so that a request soon finds a free one."""
+"""Share of the engines' slots that jobs may fill, so that a request soon gets a free slot."""
 
 
 class PairSource:
-    """The pair as the sampler's source of answers."""
+    """The pair as a `TrajectorySource`."""
 
-    asks_again = False  # the job does, in its next attempt
+    asks_again = False  # the job's next attempt retries passing failures
 
     def __init__(self, pair: Pair, versions: dict[str, str]) -> None:
         self.pair, self.stopping = pair, False
@@ -33,13 +33,13 @@ class PairSource:
         return "the server's pair"
 
     def stop(self) -> None:
-        """`trajectories` ends after what has been answered; what is in the engines is dropped."""
+        """End `trajectories` after what has been answered. Work in the engines is cancelled."""
         self.stopping = True
         for task in self._running:
             task.cancel()
 
     async def wait_until_ready(self, tell: Callable[[str], None]) -> None:
-        """It is: jobs are worked on once the pair is."""
+        """Return at once: jobs begin when the pair is ready."""
 
     async def models(self) -> PairCards:
         return PairCards(self.pair.card(self.pair.expert), self.pair.card(self.pair.amateur))
@@ -54,7 +54,7 @@ class PairSource:
     async def trajectories(
         self, problems: Iterable[Problem], sampling: SamplingSettings
     ) -> AsyncIterator[Trajectory | Failure]:
-        """Every trajectory as it completes, behind all requests. Raises ServiceError when an engine has died."""
+        """Every trajectory as it completes. HTTP requests go first. Raises ServiceError if an engine has died."""
         answered: asyncio.Queue[asyncio.Task[Trajectory | Failure]] = asyncio.Queue()
         waiting = ((problem, index) for problem in problems for index in range(sampling.n))
         most = max(1, int(SHARE_OF_SLOTS * min(self.pair.expert.slots, self.pair.amateur.slots)))
@@ -67,7 +67,7 @@ class PairSource:
                     task = asyncio.create_task(self._answer(*asked, sampling, turn))
                     self._running.add(task)
                     task.add_done_callback(answered.put_nowait)
-                    await asyncio.sleep(0)  # each begins with work on the event loop, which requests need as well
+                    await asyncio.sleep(0)  # a task begins with work on the event loop, which requests need too
                 if not self._running:
                     return
                 task = await answered.get()
@@ -86,6 +86,6 @@ class PairSource:
             return await self.pair.trajectory(problem, index, sampling, turn)
         except TrajectoryError as error:
             return Failure(problem.id, index, error.type, error.detail)
-        except Exception as error:  # one problem must never take its neighbours with it
+        except Exception as error:  # one failed problem must not end the others
             log.exception("problem %r failed", problem.id)
             return Failure(problem.id, index, "internal_error", f"{type(error).__name__}: {error}")

@@ -1,16 +1,16 @@
-"""The jobs of a bucket, as objects that every replica reads the same way. Nothing here waits, runs or owns a job.
+"""The jobs of a bucket, as objects that every server reads the same way. Never runs or owns a job.
 
-    jobs/ID/problems.jsonl     the problems, where they came with the request; written first
-    jobs/ID/job.json           what is to be done; its presence means the job is whole
+    jobs/ID/problems.jsonl     the problems that came with the request; written first
+    jobs/ID/job.json           what to do; once it is there, the job exists
     jobs/ID/owner-N            the Nth server that took the job (`server.jobs.leases`)
-    jobs/ID/beat-N             its sign of life and how far it is; rewritten
-    jobs/ID/cancel             somebody wants it cancelled
-    jobs/ID/end.json           how it ended, as the job that is told from then on
-    jobs/ended/ID              the same in short: a server that starts need not look at every job there ever was
-    jobs/idempotency/DIGEST    which job a key's first post made
+    jobs/ID/beat-N             its heartbeat, with the job's progress; rewritten
+    jobs/ID/cancel             a request to cancel the job
+    jobs/ID/end.json           the job's final status
+    jobs/ended/ID              marks the job as ended, so that a server need not read every old job when it starts
+    jobs/idempotency/DIGEST    the job that was made for an idempotency key
 
-All but beat-N are created exclusively and never change, so that of two writers one wins and both can see who.
-IDs sort by time. Calls block; they raise BucketError where the store fails.
+All objects except beat-N are created exclusively and never change: of two writers one wins, and both can see which.
+IDs sort by time. Calls block. They raise BucketError if the store fails.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ from server.logs import log
 ID = re.compile(r"job-\d{13}-[0-9a-f]{8}")
 KEYS, ENDS = f"{JOBS_FOLDER}/idempotency", f"{JOBS_FOLDER}/ended"
 LOOKUP_THREADS = 16
-"""Jobs that a page looks up side by side: a remote store is slow one by one."""
+"""How many jobs are read at the same time: one by one is slow on a remote store."""
 
 
 class TooManyJobs(Exception):
-    """As many jobs are open as the service takes."""
+    """The service has as many open jobs as it allows."""
 
 
 class KeyReused(Exception):
-    """An idempotency key came again with another request."""
+    """An idempotency key was used again for another request."""
 
 
 class JobRecord(JobTerms):
-    """job.json. `run` and `problems_url` are names in the bucket; `total` is 0 until a problems_url has been read."""
+    """job.json. `run` and `problems_url` are names in the bucket. `total` is 0 if the job has a problems_url."""
 
-    model_config = ConfigDict(extra="ignore")  # another version of the service may have written it
+    model_config = ConfigDict(extra="ignore")  # a newer version of the service may have written more fields
 
     created_at: int
     total: int
 
 
 class Heartbeat(BaseModel):
-    """beat-N: that its owner lives, and how far the job is."""
+    """beat-N: the owner's heartbeat, with the job's progress."""
 
     counter: int = 0
-    released: bool = False  # handed back: the next owner need not wait
-    lease_seconds: float = 0.0  # the owner's: how long it may be silent
-    fruitless: int = 0  # owners in a row, this one included, that have added nothing
+    released: bool = False  # the owner gave the job back: the next owner need not wait
+    lease_seconds: float = 0.0  # the owner's lease: how long it may go without a heartbeat
+    fruitless: int = 0  # owners in a row, with this one, that have added nothing to the RUN
     phase: Literal["validating", "in_progress", "finalizing"] = "validating"
     in_progress_at: int | None = None
     finalizing_at: int | None = None
@@ -73,16 +73,16 @@ class Heartbeat(BaseModel):
 
 
 class JobFolder:
-    """What lies under jobs/ID/ at one look."""
+    """The names under jobs/ID/, listed once."""
 
     def __init__(self, names: set[str]) -> None:
         self.whole = "job.json" in names
         self.cancelled = "cancel" in names
         self.ended = "end.json" in names
         self.owner = _highest("owner-", names)
-        """The number of the last owner; 0: none yet."""
+        """The number of the last owner; 0: no owner yet."""
         self.heartbeat_owner = _highest("beat-", names)
-        """The last owner that gave a sign of life."""
+        """The last owner that wrote a heartbeat."""
 
 
 class JobStore:
@@ -90,13 +90,13 @@ class JobStore:
 
     def __init__(self, bucket: str) -> None:
         self.bucket, self.paths = Bucket(bucket), BucketPaths(bucket)
-        self.listed = 0  # jobs that the last listing named, ended ones among them
-        self._ended: set[str] | None = None  # known to have ended, which is for good
+        self.listed = 0  # how many jobs the last listing had, also ended ones
+        self._ended: set[str] | None = None  # jobs that are known to have ended; they never change again
 
     def post(self, request: JobRequest, key: str | None, most_open: int) -> str:
-        """Make a job, or find the one that this key made first; its ID.
+        """Make a job, or find the job that the idempotency key already made; returns its ID.
 
-        `run` and `problems_url` are names in the bucket by now. Raises TooManyJobs or KeyReused.
+        `run` and `problems_url` must be names in the bucket. Raises TooManyJobs or KeyReused.
         """
         body = orjson.dumps(request.model_dump(exclude=request.unsaid), option=orjson.OPT_SORT_KEYS)
         marker = {"id": _new_id(), "body": hashlib.sha256(body).hexdigest()}
@@ -114,24 +114,24 @@ class JobStore:
         return marker["id"]
 
     def ids(self) -> list[str]:
-        """The IDs of all jobs, oldest first, ended or not, whole or not."""
+        """The IDs of all jobs, oldest first, also of ended and incomplete ones."""
         found = [name for name in self.bucket.folders(JOBS_FOLDER) if ID.fullmatch(name)]
         self.listed = len(found)
         return found
 
     def unfinished(self) -> list[str]:
-        """The IDs of the jobs that are not known to have ended, oldest first; `folder` tells more of each."""
+        """The IDs of the jobs that are not known to have ended, oldest first."""
         ended = self._known_ends()
         return [job_id for job_id in self.ids() if job_id not in ended]
 
     def open_by_status(self) -> dict[str, int]:
-        """How many of the jobs that have not ended are in each state."""
+        """The number of open jobs by status."""
         with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
             found = Counter(pool.map(lambda job: self._status(*job), self._open().items()))
         return {status: found[status] for status in get_args(JobStatus) if status not in ENDED}
 
     def _open(self) -> dict[str, JobFolder]:
-        """The jobs that are there and have not ended."""
+        """The complete jobs that have not ended."""
         unfinished = self.unfinished()
         with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
             looks = zip(unfinished, pool.map(self.folder, unfinished), strict=True)
@@ -147,14 +147,14 @@ class JobStore:
         return self._ended
 
     def folder(self, job_id: str) -> JobFolder:
-        """One look at a job; remembers that it has ended."""
+        """List a job's objects. If the job has ended, this is remembered."""
         folder = JobFolder({name.rpartition("/")[2] for name in self.bucket.names(f"{JOBS_FOLDER}/{job_id}")})
         if folder.ended:
             self._known_ends().add(job_id)
         return folder
 
     def job(self, job_id: str) -> Job | None:
-        """A job as it is told to anybody, or None where there is none."""
+        """A job's status, for clients; None if there is no such job."""
         if not ID.fullmatch(job_id):
             return None
         if end := self._get(job_id, "end.json"):
@@ -165,7 +165,7 @@ class JobStore:
         return self._told(self.state(job_id, record, self.folder(job_id)))
 
     def page(self, limit: int, after: str | None) -> tuple[list[Job], bool]:
-        """The newest `limit` jobs, older than `after` where given, newest first; and whether there are more."""
+        """The newest `limit` jobs, newest first, and whether there are more. `after`: only jobs older than this one."""
         ids = [job_id for job_id in reversed(self.ids()) if after is None or job_id < after]
         found: list[Job] = []
         with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
@@ -176,7 +176,7 @@ class JobStore:
         return found[:limit], len(found) > limit
 
     def _readable(self, job_id: str) -> Job | None:
-        """A job for a list, which one that is damaged must not hide."""
+        """A job for a list; None if its objects are damaged, so that the others are still listed."""
         try:
             return self.job(job_id)
         except ValidationError as error:
@@ -190,7 +190,7 @@ class JobStore:
     def problems(
         self, job_id: str, record: JobRecord, most: int, stopped: Callable[[], bool] = lambda: False
     ) -> ProblemSet:
-        """A job's problems, one more than `most` at most. Raises ProblemSetError, OutsideBucket, or Stopped."""
+        """A job's problems, at most `most` + 1. Raises ProblemSetError, OutsideBucket, or Stopped."""
         if record.problems_url:
             url = self.paths.url(record.problems_url)
             return read_problem_set(url, most + 1, stopped=stopped)
@@ -199,7 +199,7 @@ class JobStore:
         return ProblemSet.of(map(Problem.model_validate_json, data.splitlines()))
 
     def state(self, job_id: str, record: JobRecord, folder: JobFolder, last: Heartbeat | None = None) -> Job:
-        """An unfinished job, from what lies in its folder and the last beat, unless that is given."""
+        """The status of an unfinished job. `last`: its last heartbeat; read from the bucket if not given."""
         heartbeat = (
             last
             or self.heartbeat(job_id, folder.heartbeat_owner)
@@ -218,7 +218,7 @@ class JobStore:
         )
 
     def heartbeat(self, job_id: str, owner: int) -> Heartbeat | None:
-        """The last sign of life of an owner, or None where it has given none."""
+        """The last heartbeat of an owner; None if it wrote none."""
         data = self._get(job_id, f"beat-{owner}") if owner else None
         return Heartbeat.model_validate_json(data) if data else None
 
@@ -226,13 +226,13 @@ class JobStore:
         self.bucket.put(f"{JOBS_FOLDER}/{job_id}/beat-{owner}", heartbeat.model_dump_json().encode())
 
     def take(self, job_id: str, owner: int) -> bool:
-        """Become a job's owner of this number; whether this call was the one that did."""
+        """Try to become the job's owner with this number. Returns whether this call did."""
         return self.bucket.create(f"{JOBS_FOLDER}/{job_id}/owner-{owner}", b"%d" % int(time.time()))
 
     def cancel(self, job_id: str) -> Job | None:
-        """Ask for a job to be cancelled, and cancel it at once where nobody owns it; the job as it is then.
+        """Request that a job is cancelled; without an owner, it is cancelled at once. Returns the job's status.
 
-        An owner looks for `cancel` after it has become one, so the two cannot miss each other. None: no such job.
+        A new owner looks for `cancel` after it has taken the job, so no request is lost. None: no such job.
         """
         job = self.job(job_id)
         if job is None or job.status in ENDED:
@@ -249,7 +249,10 @@ class JobStore:
         last: Heartbeat | None = None,
         error: JobError | None = None,
     ) -> bool:
-        """Write how a job ended, after the last beat, unless that is given; whether this call was the one that did."""
+        """Record how a job ended. Returns whether this call did.
+
+        `last`: its last heartbeat; read from the bucket if not given.
+        """
         record = self.record(job_id)
         assert record is not None
         job = self.state(job_id, record, self.folder(job_id), last)
@@ -263,7 +266,7 @@ class JobStore:
         return first
 
     def _check_room(self, most_open: int) -> None:
-        """Look at each job only where those that are not known to have ended are too many."""
+        """Raises TooManyJobs. It reads the single jobs only if too many are not known to have ended."""
         if len(self.unfinished()) >= most_open and len(self._open()) >= most_open:
             raise TooManyJobs
 
@@ -282,7 +285,7 @@ class JobStore:
     def _told(self, job: Job) -> Job:
         try:
             return job.model_copy(update={"run": self.paths.url(job.run)})
-        except OutsideBucket:  # a link has come in between; the job will say so
+        except OutsideBucket:  # the path is a link by now; the job fails with that reason
             return job
 
     def _get(self, job_id: str, name: str) -> bytes | None:
