@@ -21,6 +21,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from client.protocol.lines import FailureLine, TrajectoryLine
 from client.protocol.requests import ModelList, ProblemDetails, TrajectoryRequest
@@ -151,6 +152,14 @@ ReadyPair = Annotated[Pair, Depends(ready_pair)]
 routes = APIRouter(route_class=BodyRoute)
 
 
+class WholeFile(FileResponse):
+    """A file that is sent whole, whatever range is asked for: HTTP leaves that to the server."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
@@ -192,7 +201,7 @@ async def models(pair: ReadyPair) -> ModelList:
 @routes.get("/v1/tokenizer", response_class=FileResponse, responses=documented(503))
 async def tokenizer(pair: ReadyPair) -> FileResponse:
     """The expert's tokenizer.json."""
-    return FileResponse(pair.facts.expert.folder / "tokenizer.json", media_type="application/json")
+    return WholeFile(pair.facts.expert.folder / "tokenizer.json", media_type="application/json")
 
 
 @routes.get("/health", responses=documented(503))

@@ -22,22 +22,16 @@ from msgspec import UNSET, Raw, UnsetType
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from client.protocol.requests import (
-    LARGEST_ID,
-    MAX_IDS,
-    MAX_JOB_PROBLEMS,
-    MAX_PROBLEMS,
-    MAX_SHARED_CHARACTERS,
-    JobRequest,
-    Problem,
-)
+from client.protocol.requests import LARGEST_ID, MAX_IDS, MAX_SHARED_CHARACTERS, Problem
 
 INLINE_BYTES = 64 * 1024
 """A body up to here is read at once: that takes some milliseconds."""
 SETTINGS_BYTES = 20 * MAX_SHARED_CHARACTERS
 """Of all that stands beside the problems, however it is spelled."""
-PROBLEM_QUOTES = 12
-"""In JSON around a problem's four names and two texts."""
+MOST_STRINGS = 1_000_000
+"""Names and texts of a body: what is cut into pieces is bounded by them."""
+TOKEN_FIELDS = frozenset({"prompt_token_ids", "token_ids"})
+"""Of a problem."""
 ERROR_PLACE = re.compile(r" - at `\$(.*)`$")
 FIELD_ERRORS = {"Object contains unknown field": "Extra inputs are not permitted",
                 "Object missing required field": "Field required"}  # fmt: skip
@@ -47,13 +41,22 @@ _id_lists = msgspec.json.Decoder(list[int])
 _settings = msgspec.json.Decoder()
 
 
-class ProblemPieces(msgspec.Struct, forbid_unknown_fields=True):
-    """A problem whose fields are cut, and not read yet."""
+class MessagePieces(msgspec.Struct, forbid_unknown_fields=True):
+    """A message, as it is read."""
 
-    id: Raw
-    question: Raw | UnsetType = UNSET
-    prompt_token_ids: Raw | UnsetType = UNSET
-    token_ids: Raw | UnsetType = UNSET
+    role: str
+    content: str
+
+
+ProblemPieces = msgspec.defstruct(
+    "ProblemPieces",
+    [(name, Raw) if field.is_required() else (name, Raw | UnsetType, UNSET)
+     for name, field in Problem.model_fields.items()],
+    forbid_unknown_fields=True,
+)  # fmt: skip
+"""A problem whose fields are cut, and not read yet."""
+_problem_pieces = msgspec.json.Decoder(list[ProblemPieces])  # type: ignore[valid-type]
+_message_pieces = msgspec.json.Decoder(list[MessagePieces])
 
 
 class BodyFault(Exception):
@@ -71,9 +74,6 @@ class BodyReader:
         fields = [(name, Raw | UnsetType, UNSET) for name in model.model_fields]
         pieces = msgspec.defstruct(f"{model.__name__}Pieces", fields, forbid_unknown_fields=True)
         self._model, self._fields = model, msgspec.json.Decoder(pieces)
-        self._problems = msgspec.json.Decoder(list[ProblemPieces])
-        most = MAX_JOB_PROBLEMS if issubclass(model, JobRequest) else MAX_PROBLEMS
-        self._most_quotes = PROBLEM_QUOTES * most + 2 * MAX_SHARED_CHARACTERS
 
     def read(self, body: bytes) -> BaseModel:
         """The model. Raises RequestValidationError."""
@@ -94,9 +94,8 @@ class BodyReader:
         raise RequestValidationError([{"loc": ("body", *where), "msg": said, "type": "value_error"}])
 
     def _read(self, body: bytes) -> BaseModel:
-        quotes = body.count(b'"') - body.count(b'\\"')
-        if quotes > self._most_quotes:
-            raise BodyFault((), f"{quotes // 2} names and texts; no valid request has that many")
+        if (strings := (body.count(b'"') - body.count(b'\\"')) // 2) > MOST_STRINGS:
+            raise BodyFault((), f"{strings:,} names and texts; at most {MOST_STRINGS:,} are allowed")
         pieces = {
             name: cast(Raw, piece)
             for name, piece in msgspec.structs.asdict(self._fields.decode(body)).items()
@@ -110,36 +109,35 @@ class BodyReader:
             values["problems"] = self._problem_list(problems)
         return self._model.model_validate(values)
 
-    def _problem_list(self, pieces: Raw) -> list[Problem] | None:
+    @staticmethod
+    def _problem_list(pieces: Raw) -> list[Problem] | None:
         if bytes(memoryview(pieces)[:4]) == b"null":
             return None
-        try:
-            found = self._problems.decode(pieces)
-        except msgspec.ValidationError as error:
-            path, reason = _place(str(error))
-            raise BodyFault(("problems", *path), reason) from None
+        found = _items(("problems",), pieces, _problem_pieces)
         return [_problem_of(index, piece) for index, piece in enumerate(found)]
 
 
-def _problem_of(index: int, pieces: ProblemPieces) -> Problem:
+def _problem_of(index: int, pieces: msgspec.Struct) -> Problem:
     """Token ids are checked as they are read; pydantic sees one of them, in their place."""
     values: dict[str, Any] = {}
     ids: dict[str, list[int]] = {}
     for name, piece in msgspec.structs.asdict(pieces).items():
         if piece is UNSET:
             continue
-        text = memoryview(piece)
-        if name in ("id", "question"):
-            if text[0] not in b'"n':
-                raise BodyFault(("problems", index, name), "Input should be a valid string")
-            values[name] = _settings.decode(piece)
-        elif text[0] == ord("["):
-            ids[name] = _token_ids(("problems", index, name), piece)
-            values[name] = ids[name][:1]
-        elif text[0] == ord("n"):
+        path, first = ("problems", index, name), chr(memoryview(piece)[0])
+        if first == "n":
             values[name] = None
+        elif name not in TOKEN_FIELDS and name != "messages":
+            if first != '"':
+                raise BodyFault(path, "Input should be a valid string")
+            values[name] = _settings.decode(piece)
+        elif first != "[":
+            raise BodyFault(path, "Input should be a valid list")
+        elif name in TOKEN_FIELDS:
+            ids[name] = _token_ids(path, piece)
+            values[name] = ids[name][:1]
         else:
-            raise BodyFault(("problems", index, name), "Input should be a valid list")
+            values[name] = [msgspec.structs.asdict(message) for message in _items(path, piece, _message_pieces)]
     try:
         return Problem.model_validate(values).model_copy(update=ids)
     except ValidationError as error:
@@ -153,14 +151,18 @@ def _problem_of(index: int, pieces: ProblemPieces) -> Problem:
         ) from None  # fmt: skip
 
 
-def _token_ids(path: tuple[str | int, ...], piece: Raw) -> list[int]:
-    if (count := bytes(piece).count(b",") + 1) > MAX_IDS:
-        raise BodyFault(path, f"{count:,} items; a list should have at most {MAX_IDS:,}")
+def _items(path: tuple[str | int, ...], piece: Raw, decoder: msgspec.json.Decoder) -> list[Any]:
     try:
-        ids = _id_lists.decode(piece)
+        return decoder.decode(piece)
     except msgspec.ValidationError as error:
         inner, reason = _place(str(error))
         raise BodyFault((*path, *inner), reason) from None
+
+
+def _token_ids(path: tuple[str | int, ...], piece: Raw) -> list[int]:
+    if (count := bytes(piece).count(b",") + 1) > MAX_IDS:
+        raise BodyFault(path, f"{count:,} items; a list should have at most {MAX_IDS:,}")
+    ids = _items(path, piece, _id_lists)
     if ids and not (min(ids) >= 0 and max(ids) <= LARGEST_ID):
         index = next(index for index, token in enumerate(ids) if not 0 <= token <= LARGEST_ID)
         raise BodyFault((*path, index), f"Input should be from 0 to {LARGEST_ID}")

@@ -31,6 +31,8 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 """Answered without a key: they tell whether the service works and nothing else."""
 QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 """Requested every few seconds by machines, and not logged."""
+SHORTEST_KEY, SHORTEST_LOCAL_KEY = 8, 4
+"""Characters, beyond loopback and on it. A shorter key is guessed by trying."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_LEFT = 499
 """Status that is counted when the client disconnects before the end of its answer, as in nginx."""
@@ -73,6 +75,11 @@ def load_keys(settings: ServerSettings) -> ApiKeys:
         keys += listed
     if any(not key.isascii() or len(key.split()) != 1 for key in keys):
         raise SettingsError("an API key may hold neither spaces nor non-ASCII letters: it is sent in a header")
+    shortest = SHORTEST_LOCAL_KEY if _is_loopback(settings.host) else SHORTEST_KEY
+    if any(len(key) < shortest for key in keys):
+        raise SettingsError(
+            f"an API key is shorter than {shortest} characters and can be guessed; 'openssl rand -hex 32' makes one"
+        )
     if not keys and not _is_loopback(settings.host):
         raise SettingsError(
             f"--host {settings.host} can be reached from other machines, so an API key is needed: give --api-key-file"

@@ -73,8 +73,8 @@ def create_job(
             f"{limits.open_jobs} jobs are open, the most that this service takes; retry when some have ended",
             headers={"Retry-After": str(OPEN_JOBS_RETRY_SECONDS)},
         ) from None
-    except KeyReused as first:
-        raise invalid("Idempotency-Key", f"made job {first} from another request; take a new key", "header") from None
+    except KeyReused as error:
+        raise invalid("Idempotency-Key", f"{error}; take a new key", "header") from None
     jobs.wake()
     response.headers["Location"] = f"/v1/jobs/{job_id}"
     return _told(jobs, job_id)

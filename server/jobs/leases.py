@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 
 from pydantic import ValidationError
@@ -95,13 +95,16 @@ class Claimant:
         self._damaged: set[str] = set()
         self._unchanged: dict[str, tuple[int, Heartbeat | None, float]] = {}  # by job: owner, its heartbeat, since when
 
-    def claim(self) -> Claim | None:
-        """Take the oldest job that is free or whose lease has expired. None if there is none."""
+    def claim(self, waiting: Collection[str] = ()) -> Claim | None:
+        """Take the oldest job that is free or whose lease has expired. None if there is none.
+
+        `waiting`: jobs to leave alone for now, unless they are cancelled.
+        """
         unfinished = self._store.unfinished()
         self._unchanged = {job_id: seen for job_id, seen in self._unchanged.items() if job_id in set(unfinished)}
         for job_id in unfinished:
             try:
-                if claim := self._claimed(job_id):
+                if claim := self._claimed(job_id, job_id in waiting):
                     return claim
             except ValidationError as error:  # a damaged object in its folder must not block the other jobs
                 if job_id not in self._damaged:
@@ -116,8 +119,10 @@ class Claimant:
                 if self._store.folder(job_id).cancelled:
                     self._claimed(job_id)  # claiming a cancelled job ends it
 
-    def _claimed(self, job_id: str) -> Claim | None:
+    def _claimed(self, job_id: str, only_if_cancelled: bool = False) -> Claim | None:
         folder = self._store.folder(job_id)
+        if only_if_cancelled and not folder.cancelled:
+            return None
         if not folder.whole or folder.ended or self._store.record(job_id) is None or not self._is_free(job_id, folder):
             return None
         owner = folder.owner + 1

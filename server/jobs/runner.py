@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import re
 import time
+from dataclasses import dataclass
 
 from client.errors import ProblemSetError, RunError, ServiceError, Stopped
 from client.problems.problem_set import ProblemSet
@@ -18,7 +21,7 @@ from client.protocol.requests import (
     RequestCounts,
     SamplingSettings,
 )
-from client.retries import pause_after, rest
+from client.retries import pause_after
 from client.runs.run import Run
 from client.sampling.sampler import sample_problems
 from client.sampling.writer import Counts
@@ -41,6 +44,10 @@ MOST_JOB_ATTEMPTS = 8
 """At a job, one after the other, that bring nothing; then what passes is taken to stay, and the job fails."""
 FIRST_JOB_PAUSE_SECONDS, LONGEST_JOB_PAUSE_SECONDS = 1.0, 30.0
 """After an attempt that brought nothing; doubled each time."""
+NEVER_PASSES = re.compile(
+    rf"os error ({'|'.join(map(str, (errno.EPERM, errno.EACCES, errno.ENOTDIR, errno.EISDIR, errno.EROFS)))})\b"
+)
+"""What a file system says where it will say the same again."""
 HAND_BACK_SECONDS = 5.0
 """For a job that is still at work after the grace period."""
 ERROR_TYPES: dict[type[Exception], str] = {
@@ -57,12 +64,14 @@ class JobProgress:
 
     def __init__(self, claim: Claim) -> None:
         self._claim, self.brought = claim, 0  # trajectories and failures that this attempt added to the RUN
+        self.begun = False
+        """The RUN could be opened, and written."""
 
     def say(self, text: str) -> None:
         log.info(text)
 
     def update(self, counts: Counts) -> None:
-        state, now = self._claim.state, int(time.time())
+        state, now, self.begun = self._claim.state, int(time.time()), True
         all_asked = counts.done + counts.failed == counts.total
         self.brought = counts.written + counts.written_failures
         self._claim.state = state.model_copy(
@@ -80,6 +89,14 @@ class JobProgress:
         )
 
 
+@dataclass(frozen=True)
+class Attempts:
+    """At a job that waits for another one, here: others go first meanwhile, and another server may take it."""
+
+    fruitless: int  # in a row
+    due: float  # on the monotonic clock
+
+
 class JobRunner:
     """Works on the bucket's jobs from `start` to `drain`."""
 
@@ -94,6 +111,7 @@ class JobRunner:
         self._source: PairSource | None = None
         self._stopping = False
         self._woken = asyncio.Event()
+        self._later: dict[str, Attempts] = {}
 
     def start(self, pair: Pair) -> None:
         """Start taking jobs. The pair must be ready."""
@@ -134,7 +152,7 @@ class JobRunner:
     async def _run(self, pair: Pair) -> None:
         while not self._stopping and not pair.failure():
             try:
-                claim = await asyncio.to_thread(self._claimant.claim)
+                claim = await asyncio.to_thread(self._claimant.claim, self._waiting())
                 if claim:
                     await self._own(claim, pair)
                     continue
@@ -142,10 +160,16 @@ class JobRunner:
                 log.warning("jobs wait for the bucket: %s", error)
             except Exception:
                 log.exception("jobs: something went wrong; trying again")
-            await self._pause(JOB_POLL_SECONDS * (1 + self.store.listed / 1000))
+            due = [max(0.0, attempts.due - time.monotonic()) for attempts in self._later.values()]
+            await self._pause(min([JOB_POLL_SECONDS * (1 + self.store.listed / 1000), *due]))
 
         if not self._stopping:
             log.warning("no more jobs are taken: %s", pair.failure())
+
+    def _waiting(self) -> set[str]:
+        """The jobs whose next attempt is not due."""
+        now = time.monotonic()
+        return {job_id for job_id, attempts in self._later.items() if attempts.due > now}
 
     async def _pause(self, seconds: float) -> None:
         """Sleep until then, or until `wake`."""
@@ -194,34 +218,31 @@ class JobRunner:
         elif lease is LeaseState.LOST:
             log.info("%s: another server has it", claim.job_id)
         else:
-            await asyncio.to_thread(claim.release, stopping=self._stopping)
+            await asyncio.to_thread(claim.release, stopping=self._stopping or claim.job_id in self._later)
 
     async def _work(self, claim: Claim, source: PairSource) -> None:
-        """Sample and end the job; or return, and the caller hands it back."""
+        """Sample and end the job; or return, and the caller hands it back, for a later attempt or another server."""
         record = await asyncio.to_thread(self.store.record, claim.job_id)
         assert record is not None
-        fruitless = 0
-        while True:
-            progress = JobProgress(claim)
-            try:
-                await asyncio.to_thread(claim.complete, await self._sample(claim, record, source, progress))
-                log.info("job completed")
+        before = self._later.pop(claim.job_id, None)
+        progress = JobProgress(claim)
+        try:
+            await asyncio.to_thread(claim.complete, await self._sample(claim, record, source, progress))
+            log.info("job completed")
+        except Stopped:
+            return
+        except (ServiceError, BucketError) as error:
+            if source.stopping or source.pair.failure():
                 return
-            except Stopped:
-                return
-            except (ServiceError, BucketError) as error:  # these may pass
-                if source.stopping or source.pair.failure():
-                    return
-                fruitless = 0 if progress.brought else fruitless + 1
-                log.warning("job, attempt %d: %s", fruitless, error)
-                if fruitless == MOST_JOB_ATTEMPTS:
-                    return await self._fail(claim, error)
-            except Exception as error:
+            fruitless = 0 if progress.brought else 1 + (before.fruitless if before else 0)
+            log.warning("job, attempt %d: %s", fruitless, error)
+            hopeless = isinstance(error, BucketError) and not error.may_pass
+            if (hopeless and (not progress.begun or NEVER_PASSES.search(str(error)))) or fruitless == MOST_JOB_ATTEMPTS:
                 return await self._fail(claim, error)
             pause = pause_after(fruitless + 1, FIRST_JOB_PAUSE_SECONDS, LONGEST_JOB_PAUSE_SECONDS)
-            await rest(pause, lambda: source.stopping)  # a new job is no reason to try this one sooner
-            if source.stopping:
-                return
+            self._later[claim.job_id] = Attempts(fruitless, time.monotonic() + pause)
+        except Exception as error:
+            await self._fail(claim, error)
 
     async def _sample(
         self, claim: Claim, record: JobRecord, source: PairSource, progress: JobProgress

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.errors import ProblemSetError
 from client.problems.problem_set import ProblemSet
@@ -38,6 +38,8 @@ from server.logs import log
 
 ID = re.compile(r"job-\d{13}-[0-9a-f]{8}")
 KEYS, ENDS = f"{JOBS_FOLDER}/idempotency", f"{JOBS_FOLDER}/ended"
+TIME = re.compile(rb"\d{1,12}")
+"""Seconds since the epoch, as an object holds them."""
 LOOKUP_THREADS = 16
 """How many jobs are read at the same time: one by one is slow on a remote store."""
 
@@ -47,7 +49,7 @@ class TooManyJobs(Exception):
 
 
 class KeyReused(Exception):
-    """An idempotency key was used again for another request."""
+    """An idempotency key cannot be used again; the message says why."""
 
 
 class JobRecord(JobTerms):
@@ -70,6 +72,13 @@ class Heartbeat(BaseModel):
     in_progress_at: int | None = None
     finalizing_at: int | None = None
     request_counts: RequestCounts
+
+
+class Marker(BaseModel):
+    """jobs/idempotency/DIGEST."""
+
+    id: str = Field(pattern=ID.pattern)
+    body: str
 
 
 class JobFolder:
@@ -106,10 +115,11 @@ class JobStore:
             self._check_room(most_open)
             if name and not self.bucket.create(name, orjson.dumps(marker)):
                 first = self.bucket.get(name)
-        if first:
-            mine, marker = marker, orjson.loads(first)
-            if marker["body"] != mine["body"]:
-                raise KeyReused(marker["id"])
+        if first is not None:
+            made = _marker(name, first)
+            if made.body != marker["body"]:
+                raise KeyReused(f"made job {made.id} from another request")
+            marker["id"] = made.id
         self._write(marker["id"], request)
         return marker["id"]
 
@@ -138,7 +148,10 @@ class JobStore:
             return {job_id: folder for job_id, folder in looks if folder.whole and not folder.ended}
 
     def _status(self, job_id: str, folder: JobFolder) -> JobStatus:
-        heartbeat = self.heartbeat(job_id, folder.heartbeat_owner)
+        try:
+            heartbeat = self.heartbeat(job_id, folder.heartbeat_owner)
+        except ValidationError:  # it is damaged; the others are counted all the same
+            heartbeat = None
         return "cancelling" if folder.cancelled else heartbeat.phase if heartbeat else "validating"
 
     def _known_ends(self) -> set[str]:
@@ -206,6 +219,10 @@ class JobStore:
             or Heartbeat(request_counts=RequestCounts(total=record.total))
         )
         cancelled_from = self._get(job_id, "cancel") if folder.cancelled else None
+        if cancelled_from and not TIME.fullmatch(
+            cancelled_from
+        ):  # somebody else has written it: cancelled all the same
+            cancelled_from = None
         return Job(
             id=job_id,
             status="cancelling" if folder.cancelled else heartbeat.phase,
@@ -261,7 +278,7 @@ class JobStore:
         first = self.bucket.create(f"{JOBS_FOLDER}/{job_id}/end.json", ended)
         self.bucket.create(f"{ENDS}/{job_id}", b"")
         self._known_ends().add(job_id)
-        if first:
+        if first is not None:
             metrics.JOBS_ENDED.labels(status).inc()
         return first
 
@@ -290,6 +307,13 @@ class JobStore:
 
     def _get(self, job_id: str, name: str) -> bytes | None:
         return self.bucket.get(f"{JOBS_FOLDER}/{job_id}/{name}")
+
+
+def _marker(name: str | None, data: bytes) -> Marker:
+    try:
+        return Marker.model_validate_json(data)
+    except ValidationError:
+        raise KeyReused(f"has a damaged marker in the bucket, {name}; remove that object") from None
 
 
 def _new_id() -> str:

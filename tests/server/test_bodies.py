@@ -15,6 +15,7 @@ from server.api.bodies import BodyReader, BodyRoute
 from server.api.problem_details import add_handlers
 
 READERS = {model: BodyReader(model) for model in (TrajectoryRequest, JobRequest)}
+MESSAGE = {"role": "user", "content": "q"}
 ASKED = {"id": "a", "question": "What is 2 + 3?"}
 
 
@@ -32,6 +33,7 @@ def faults(body, model=TrajectoryRequest):
         (TrajectoryRequest, {"problems": [{"id": "b", "prompt_token_ids": [0, 2**31 - 1], "token_ids": [5]}, ASKED]}),
         (TrajectoryRequest, {"problems": [ASKED | {"token_ids": None}], "seed": 2**63 - 1, "system_prompt": None}),
         (TrajectoryRequest, {"problems": [ASKED], "chat_template_kwargs": {"a": [1, 2.5, {"b": [None, True, "é"]}]}}),
+        (TrajectoryRequest, {"problems": [{"id": "m", "messages": [{"role": "user", "content": "q"}] * 3}]}),
         (JobRequest, {"problems": [ASKED], "run": "a/b", "alpha": 1, "beta": 0.5}),
         (JobRequest, {"problems": None, "problems_url": "x.jsonl", "run": "a"}),
         (JobRequest, {"problems": [{"id": str(index), "question": "q" * 20} for index in range(50_000)], "run": "a"}),
@@ -71,6 +73,13 @@ def test_an_id_is_an_integer_within_its_bounds(value, field):
         ({"problems": [ASKED | {"prompt_token_ids": [1]}]}, ("problems", 0), "exactly one of"),
         ({"problems": [{"id": "a", "prompt_token_ids": []}]}, ("problems", 0, "prompt_token_ids"), "at least 1 item"),
         ({"problems": [{"id": "a", "prompt_token_ids": 7}]}, ("problems", 0, "prompt_token_ids"), "valid list"),
+        (
+            {"problems": [{"id": "a", "messages": [{"role": "user"}]}]},
+            ("problems", 0, "messages", 0, "content"),
+            "Field",
+        ),
+        ({"problems": [{"id": "a", "messages": [MESSAGE, {}]}]}, ("problems", 0, "messages", 1, "role"), "Field"),
+        ({"problems": [{"id": "a", "messages": [MESSAGE | {"x": 1}]}]}, ("problems", 0, "messages", 0, "x"), "Extra"),
         ({"problems": [ASKED, ASKED]}, (), "two problems have the id 'a'"),
         ({"problems": [ASKED | {"id": str(index)} for index in range(1025)]}, ("problems",), "at most 1024 items"),
         ({"problems": "a"}, ("problems",), "array"),
@@ -98,6 +107,7 @@ SIZE = 2_000_000
         (b'{"a":' * SIZE, "names and texts"),
         (b'{"problems":[' + b'{"id":""},' * SIZE + b"1]}", "names and texts"),
         (b"{" + b'"n":1,' * SIZE + b'"n":1}', "names and texts"),
+        (b'{"problems":[{"id":"a","messages":[' + b"{}," * SIZE + b"{}]}]}", "Field required"),
         (b'{"problems":[' + b"{}," * SIZE + b"{}]}", "Field required"),
         (b'{"problems":[' + b"0," * SIZE + b"0]}", "Expected `object`"),
         (b'{"problems":[{"id":"a","question":[' + b"{}," * SIZE + b"{}]}]}", "valid string"),

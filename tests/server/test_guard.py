@@ -187,7 +187,7 @@ def test_beyond_loopback_a_key_is_needed(host, monkeypatch):
     monkeypatch.delenv(guard.API_KEYS_VARIABLE, raising=False)
     with pytest.raises(SettingsError, match="API key is needed"):
         load_keys(ServerSettings(host=host))
-    monkeypatch.setenv(guard.API_KEYS_VARIABLE, "key")
+    monkeypatch.setenv(guard.API_KEYS_VARIABLE, "long-enough")
     assert load_keys(ServerSettings(host=host))
 
 
@@ -195,6 +195,22 @@ def test_beyond_loopback_a_key_is_needed(host, monkeypatch):
 def test_on_loopback_none_is(host, monkeypatch):
     monkeypatch.delenv(guard.API_KEYS_VARIABLE, raising=False)
     assert not load_keys(ServerSettings(host=host))
+
+
+@pytest.mark.parametrize(("host", "shortest"), [("127.0.0.1", 4), ("0.0.0.0", 8)])
+def test_a_key_that_can_be_guessed_is_refused(host, shortest, monkeypatch):
+    monkeypatch.setenv(guard.API_KEYS_VARIABLE, f"a-long-enough-key,{'x' * (shortest - 1)}")
+    with pytest.raises(SettingsError, match=f"shorter than {shortest} characters"):
+        load_keys(ServerSettings(host=host))
+    monkeypatch.setenv(guard.API_KEYS_VARIABLE, "x" * shortest)
+    assert load_keys(ServerSettings(host=host))
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/", "/v1/models/", "/health/", "//evil.example/", "/v1/trajectories/"])
+def test_a_path_that_is_none_is_not_redirected(locked, path):
+    for host in ("evil.example", "127.0.0.1"):
+        answer = locked.request("GET", path, headers=bearer("first-key") | {"host": host})
+        assert answer.status_code == 404 and "location" not in answer.headers and "evil" not in answer.text
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,64 @@ def test_a_new_job_does_not_hurry_the_attempts_at_another(quick, tmp_path, monke
     assert asyncio.run(go()) == 1
 
 
+async def all_ended(runner, pair, *job_ids):
+    runner.start(pair)
+    await until(lambda: all(runner.store.job(job_id).status in ("completed", "failed") for job_id in job_ids))
+    await runner.drain(5)
+
+
+def test_a_run_whose_parts_can_never_be_written_fails_at_the_first(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "FIRST_JOB_PAUSE_SECONDS", 60.0)
+    bucket = tmp_path / "b"
+    (bucket / "r").mkdir(parents=True)
+    (bucket / "r" / "trajectories").write_text("a file")
+    job, attempts = ended(bucket)
+    assert (job.status, job.error.type, attempts) == ("failed", "bucket_error", 1)
+
+
+def test_a_run_below_a_file_fails_at_once(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "FIRST_JOB_PAUSE_SECONDS", 60.0)
+    bucket = tmp_path / "b"
+    bucket.mkdir()
+    (bucket / "r").write_text("a file")
+    job, attempts = ended(bucket)
+    assert (job.status, job.error.type, attempts) == ("failed", "bucket_error", 0)
+
+
+def test_a_job_that_waits_for_another_attempt_lets_others_go_first(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "FIRST_JOB_PAUSE_SECONDS", 60.0)
+    asked = {"problems": [{"id": "a", "question": "q"}], "top_k": 8}
+
+    async def go():
+        pair, runner = NoPair(), JobRunner(str(tmp_path / "b"), ServerSettings(bucket=str(tmp_path / "b")), {})
+        stuck = runner.store.post(JobRequest(**asked, run="stuck", n=2, temperature=1.0), None, 10)
+        await asyncio.sleep(0.002)
+        others = [runner.store.post(JobRequest(**asked, run=f"other-{index}"), None, 10) for index in range(3)]
+        await all_ended(runner, pair, *others)
+        folder = runner.store.folder(stuck)
+        return runner.store.job(stuck).status, folder.owner, runner.store.heartbeat(stuck, folder.owner), pair.attempts
+
+    status, owner, heartbeat, attempts = asyncio.run(go())
+    assert (status, owner, attempts) == ("in_progress", 1, 1 + 3)
+    assert heartbeat.released and heartbeat.fruitless == 0  # another server may take it, and counts none against it
+
+
+def test_a_job_that_waits_can_be_cancelled(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "FIRST_JOB_PAUSE_SECONDS", 60.0)
+    request = JobRequest(problems=[{"id": "a", "question": "q"}], run="r", top_k=8, n=2, temperature=1.0)
+
+    async def go():
+        runner = JobRunner(str(tmp_path / "b"), ServerSettings(bucket=str(tmp_path / "b")), {})
+        job_id = runner.store.post(request, None, 10)
+        runner.start(NoPair())
+        await until(lambda: runner._later)
+        runner.store.cancel(job_id)
+        await until(lambda: runner.store.job(job_id).status == "cancelled")
+        await runner.drain(5)
+
+    asyncio.run(go())
+
+
 def test_a_job_whose_end_outlasts_the_grace_is_handed_back(quick, tmp_path, monkeypatch):
     released = threading.Event()
     sealing = threading.Event()

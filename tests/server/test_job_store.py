@@ -327,6 +327,32 @@ def test_a_damaged_job_keeps_no_other_waiting_and_hides_none(store, bucket, name
     assert [job.id for job in fresh.page(10, None)[0]] == [other]
 
 
+@pytest.mark.parametrize("garbage", [b"", b"soon", b"\xff", b"9" * 5000, b"-1", b"1e9"])
+def test_garbage_in_a_cancel_is_a_cancel_all_the_same(store, bucket, garbage):
+    damaged, other = post(store, "damaged"), post(store, "other")
+    store.bucket.put(f"jobs/{damaged}/cancel", garbage)
+    fresh = JobStore(bucket)
+    assert {job.id: job.status for job in fresh.page(10, None)[0]} == {damaged: "cancelling", other: "validating"}
+    assert fresh.open_by_status()["cancelling"] == 1
+    assert Claimant(fresh, 30).claim().job_id == other and fresh.job(damaged).status == "cancelled"
+
+
+def test_a_damaged_beat_leaves_the_open_jobs_counted(store, bucket):
+    damaged, _ = post(store, "damaged"), post(store, "other")
+    store.bucket.put(f"jobs/{damaged}/beat-1", b"{")
+    assert sum(JobStore(bucket).open_by_status().values()) == 2
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b'{"id": 3, "body": "x"}', b'{"id": "../x", "body": "x"}'])
+def test_a_damaged_idempotency_marker_is_named_and_another_key_helps(store, garbage):
+    store.post(request("first"), "key", MANY)
+    (marker,) = store.bucket.names("jobs/idempotency")
+    store.bucket.put(marker, garbage)
+    with pytest.raises(KeyReused, match=marker):
+        store.post(request("first"), "key", MANY)
+    store.post(request("second"), "another", MANY)
+
+
 def test_a_job_of_a_later_version_is_done_as_far_as_it_is_understood(store, bucket):
     job_id = post(store)
     record = store.bucket.get(f"jobs/{job_id}/job.json").replace(b"{", b'{"of_tomorrow": 1, ', 1)
