@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 OWN = ("--model", "--output", "--chat-template", "--seed", "--resume", "--objective", "--answers", "--follow")
 """Options of `train` that differ from row to row."""
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": False}
-"""How typer takes what stands after --."""
+"""Settings that let typer accept options after --."""
 
 SampledRun = Annotated[
     str, typer.Argument(metavar="RUN", help="A complete RUN of the expert and an amateur: a path, file://… or s3://….")
@@ -65,7 +65,7 @@ class TableOptions:
     chat_template_kwargs: TemplateVariables = None
 
     def plan(self, context: typer.Context) -> Plan:
-        """What is the same for every row. Raises LightReasonerError for seeds, or for what stands after --."""
+        """The settings for every row. Raises LightReasonerError for invalid seeds, or options after --."""
         variables = template_variables(self.chat_template_kwargs)
         trained_with = ["--chat-template", str(self.chat_template)] if self.chat_template else []
         quiet_transformers()
@@ -134,7 +134,7 @@ def efficiency_command(
 
 
 def seeds_of(text: str) -> list[int]:
-    """The values of --seeds. Raises LightReasonerError where they are not whole numbers, each once."""
+    """The values of --seeds. Raises LightReasonerError unless they are whole numbers, each once."""
     try:
         seeds = [int(seed) for seed in text.split(",")]
     except ValueError:
@@ -145,7 +145,7 @@ def seeds_of(text: str) -> list[int]:
 
 
 def train_options(words: list[str]) -> list[str]:
-    """What stands after --, for `train`. Raises LightReasonerError for options that the table sets itself."""
+    """The options after --, for `train`. Raises LightReasonerError for options that the table sets itself."""
     for word in words:
         if word.partition("=")[0] in OWN:
             raise LightReasonerError(f"{word} cannot stand after --: the table sets {', '.join(OWN)} itself")

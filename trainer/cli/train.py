@@ -179,7 +179,7 @@ class TrainingOptions:
     ] = False
 
     def recipe(self) -> Recipe:
-        """The preset, with what was given in its place."""
+        """The preset, with the options that were given."""
         names = "batch_size", "epochs", "max_steps", "learning_rate"
         changed = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.epochs is not None:
@@ -191,7 +191,7 @@ class TrainingOptions:
         )  # fmt: skip
 
     def running(self) -> Running:
-        """Time, memory and patience."""
+        """The options that do not change the recipe."""
         loggers = tuple(name for name in listed(self.report_to) if name != "none")
         return Running(
             self.token_budget, self.gradient_checkpointing, self.attention, self.save_steps, loggers, self.resume,
@@ -229,9 +229,9 @@ def train_command(
 
 
 def is_trained(words: list[str], base: ModelFolder) -> bool:
-    """Whether `train` with these words, --resume among them, has nothing left to do.
+    """Whether `train` with these words (with --resume) has nothing left to do.
 
-    False where the words are wrong, or do not fit what is there: `train` says why.
+    False if the words are wrong, or differ from those that made the adapter: `train` then prints the reason.
     """
     from trainer.training.train import is_complete
 

@@ -1,1 +1,1 @@
-"""Accuracy: what a model and its adapters answer, how often that is right, and the tables of it."""
+"""Accuracy: asks a model and its adapters, grades the outputs, and makes tables."""

@@ -1,4 +1,4 @@
-"""vLLM around one model and any number of its adapters, which it applies unmerged.
+"""Runs vLLM for one model and any number of its adapters, which stay unmerged.
 
 In: prompts as token ids, how to decode. Out: texts. The only room of the trainer that loads vLLM.
 """
@@ -19,7 +19,7 @@ from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Examination, Precision
 
 CPU_CACHE_BYTES = 2**30
-"""vLLM's own default on a CPU takes nearly all of the memory."""
+"""vLLM's default on a CPU takes nearly all of the memory."""
 
 
 class AnswerEngine:
@@ -55,7 +55,7 @@ class AnswerEngine:
                 ) from error
 
     def answers(self, prompts: Sequence[list[int]], examination: Examination, adapter: Path | None) -> list[list[str]]:
-        """n outputs for every prompt, cut where the context ends; '' for a prompt that does not fit it."""
+        """n outputs for every prompt, cut at the end of the context; '' for a prompt that does not fit."""
         from vllm import SamplingParams, TokensPrompt
 
         params = SamplingParams(
@@ -83,9 +83,9 @@ class AnswerEngine:
 
 @contextlib.contextmanager
 def _in_process() -> Iterator[None]:
-    """An engine that starts meanwhile needs no processes of its own: two, which import vLLM for some 10 s each.
+    """Let an engine that starts inside run in this process. Otherwise two processes import vLLM for some 10 s each.
 
-    Not so where its threads have to be bound, for several NUMA nodes or as the user says: vLLM binds another process's.
+    Not with several NUMA nodes, or if the user binds threads: vLLM binds threads only in processes of its own.
     """
     name = "VLLM_ENABLE_V1_MULTIPROCESSING"
     nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
@@ -100,7 +100,7 @@ def _in_process() -> Iterator[None]:
 
 
 def _lora_rank(adapters: Sequence[Path]) -> int:
-    """The smallest rank that vLLM can be set to and that holds all adapters'."""
+    """The smallest rank that vLLM supports and that is enough for all adapters."""
     from vllm.config.lora import MaxLoRARanks
 
     possible = get_args(MaxLoRARanks)

@@ -1,6 +1,6 @@
-"""Benchmarks: problem sets with answers, rendered for the model that is to be asked.
+"""Benchmarks: problem sets with answers, rendered for the model that is evaluated.
 
-In: files, a model. Out: prompts and gold answers. Everything that can be wrong with them is found here.
+In: files, a model. Out: prompts and gold answers. All errors of the files are found here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.settings import Examination
 
 @dataclass(frozen=True)
 class Question:
-    """One problem, as it is put and as it is graded."""
+    """One problem: its prompt, and the gold answer that outputs are compared with."""
 
     id: str
     text: str
@@ -28,20 +28,20 @@ class Question:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A named list of them."""
+    """A named list of questions."""
 
     name: str
     questions: list[Question]
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the questions, as text and as the chat template puts them, and the gold answers."""
+        """SHA-256 over the questions, their prompts and the gold answers."""
         rows = [[question.text, question.prompt, asdict(question.gold)] for question in self.questions]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def read_benchmark(name: str, file: str, model: ModelFolder, examination: Examination) -> Benchmark:
-    """Read a benchmark and render its questions. Raises ProblemSetError naming a row that will not do."""
+    """Read a benchmark and render its questions. Raises ProblemSetError, naming the row, for an invalid row."""
     questions = []
     for problem in read_problems(file, examination.limit):
         if problem.messages:

@@ -1,7 +1,7 @@
 """Zero-shot accuracy of a model, and of the same model with adapters, through one vLLM engine.
 
-In: a model, adapters of it, benchmarks with answers. Out: a record an output, kept as they come, and what is to be
-said from them. Everything that can be wrong with the input is found before the engine starts.
+In: a model, its adapters, benchmarks with answers. Out: one record per output, written as they come, and comparisons.
+All errors of the input are found before the engine starts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BASE_MODEL = "base"
 LATER = "chat_template_kwargs", "date"
 """Settings that records of early versions lack, and that say nothing where they are empty."""
 AT_ONCE = 512
-"""Outputs asked for before the records are written: what an evaluation that is killed has to do again."""
+"""Outputs between two writes of records: a killed evaluation repeats at most these."""
 
 
 def evaluate(
@@ -44,10 +44,10 @@ def evaluate(
     console: Console,
     file: Path | None = None,
 ) -> list[Comparison]:
-    """Score a model on benchmarks (name -> file), as it is and with each adapter, in the one engine.
+    """Score a model on benchmarks (name -> file), without an adapter and with each, in one engine.
 
-    `file`: where records are kept, and taken up again by the same call. Raises ModelError, ProblemSetError or another
-    LightReasonerError for what is wrong with the input.
+    `file`: the file of records; the same call resumes from it. Raises ModelError, ProblemSetError or another
+    LightReasonerError for invalid input.
     """
     if len(set(adapters)) < len(adapters):
         raise LightReasonerError("--adapter: the same adapter is given twice")
@@ -69,7 +69,7 @@ def evaluate(
 
 
 def check(model: ModelFolder, benchmarks: Mapping[str, str], examination: Examination, file: Path) -> None:
-    """Raise what `evaluate` would, of what is known before there are adapters: benchmarks, and the file of records."""
+    """Raises the errors of `evaluate` that do not depend on adapters: of the benchmarks and the file of records."""
     _, about = benchmarks_of(model, benchmarks, examination, file)
     Records.check(file, about | {"adapters": {}})
 
@@ -109,7 +109,7 @@ def _ask_all(
     records: Records,
     console: Console,
 ) -> None:
-    """Ask every model what has no record yet."""
+    """Generate, grade and record every output that has no record yet."""
     models = {BASE_MODEL: None, **adapters}
     missing = [
         (name, benchmark, number)
@@ -147,7 +147,7 @@ def _ask_all(
 
 @contextlib.contextmanager
 def _progress(console: Console, total: int) -> Iterator[Callable[[str, int], None]]:
-    """A bar on a terminal; elsewhere a line when a benchmark or a model begins. Gives what to call after a batch."""
+    """A progress bar; without a terminal, a line for each benchmark and model. Yields the function that advances it."""
     said = ""
     columns = (
         TextColumn("{task.description}"),
@@ -170,9 +170,9 @@ def _progress(console: Console, total: int) -> Iterator[Callable[[str, int], Non
 
 
 def context_for(model: ModelFolder, benchmarks: Sequence[Benchmark], max_tokens: int, console: Console) -> int:
-    """The context to ask of the engine: what the longest prompt needs, within what the model has.
+    """The context for the engine: enough for the longest prompt, but at most the model's context.
 
-    Says which prompts do not fit; they are counted as wrong.
+    Prints a warning for prompts that do not fit; they count as wrong.
     """
     longest = max(len(question.prompt) for benchmark in benchmarks for question in benchmark.questions)
     context = min(model.context or sys.maxsize, longest + max_tokens)

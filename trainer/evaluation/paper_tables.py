@@ -1,9 +1,8 @@
 """The paper's two tables for any pair: what each part of the method brings, and what it costs against SFT.
 
-In: RUNs, the expert, benchmarks, seeds. Out: adapters below one folder, and tables of them as figures, text and
-Markdown. Each training is a process of its own, started by the public command; all adapters are then asked by one
-engine. What is there already is not done again. Source: LightReasoner, arXiv 2510.07962, its efficiency and ablation
-tables.
+In: RUNs, the expert, benchmarks, seeds. Out: adapters in one folder; tables as figures, text and Markdown. Each
+training is a process of its own, started with the public command; one engine then evaluates all adapters. Finished work
+is not repeated. Source: LightReasoner, arXiv 2510.07962, its efficiency and ablation tables.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from trainer.settings import Examination
 
 @dataclass(frozen=True)
 class Plan:
-    """What is the same for every row of a table."""
+    """The settings that are the same for every row of a table."""
 
     model: ModelFolder
     out: Path
@@ -56,7 +55,7 @@ class Cell:
 
     accuracy: float
     interval: tuple[float, float]  # 95%, over problems
-    deviation: float | None  # of the accuracy between seeds; None: there is one
+    deviation: float | None  # standard deviation of the accuracy between seeds; None: only one seed
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -66,7 +65,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One way of training, or none, and what came of it."""
+    """The results of one way of training, or of the untrained expert."""
 
     name: str
     facts: dict[str, Any]  # what it cost or is made of, by column
@@ -98,7 +97,7 @@ def ablation(run_url: str, plan: Plan, console: Console, variants: Sequence[Vari
 
 
 def efficiency(run_url: str, solutions_url: str, answers: str, plan: Plan, console: Console) -> list[Row]:
-    """Rows for the base, SFT on a RUN's right solutions, and the contrast on another RUN, with what each cost."""
+    """Rows for the base, SFT on a RUN's correct solutions, and the contrast on another RUN, with the cost of each."""
     check(plan.model, plan.benchmarks, plan.examination, plan.records)
     names, facts = {}, {}
     for name, url, options in (
@@ -119,7 +118,7 @@ def efficiency(run_url: str, solutions_url: str, answers: str, plan: Plan, conso
 def train_adapter(
     url: str, name: str, seed: int, plan: Plan, console: Console, options: Sequence[str] = (), folder: str | None = None
 ) -> Path:
-    """An adapter, trained unless it is complete. Raises LightReasonerError with what the training said."""
+    """Train an adapter, unless it is complete. Raises LightReasonerError with the error of the training."""
     adapter = plan.out / "adapters" / f"{folder or name}-{seed}"
     words = ["train", url, "--model", plan.model.hub_id or str(plan.model), "--output", str(adapter)]
     words += ["--seed", str(seed), "--resume", *options, *plan.train_options]
@@ -142,13 +141,13 @@ def provenance(adapter: Path) -> dict[str, Any]:
 
 
 def training_seconds(adapter: Path) -> float:
-    """Of its optimizer steps: neither loading nor writing."""
+    """The time of an adapter's optimizer steps, without loading and writing."""
     lines = (adapter / "metrics.jsonl").read_text().splitlines()
     return sum(json.loads(line)["seconds"] for line in lines)
 
 
 def sampling_seconds(run: Run) -> float | None:
-    """From run.json to complete.json, pauses included; None where the RUN is not sealed.
+    """The time from run.json to complete.json, with pauses; None if the RUN is not sealed.
 
     Of a RUN that was built from another, the other's. Raises RunError where that is gone.
     """

@@ -1,7 +1,7 @@
-"""What each model answered to each problem, a JSON line each: kept as it comes, so that an evaluation resumes.
+"""The outputs of an evaluation, one JSON line each, written as they come, so that an evaluation resumes.
 
-In: outputs with their grades. Out: a file whose first line says what was evaluated, and the records in it. A line
-that a crash cut is dropped; a file of another evaluation, or of one that still goes on, is refused.
+In: outputs with their grades. Out: a file, whose first line says what was evaluated, and the records in it. A line that
+a crash cut is dropped. A file of another evaluation, or of one that is still running, is an error.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any, BinaryIO
 from client.errors import LightReasonerError
 
 RecordKey = tuple[str, str, int, int]
-"""Model, benchmark, the problem's place in it, sample."""
+"""Model, benchmark, the problem's number in it, sample."""
 HEADER = b'{"evaluation": '
-"""How every file of records begins."""
+"""The beginning of every file of records."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One output and what was made of it."""
+    """One output and its grade."""
 
     model: str  # `BASE`, or the adapter's path
     benchmark: str
     number: int  # of the problem in its benchmark, from 0
     problem_id: str
     sample_index: int
-    prompt: str  # the question as it was put, without the chat template
+    prompt: str  # the question, without the chat template
     output: str
     extracted: str
     gold: str
@@ -43,13 +43,13 @@ class Record:
 
 
 class Records:
-    """The records of one evaluation, in memory, and in a file where there is one."""
+    """The records of one evaluation, in memory, and in a file if one is given."""
 
     def __init__(self, file: Path | None, about: dict[str, Any]) -> None:
-        """Take up what `file` holds of the same evaluation; `about` says what it is of.
+        """Read the records of `file`, which must be of the same evaluation. `about`: what identifies it.
 
-        Adapters may be more or others than before; one of the same path must be the same.
-        Raises LightReasonerError naming what differs.
+        Adapters may differ from those in the file, but an adapter of the same path must be the same.
+        Raises LightReasonerError, naming what differs.
         """
         self._found: dict[RecordKey, Record] = {}
         self._about: dict[str, Any] = {}
@@ -70,13 +70,13 @@ class Records:
 
     @classmethod
     def check(cls, file: Path, about: dict[str, Any]) -> None:
-        """Whether the constructor would take these, without writing. Raises LightReasonerError."""
+        """Raises LightReasonerError if the constructor would. Writes nothing."""
         if file.exists():
             cls.read(file)._check(file, about)
 
     @classmethod
     def read(cls, file: Path) -> Records:
-        """What a file holds, not to be added to."""
+        """The records of a file, to read only."""
         found = cls(None, {})
         try:
             found._read(file, file.read_bytes())
@@ -96,7 +96,7 @@ class Records:
         return key in self._found
 
     def add(self, records: Iterable[Record]) -> None:
-        """Keep records; when this returns, they are in the file. Raises LightReasonerError where it cannot grow."""
+        """Add records, and write them to the file. Raises LightReasonerError if they cannot be written."""
         for record in records:
             self._found[record.key] = record
             self._write(asdict(record))
@@ -111,15 +111,15 @@ class Records:
 
     def close(self) -> None:
         if self._stream:
-            with contextlib.suppress(OSError):  # of what `add` could not write either
+            with contextlib.suppress(OSError):  # `add` has already reported it
                 self._stream.close()
 
     def _read(self, file: Path, data: bytes) -> int:
-        """Take up a file's whole lines; the bytes that they are."""
+        """Read the complete lines of a file; returns their size in bytes."""
         whole = data[: data.rfind(b"\n") + 1]
         try:
             if data[: len(HEADER)] != HEADER[: len(data)]:
-                raise ValueError("it begins otherwise")
+                raise ValueError("its first line is another")
             for line in map(json.loads, whole.splitlines()):
                 if made := line.get("evaluation"):
                     self._about = {**made, "adapters": self._about.get("adapters", {}) | made["adapters"]}
@@ -131,11 +131,11 @@ class Records:
         return len(whole)
 
     def _check(self, file: Path, about: dict[str, Any]) -> None:
-        """Raises LightReasonerError naming what differs between what the file is of and `about`."""
+        """Raises LightReasonerError, naming the differences, if the file is not of the evaluation `about`."""
         if not self._about:
             return
         there, now = _flat(self._about), _flat(json.loads(json.dumps(about)))
-        for adapter in _adapters(there) ^ _adapters(now):  # they may come and go
+        for adapter in _adapters(there) ^ _adapters(now):  # adapters may be added or left out
             there.pop(adapter, None)
             now.pop(adapter, None)
         names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
@@ -159,13 +159,13 @@ class Records:
             self._stream.flush()
         except OSError as error:
             raise LightReasonerError(
-                f"{self._stream.name} cannot be written: {error.strerror}. What it holds stays; mend that, and the same"
-                " command goes on"
+                f"{self._stream.name} cannot be written: {error.strerror}. It keeps what was written; fix the cause, "
+                "and the same command goes on"
             ) from error
 
 
 def _locked(file: Path) -> BinaryIO:
-    """The file, made where it is not there, for this process alone where the file system can promise that."""
+    """Open the file, or create it, and lock it against other processes if the file system supports locks."""
     try:
         file.touch()
         stream = file.open("r+b")
@@ -179,12 +179,12 @@ def _locked(file: Path) -> BinaryIO:
             f"{file} is being written by another evaluation; wait for its end, or name another"
         ) from None
     except OSError:
-        pass  # no locks here
+        pass  # the file system has no locks
     return stream
 
 
 def _flat(about: dict[str, Any]) -> dict[str, Any]:
-    """What an evaluation is of, a name each: benchmarks and adapters one by one."""
+    """What identifies an evaluation, as one dictionary: benchmarks and adapters by name."""
     found = {name: value for name, value in about.items() if name not in ("adapters", "benchmarks")}
     for kind in ("adapter", "benchmark"):
         found |= {f"{kind} {name}": value for name, value in about.get(f"{kind}s", {}).items()}

@@ -1,4 +1,4 @@
-"""What can be said from verdicts: accuracy with its interval, pass@k, whether two models differ on the same problems.
+"""Statistics of verdicts: accuracy with its interval, pass@k, and the difference of two models on the same problems.
 
 In: verdicts, a list of samples for each problem. Out: figures. Knows nothing of models or files.
 """
@@ -19,18 +19,18 @@ from trainer.evaluation.records import Record
 NORMAL = float(norm.ppf(0.975))
 """Standard deviations on each side of a 95% interval."""
 EXAMPLES = 3
-"""Of each kind, that a comparison shows."""
+"""Examples of each kind in a comparison."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Correct outputs of n problems; accuracy is pass@1, `interval` its 95% interval over problems."""
+    """The correct outputs of n problems. Accuracy is pass@1; `interval` is its 95% interval over problems."""
 
     n: int
-    samples: int  # a problem
+    samples: int  # per problem
     correct: int  # of n * samples
     interval: tuple[float, float]
-    pass_at: dict[int, float]  # by k, where there are several samples
+    pass_at: dict[int, float]  # by k, if there are several samples
 
     @property
     def accuracy(self) -> float:
@@ -49,7 +49,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same problems, an output each: what the second fixed and broke, McNemar's exact two-sided p."""
+    """Two models on the same problems, one output each: what the second fixed and broke; McNemar's exact p, two-sided."""
 
     fixed: int
     broken: int
@@ -58,11 +58,11 @@ class Paired:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model's result on a benchmark, against the base where it is not the base itself."""
+    """One model's result on a benchmark, compared with the base unless it is the base."""
 
     model: str
     score: Score
-    paired: Paired | None = None  # None: the base, or several samples a problem
+    paired: Paired | None = None  # None: the base, or several samples per problem
     fixed: tuple[tuple[Record, Record], ...] = ()  # examples: the base's output and this model's
     broken: tuple[tuple[Record, Record], ...] = ()
 
@@ -78,13 +78,13 @@ class Comparison:
     results: list[ModelResult]
 
     def to_json(self) -> dict[str, Any]:
-        """The last model's figures, and beside them the base's as `before` where they are two."""
+        """The last model's figures. If it is not the base, the base's figures are in `before`."""
         base, last = self.results[0], self.results[-1]
         return last.to_json() | ({} if last is base else {"before": base.score.to_json()})
 
 
 def score(verdicts: Sequence[Sequence[bool]]) -> Score:
-    """Count `verdicts[problem][sample]`; every problem has as many samples.
+    """Count `verdicts[problem][sample]`; every problem has the same number of samples.
 
     pass@k is the unbiased estimate of Chen et al., arXiv 2107.03374.
     """
@@ -96,11 +96,11 @@ def score(verdicts: Sequence[Sequence[bool]]) -> Score:
 
 
 def _interval(rates: npt.NDArray[np.float64], samples: int) -> tuple[float, float]:
-    """Wilson's 95% interval (1927) of the mean of `rates`, one a problem; it holds near 0 and 1 too.
+    """Wilson's 95% interval (1927) of the mean of `rates`, one per problem. It is valid near 0 and 1 too.
 
-    Samples of one problem are alike: they count as so many independent ones as give the mean the variance that it has
-    between problems, from one a problem, where that cannot be seen, to all of them (Korn and Graubard, Survey
-    Methodology 24 (1998) 193).
+    Samples of one problem are not independent. The effective number of samples is the one that gives the mean its
+    variance between problems: at least one per problem, at most all (Korn and Graubard, Survey Methodology 24 (1998)
+    193).
     """
     n, mean = len(rates), float(rates.mean())
     spread, most = mean * (1 - mean), n * samples
@@ -113,12 +113,12 @@ def _interval(rates: npt.NDArray[np.float64], samples: int) -> tuple[float, floa
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """How likely one of k samples is right, drawn without replacement from n of which `correct` are."""
+    """The probability that one of k samples is correct, drawn without replacement from n of which `correct` are."""
     return 1.0 - comb(n - correct, k) / comb(n, k)
 
 
 def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
-    """Compare verdicts on the same problems: McNemar's exact test, binomial on those where the two differ."""
+    """Compare verdicts on the same problems: McNemar's exact test, binomial on the problems where they differ."""
     fixed = sum(now and not then for then, now in zip(before, after, strict=True))
     broken = sum(then and not now for then, now in zip(before, after, strict=True))
     p = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0

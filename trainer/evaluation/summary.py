@@ -1,6 +1,6 @@
-"""An evaluation told: a table for the terminal, Markdown for people, figures for programs.
+"""The results of an evaluation as a table for the terminal, as Markdown, and as JSON.
 
-In: comparisons. Out: text. Model output is quoted, never run: in Markdown it stands in code blocks.
+In: comparisons. Out: text. Model output is only quoted: in Markdown it is in code blocks.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from trainer.evaluation.records import Record
 from trainer.evaluation.scores import Comparison, ModelResult
 
 QUOTED_CHARACTERS = 600
-"""Of a question or an output, in an example: an output's end, where the answer is."""
+"""Most characters of a question or an output in an example; of an output the end, where the answer is."""
 
 
 def figures(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """As JSON: the last model's figures by benchmark, and every model's by model and benchmark."""
+    """The results as JSON: the last model's figures by benchmark, and the figures of every model by benchmark."""
     models: dict[str, dict[str, Any]] = {}
     for comparison in comparisons:
         for result in comparison.results:
@@ -28,7 +28,7 @@ def figures(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def table(comparisons: Sequence[Comparison]) -> Table:
-    """The results as the terminal shows them."""
+    """The results as a table for the terminal."""
     header, rows = _cells(comparisons)
     shown = Table(title="accuracy (pass@1), 95% intervals")
     for column in header:
@@ -73,7 +73,7 @@ def _paired(result: ModelResult) -> list[str]:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, whatever stands in its cells."""
+    """The lines of a table. Cells may hold any text."""
     shown = [[_plain(cell) for cell in row] for row in (header, *rows)]
     shown.insert(1, ["---"] * len(header))
     return [f"| {' | '.join(row)} |" for row in shown]
@@ -99,7 +99,7 @@ def _example(benchmark: str, model: str, kind: str, before: Record, after: Recor
 
 
 def _quoted(text: str) -> list[str]:
-    """A code block: indented lines, which nothing in them can end."""
+    """A code block of indented lines: no text in it can end it."""
     return [*(f"    {line}" for line in text.splitlines() or [""]), ""]
 
 
