@@ -23,7 +23,7 @@ from client.runs.manifest import RunManifest
 from client.runs.run import Run
 from client.runs.tally import Tally
 
-SHARED = ("problems", "expert.", "decoding.", "system_prompt", "chat_template_kwargs")
+SHARED = ("problems", "expert.", "decoding.", "system_prompt", "chat_template_kwargs", "end_token_ids", "date")
 """What RUNs must agree in, by the beginnings of `RunManifest.identity`'s names; the rest is what is compared."""
 
 

@@ -144,6 +144,13 @@ def _provenance(findings: Findings) -> list[tuple[str, str]]:
         ("labels", label_words(manifest.labels, manifest.gamma, manifest.max_shift)),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) or "unknown"),
     ]  # fmt: skip
+    if manifest.end_token_ids:
+        rows.append(("ends", f"token {', '.join(map(str, manifest.end_token_ids))}"))
+    if manifest.amateur_prompt:
+        own = manifest.amateur_prompt == "own"
+        rows.append(("amateur's prompt", "by its own chat template" if own else "the expert's"))
+    if manifest.date:
+        rows.append(("date in prompts", manifest.date))
     if manifest.chat_template_kwargs:
         rows.append(("chat template", orjson.dumps(manifest.chat_template_kwargs).decode()))
     if manifest.built_from:

@@ -19,6 +19,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import date
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -114,7 +115,8 @@ def import_samples(file: Path, run: Run, folder: Path, settings: ContrastSetting
     expert = _expert(folder)
     data = _bytes(folder / "tokenizer.json")
     tokenizer = tokenizer_of(data, f"{folder}/tokenizer.json")
-    manifest = _manifest(file, expert, settings)
+    day = (run.date() or date.today().isoformat()) if template.writes_date else None
+    manifest = _manifest(file, expert, settings, day)
     sealed = run.completion() is not None
     samples: list[Sample] = []
     counts: Counter[str] = Counter()
@@ -128,7 +130,7 @@ def import_samples(file: Path, run: Run, folder: Path, settings: ContrastSetting
         samples.clear()
 
     for question, rows in _problems(file, tokenizer, expert.vocab_size, settings, left_out):
-        prompt = tokenizer.encode(template.render(SYSTEM_PROMPT, question), add_special_tokens=False).ids
+        prompt = tokenizer.encode(template.render(SYSTEM_PROMPT, question, date=day), add_special_tokens=False).ids
         sample = _sample(question, prompt, rows, tokenizer, left_out)
         if sample is not None:
             samples.append(sample)
@@ -289,7 +291,7 @@ def _expert(folder: Path) -> ModelCard:
     )
 
 
-def _manifest(file: Path, expert: ModelCard, settings: ContrastSettings) -> RunManifest:
+def _manifest(file: Path, expert: ModelCard, settings: ContrastSettings, day: str | None) -> RunManifest:
     amateur = expert.model_copy(
         update={
             "id": UNKNOWN, "role": "amateur", "vocab_size": 0, "max_model_len": 0, "dtype": UNKNOWN,
@@ -309,6 +311,7 @@ def _manifest(file: Path, expert: ModelCard, settings: ContrastSettings) -> RunM
         **settings.model_dump(),
         problems=problems,
         versions={"client": version("lightreasoner")},
+        date=day,
         imported_from=str(file),
         imported_digest=digest,
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.models.tiny_pair import SPECIAL, VOCABULARY, WORDS, load, trajectory, write_run
 
-from client.protocol.requests import FinishReason
+from client.protocol.requests import FinishReason, Trajectory
 from client.runs.run import Run
 from trainer.data.dataset import Limits
 from trainer.data.packing import pack
@@ -42,11 +42,21 @@ def solved(tmp_path, expert):
     return write_run(tmp_path / "run", expert, trajectories=rows), answers, rows
 
 
-def solutions(run, answers, **limits):
-    found = SolutionSet(run, Limits(VOCABULARY, **limits), read_answers(str(answers)))
+def solutions(run, answers, ends=(), **limits):
+    found = SolutionSet(run, Limits(VOCABULARY, **limits), read_answers(str(answers)), ends)
     for part in run.parts("trajectories"):
         found.add(part)
     return found
+
+
+def test_what_an_early_version_sampled_behind_the_end_of_turn_is_no_part_of_a_solution(tmp_path, solved, expert):
+    _, answers, rows = solved
+    right, wrong = rows[:2]
+    on = {name: np.concatenate([getattr(right, name), getattr(wrong, name)]) for name in Trajectory.ARRAYS[1:]}
+    run = write_run(tmp_path / "went-on", expert, trajectories=[replace(right, finish_reason="length", **on)])
+    assert run.manifest().end_token_ids is None and len(solutions(run, answers).examples) == 0
+    (example,) = solutions(run, answers, ends=[IDS["<|end|>"]]).examples
+    assert example.label_ids.tolist() == right.token_ids.tolist()
 
 
 def test_right_and_finished_solutions_are_kept_whole(solved):

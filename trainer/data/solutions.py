@@ -79,8 +79,8 @@ class SolutionSet(TrainingSet):
         )
 
     def _ended(self, trajectory: Trajectory) -> Trajectory:
-        """A trajectory up to its first end."""
-        ends = np.flatnonzero(np.isin(trajectory.token_ids, self._ends))
+        """A trajectory without what it says behind its first end."""
+        ends = np.flatnonzero(np.isin(trajectory.token_ids[:-1], self._ends))
         if not len(ends):
             return trajectory
         return replace(trajectory, token_ids=trajectory.token_ids[: ends[0] + 1], finish_reason="stop")
