@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from client.errors import ModelError, reason_of
+from client.models.mistral import tokenizer_remedy
 
 HEAD_BYTES = 4096
 """Bytes of each tensor that enter the model fingerprint."""
@@ -28,20 +29,35 @@ def model_folder(
     """
     folder = Path(model)
     if folder.is_dir():
-        return folder
+        return _no_adapter(folder)
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ModelError(f"no model folder at {model!r}: give a folder in Hugging Face format or a Hub id 'owner/name'")
     try:
         from huggingface_hub import snapshot_download
 
         patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", *(["*.py"] if code else [])]
-        return Path(snapshot_download(model, revision=revision, cache_dir=cache, token=token, allow_patterns=patterns))
+        folder = Path(
+            snapshot_download(model, revision=revision, cache_dir=cache, token=token, allow_patterns=patterns)
+        )
     except Exception as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(
             f"model {model!r}{at} not found: no such folder, and the download from the Hugging Face Hub failed:"
             f" {reason_of(error)}"
         ) from error
+    return _no_adapter(folder)
+
+
+def _no_adapter(folder: Path) -> Path:
+    """The folder. Raises ModelError where it holds an adapter and no model."""
+    file = folder / "adapter_config.json"
+    if not file.is_file() or (folder / "config.json").is_file():
+        return folder
+    base = _json_object(file).get("base_model_name_or_path") or "MODEL"
+    raise ModelError(
+        f"{folder} holds a LoRA adapter, not a model; merge it and name the merged folder: lightreasoner-trainer merge"
+        f" {base} {folder} OUT"
+    )
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -71,7 +87,7 @@ def model_fingerprint(folder: Path) -> str:
 
 def token_map(folder: Path) -> tuple[dict[int, str], set[int]]:
     """The tokens of tokenizer.json by id, and the ids of the added tokens."""
-    remedy = "save the tokenizer with AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+    remedy = tokenizer_remedy(folder)
     tokenizer = _json_object(folder / "tokenizer.json", remedy)
     try:
         listed = tokenizer["model"]["vocab"]

@@ -16,6 +16,7 @@ from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from client.errors import reason_of
+from client.models.mistral import hugging_face_arguments
 from server.engines.engine import Engine, EngineStartError, start_error, workers_of
 from server.engines.pair import Pair
 from server.engines.preflight import ModelFacts, PairFacts
@@ -63,7 +64,11 @@ def sized_arguments(
     settings: ServerSettings, models: Mapping[Role, ModelFacts], on_cpu: bool
 ) -> dict[Role, EngineArguments]:
     """The vLLM engine arguments of both engines. Raises SettingsError where the engines do not fit."""
-    given = {role: engine_arguments(settings, role, on_cpu) | {"model": str(models[role].folder)} for role in ROLES}
+    folders = {role: models[role].folder for role in ROLES}
+    given = {
+        role: hugging_face_arguments(folder) | engine_arguments(settings, role, on_cpu) | {"model": str(folder)}
+        for role, folder in folders.items()
+    }
     shapes = {role: engine_shape(role, given[role], models[role].weight_bytes) for role in ROLES}
     if on_cpu:
         sized = cpu_arguments(shapes, given)

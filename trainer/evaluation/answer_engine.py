@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from client import child_errors
 from client.errors import ModelError, reason_of
+from client.models.mistral import hugging_face_arguments
 from trainer.adapters.adapter import read_config
 from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Examination, Precision
@@ -32,7 +33,9 @@ class AnswerEngine:
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
 
-        options: dict[str, Any] = {"enable_lora": True, "max_lora_rank": _lora_rank(adapters)} if adapters else {}
+        options: dict[str, Any] = {**hugging_face_arguments(model.path)}
+        if adapters:
+            options |= {"enable_lora": True, "max_lora_rank": _lora_rank(adapters)}
         if current_platform.is_cpu():
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
         self.max_model_len, self._ends = max_model_len, model.end_token_ids

@@ -1,0 +1,29 @@
+"""Mistral's own files beside those in Hugging Face format: the service reads the latter, and they alone.
+
+In: a model folder. Out: engine arguments, or what to do where only Mistral's own tokenizer is there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TEKKEN = "tekken.json"
+"""Mistral's own tokenizer. It knows no chat template, so transformers and vLLM render otherwise where they take it."""
+
+
+def hugging_face_arguments(folder: Path) -> dict[str, str]:
+    """vLLM's engine arguments that make it read the files in Hugging Face format where Mistral's lie beside them."""
+    if not any(folder.glob("consolidated*.safetensors")):
+        return {}
+    return {"tokenizer_mode": "hf", "config_format": "hf", "load_format": "hf"}
+
+
+def tokenizer_remedy(folder: Path) -> str:
+    """How to make the tokenizer.json that a folder lacks."""
+    if not (folder / TEKKEN).is_file():
+        return "save the tokenizer with AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+    made = "mistral_format=False, bos_token='<s>', eos_token='</s>'"
+    return (
+        f'make it of {TEKKEN}: python -c "from transformers import AutoTokenizer as A;'
+        f" A.from_pretrained('{folder}', {made}).save_pretrained('{folder}')\", and add the model's chat_template.jinja"
+    )
