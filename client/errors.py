@@ -24,9 +24,24 @@ def how_to_install(extra: str) -> str:
     return f"pip install 'lightreasoner[{extra}]' (in a checkout: pip install '.[{extra}]')"
 
 
+def plain(text: str) -> str:
+    """A text that others wrote, safe for a terminal: on one line, with escapes for what cannot be printed.
+
+    Raw, it could move the cursor, hide text, or look like a line of ours.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else " " if char in "\r\n\t" else repr(char)[1:-1] for char in text)
+
+
+def plain_lines(text: str) -> str:
+    """A text of ours, in which others may have written, as `plain` gives it; its lines stay."""
+    return "\n".join(map(plain, text.split("\n")))
+
+
 def shorten(text: str, most: int = MOST_SHOWN) -> str:
-    """A text, cut after `most` characters."""
-    return text if len(text) <= most else f"{text[:most]}…"
+    """A text that others wrote, cut after `most` characters, as `plain` gives it."""
+    return plain(text) if len(text) <= most else f"{plain(text[:most])}…"
 
 
 def shown(value: object) -> str:
@@ -40,7 +55,7 @@ def reason_of(error: BaseException) -> str:
     Of pydantic's, which spreads over lines and repeats the input: each field, its value and what is wrong.
     """
     if not isinstance(error, ValidationError):
-        return " ".join(str(error).split()) or repr(error)
+        return plain(" ".join(str(error).split())) or repr(error)
     said = []
     for entry in error.errors():
         message = entry["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -6,6 +6,7 @@ In: options, or a job's id. Out: the job's id, its status, its end.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import typer
 
 from client.cli.options import ApiKey, JobId, Problems, SamplingOptions, Server, checked
-from client.errors import LightReasonerError, Unreachable
+from client.errors import LightReasonerError, Unreachable, plain, plain_lines
 from client.protocol.requests import ENDED, MAX_JOB_PROBLEMS, Job, JobRequest
 
 if TYPE_CHECKING:
@@ -56,12 +57,12 @@ def submit(
         run=run,
         **options.fields(),
     )
-    print(_ask(server, api_key, lambda connection: connection.submit(request)).id)
+    print(plain(_ask(server, api_key, lambda connection: connection.submit(request)).id))
 
 
 def status(job: JobId, server: Server, api_key: ApiKey = None) -> None:
     """Print a job's status as JSON."""
-    print(_ask(server, api_key, lambda connection: connection.job(job)).model_dump_json(indent=2))
+    print(json.dumps(_ask(server, api_key, lambda connection: connection.job(job)).model_dump(mode="json"), indent=2))
 
 
 def wait(job: JobId, server: Server, api_key: ApiKey = None) -> None:
@@ -106,7 +107,7 @@ async def _wait(connection: Connection, job_id: str) -> Job:
         def say(news: str) -> None:
             nonlocal said
             if news != said:
-                console.print(said := news, highlight=False, markup=False)
+                console.print(plain_lines(said := news), highlight=False, markup=False)
 
         job = await connection.job(job_id)  # a server that is not there at the start is an error at once
         while job.status not in ENDED:
@@ -127,4 +128,6 @@ async def _wait(connection: Connection, job_id: str) -> Job:
 
 def _line(job: Job) -> str:
     counts = job.request_counts
-    return f"{job.id} {job.status}: {counts.completed:,} of {counts.total:,}, {counts.failed:,} failed; {job.run}"
+    return plain(
+        f"{job.id} {job.status}: {counts.completed:,} of {counts.total:,}, {counts.failed:,} failed; {job.run}"
+    )

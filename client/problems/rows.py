@@ -24,10 +24,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from client.errors import ProblemSetError, Stopped, shown
+from client.errors import ProblemSetError, Stopped, reason_of, shorten, shown
 from client.problems.files import SetFile, files_of
 from client.problems.forms import Form, told
 from client.problems.hub import HUB, data_set_or_files, naming_hub
+from client.storage.bucket import MOST_SAID_CHARACTERS
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -119,7 +120,7 @@ def _naming(path: str) -> Iterator[None]:
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except (OSError, EOFError, ValueError, KeyError, zlib.error, LZMAError, pa.ArrowException) as error:
-        raise ProblemSetError(f"{path} cannot be read: {error}") from error
+        raise ProblemSetError(f"{path} cannot be read: {shorten(reason_of(error), MOST_SAID_CHARACTERS)}") from error
 
 
 def _of_lines(file: BinaryIO, name: str, columns: Columns) -> Numbered:

@@ -40,6 +40,10 @@ MAX_MESSAGES = 1024
 """Most messages of a problem."""
 MAX_IDS = 1_000_000
 MAX_STOP_TOKENS = 1000
+MAX_NAME_CHARACTERS = 256
+"""Most characters of a type or a fingerprint."""
+MAX_VOCABULARY = 2**24
+"""Most columns of a model's head; 2**18 are many."""
 MAX_FIELDS = 64
 """Most fields of an object in a request; every model has far fewer."""
 
@@ -370,21 +374,24 @@ class TokenDifference(BaseModel):
 class ModelCard(BaseModel):
     """One model of the pair, as GET /v1/models lists it: the fields of OpenAI's list, and what run.json records."""
 
-    id: str
+    id: str = Field(max_length=4096)
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "lightreasoner"
     role: Literal["expert", "amateur"]
-    vocab_size: int = Field(description="Columns of the model's head.")
-    max_model_len: int
-    max_logprobs: int
+    vocab_size: int = Field(ge=1, le=MAX_VOCABULARY, description="Columns of the model's head.")
+    max_model_len: int = Field(ge=1, le=2**31 - 1)
+    max_logprobs: int = Field(ge=-1, le=MAX_VOCABULARY)
     slots: int = Field(
-        DEFAULT_SLOTS, ge=1, description="Requests that its engine runs at a time, on all data-parallel ranks together."
+        DEFAULT_SLOTS,
+        ge=1,
+        le=2**20,
+        description="Requests that its engine runs at a time, on all data-parallel ranks together.",
     )
-    dtype: str
-    model_fingerprint: str
-    tokenizer_fingerprint: str
-    chat_template_digest: str | None
+    dtype: str = Field(max_length=MAX_NAME_CHARACTERS)
+    model_fingerprint: str = Field(max_length=MAX_NAME_CHARACTERS)
+    tokenizer_fingerprint: str = Field(max_length=MAX_NAME_CHARACTERS)
+    chat_template_digest: str | None = Field(max_length=MAX_NAME_CHARACTERS)
     unknown_tokens: list[TokenDifference] = Field(
         default_factory=list, description="Only on the amateur's card: added tokens of the expert that it lacks."
     )

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from client.errors import shorten
+
 FinishReason = Literal["stop", "length"]
 Encoding = Literal["json", "base64"]
 
@@ -66,6 +68,10 @@ class Failure:
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
+MOST_VALUES, SMALL_LINE_BYTES = 2**22, 2**22
+"""Most values of a line, and bytes of a line whose values need no counting. A value may cost 60 bytes and more."""
+MOST_DETAIL_CHARACTERS = 2000
+"""Most characters of a failure's detail: a person reads it."""
 LOGPROB_ROUNDING = 1e-3
 """Rounding that `fault_of` allows, in nats: above 0, and against the order of the top k."""
 
@@ -79,13 +85,13 @@ def parse_line(line: bytes | str, vocab_size: int | None = None) -> Trajectory |
     """
     if not line.strip():
         return None
-    fields = orjson.loads(line)
+    fields = _fields_of(line)
     key = _key_in(fields)
     if "error" in fields:
         kind, detail = fields["error"]["type"], fields["error"]["detail"]
         if not isinstance(kind, str) or not isinstance(detail, str):
             raise ValueError("an error's type and detail must be strings")
-        return Failure(*key, kind, detail)
+        return Failure(*key, shorten(kind), shorten(detail, MOST_DETAIL_CHARACTERS))
     trajectory = Trajectory(
         *key,
         prompt_token_ids=_ids(fields["prompt_token_ids"]),
@@ -103,9 +109,18 @@ def parse_line(line: bytes | str, vocab_size: int | None = None) -> Trajectory |
 def key_of_line(line: bytes) -> tuple[str, int] | None:
     """The key of the trajectory that a line is about, even if the rest is invalid; None if it cannot be read."""
     try:
-        return _key_in(orjson.loads(line))
+        return _key_in(_fields_of(line))
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _fields_of(line: bytes | str) -> Any:
+    """A line's JSON. Raises ValueError if Python's objects for it would fill the memory."""
+    if len(line) > SMALL_LINE_BYTES:
+        data = line.encode() if isinstance(line, str) else line
+        if sum(data.count(mark) for mark in (b"[", b"{", b",")) > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES:,} values; base64 packs arrays")
+    return orjson.loads(line)
 
 
 def _key_in(fields: dict[str, Any]) -> tuple[str, int]:
@@ -131,7 +146,8 @@ def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
         return "its arrays have different lengths"
     if min(array.min() for array in (line.prompt_token_ids, line.token_ids, line.top_ids)) < 0:
         return "a token id is negative"
-    if vocab_size and (largest := max(line.token_ids.max(), line.top_ids.max())) >= vocab_size:
+    largest = max(array.max() for array in (line.prompt_token_ids, line.token_ids, line.top_ids))
+    if vocab_size and largest >= vocab_size:
         return f"token {largest} is beyond the expert's {vocab_size:,} columns"
     ids = np.sort(line.top_ids, axis=1)
     if (ids[:, 1:] == ids[:, :-1]).any():
@@ -156,9 +172,7 @@ def _to_base64(array: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def _ids(value: Any) -> npt.NDArray[np.int32]:
-    array = _unpacked(value, "<i4") if isinstance(value, dict) else np.array(value)
-    if array.dtype.kind not in "iu" and array.size:
-        raise ValueError("token ids must be integers")
+    array = _unpacked(value, "<i4") if isinstance(value, dict) else _array(value, {int}, np.int64)
     if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
         raise ValueError("a token id is out of range")
     return array.astype(np.int32, copy=False)
@@ -168,9 +182,18 @@ def _logprobs(value: Any, unknown: float = np.nan) -> npt.NDArray[np.float32]:
     """`unknown`: what JSON's null stands for."""
     if isinstance(value, dict):
         return _unpacked(value, "<f4")
-    array = np.array(value, dtype=np.float32)
+    array = _array(value, {int, float, type(None)}, np.float32)
     array[np.isnan(array)] = unknown
     return array
+
+
+def _array(value: Any, kinds: set[type], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """A list of numbers, or of such lists. numpy alone would read texts as numbers, and pad all to the longest."""
+    nested = isinstance(value, list) and value and isinstance(value[0], list)
+    for row in value if nested else [value]:
+        if not isinstance(row, list) or not kinds.issuperset(map(type, row)):
+            raise ValueError("an array must hold numbers and nothing else")
+    return np.array(value, dtype)
 
 
 def _unpacked(value: dict[str, Any], dtype: str) -> npt.NDArray[Any]:

@@ -26,6 +26,7 @@ from client.report.analysis import BetaBand, BetaBands, StepAnalysis
 from client.runs.build import trajectory_parts
 from client.runs.keys import Key
 from client.runs.manifest import RunManifest
+from client.runs.parts import MOST_PART_BYTES
 from client.runs.run import Run, RunTotals
 from client.runs.samples import Sample, sample_of
 from client.runs.tally import Tally
@@ -249,7 +250,7 @@ def _lot(trajectory: Trajectory) -> float:
 def _losses(run: Run) -> list[tuple[float, float]]:
     """The loss of each optimizer step; a line that is still being written is left out."""
     losses = []
-    for line in (run.bucket.get("training/metrics.jsonl") or b"").splitlines():
+    for line in (run.bucket.get("training/metrics.jsonl", MOST_PART_BYTES) or b"").splitlines():
         try:
             row = orjson.loads(line)
             step, loss = float(row["step"]), float(row["loss"])
@@ -267,7 +268,7 @@ def _evaluated_benchmarks(run: Run) -> list[EvaluatedBenchmark]:
         try:
             found += [
                 _evaluated_benchmark(file, name, figures)
-                for name, figures in orjson.loads(run.bucket.get(file) or b"")["benchmarks"].items()
+                for name, figures in orjson.loads(run.bucket.get(file, MOST_PART_BYTES) or b"")["benchmarks"].items()
             ]
         except (ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, Literal, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from client.errors import RunError
+from client.errors import RunError, reason_of, shorten
 from client.protocol.requests import Failure, Trajectory, parse_line
 from client.runs.samples import Sample
 from client.runs.tables import (
@@ -28,10 +29,12 @@ from client.runs.tables import (
     trajectories_in,
     trajectory_table,
 )
-from client.storage.bucket import Bucket
+from client.storage.bucket import MOST_SAID_CHARACTERS, Bucket
 
 PartKind = Literal["trajectories", "samples", "failures"]
 Read = TypeVar("Read")
+MOST_PART_BYTES, MOST_PART_ROWS = 2**28, 2**16
+"""Most of a part, unpacked: one is closed at 32 MiB, and may then hold one more trajectory, of 200 MB at most."""
 COLUMN_RANGE_BYTES = 2**16
 """How much to read at a time of a part of which only a few columns are needed."""
 REMOVE = "remove it, and complete.json where there is one, and sample again"
@@ -79,7 +82,7 @@ class Parts:
 
     def data(self, kind: PartKind, part: str) -> bytes:
         """A part's bytes; empty if there is no such part."""
-        return self._bucket.get(_object_name(kind, part)) or b""
+        return self._bucket.get(_object_name(kind, part), MOST_PART_BYTES) or b""
 
     def trajectories(self, part: str, data: bytes | None = None) -> list[Trajectory]:
         """A part's trajectories. `data`: its bytes, if they were read already.
@@ -98,7 +101,9 @@ class Parts:
         try:
             lines = [parse_line(line) for line in self.data("failures", part).splitlines()]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self._bucket}/{_object_name('failures', part)} is damaged ({error}); {REMOVE}") from error
+            raise RunError(
+                f"{self._bucket}/{_object_name('failures', part)} is damaged ({_reason(error)}); {REMOVE}"
+            ) from error
         return [line for line in lines if isinstance(line, Failure)]
 
     def columns(self, part: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -121,11 +126,44 @@ class Parts:
         """The result of `read` on a part. Raises RunError, naming the part, if it cannot be read."""
         try:
             source = pa.BufferReader(data) if isinstance(data, bytes) else data
-            table = pq.read_table(source, columns=schema.names, pre_buffer=False).select(schema.names).cast(schema)
+            table = _table_in(source, schema).select(schema.names).cast(schema)
             check_no_nulls(table)
             return read(table)
         except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-            raise RunError(f"{self._bucket}/{_object_name(kind, part)} cannot be read ({error}); {REMOVE}") from error
+            raise RunError(
+                f"{self._bucket}/{_object_name(kind, part)} cannot be read ({_reason(error)}); {REMOVE}"
+            ) from error
+
+
+def _table_in(source: pa.BufferReader | BinaryIO, schema: pa.Schema) -> pa.Table:
+    """Columns of a part, texts as dictionaries. Raises ValueError where they would unpack to more than parts hold.
+
+    A few kilobytes of Parquet may say one value a billion times.
+    """
+    metadata = pq.ParquetFile(source, pre_buffer=False).metadata
+    chunks = [
+        metadata.row_group(group).column(column)
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    ]
+    read = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in schema.names]
+    size = sum(max(chunk.num_values * 4, chunk.total_uncompressed_size) for chunk in read)
+    if metadata.num_rows > MOST_PART_ROWS or size > MOST_PART_BYTES:
+        raise ValueError(f"{metadata.num_rows:,} rows of {size:,} bytes, more than a part holds")
+    there = set(metadata.schema.to_arrow_schema().names)
+    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name in there]
+    file = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts, pre_buffer=False)
+    table = file.read(columns=schema.names)
+    for column in (column for column in table.columns if pa.types.is_dictionary(column.type)):
+        for chunk in column.chunks:
+            size += pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
+    if size > MOST_PART_BYTES:
+        raise ValueError(f"{size:,} bytes, more than a part holds")
+    return table
+
+
+def _reason(error: Exception) -> str:
+    return shorten(reason_of(error), MOST_SAID_CHARACTERS)
 
 
 def _object_name(kind: PartKind, part: str) -> str:

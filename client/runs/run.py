@@ -28,7 +28,7 @@ from client.errors import RunError
 from client.protocol.requests import Failure, Trajectory
 from client.runs.keys import Key, Keys
 from client.runs.manifest import RunManifest
-from client.runs.parts import PartKind, Parts
+from client.runs.parts import MOST_PART_BYTES, PartKind, Parts
 from client.runs.samples import Sample, sample_of
 from client.runs.tally import RunTotals, Tally
 from client.storage.bucket import Bucket
@@ -36,6 +36,8 @@ from client.storage.bucket import Bucket
 Keyed = TypeVar("Keyed", Trajectory, Sample)
 
 
+MOST_JSON_BYTES = 2**22
+"""Most bytes of run.json and complete.json."""
 TOTALS = TypeAdapter(RunTotals)
 
 
@@ -68,7 +70,7 @@ class Run:
 
     def manifest(self) -> RunManifest:
         """run.json. Raises RunError, naming the RUN, if it is missing or invalid."""
-        data = self.bucket.get("run.json")
+        data = self.bucket.get("run.json", MOST_JSON_BYTES)
         if data is None:
             raise RunError(f"no RUN at {self}: it has no run.json; 'lightreasoner-client sample' makes one")
         try:
@@ -94,7 +96,7 @@ class Run:
 
     def completion(self) -> Completion | None:
         """complete.json; None if the RUN is not sealed."""
-        data = self.bucket.get("complete.json")
+        data = self.bucket.get("complete.json", MOST_JSON_BYTES)
         if data is None:
             return None
         try:
@@ -148,7 +150,7 @@ class Run:
 
     def tokenizer(self) -> bytes:
         """The expert's tokenizer.json. Raises RunError if it is missing."""
-        data = self.bucket.get("tokenizer.json")
+        data = self.bucket.get("tokenizer.json", MOST_PART_BYTES)
         if data is None:
             raise RunError(f"{self} has no tokenizer.json; copy the expert's tokenizer.json into it")
         return data

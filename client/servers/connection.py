@@ -6,18 +6,20 @@ In: requests of the contract. Out: the responses as values. Every error is a Ser
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import email.utils
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 import httpx
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from client.errors import Busy, LightReasonerError, ServiceError, Unreachable
+from client.errors import Busy, LightReasonerError, ServiceError, Unreachable, shorten, shown
 from client.protocol.requests import (
     Failure,
     Job,
@@ -40,10 +42,28 @@ READ_TIMEOUT_SECONDS = 60.0
 CONNECT_TIMEOUT_SECONDS = 10.0
 MOST_ANSWER_LINE_BYTES = 2**28
 """A trajectory of 100,000 tokens with a top k of 128 is smaller."""
+SMALLEST_LINE_BOUND, BYTES_AN_ENTRY = 2**24, 64
+"""A line may have the first for its prompt, and the second for each id of its top k, in JSON too."""
+MOST_BODY_BYTES, MOST_CARDS_BYTES, MOST_TOKENIZER_BYTES = 2**20, 2**22, 2**26
+"""Most bytes of a response that is no stream. The largest tokenizer.json known has half of the last."""
+MOST_TOKENIZER_VALUES = 2**23
+ANSWER_SECONDS = 300.0
+"""How long a response that is no stream may take: a tokenizer over a slow line."""
+LONGEST_RETRY_AFTER = 86_400.0
+MOST_REASON_CHARACTERS = 500
+"""Most characters of a server's words in a message."""
 BEFORE_A_SERVER = (408, 429, 502, 504)
 """How a proxy answers /ready while there is no server behind it, or the server is overloaded."""
 BAD_LINE = "bad_line"
 """The type of failure that an invalid line becomes."""
+
+
+class HttpAnswer(NamedTuple):
+    """A whole response, as it came."""
+
+    status: int
+    headers: httpx.Headers
+    content: bytes
 
 
 class LineTooLong(Exception):
@@ -62,9 +82,8 @@ class Connection:
                 raise ValueError("expected http://host:port")
             limits = httpx.Limits(max_connections=None)  # a server's window bounds its requests
             timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS, pool=None)
-            self._http = httpx.AsyncClient(
-                base_url=self.server, headers=_authorization(api_key), timeout=timeout, limits=limits
-            )
+            headers = _authorization(api_key) | {"accept-encoding": "identity"}
+            self._http = httpx.AsyncClient(base_url=self.server, headers=headers, timeout=timeout, limits=limits)
         except (httpx.InvalidURL, ValueError) as error:
             raise ServiceError(f"--server {server!r} is not a valid URL: {error}") from None
 
@@ -79,35 +98,39 @@ class Connection:
 
         Raises ServiceError if the server cannot be reached, or has failed.
         """
-        response = await self._get("/ready")
-        if response.status_code == 200:
+        answer = await self._get("/ready")
+        if answer.status == 200:
             return None
-        starting = response.status_code == 503 and "retry-after" in response.headers
-        if not starting and response.status_code not in BEFORE_A_SERVER:
-            raise ServiceError(f"{self} cannot serve: {_detail(response)}")
-        return _detail(response)
+        starting = answer.status == 503 and "retry-after" in answer.headers
+        if not starting and answer.status not in BEFORE_A_SERVER:
+            raise ServiceError(f"{self} cannot serve: {_detail(answer)}")
+        return _detail(answer)
 
     async def models(self) -> PairCards:
         """The expert's card and the amateur's."""
-        content = (await self._ok("/v1/models")).content
+        content = await self._ok("/v1/models", MOST_CARDS_BYTES)
         try:
             cards = {card.role: card for card in ModelList.model_validate_json(content).data}
             return PairCards(cards["expert"], cards["amateur"])
-        except (ValidationError, KeyError):
-            raise ServiceError(f"{self} is not a lightreasoner-server: its /v1/models lists no pair") from None
+        except (ValidationError, KeyError) as error:
+            reason = f"no card of the {error.args[0]}" if isinstance(error, KeyError) else _first_fault(error)
+            raise ServiceError(
+                f"{self} is not a lightreasoner-server: its /v1/models lists no pair ({reason})"
+            ) from None
 
     async def tokenizer(self) -> bytes:
         """The expert's tokenizer.json."""
-        content = (await self._ok("/v1/tokenizer")).content
-        with contextlib.suppress(ValueError):
-            if isinstance(found := orjson.loads(content), dict) and "model" in found:
-                return content
+        content = await self._ok("/v1/tokenizer", MOST_TOKENIZER_BYTES)
+        if sum(content.count(mark) for mark in (b"[", b"{", b",")) <= MOST_TOKENIZER_VALUES:
+            with contextlib.suppress(ValueError):
+                if isinstance(found := orjson.loads(content), dict) and "model" in found:
+                    return content
         raise ServiceError(f"{self} is not a lightreasoner-server: its /v1/tokenizer is not a tokenizer.json")
 
     async def versions(self) -> dict[str, str]:
         """Versions of the server and of the packages that its results depend on."""
         try:
-            return VERSIONS.validate_json((await self._ok("/version")).content)
+            return VERSIONS.validate_json(await self._ok("/version"))
         except ValidationError:
             raise ServiceError(f"{self} is not a lightreasoner-server: its /version lists no versions") from None
 
@@ -121,13 +144,17 @@ class Connection:
         """
         missing = {(problem.id, index) for problem in problems for index in range(sampling.n)}
         headers, body = {"content-type": "application/json"}, _body(problems, sampling)
+        longest = {problem.id: len(problem.token_ids or ()) or sampling.max_tokens for problem in problems}
+        most = min(
+            SMALLEST_LINE_BOUND + BYTES_AN_ENTRY * sampling.top_k * max(longest.values()), MOST_ANSWER_LINE_BYTES
+        )
         try:
             async with self._http.stream("POST", "/v1/trajectories", content=body, headers=headers) as response:
                 if response.status_code != 200:
-                    await response.aread()
-                    raise self._refusal(response, f"{self} rejected the request")
-                async for text in _ndjson_lines(response):
-                    if line := self._read(text, sampling.top_k, vocab_size):
+                    raise self._refusal(await self._whole(response), f"{self} rejected the request")
+                self._check_encoding(response)
+                async for text in _ndjson_lines(response, most):
+                    if line := self._read(text, sampling.top_k, vocab_size, longest):
                         key = line.problem_id, line.sample_index
                         if key not in missing:
                             raise ServiceError(f"{self} answered {key!r:.200}, which was not requested, or came twice")
@@ -164,12 +191,16 @@ class Connection:
         """Cancel a job."""
         return self._job(await self._post(f"/v1/jobs/{quote(job_id, safe='')}/cancel", {}, ""), 200)
 
-    def _read(self, text: bytes, top_k: int, vocab_size: int) -> Trajectory | Failure | None:
+    def _read(self, text: bytes, top_k: int, vocab_size: int, longest: dict[str, int]) -> Trajectory | Failure | None:
         """The value of a line; for an invalid line a failure. Raises ServiceError if its key cannot be read."""
         try:
             line = parse_line(text, vocab_size)
             if isinstance(line, Trajectory) and (k := line.top_ids.shape[1]) != top_k:
                 raise ValueError(f"its top k is {k}, expected {top_k}")
+            if isinstance(line, Trajectory) and (tokens := len(line.token_ids)) > longest.get(line.problem_id, tokens):
+                raise ValueError(
+                    f"it has {tokens} tokens, more than the {longest[line.problem_id]} that were requested"
+                )
             return line
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             fault = f"{self} sent an invalid line: {error!r:.300}"
@@ -177,48 +208,72 @@ class Connection:
                 raise ServiceError(fault) from error
             return Failure(*key, BAD_LINE, fault)
 
-    def _refusal(self, response: httpx.Response, what: str) -> ServiceError:
-        """An error response as an error of the right kind."""
-        said = f"{what}: {_detail(response)}"
-        if response.status_code == 401:
-            said += " (give one with --api-key or LIGHTREASONER_API_KEY)"
-        if response.status_code == 429:
-            return Busy(said, _retry_after(response))
-        if response.status_code == 408 or response.status_code >= 500:
-            return Unreachable(said, _retry_after(response))
+    def _refusal(self, answer: HttpAnswer, what: str) -> ServiceError:
+        """An error response as an exception of the right kind."""
+        said = f"{what}: {_detail(answer)}"
+        if answer.status == 401:
+            said += " (--api-key or LIGHTREASONER_API_KEY gives one)"
+        if answer.status == 429:
+            return Busy(said, _retry_after(answer))
+        if answer.status == 408 or answer.status >= 500:
+            return Unreachable(said, _retry_after(answer))
         return ServiceError(said)
 
-    async def _ok(self, path: str) -> httpx.Response:
-        response = await self._get(path)
-        if response.status_code != 200:
-            raise self._refusal(response, f"{self}{path} answered {response.status_code}")
-        return response
+    async def _ok(self, path: str, most: int = MOST_BODY_BYTES) -> bytes:
+        answer = await self._get(path, most)
+        if answer.status != 200:
+            raise self._refusal(answer, f"{self}{path} answered {answer.status}")
+        return answer.content
 
-    def _job(self, response: httpx.Response, expected: int) -> Job:
-        if response.status_code == 503:
-            raise Unreachable(f"{self} cannot answer now: {_detail(response)}", _retry_after(response))
-        if response.status_code != expected:
-            raise ServiceError(f"{self} rejected the request: {_detail(response)}")
+    def _job(self, answer: HttpAnswer, expected: int) -> Job:
+        if answer.status == 503:
+            raise Unreachable(f"{self} cannot answer now: {_detail(answer)}", _retry_after(answer))
+        if answer.status != expected:
+            raise ServiceError(f"{self} rejected the request: {_detail(answer)}")
         try:
-            return Job.model_validate_json(response.content)
+            return Job.model_validate_json(answer.content)
         except ValidationError:
             raise ServiceError(f"{self} sent an invalid job") from None
 
-    async def _get(self, path: str) -> httpx.Response:
+    async def _get(self, path: str, most: int = MOST_BODY_BYTES) -> HttpAnswer:
+        return await self._answer("GET", path, {}, b"", most)
+
+    async def _post(self, path: str, headers: dict[str, str], body: str) -> HttpAnswer:
+        headers = {"content-type": "application/json", **headers}
+        return await self._answer("POST", path, headers, body.encode(), MOST_BODY_BYTES)
+
+    async def _answer(self, method: str, path: str, headers: dict[str, str], body: bytes, most: int) -> HttpAnswer:
         try:
-            return await self._http.get(path)
+            async with (
+                asyncio.timeout(ANSWER_SECONDS),
+                self._http.stream(method, path, headers=headers, content=body) as response,
+            ):
+                return await self._whole(response, most)
+        except TimeoutError:
+            raise Unreachable(f"{self}{path} was not answered whole in {ANSWER_SECONDS:g} s") from None
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
-    async def _post(self, path: str, headers: dict[str, str], body: str) -> httpx.Response:
-        try:
-            headers = {"content-type": "application/json", **headers}
-            return await self._http.post(path, headers=headers, content=body.encode())
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+    async def _whole(self, response: httpx.Response, most: int = MOST_BODY_BYTES) -> HttpAnswer:
+        """A response with its body, of `most` bytes. Raises ServiceError for a larger one."""
+        self._check_encoding(response)
+        content = bytearray()
+        async for chunk in response.aiter_raw():
+            content += chunk
+            if len(content) > most:
+                raise ServiceError(f"{self} answered with more than {most:,} bytes; is a lightreasoner-server there?")
+        return HttpAnswer(response.status_code, response.headers, bytes(content))
+
+    def _check_encoding(self, response: httpx.Response) -> None:
+        """A few compressed bytes may be gigabytes, so none are asked for. Raises ServiceError where they come."""
+        if (encoding := response.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            raise ServiceError(
+                f"{self} answered in Content-Encoding {shown(encoding)}, though it was asked for none; turn off "
+                "the compression of its proxy"
+            )
 
     def _unreachable(self, error: Exception) -> Unreachable:
-        reason = str(error) or type(error).__name__
+        reason = shorten(str(error), MOST_REASON_CHARACTERS) or type(error).__name__
         return Unreachable(f"cannot reach {self} ({reason}); is lightreasoner-server running there?")
 
 
@@ -243,18 +298,18 @@ def _authorization(api_key: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {api_key}"}
 
 
-async def _ndjson_lines(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _ndjson_lines(response: httpx.Response, most: int) -> AsyncIterator[bytes]:
     """The lines of NDJSON. A line ends only at a newline: JSON may contain other line separators.
 
     The text after the last newline is a line too if it is complete JSON; otherwise the stream was cut.
     """
     pieces: list[bytes] = []  # of the current line; joined once, because it may be large
     size = 0
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.aiter_raw():
         first, *others = chunk.split(b"\n")
         pieces.append(first)
-        if (size := size + len(first)) > MOST_ANSWER_LINE_BYTES:
-            raise LineTooLong(f"a line of more than {MOST_ANSWER_LINE_BYTES:,} bytes")
+        if (size := size + len(first)) > most:
+            raise LineTooLong(f"a line of more than {most:,} bytes")
         if others:
             yield b"".join(pieces)
             for line in others[:-1]:
@@ -272,20 +327,27 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds, from either form of Retry-After; 0 if it is missing or cannot be read."""
-    value = response.headers.get("retry-after", "")
-    if value.isascii() and value.isdigit():
-        return float(value)
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors(include_input=False)[0]
+    return shorten(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", MOST_REASON_CHARACTERS)
+
+
+def _retry_after(answer: HttpAnswer) -> float:
+    """Seconds, from either form of Retry-After, a day at most; 0 where there is none that can be read."""
+    value = answer.headers.get("retry-after", "")
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+        if value.isascii() and value.isdigit():
+            seconds = float(value)
+        else:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, TypeError, LookupError, ArithmeticError):  # a date is a program of its own
         return 0.0
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 
-def _detail(response: httpx.Response) -> str:
-    """The detail of an error response; its status if it is not a problem document."""
+def _detail(answer: HttpAnswer) -> str:
+    """The text of an error response, whether it is a problem document or not."""
     try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status_code}, which is not a response of lightreasoner-server"
+        return shorten(str(orjson.loads(answer.content)["detail"]), MOST_REASON_CHARACTERS)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return f"HTTP {answer.status}, which is not a response of lightreasoner-server"

@@ -13,6 +13,7 @@ import errno
 import io
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -22,9 +23,11 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from client.errors import LightReasonerError
+from client.errors import LightReasonerError, shorten
 from client.storage.s3_credentials import AwsError, s3_options
 
+MOST_SAID_CHARACTERS = 500
+"""Most characters of a store's own words in a message."""
 RANGE_BYTES = 4 * 2**20
 """How much to read at a time of an object that is read in ranges."""
 HIDDEN = re.compile(r"\.[0-9a-f]{32}\.tmp(?:#\d+)?")
@@ -71,23 +74,39 @@ class Bucket:
     def __str__(self) -> str:
         return self.url
 
-    def get(self, name: str) -> bytes | None:
-        """The object's bytes; None if it does not exist."""
+    def get(self, name: str, most: int | None = None) -> bytes | None:
+        """The object's bytes, or None if it does not exist. Raises BucketError if they are more than `most`."""
         store = self._open(for_writing=False)
         if store is None:
             return None
+        self._check_kind(name)
         try:
-            return bytes(obstore.get(store, name).bytes())
+            found = obstore.get(store, name)
+            size = found.meta["size"]
+            data = b"" if most and size > most else bytes(found.bytes())
         except FileNotFoundError:
             return None
         except Exception as error:
             raise self._trouble("read", name, error) from error
+        if most and size > most:
+            raise BucketError(f"cannot read {name} in {self.url}: it has {size:,} bytes, more than {most:,}")
+        return data
+
+    def _check_kind(self, name: str) -> None:
+        """Raises BucketError for a pipe or a device of a local folder, which would be read for ever."""
+        if self._folder is None:
+            return
+        with contextlib.suppress(OSError):
+            mode = (self._folder / name).stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise BucketError(f"{self._folder / name} is a pipe or a device; a bucket holds files, remove it")
 
     def open(self, name: str, range_bytes: int = RANGE_BYTES) -> BinaryIO | None:
         """The object as a file that reads ranges on demand; None if it does not exist."""
         store = self._open(for_writing=False)
         if store is None:
             return None
+        self._check_kind(name)
         try:
             file = obstore.open_reader(store, name, buffer_size=range_bytes)
         except FileNotFoundError:
@@ -240,4 +259,4 @@ def _said(error: Exception) -> str:
     text = str(error) or repr(error)
     first = text.splitlines()[0].partition("<?xml")[0].rstrip(" :")
     told = [found[1] for tag in ("Code", "Message") if (found := re.search(f"<{tag}>([^<]*)</{tag}>", text))]
-    return f"{first} ({': '.join(told)})" if told else first
+    return shorten(f"{first} ({': '.join(told)})" if told else first, MOST_SAID_CHARACTERS)

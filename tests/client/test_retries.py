@@ -169,7 +169,10 @@ BAD_LINES = [
     array(lambda rows, _: rows[0].__setitem__(1, rows[0][0]), top_ids=0),
     packed("expert_logprobs", np.nan), packed("expert_logprobs", np.inf), packed("expert_logprobs", -np.inf),
     packed("amateur_logprobs", np.nan), packed("amateur_logprobs", np.inf),
-    lambda line: line_of({"id": "p3", "question": "", "top_k": 3}, 0),
+    lambda line: line_of({"id": "p3", "question": "", "top_k": 3}, 0), array(first, prompt_token_ids=50),
+    array(first, expert_logprobs="-0.5"), array(first, token_ids=True), array(first, top_ids="7"),
+    array(lambda ids, text: ids.extend([text, *["x"] * 16_000]), token_ids="x" * 2**20),
+    lambda line: make_trajectory("p3", 1, 129, 20).to_line("base64"),
 ]  # fmt: skip
 
 
@@ -211,12 +214,13 @@ def test_a_line_may_come_in_many_pieces_and_many_lines_in_one(server, monkeypatc
         return pieces[problem["id"]]
 
     server.line = line
-    lines = {line.problem_id: line for line in sampled(server.url, PROBLEMS[:3])}
+    settings = SamplingSettings(max_tokens=3000)
+    lines = {line.problem_id: line for line in sampled(server.url, PROBLEMS[:3], settings)}
     assert all(isinstance(line, Trajectory) for line in lines.values()) and len(server.asked) == 1
     assert lines["p0"].to_line("base64") == whole and lines.keys() == {"p0", "p1", "p2"}
     monkeypatch.setattr(client.servers.connection, "MOST_ANSWER_LINE_BYTES", 300_000)
     with pytest.raises(ServiceError, match="a line of more than 300,000 bytes"):
-        sampled(server.url, PROBLEMS[:3])
+        sampled(server.url, PROBLEMS[:3], settings)
 
 
 def test_an_answer_that_ends_too_soon_is_asked_again_and_told_of(server):
