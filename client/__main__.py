@@ -8,7 +8,7 @@ from client.cli.jobs import cancel, status, submit, wait
 from client.cli.program import Program
 from client.cli.runs import build, compare, import_file, report
 from client.cli.sample import sample
-from client.errors import LightReasonerError, plain_lines
+from client.errors import LightReasonerError, clean_lines
 
 program = Program("Sample contrast data with LightReasoner servers, and work with what was sampled.")
 program.command()(sample)
@@ -27,7 +27,7 @@ def main() -> None:
     try:
         program()
     except LightReasonerError as error:
-        sys.exit(f"error: {plain_lines(str(error))}")
+        sys.exit(f"error: {clean_lines(str(error))}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def how_to_install(extra: str) -> str:
     return f"pip install 'lightreasoner[{extra}]' (in a checkout: pip install '.[{extra}]')"
 
 
-def plain(text: str) -> str:
+def one_line(text: str) -> str:
     """A text that others wrote, safe for a terminal: on one line, with escapes for what cannot be printed.
 
     Raw, it could move the cursor, hide text, or look like a line of ours.
@@ -34,14 +34,14 @@ def plain(text: str) -> str:
     return "".join(char if char.isprintable() else " " if char in "\r\n\t" else repr(char)[1:-1] for char in text)
 
 
-def plain_lines(text: str) -> str:
-    """A text of ours, in which others may have written, as `plain` gives it; its lines stay."""
-    return "\n".join(map(plain, text.split("\n")))
+def clean_lines(text: str) -> str:
+    """A text of ours, in which others may have written, as `one_line` gives it; its lines stay."""
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def shorten(text: str, most: int = MOST_SHOWN) -> str:
-    """A text that others wrote, cut after `most` characters, as `plain` gives it."""
-    return plain(text) if len(text) <= most else f"{plain(text[:most])}…"
+    """A text that others wrote, cut after `most` characters, as `one_line` gives it."""
+    return one_line(text) if len(text) <= most else f"{one_line(text[:most])}…"
 
 
 def shown(value: object) -> str:
@@ -55,7 +55,7 @@ def reason_of(error: BaseException) -> str:
     Of pydantic's, which spreads over lines and repeats the input: each field, its value and what is wrong.
     """
     if not isinstance(error, ValidationError):
-        return plain(" ".join(str(error).split())) or repr(error)
+        return one_line(" ".join(str(error).split())) or repr(error)
     said = []
     for entry in error.errors():
         message = entry["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client.cli.program import Program, Version
-from client.errors import LightReasonerError, missing_extra, plain_lines
+from client.errors import LightReasonerError, clean_lines, missing_extra
 
 if TYPE_CHECKING:
     from server.settings import ServerSettings
@@ -68,7 +68,7 @@ def serve(
         )  # fmt: skip
         run(settings)
     except LightReasonerError as error:
-        sys.exit(f"error: {plain_lines(str(error))}")
+        sys.exit(f"error: {clean_lines(str(error))}")
     except ModuleNotFoundError as error:
         sys.exit(f"error: {missing_extra(error, 'server')} (without a GPU: the extra 'cpu')")
 

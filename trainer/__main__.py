@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from client.cli.program import Program
-from client.errors import LightReasonerError, missing_extra, plain_lines
+from client.errors import LightReasonerError, clean_lines, missing_extra
 from trainer.cli.evaluate import evaluate_command
 from trainer.cli.merge import merge_command
 from trainer.cli.paper_tables import EXTRA, ablation_command, efficiency_command
@@ -29,7 +29,7 @@ def main() -> None:
     except (LightReasonerError, ModuleNotFoundError) as error:
         extra = "server" if getattr(error, "name", None) == "vllm" else "trainer"
         said = missing_extra(error, extra) if isinstance(error, ModuleNotFoundError) else error
-        print(f"error: {plain_lines(str(said))}", file=sys.stderr)
+        print(f"error: {clean_lines(str(said))}", file=sys.stderr)
         sys.exit(1)
 
 

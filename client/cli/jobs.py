@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import typer
 
 from client.cli.options import ApiKey, JobId, Problems, SamplingOptions, Server, checked
-from client.errors import LightReasonerError, Unreachable, plain, plain_lines
+from client.errors import LightReasonerError, Unreachable, clean_lines, one_line
 from client.protocol.requests import ENDED, MAX_JOB_PROBLEMS, Job, JobRequest
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def submit(
         run=run,
         **options.fields(),
     )
-    print(plain(_ask(server, api_key, lambda connection: connection.submit(request)).id))
+    print(one_line(_ask(server, api_key, lambda connection: connection.submit(request)).id))
 
 
 def status(job: JobId, server: Server, api_key: ApiKey = None) -> None:
@@ -107,7 +107,7 @@ async def _wait(connection: Connection, job_id: str) -> Job:
         def say(news: str) -> None:
             nonlocal said
             if news != said:
-                console.print(plain_lines(said := news), highlight=False, markup=False)
+                console.print(clean_lines(said := news), highlight=False, markup=False)
 
         job = await connection.job(job_id)  # a server that is not there at the start is an error at once
         while job.status not in ENDED:
@@ -128,6 +128,6 @@ async def _wait(connection: Connection, job_id: str) -> Job:
 
 def _line(job: Job) -> str:
     counts = job.request_counts
-    return plain(
+    return one_line(
         f"{job.id} {job.status}: {counts.completed:,} of {counts.total:,}, {counts.failed:,} failed; {job.run}"
     )

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from client.errors import plain_lines
+from client.errors import clean_lines
 
 if TYPE_CHECKING:
     from client.runs.run import Run, RunTotals
@@ -39,7 +39,7 @@ PLAIN_SECONDS = 10.0
 
 def warn(text: str) -> None:
     """Print a line on stderr."""
-    Console(stderr=True).print(plain_lines(text), highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=True).print(clean_lines(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def track(parts: Sequence[str]) -> Iterable[str]:
@@ -135,7 +135,7 @@ class Terminal:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(plain_lines(text), highlight=False, markup=False, soft_wrap=True)
+        self._console.print(clean_lines(text), highlight=False, markup=False, soft_wrap=True)
 
     def server_lines(self) -> list[str]:
         """The state of each server; nothing for a single server."""

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from client.errors import ProblemSetError, plain, shorten
+from client.errors import ProblemSetError, one_line, shorten
 from client.storage.bucket import Bucket, local_folder
 
 STANDARD_INPUT = "-"
@@ -73,7 +73,7 @@ def _local(path: str) -> list[SetFile]:
 
 
 def _local_file(name: str, place: Path) -> SetFile:
-    return SetFile(plain(name), lambda: place.open("rb"))
+    return SetFile(one_line(name), lambda: place.open("rb"))
 
 
 def _in_bucket(path: str, is_glob: bool) -> list[SetFile]:
@@ -97,7 +97,7 @@ def _bucket_file(root: str, name: str) -> SetFile:
             raise ProblemSetError(f"{root}/{name} is gone; somebody removed it")
         return file
 
-    return SetFile(plain(f"{root}/{name}"), opened)
+    return SetFile(one_line(f"{root}/{name}"), opened)
 
 
 def _object(root: str, name: str) -> BinaryIO | None:

@@ -14,7 +14,7 @@ from support.servers.contract_server import ContractServer, refusal
 from support.servers.real_server import ROOT
 
 import client.servers.connection
-from client.errors import ServiceError, Unreachable, plain, plain_lines, shorten
+from client.errors import ServiceError, Unreachable, clean_lines, one_line, shorten
 from client.protocol.requests import Failure, ModelCard, parse_line
 from client.servers.client import SamplingClient
 from client.servers.connection import HttpAnswer, _detail, _retry_after
@@ -150,7 +150,7 @@ def test_a_servers_words_are_one_short_line_that_a_terminal_shows_as_it_is(serve
 
 
 def test_what_others_wrote_is_made_plain_and_our_own_lines_stay():
-    assert plain("café 日本 – ok") == "café 日本 – ok"
-    assert plain(FORGED) == r"\x1b[2J\x9b31m\u202e error: forged \x00"
+    assert one_line("café 日本 – ok") == "café 日本 – ok"
+    assert one_line(FORGED) == r"\x1b[2J\x9b31m\u202e error: forged \x00"
     assert shorten(FORGED * 100, 5) == "\\x1b[2J\\x9b…"
-    assert plain_lines("one\n  two\x1b") == "one\n  two\\x1b"
+    assert clean_lines("one\n  two\x1b") == "one\n  two\\x1b"
