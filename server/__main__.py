@@ -105,7 +105,8 @@ def run(settings: ServerSettings) -> None:
 
     application = create_app(settings, lambda stopping: start_pair(settings, facts, stopping), stop)
     service = application.state.service
-    guarded = Guard(application, keys, settings.limits.body_bytes, lambda: service.draining)
+    limits = settings.limits
+    guarded = Guard(application, keys, limits.body_bytes, lambda: service.draining, limits.all_bodies_bytes)
     server = DrainingServer(guarded, lambda: service.drain(settings.grace_seconds))
     log.info(
         "listening on http://%s:%d; the models load until /ready answers 200", settings.host, listener.getsockname()[1]

@@ -48,6 +48,8 @@ class ServerLimits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     body_bytes: int = Field(16 * 1024**2, ge=1024)
+    all_bodies_bytes: int = Field(256 * 1024**2, ge=1024)  # of requests that are read or answered
+    unread_bytes: int = Field(256 * 1024**2, ge=1024)  # of lines that wait for their readers
     queued_trajectories: int = Field(4096, ge=1)  # of requests: accepted and not yet answered
     open_jobs: int = Field(1000, ge=1)
     job_trajectories: int = Field(1_000_000, ge=1)  # of one job: its problems times n

@@ -29,7 +29,7 @@ from server import metrics
 from server.api.bodies import BodyRoute
 from server.api.job_routes import job_routes
 from server.api.problem_details import add_handlers, documented, invalid
-from server.api.streaming import NDJSON, RequestQueue, TrajectoryStream
+from server.api.streaming import NDJSON, RequestQueue, TrajectoryStream, UnreadLines
 from server.engines.pair import Pair, Turn
 from server.jobs.runner import JobRunner
 from server.logs import log
@@ -47,6 +47,7 @@ class Service:
         self.stage = "starting the engines"
         self.draining = False
         self.queue = RequestQueue(settings.limits.queued_trajectories)
+        self.unread = UnreadLines(settings.limits.unread_bytes)
         self.stopping = threading.Event()
         self._hang_seconds = settings.hang_seconds
         self._watching: asyncio.Task[None] | None = None
@@ -189,7 +190,7 @@ async def trajectories(request: Request, asked: TrajectoryRequest, pair: ReadyPa
         raise invalid("problems", f"{count} trajectories in one request; this server takes at most {queue.most}")
     queue.enter(count)
     answer = functools.partial(pair.trajectory, sampling=asked, turn=Turn())
-    return TrajectoryStream(asked, answer, queue)
+    return TrajectoryStream(asked, answer, queue, service_of(request).unread)
 
 
 @routes.get("/v1/models", responses=documented(503))

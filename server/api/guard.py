@@ -19,13 +19,14 @@ from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs, metrics
 from server.api.connections import REQUEST_HEAD_BYTES, head_too_large
 from server.api.problem_details import problem_response
-from server.settings import API_KEYS_VARIABLE, ServerSettings, SettingsError
+from server.settings import API_KEYS_VARIABLE, ServerLimits, ServerSettings, SettingsError
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Answered without a key: they tell whether the service works and nothing else."""
@@ -40,6 +41,8 @@ MOST_DIGITS = 18
 """Of a Content-Length."""
 BODY_SECONDS = 60.0
 """A whole body must arrive within this time."""
+
+BODIES_RETRY_SECONDS = 5
 
 access = logging.getLogger("lightreasoner.access")
 
@@ -88,11 +91,30 @@ def load_keys(settings: ServerSettings) -> ApiKeys:
     return ApiKeys(keys)
 
 
+class Bodies:
+    """The bytes of all requests' bodies, from their arrival to the end of their answer: bounded."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.bytes = most, 0
+
+    def take(self, size: int) -> None:
+        """Count bytes that have arrived. Answers 503 where there is no room for them."""
+        if self.bytes + size > self.most:
+            raise HTTPException(
+                503,
+                f"the server holds {self.bytes:,} bytes of requests, and takes at most {self.most:,}; retry",
+                {"Retry-After": str(BODIES_RETRY_SECONDS)},
+            )
+        self.bytes += size
+
+
 class Body:
     """A request's body as it arrives: refused if it is longer than `most` bytes or too slow."""
 
-    def __init__(self, receive: Receive, most: int, headers: Headers) -> None:
-        self._receive, self._most, self._seen = receive, most, 0
+    def __init__(self, receive: Receive, most: int, headers: Headers, bodies: Bodies) -> None:
+        self._receive, self._most, self._bodies = receive, most, bodies
+        self.seen = 0
+        """Bytes that have arrived, and count among those of all bodies."""
         self._sent = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         self._deadline = time.monotonic() + BODY_SECONDS
         self._whole = False
@@ -117,25 +139,35 @@ class Body:
         except TimeoutError:
             raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
         self.abandoned = message["type"] == "http.disconnect"
-        self._seen += len(message.get("body", b""))
-        self._whole = not message.get("more_body", False)
-        if self._seen > self._most:
+        size = len(message.get("body", b""))
+        if self.seen + size > self._most:
             raise HTTPException(413, _too_large(self._most))
+        self._bodies.take(size)
+        self.seen += size
+        self._whole = not message.get("more_body", False)
         return message
 
 
 class Guard:
     """Wraps the application. `draining()` is true while the server stops and refuses new work."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, body_bytes: int, draining: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: ApiKeys,
+        body_bytes: int,
+        draining: Callable[[], bool],
+        all_bodies_bytes: int = ServerLimits().all_bodies_bytes,
+    ) -> None:
         self._app, self._keys, self._body_bytes, self._draining = app, keys, body_bytes, draining
+        self._bodies = Bodies(all_bodies_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began, status, headers = time.perf_counter(), 500, Headers(scope=scope)
-        body = Body(receive, self._body_bytes, headers)
+        body = Body(receive, self._body_bytes, headers, self._bodies)
         request_id = headers.get("x-request-id", "")
         if not (request_id.isascii() and request_id.isprintable() and 0 < len(request_id) <= 128):
             request_id = secrets.token_hex(8)
@@ -160,7 +192,10 @@ class Guard:
         except asyncio.CancelledError:
             status = CLIENT_LEFT
             raise
+        except ClientDisconnect:  # gone, or cut: there is nobody to answer, and nothing wrong here
+            body.abandoned = True
         finally:
+            self._bodies.bytes -= body.seen
             self._record(scope, CLIENT_LEFT if body.abandoned else status, time.perf_counter() - began)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:

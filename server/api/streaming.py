@@ -7,9 +7,11 @@ run or wait to be read (`window_of`), so that a client that stops reading soon c
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -30,6 +32,35 @@ QUEUE_RETRY_SECONDS = 2
 NDJSON = "application/x-ndjson"
 
 TrajectoryOf = Callable[[Problem, int], Awaitable[Trajectory]]
+
+
+class UnreadLines:
+    """The lines of all answers that wait to be read: bounded in bytes. Beyond them the slowest reader is cut."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.bytes = most, 0
+        self._by_stream: dict[TrajectoryStream, int] = {}
+
+    def add(self, stream: TrajectoryStream, size: int) -> None:
+        """Count a line that waits; cut the readers that have taken nothing for longest while there are too many."""
+        self._by_stream[stream] = self._by_stream.get(stream, 0) + size
+        self.bytes += size
+        while self.bytes > self.most and self._by_stream:
+            slowest = min(self._by_stream, key=lambda one: one.taken_at)
+            self.drop(slowest)
+            slowest.cut()
+
+    def take(self, stream: TrajectoryStream, size: int) -> None:
+        """A line is on its way."""
+        if stream in self._by_stream:
+            self._by_stream[stream] -= size
+            self.bytes -= size
+            if not self._by_stream[stream]:
+                del self._by_stream[stream]
+
+    def drop(self, stream: TrajectoryStream) -> None:
+        """Nobody will read the rest."""
+        self.bytes -= self._by_stream.pop(stream, 0)
 
 
 class RequestQueue:
@@ -79,31 +110,49 @@ class RequestQueue:
         (self._empty.clear if self.depth else self._empty.set)()
 
 
-def window_of(asked: TrajectoryRequest) -> int:
+def window_of(asked: TrajectoryRequest, waiting_bytes: int = WAITING_BYTES) -> int:
     """How many trajectories of a request may run or wait to be read: the longer the lines, the fewer."""
     steps = max(len(problem.token_ids) if problem.token_ids else asked.max_tokens for problem in asked.problems)
     line = steps * asked.top_k * VALUE_BYTES[asked.encoding]
-    return min(WINDOW, max(1, WAITING_BYTES // line))
+    return min(WINDOW, max(1, min(WAITING_BYTES, waiting_bytes) // line))
 
 
 class TrajectoryStream(StreamingResponse):
     """The trajectories of one request as NDJSON. The queue has accepted them before."""
 
-    def __init__(self, asked: TrajectoryRequest, trajectory_of: TrajectoryOf, queue: RequestQueue) -> None:
-        self._trajectory_of, self._encoding, self._queue = trajectory_of, asked.encoding, queue
+    def __init__(
+        self, asked: TrajectoryRequest, trajectory_of: TrajectoryOf, queue: RequestQueue, unread: UnreadLines
+    ) -> None:
+        self._trajectory_of, self._encoding = trajectory_of, asked.encoding
+        self._queue, self._unread = queue, unread
+        self.taken_at = time.monotonic()
+        """When its reader took a line last."""
+        self._patience = asyncio.timeout(None)
         wanted = [(problem, index) for problem in asked.problems for index in range(asked.n)]
         self._unsent = len(wanted)
-        self._window = asyncio.Semaphore(window_of(asked))
+        self._window = asyncio.Semaphore(window_of(asked, unread.most // 2))
         self._lines: asyncio.Queue[bytes] = asyncio.Queue()
         self._generator = self._generate(wanted)
         super().__init__(self._generator, media_type=NDJSON)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with self._patience:
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            idle = time.monotonic() - self.taken_at
+            log.warning("too many lines wait to be read: cut the slowest reader, which took none for %.1f s", idle)
+            metrics.ERRORS.labels("slow_reader").inc()
+            raise ClientDisconnect from None
         finally:
+            self._unread.drop(self)
             await self._generator.aclose()
             self._queue.leave(self._unsent)
+
+    def cut(self) -> None:
+        """End it, and its connection, now."""
+        if self._patience.when() is None:
+            self._patience.reschedule(0)
 
     async def _generate(self, wanted: list[tuple[Problem, int]]) -> AsyncGenerator[bytes, None]:
         """The lines. When the client disconnects, the generator is closed and cancels the running trajectories."""
@@ -116,6 +165,8 @@ class TrajectoryStream(StreamingResponse):
                     yield b"\n"
                     continue
                 yield line
+                self.taken_at = time.monotonic()
+                self._unread.take(self, len(line))
                 self._unsent -= 1
                 self._queue.leave(1)
                 self._window.release()
@@ -140,3 +191,4 @@ class TrajectoryStream(StreamingResponse):
             log.exception("problem %r failed", problem.id)
             line = Failure(problem.id, index, "internal_error", f"{type(error).__name__}: {error}").to_line()
         self._lines.put_nowait(line)
+        self._unread.add(self, len(line))

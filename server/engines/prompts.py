@@ -29,6 +29,10 @@ PROBE = {"role": "user", "content": "What is 7 times 8?"}
 """A question whose prompt shows which tokens the expert's chat template writes."""
 
 
+COUNTED_CHARACTERS = 256
+"""Of a long text, whose tokens are counted at a time."""
+
+
 class TrajectoryError(Exception):
     """Why the service cannot give one trajectory; `type` is the error type of its line."""
 
@@ -48,7 +52,8 @@ class Prompt:
 class TextReader:
     """A model's tokenizer and chat template: questions become ids, whichever backend transformers has for it."""
 
-    def __init__(self, facts: ModelFacts) -> None:
+    def __init__(self, facts: ModelFacts, context: int) -> None:
+        self._context = context
         # Beside tekken.json transformers would take mistral-common, which heeds no chat template.
         self.tokenizer: Any = AutoTokenizer.from_pretrained(
             facts.folder, trust_remote_code=facts.trusted, mistral_format=False
@@ -61,13 +66,37 @@ class TextReader:
             self.template = ChatTemplate(facts.folder, facts.chat_template_file, tokens)
 
     def prompt(self, messages: Messages, sampling: SamplingSettings) -> list[int]:
-        """A conversation's prompt, straight to ids, so that no second BOS is added. Raises ModelError."""
+        """A conversation's prompt, straight to ids, so that no second BOS is added.
+
+        Raises ModelError, or TrajectoryError where the context is far too small for it.
+        """
         assert self.template is not None
         text = self.template.prompt(messages, sampling.chat_template_kwargs, sampling.date)
+        if self._is_far_too_long(text):
+            raise TrajectoryError(
+                "context_length_exceeded",
+                f"the prompt's {len(text)} characters are more than twice the context of {self._context} tokens;"
+                " shorten the question",
+            )
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise ModelError(f"{self.template.name} renders the question to no token; use another")
         return ids
+
+    def _is_far_too_long(self, text: str) -> bool:
+        """Whether it has more than twice as many tokens as the context. Reads no more of it than it takes to tell.
+
+        A few thousand emoji keep a tokenizer busy for a second, and all others wait.
+        """
+        if len(text.encode(errors="replace")) <= 2 * self._context:
+            return False
+        count = 0
+        for start in range(0, len(text), COUNTED_CHARACTERS):
+            piece = text[start : start + COUNTED_CHARACTERS]
+            count += len(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
+            if count > 2 * self._context:
+                return True
+        return False
 
 
 class Prompts:
@@ -77,7 +106,7 @@ class Prompts:
         """`contexts`: each engine's context, in tokens; `generation_config`: the expert's, as vLLM read it."""
         self._pair, self._contexts = pair, contexts
         self._renderer = ThreadPoolExecutor(1, "renderer")  # one: two threads cannot share a tokenizer
-        self._expert = TextReader(pair.expert)
+        self._expert = TextReader(pair.expert, contexts["expert"])
         tokenizer, template = self._expert.tokenizer, self._expert.template
         configured, added = generation_config.get("eos_token_id"), tokenizer.get_added_vocab()
         self.end_tokens = end_token_ids(tokenizer.eos_token_id, configured, template, added)
@@ -163,7 +192,7 @@ class Prompts:
     @cached_property
     def _amateur(self) -> TextReader:
         """The amateur's, read when it is first asked for: most pairs never do."""
-        return TextReader(self._pair.amateur)
+        return TextReader(self._pair.amateur, self._contexts["amateur"])
 
     @cached_property
     def _amateur_template(self) -> ChatTemplate | None:

@@ -1,6 +1,7 @@
 """Who may ask, how much, and what a refusal looks like: over real HTTP, with a pair that is still starting."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -62,6 +63,36 @@ def test_a_body_beyond_the_bound_is_refused_however_it_is_sent(locked):
 def test_a_large_body_is_not_read_before_its_sender_is_known(locked):
     answer = locked.post("/v1/trajectories", content=b" " * 20_000_000)
     assert answer.status_code == 401
+
+
+def test_all_bodies_together_are_bounded_and_each_gives_back_its_share():
+    with serving(limits={"all_bodies_bytes": 2 * BODY_BYTES}) as client, contextlib.ExitStack() as stack:
+        head = "POST /v1/trajectories HTTP/1.1", "Host: x", "Content-Type: application/json"
+        begun = ("\r\n".join([*head, f"Content-Length: {BODY_BYTES}"]) + "\r\n\r\n").encode() + b" " * 40_000
+
+        def stranger():
+            found = stack.enter_context(socket.create_connection((client.base_url.host, client.base_url.port)))
+            found.settimeout(0.5)
+            found.sendall(begun)
+            return found
+
+        first, second = stranger(), stranger()
+        for waiting in (first, second):
+            with pytest.raises(TimeoutError):
+                waiting.recv(1)
+        third = stranger().recv(2000)
+        assert b" 503 " in third.splitlines()[0] and b"retry-after: 5" in third and b"problem+json" in third
+        assert client.post("/v1/trajectories", content=b" " * 30_000).status_code == 503
+        first.sendall(b" " * 10_000)  # it is whole, and answered
+        assert b"422" in first.recv(2000)
+        second.close()
+        deadline = time.monotonic() + 10
+        json_type = {"content-type": "application/json"}
+        while (
+            answer := client.post("/v1/trajectories", content=b" " * BODY_BYTES, headers=json_type)
+        ).status_code != 422:
+            assert answer.status_code == 503 and time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):

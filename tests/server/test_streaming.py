@@ -1,9 +1,14 @@
-"""How much of a request's answer may wait to be read."""
+"""How much of a request's answer, and of all answers, may wait to be read."""
+
+import asyncio
+import contextlib
 
 import pytest
+from starlette.requests import ClientDisconnect
+from support.runs.made_run import make_trajectory
 
 from client.protocol.requests import TrajectoryRequest
-from server.api.streaming import WAITING_BYTES, WINDOW, window_of
+from server.api.streaming import WAITING_BYTES, WINDOW, RequestQueue, TrajectoryStream, UnreadLines, window_of
 
 
 def asked(**fields):
@@ -24,3 +29,54 @@ def test_given_completions_count_by_their_length():
         {"id": str(index), "question": "q", "token_ids": [1] * (20_000 if index == 1 else 1)} for index in (0, 1)
     ]
     assert window_of(asked(problems=problems, top_k=128)) < WINDOW
+
+
+LINES = 40
+
+
+class Reader:
+    """Takes the lines of an answer, or stops after the first of them."""
+
+    def __init__(self, queue, unread, stops):
+        problems = [{"id": str(index), "question": "q"} for index in range(LINES)]
+        queue.enter(LINES)
+        self.stream = TrajectoryStream(asked(problems=problems, max_tokens=1, top_k=1), self.trajectory, queue, unread)
+        self.lines, self._stops = 0, stops
+
+    async def trajectory(self, problem, index):
+        await asyncio.sleep(0.01 * int(problem.id))
+        return make_trajectory(problem.id, seed=1, tokens=20)
+
+    async def send(self, message):
+        await asyncio.sleep(0)
+        self.lines += len(message.get("body", b"")) > 1
+        if self._stops and self.lines:
+            await asyncio.Event().wait()
+
+    async def read(self):
+        async def receive():
+            await asyncio.Event().wait()
+
+        await self.stream({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, self.send)
+
+
+def test_beyond_the_bound_of_all_lines_the_reader_that_took_none_for_longest_is_cut():
+    line = len(make_trajectory("a", seed=1, tokens=20).to_line("json"))
+
+    async def everybody():
+        queue, unread = RequestQueue(10 * LINES), UnreadLines(60 * line)
+        readers = [Reader(queue, unread, stops) for stops in (True, False, True, False)]  # each that stops holds 39
+        ends = [asyncio.ensure_future(reader.read()) for reader in readers]
+        await asyncio.wait(ends, timeout=3)
+        told = [(reader.lines, end.done() and type(end.exception())) for reader, end in zip(readers, ends, strict=True)]
+        held = unread.bytes
+        for end in ends:
+            end.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ClientDisconnect):
+                await end
+        return told, held, unread.bytes, queue.depth
+
+    told, held, left, depth = asyncio.run(everybody())
+    assert (1, ClientDisconnect) in (told[0], told[2]) and told[0][0] == told[2][0] == 1
+    assert told[1] == told[3] == (LINES, type(None))
+    assert held <= 60 * line and left == 0 and depth == 0

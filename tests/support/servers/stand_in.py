@@ -47,9 +47,10 @@ def serving(keys: Sequence[str] = (), **settings: Any) -> Iterator[httpx.Client]
         stopping.wait()
         raise RuntimeError("told to stop")
 
-    application = create_app(ServerSettings(**settings), start_pair, lambda error: None)
-    service = application.state.service
-    guarded = Guard(application, ApiKeys(list(keys)), BODY_BYTES, lambda: service.draining)
+    chosen = ServerSettings(**settings)
+    application = create_app(chosen, start_pair, lambda error: None)
+    service, bodies = application.state.service, chosen.limits.all_bodies_bytes
+    guarded = Guard(application, ApiKeys(list(keys)), BODY_BYTES, lambda: service.draining, bodies)
     server = DrainingServer(guarded, lambda: service.drain(1.0))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
