@@ -22,7 +22,7 @@ test: setup ## the whole test suite, on real engines; WORKERS=2 runs two at a ti
 test-fast: setup ## the tests that start no process and no engine
 	$(BIN)/python -m pytest $(SPREAD) -m "unit and not long"
 
-test-long: setup ## what is too long for every change: 5,000 made-up requests, a server killed 20 times, a client 30 times
+test-long: setup ## what is too long for every change: 5,000 made-up requests, the GPU's path, a server killed 20 times, a client 30 times
 	$(BIN)/python -m pytest -m long
 
 check: setup ## lint, format and types, of deploy/ too

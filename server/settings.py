@@ -30,9 +30,6 @@ RESERVED: dict[str, Any] = {
 """Engine arguments that fix what an answer means, and that put requests before jobs."""
 RESERVED_AMATEUR: dict[str, Any] = {"enable_prefix_caching": False}
 """With a cached prefix, vLLM would skip rows that must be scored."""
-RESERVED_CPU_EXPERT: dict[str, Any] = {"enable_chunked_prefill": False}
-"""On a CPU, vLLM's V1 runner rewinds the random generator of a seeded request whose prompt is cut into chunks. A CPU
-generator cannot rewind, and the engine dies."""
 PREFIX, NESTED = "LIGHTREASONER_", "__"
 """How environment variables name settings: LIGHTREASONER_PORT, LIGHTREASONER_LIMITS__BODY_BYTES."""
 API_KEYS_VARIABLE = f"{PREFIX}API_KEYS"
@@ -98,7 +95,7 @@ def engine_arguments(settings: ServerSettings, role: Role, on_cpu: bool) -> Engi
     defaults: EngineArguments = {"max_logprobs": MAX_LOGPROBS, "use_tqdm_on_load": False}
     if on_cpu:
         defaults["enforce_eager"] = True
-    needed = RESERVED | (RESERVED_AMATEUR if role == "amateur" else RESERVED_CPU_EXPERT if on_cpu else {})
+    needed = RESERVED | (RESERVED_AMATEUR if role == "amateur" else {})
     refuse_changes(role, given, needed)
     return defaults | given | needed
 

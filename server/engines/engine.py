@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from vllm import SamplingParams
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
@@ -26,6 +27,7 @@ from client import child_errors
 from client.errors import LightReasonerError, reason_of
 from server import metrics
 from server.engines import forkserver
+from server.engines.logprobs.arrays import ArrayOutputs
 from server.engines.preflight import ModelFacts
 from server.engines.signals import STOP, held
 from server.logs import log
@@ -67,10 +69,19 @@ class StepCounter(StatLoggerBase):
     def log_engine_initialized(self) -> None: ...
 
 
+def configuration(role: Role, arguments: EngineArguments) -> VllmConfig:
+    """vLLM's own configuration of an engine; loads and starts nothing. Raises EngineStartError."""
+    try:
+        with held():  # vLLM may look at a model's class in a process of its own
+            return AsyncEngineArgs(**arguments).create_engine_config()
+    except Exception as error:
+        raise start_error(role, arguments["model"], reason_of(error)) from error
+
+
 class Engine:
     """A running engine."""
 
-    def __init__(self, role: Role, facts: ModelFacts, arguments: dict[str, Any], cores: str | None) -> None:
+    def __init__(self, role: Role, facts: ModelFacts, arguments: EngineArguments, cores: str | None) -> None:
         """Start it; blocks until it has loaded. `cores`: on a CPU, what its threads are bound to.
 
         Raises EngineStartError.
@@ -87,6 +98,7 @@ class Engine:
                         self.llm = AsyncLLM.from_engine_args(
                             AsyncEngineArgs(**arguments), stat_loggers=[lambda _config, _index: self._steps]
                         )
+                    self.llm.output_processor = ArrayOutputs.instead_of(self.llm.output_processor)
                 except Exception as error:
                     raise start_error(role, arguments["model"], cause() or reason_of(error)) from error
         finally:

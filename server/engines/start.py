@@ -1,6 +1,7 @@
 """Starts a pair's two engines with the arguments and cores that each needs.
 
-In: settings and what the models' files say. Out: a running `Pair`, or the reason why there is none.
+In: settings and what the models' files say. Out: a running `Pair`, or the reason why there is none. What vLLM's own
+configuration of either engine rules out is said before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import vllm.config.vllm as vllm_config
+from vllm import envs
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
@@ -17,13 +21,34 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from client.errors import reason_of
 from client.models.mistral import hugging_face_arguments
-from server.engines.engine import Engine, EngineStartError, start_error, workers_of
+from server.engines.engine import Engine, EngineStartError, configuration, start_error, workers_of
 from server.engines.pair import Pair
 from server.engines.preflight import ModelFacts, PairFacts
+from server.logs import log
 from server.memory import EngineShape, cpu_arguments, gpu_arguments
-from server.settings import ROLES, EngineArguments, Role, ServerSettings, SettingsError, cpu_cores, engine_arguments
+from server.settings import (
+    ROLES,
+    EngineArguments,
+    Role,
+    ServerSettings,
+    SettingsError,
+    cpu_cores,
+    engine_arguments,
+    refuse_changes,
+)
 
-CPU_WORKER = "server.engines.worker.ScoringWorker"
+SCHEDULERS = {
+    False: "server.engines.logprobs.scheduler.HoldingScheduler",
+    True: "server.engines.logprobs.scheduler.HoldingAsyncScheduler",
+}
+"""The expert's, by whether vLLM schedules asynchronously."""
+V1_ON_CPU: dict[Role, EngineArguments] = {
+    # V1 rewinds the random generator of a seeded request whose prompt is cut into chunks. A CPU generator cannot
+    # rewind, and the engine dies.
+    "expert": {"enable_chunked_prefill": False},
+    "amateur": {"worker_cls": "server.engines.worker.ScoringWorker"},
+}
+"""Engine arguments that vLLM's V1 model runner needs on a CPU, where it is the usual one."""
 
 
 def start_pair(settings: ServerSettings, facts: PairFacts, stopping: threading.Event) -> Pair:
@@ -35,29 +60,35 @@ def start_pair(settings: ServerSettings, facts: PairFacts, stopping: threading.E
     bind = on_cpu and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
     models: dict[Role, ModelFacts] = {"expert": facts.expert, "amateur": facts.amateur}
     arguments = sized_arguments(settings, models, on_cpu)
+    configurations = {role: configuration(role, arguments[role]) for role in ROLES}
+    reasons = {role: v1_reason(configurations[role]) for role in ROLES}
+    if reasons["amateur"] and not on_cpu:
+        raise EngineStartError(
+            f"on a GPU the amateur needs vLLM's V2 model runner, and vLLM would take V1: {reasons['amateur']}"
+        )
+    ahead = {role: bool(configurations[role].scheduler_config.async_scheduling) for role in ROLES}
+    arguments["expert"].setdefault("scheduler_cls", SCHEDULERS[ahead["expert"]])
     cores = cpu_cores(sorted(os.sched_getaffinity(0)))
     engines: dict[Role, Engine] = {}
     try:
         for role, model in models.items():
             if stopping.is_set():
                 raise EngineStartError("told to stop before both engines had started")
-            if on_cpu and role == "amateur":
-                arguments[role]["worker_cls"] = CPU_WORKER
+            if on_cpu and reasons[role]:
+                refuse_changes(role, arguments[role], V1_ON_CPU[role])
+                arguments[role] |= V1_ON_CPU[role]
             # vLLM's CPU build gives an engine's worker a process of its own in order to bind its threads. They are
             # bound here, so one process does: it starts sooner, and no step waits for another process.
             if bind and workers_of(arguments[role]) == 1:
                 arguments[role].setdefault("distributed_executor_backend", UniProcExecutor)
             engines[role] = Engine(role, model, arguments[role], cores[role] if bind else None)
-        if not on_cpu and not engines["amateur"].llm.vllm_config.use_v2_model_runner:
-            raise EngineStartError(
-                "on a GPU the amateur needs vLLM's V2 model runner, and vLLM chose V1: unset"
-                " VLLM_USE_V2_MODEL_RUNNER, or remove the engine argument under 'amateur:' that V2 does not support"
-            )
+            runner, scheduling = "V1" if reasons[role] else "V2", "asynchronous" if ahead[role] else "synchronous"
+            log.info("%s: vLLM's model runner %s, %s scheduling", role, runner, scheduling)
     except BaseException:
         for engine in engines.values():
             engine.stop()
         raise
-    return Pair(engines["expert"], engines["amateur"], facts, native=not on_cpu)
+    return Pair(engines["expert"], engines["amateur"], facts, native=reasons["amateur"] is None)
 
 
 def sized_arguments(
@@ -137,3 +168,18 @@ def _card_memory(device: int) -> int:
             " pipeline_parallel_size, data_parallel_size and CUDA_VISIBLE_DEVICES"
         )
     return current_platform.get_device_total_memory(device)
+
+
+def v1_reason(config: VllmConfig) -> str | None:
+    """Why vLLM would run an engine with its V1 model runner, and what to do; None where it takes V2."""
+    if config.use_v2_model_runner:
+        return None
+    if envs.VLLM_USE_V2_MODEL_RUNNER is False:
+        return "VLLM_USE_V2_MODEL_RUNNER=0 is set; unset it"
+    if not vllm_config.HAS_TRITON:
+        return (
+            "V2 requires Triton, and vLLM finds none that works here (its log, above, says why);"
+            " install the Triton that vLLM's GPU build requires"
+        )
+    unsupported = ", ".join(config._get_v2_model_runner_unsupported_features())
+    return f"V2 does not yet support {unsupported}; remove the engine argument under 'amateur:' that asks for it"

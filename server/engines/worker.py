@@ -1,6 +1,6 @@
 """A vLLM worker for the CPU build that scores requested ids as predictions of prompt tokens.
 
-vLLM's V2 model runner does this itself (`prompt_logprob_token_ids`) but needs Triton and so a GPU; the V1
+vLLM's V2 model runner does this itself (`prompt_logprob_token_ids`) but needs Triton, and so as a rule a GPU; the V1
 runner of the CPU build does not. In: `SamplingParams.extra_args` made by `server.engines.scoring`. Out: float32
 [rows, k] in `ModelRunnerOutput.prompt_token_id_logprobs_dict`, which vLLM carries to
 `RequestOutput.prompt_token_id_logprobs`. What is moved between processes never grows with the vocabulary.
@@ -92,6 +92,4 @@ class ScoringWorker(CPUWorker):
 
     def init_device(self) -> None:
         super().init_device()
-        if self.use_v2_model_runner:
-            raise RuntimeError("scoring on the CPU needs vLLM's V1 model runner: unset VLLM_USE_V2_MODEL_RUNNER")
         self.model_runner = ScoringModelRunner(self.vllm_config, torch.device("cpu"))

@@ -14,15 +14,20 @@ from client.protocol.requests import Trajectory
 class Oracle:
     """One model in float32."""
 
-    def __init__(self, folder: Path) -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+
+    @property
+    def columns(self) -> int:
+        """Of its head: ids from here on are unknown to it."""
+        return int(self._model.config.vocab_size)
 
     @torch.inference_mode()
     def logprobs(self, prompt: np.ndarray, completion: np.ndarray) -> np.ndarray:
         """Row t predicts completion[t]: [T, V], natural logs."""
-        ids = torch.tensor(np.concatenate((prompt, completion)).astype(np.int64))[None]
+        ids = torch.tensor(np.concatenate((prompt, completion)).astype(np.int64), device=self._model.device)[None]
         logits = self._model(ids).logits[0, len(prompt) - 1 : -1]
-        return logits.double().log_softmax(-1).numpy()
+        return logits.double().log_softmax(-1).cpu().numpy()
 
 
 def disagreement(rows: np.ndarray, exact: np.ndarray, top_ids: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,24 +75,25 @@ def running_server(
     expert: Path,
     amateur: Path,
     folder: Path,
-    dtype: str = "float32",
+    dtype: str | None = "float32",
     max_model_len: int | None = None,
     expert_arguments: dict[str, Any] | None = None,
     amateur_arguments: dict[str, Any] | None = None,
     port: int | None = None,
-    cache_bytes: int = 256 * 1024**2,
+    cache_bytes: int | None = 256 * 1024**2,
     key: str | None = None,
+    environment: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Iterator[RunningServer]:
     """Start a server through its public command, with a server.yaml, and wait until it is ready.
 
     `settings`: more of server.yaml, beside the engines' sections. `cache_bytes`: of each engine's cache; small, for
-    several servers share the machine's memory. `key`: which requests need.
+    several servers share the machine's memory. `key`: which requests need. `environment`: more variables than this
+    process has.
     """
     port, log, config = port or free_port(), folder / "server.log", folder / "server.yaml"
-    engine = {"dtype": dtype, "kv_cache_memory_bytes": cache_bytes} | (
-        {"max_model_len": max_model_len} if max_model_len else {}
-    )
+    every = {"dtype": dtype, "kv_cache_memory_bytes": cache_bytes, "max_model_len": max_model_len}
+    engine = {name: value for name, value in every.items() if value is not None}
     sections = {"expert": engine | (expert_arguments or {}), "amateur": engine | (amateur_arguments or {}), **settings}
     if key:
         (folder / "keys").write_text(key)
@@ -102,8 +103,9 @@ def running_server(
     command += ["--expert", expert, "--amateur", amateur]
     with log.open("a") as output:
         process = subprocess.Popen(
-            list(map(str, command)), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            list(map(str, command)), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
     with watched(RunningServer(f"http://127.0.0.1:{port}", expert, amateur, log, process, key)) as server:
         yield server
 
