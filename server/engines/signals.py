@@ -9,6 +9,7 @@ SIGINT and SIGTERM blocked (`held`), and vLLM calls `register` in each of its pr
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -48,3 +49,5 @@ def register() -> None:
     for number in MEANT_FOR_ALL:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, MEANT_FOR_ALL)
+    # It would warn of every scheduler that is not its own; ours is a subclass of the one that it would take.
+    logging.getLogger("vllm.config.scheduler").setLevel(logging.ERROR)
