@@ -49,7 +49,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same problems, one output each: what the second fixed and broke, and McNemar's exact p."""
+    """Two models on the same problems, an output each: what the second fixed and broke, McNemar's exact two-sided p."""
 
     fixed: int
     broken: int
