@@ -1,1 +1,1 @@
-"""What a RUN looks like: one HTML page with its charts, and RUNs side by side."""
+"""Reports: one HTML page about a RUN, with charts, and comparisons of several RUNs."""

@@ -24,7 +24,7 @@ DRAWN_STEPS, IDS_BEFORE = 3, 8
 
 
 class TokenKind(StrEnum):
-    """What a token is to somebody who reads a solution."""
+    """The kind of a token, for a reader of solutions."""
 
     DIGIT = "digits"
     OPERATOR = "operators and signs"
@@ -70,12 +70,12 @@ class Places:
 
     @property
     def share(self) -> npt.NDArray[np.float64]:
-        """The kept share of each tenth; 0 where no step lies."""
+        """The kept share of each tenth; 0 for a tenth without steps."""
         return self.kept / np.maximum(self.steps, 1)
 
 
 class StepAnalysis:
-    """Adds up places and entropies; `first_step` and later count."""
+    """Sums of places and entropies over the steps from `first_step` on."""
 
     def __init__(self, first_step: int) -> None:
         self._first = first_step

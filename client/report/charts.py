@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 290
 LEFT, MARGIN, TOP, BOTTOM = 58, 20, 26, 48
-"""Room for tick labels and titles around the plot, in the units of the view box."""
+"""Space for tick labels and titles around the plot, in units of the view box."""
 SMALLEST = 1e-300
 """Scales that end below this have no steps: their tenths are not told apart."""
 
@@ -31,7 +31,7 @@ class Axis:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where a value lies between low (0) and high (1); outside it is drawn on the edge."""
+        """The position of a value between low (0) and high (1); values outside are put on the edge."""
         if self.log:
             value = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         else:
@@ -93,7 +93,7 @@ def even(high: float, unit: str = "") -> list[tuple[float, str]]:
 
 
 def chart(x: Axis, y: Axis, marks: Sequence[Mark], told: str, right: Axis | None = None) -> Markup:
-    """One chart. `told` says in words what it shows, for who cannot see it; `right` is a second scale of y."""
+    """One chart. `told`: a description for screen readers. `right`: a second scale of y."""
     margin = LEFT if right else MARGIN
     inner = WIDTH - LEFT - margin, HEIGHT - TOP - BOTTOM
 

@@ -130,7 +130,7 @@ def _figures(run: Run, manifest: RunManifest) -> Figures:
 
 
 def comparison_rows(compared: Sequence[Figures]) -> list[tuple[str, list[str]]]:
-    """What a person reads: a name and a cell a RUN."""
+    """The rows of the table: a name, and a cell for each RUN."""
     quantiles = sorted({q for figures in compared for q in figures.kl_quantiles}, key=float)
     shift_quantiles = sorted({q for figures in compared for q in figures.shift_quantiles}, key=float)
     named: dict[str, Callable[[Figures], str]] = {

@@ -59,7 +59,7 @@ class PlausibleSets:
 
 @dataclass(frozen=True)
 class EvaluatedBenchmark:
-    """What the trainer found on a benchmark: accuracies with 95% intervals."""
+    """The trainer's result on a benchmark: accuracies with 95% intervals."""
 
     file: str
     name: str
@@ -242,7 +242,7 @@ def gather(run: Run) -> Findings:
 
 
 def _lot(trajectory: Trajectory) -> float:
-    """A number that has nothing to do with what the trajectory says, the same whenever it is drawn."""
+    """A pseudo-random number that depends only on the trajectory's key, so that a report can be repeated."""
     key = orjson.dumps([trajectory.problem_id, trajectory.sample_index])
     return int.from_bytes(hashlib.sha256(key).digest()[:6], "little")
 

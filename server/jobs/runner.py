@@ -1,7 +1,7 @@
-"""Works on the bucket's jobs: one at a time, oldest first, with the pair itself where the client would use HTTP.
+"""Works on the bucket's jobs, one at a time, oldest first, with the server's own pair.
 
-In: jobs that any replica accepted. Out: their RUNs, as `client.sampling.sampler` writes them, and their ends. The event
-loop never waits for the bucket. What is told to stop, or finds its engines dead, hands its job back for another server.
+In: jobs that any server accepted. Out: their RUNs, written by `client.sampling.sampler`, and their final status. The
+event loop never waits for the bucket. A server that stops, or whose engines died, gives its job back to the others.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class JobRunner:
         self.store, self.settings = JobStore(bucket), settings
         self._versions = versions
         self._claimant = Claimant(self.store, settings.lease_seconds)
-        self._reaper = Claimant(self.store, settings.lease_seconds)  # while the other is at work on a job
+        self._reaper = Claimant(self.store, settings.lease_seconds)  # ends cancelled jobs while a job is running
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
@@ -126,7 +126,7 @@ class JobRunner:
             self._loop.call_soon_threadsafe(self._woken.set)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Take no more jobs, write what was answered, and hand the job back. Stops at the end of the grace period."""
+        """Take no more jobs, write what was answered, and give the job back. Ends at the end of the grace period."""
         self._stopping = True
         self._woken.set()
         if self._source:
@@ -134,7 +134,7 @@ class JobRunner:
         if self._task:
             _, late = await asyncio.wait({self._task}, timeout=grace_seconds)
             for task in late:
-                log.warning("a job's end took more than %g s: handing it back as it is", grace_seconds)
+                log.warning("a job did not end within %g s: giving it back as it is", grace_seconds)
                 task.cancel()
                 await asyncio.wait({task}, timeout=HAND_BACK_SECONDS)
 
@@ -159,7 +159,7 @@ class JobRunner:
             except BucketError as error:
                 log.warning("jobs wait for the bucket: %s", error)
             except Exception:
-                log.exception("jobs: something went wrong; trying again")
+                log.exception("jobs: unexpected error; trying again")
             due = [max(0.0, attempts.due - time.monotonic()) for attempts in self._later.values()]
             await self._pause(min([JOB_POLL_SECONDS * (1 + self.store.listed / 1000), *due]))
 
