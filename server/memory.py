@@ -22,8 +22,6 @@ from server.settings import GIB, ROLES, EngineArguments, Role, SettingsError
 
 GPU_MEMORY_SHARE = 0.9
 """Of a card's memory, for all engines on it. The rest is for fragments, and for what an allowance gets wrong."""
-ROOM_TO_START = 0.95
-"""Of a card's memory, that vLLM may be asked to find free: an engine's device context is there before it looks."""
 SLOTS = 256
 """Sequences that an engine runs at a time on a GPU, unless told otherwise."""
 BATCHED_TOKENS, SMALL_BATCHED_TOKENS, SMALL_CARD = 8192, 4096, 36 * GIB
@@ -91,14 +89,13 @@ def gpu_arguments(
         card = min(memory[device] for role in roles for device in shapes[role].devices)
         plans = [EnginePlan(role, shapes[role], given[role], card) for role in roles]
         _share(plans, card)
-        most = ROOM_TO_START * card / max(sum(plan.must + plan.cache for plan in plans), ROOM_TO_START * card)
         for plan in plans:
             log.info("memory of a card of %.1f GiB: %s", card / GIB, plan)
             arguments[plan.role] = {
                 "max_num_seqs": plan.sequences,
                 "max_num_batched_tokens": plan.batched_tokens,
                 "kv_cache_memory_bytes": plan.cache,
-                "gpu_memory_utilization": int(most * (plan.must + plan.cache) / card * 10_000) / 10_000,
+                "gpu_memory_utilization": min(1.0, int(plan.free_at_start / card * 10_000) / 10_000),
             } | _context(plan.role, shapes, given, plan.shape.tokens(plan.cache))
     return arguments
 
@@ -132,6 +129,13 @@ class EnginePlan:
         share = _number(given, "gpu_memory_utilization")
         self.cache = int(_number(given, "kv_cache_memory_bytes") or (share * card - self.must if share else 0))
         self.open = not share and not self.cache
+        # With a cache of the user's own, only what is certain: an allowance may be more than is needed.
+        self.certain = shape.weights if self.cache and not share else self.must
+
+    @property
+    def free_at_start(self) -> int:
+        """What vLLM is told to find free when it starts the engine."""
+        return self.certain + self.cache
 
     @property
     def context(self) -> int:

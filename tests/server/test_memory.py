@@ -96,7 +96,7 @@ def start(shape):
     return started
 
 
-@pytest.mark.parametrize(("pair", "card"), product(FITS, CARDS), ids=lambda value: str(value).replace("'", ""))
+@pytest.mark.parametrize(("pair", "card"), list(product(FITS, CARDS)), ids=lambda value: str(value).replace("'", ""))
 def test_a_pair_passes_vllms_checks_on_every_card_on_which_it_fits(shape, start, pair, card):
     sizes = dict(zip(PAIR, pair, strict=True))
     shapes, given = {role: shape(size) for role, size in sizes.items()}, {"expert": {}, "amateur": {}}
@@ -138,6 +138,10 @@ def planned_for(shape, sizes=("7B", "0.5B"), memory=(80,), **given):
         {"expert": {"kv_cache_memory_bytes": 17 * GIB}},
         {"amateur": {"kv_cache_memory_bytes": 20 * GIB}},
         {"expert": {"kv_cache_memory_bytes": 50 * GIB}, "amateur": {"kv_cache_memory_bytes": 8 * GIB}},
+        {
+            "expert": {"kv_cache_memory_bytes": 51 * GIB},
+            "amateur": {"kv_cache_memory_bytes": 8 * GIB},
+        },  # all of the card
         {"expert": {"gpu_memory_utilization": 0.4}},
         {"amateur": {"gpu_memory_utilization": 0.3}},
         {"expert": {"gpu_memory_utilization": 0.6}, "amateur": {"gpu_memory_utilization": 0.2}},
