@@ -24,6 +24,7 @@ from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDenie
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from client.errors import LightReasonerError, shorten
+from client.storage.claims import NO_HARD_LINKS, NotExclusive, check_exclusive, claim_name, rename_without_links
 from client.storage.s3_credentials import AwsError, s3_options
 
 MOST_SAID_CHARACTERS = 500
@@ -32,6 +33,11 @@ RANGE_BYTES = 4 * 2**20
 """How much to read at a time of an object that is read in ranges."""
 HIDDEN = re.compile(r"\.[0-9a-f]{32}\.tmp(?:#\d+)?")
 """Name of a file that is being written in a local folder; obstore adds the #number."""
+ODD_IN_URL = re.compile(r"[?#%\\\x00-\x1f\x7f]")
+BUCKET_SCHEMES = ("s3", "s3a", "gs", "az")
+BUCKET_NAME = re.compile(r"[^:@/\s]+")
+PROBED: set[tuple[str, str]] = set()
+"""Schemes and buckets whose exclusive create has been tried by this process."""
 PLACES = "a path, file://…, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
 
 
@@ -54,6 +60,8 @@ class Bucket:
             raise BucketError(f"the path is empty; give {PLACES}")
         self.url = url
         scheme = urlsplit(url).scheme
+        if scheme not in ("", "file"):
+            _check_url(url)
         try:
             if scheme in ("", "file"):
                 folder = local_folder(url)
@@ -121,6 +129,7 @@ class Bucket:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object if it does not exist. Returns whether this call wrote it."""
+        self._probe()
         try:
             self._put(name, data, overwrite=False)
         except AlreadyExistsError:
@@ -130,8 +139,11 @@ class Bucket:
     def remove(self, name: str) -> None:
         """Remove an object if it exists."""
         store = self._open(for_writing=True)
+        assert store is not None
         try:
-            obstore.delete(store, name)  # type: ignore[arg-type]
+            if self._folder:  # a claim of its name, in a folder without hard links
+                (self._folder / name).with_name(claim_name(name)).unlink(missing_ok=True)
+            obstore.delete(store, name)
         except FileNotFoundError:
             return
         except Exception as error:
@@ -171,23 +183,53 @@ class Bucket:
             if self._folder is None:
                 obstore.put(store, name, data, mode="overwrite" if overwrite else "create")
             else:
-                self._put_hidden_first(store, PurePosixPath(name), data, overwrite)
+                self._put_hidden_first(store, self._folder, PurePosixPath(name), data, overwrite)
         except AlreadyExistsError:
             raise
         except Exception as error:
             raise self._trouble("write", name, error) from error
 
     @staticmethod
-    def _put_hidden_first(store: ObjectStore, name: PurePosixPath, data: bytes, overwrite: bool) -> None:
+    def _put_hidden_first(store: ObjectStore, folder: Path, name: PurePosixPath, data: bytes, overwrite: bool) -> None:
         """Write to a hidden name, then rename. obstore would write to name#1: after a kill that looks like a part."""
         hidden = str(name.with_name(f".{secrets.token_hex(16)}.tmp"))
         try:
             obstore.put(store, hidden, data)
-            obstore.rename(store, hidden, str(name), overwrite=overwrite)
+            try:
+                obstore.rename(store, hidden, str(name), overwrite=overwrite)
+            except AlreadyExistsError:
+                raise
+            except Exception as error:
+                if overwrite or not NO_HARD_LINKS.search(str(error)):
+                    raise
+                rename_without_links(folder, hidden, str(name))
         except BaseException:
             with contextlib.suppress(Exception):
                 obstore.delete(store, hidden)
             raise
+
+    def _probe(self) -> None:
+        """Before the first claim on a remote store: raises BucketError if its exclusive create is none."""
+        place = urlsplit(self.url)
+        if self._folder or (place.scheme, place.netloc) in PROBED:
+            return
+        store = self._open(for_writing=True)
+        assert store is not None
+        try:
+            check_exclusive(store)
+        except NotExclusive:
+            raise BucketError(
+                f"the store of {self.url}{self._endpoint} ignores If-None-Match: two writers would mix in one RUN "
+                "without notice. Older versions of MinIO and Ceph do so; update the store, or use another"
+            ) from None
+        except Exception as error:
+            raise self._trouble("write", "a probe", error) from error
+        PROBED.add((place.scheme, place.netloc))
+
+    @property
+    def _endpoint(self) -> str:
+        endpoint = getattr(self._store, "config", {}).get("endpoint")
+        return f" ({endpoint})" if endpoint else ""
 
     def _trouble(self, verb: str, name: str, error: Exception) -> BucketError:
         """A BucketError for an error of the store, with a remedy if one is known."""
@@ -242,6 +284,21 @@ class _Ranges(io.RawIOBase):
 
     def tell(self) -> int:
         return self._file.tell()
+
+
+def _check_url(url: str) -> None:
+    """Raises BucketError for a URL of which a part would be cut or decoded: another could be the same place."""
+    scheme, _, place = url.partition("://")
+    host, _, path = place.removesuffix("/").partition("/")
+    if odd := ODD_IN_URL.search(url) or re.search(r"\A\s|\s\Z", url):
+        said = f"it holds {odd[0]!r}, which a URL cuts off or decodes"
+    elif {"", ".", ".."} & set(path.split("/") if path else ()):
+        said = "it has an empty folder name, or one of dots"
+    elif scheme in BUCKET_SCHEMES and not BUCKET_NAME.fullmatch(host):
+        said = f"{host!r} is no bucket's name"
+    else:
+        return
+    raise BucketError(f"cannot open bucket {url!r}: {said}; choose another name, so that two names are two places")
 
 
 def local_folder(url: str) -> Path:
