@@ -86,6 +86,10 @@ class Run:
         """The day that this RUN's prompts write; None where they write none, or it is not made yet."""
         return None if self.bucket.get("run.json") is None else self.manifest().date
 
+    def made_early(self) -> bool:
+        """Whether an early version made this RUN, which does not say where its trajectories end."""
+        return self.bucket.get("run.json") is not None and self.manifest().end_token_ids is None
+
     def claim(self, manifest: RunManifest, tokenizer: bytes) -> None:
         """Create this RUN, or join it. Raises RunError, naming every setting that differs from run.json."""
         made = self.bucket.create("run.json", manifest.model_dump_json(indent=2).encode())

@@ -111,6 +111,8 @@ class Prompts:
         configured, added = generation_config.get("eos_token_id"), tokenizer.get_added_vocab()
         self.end_tokens = end_token_ids(tokenizer.eos_token_id, configured, template, added)
         """The ids at which every trajectory ends."""
+        self.ends_as_early = self.end_tokens == end_token_ids(tokenizer.eos_token_id, configured, None, added)
+        """Whether early versions, which did not look at the template, ended at the same ids."""
         named = ", ".join(f"{index} {tokenizer.convert_ids_to_tokens(index)!r}" for index in self.end_tokens)
         log.info("trajectories end at: %s", named or "max_tokens alone, for no end token is known")
         if template and end_of_turn(template, added) is None:

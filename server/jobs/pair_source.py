@@ -26,6 +26,7 @@ class PairSource:
 
     def __init__(self, pair: Pair, versions: dict[str, str]) -> None:
         self.pair, self.stopping = pair, False
+        self.as_early = False  # for a RUN of an early version, which does not say where its trajectories end
         self._versions = versions
         self._running: set[asyncio.Task[Trajectory | Failure]] = set()
 
@@ -42,7 +43,10 @@ class PairSource:
         """Return at once: jobs begin when the pair is ready."""
 
     async def models(self) -> PairCards:
-        return PairCards(self.pair.card(self.pair.expert), self.pair.card(self.pair.amateur))
+        expert, amateur = self.pair.card(self.pair.expert), self.pair.card(self.pair.amateur)
+        if self.as_early and self.pair.prompts.ends_as_early:  # they end at the same ids, so the job may be finished
+            expert = expert.model_copy(update={"end_token_ids": None})
+        return PairCards(expert, amateur)
 
     async def tokenizer(self) -> bytes:
         file = self.pair.facts.expert.folder / "tokenizer.json"

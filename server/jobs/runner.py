@@ -250,6 +250,7 @@ class JobRunner:
         """Fill and seal the job's RUN. Returns the counts of the sealed RUN."""
         problems = await asyncio.to_thread(self._problems, claim.job_id, record, source)
         run = Run(await asyncio.to_thread(self.store.paths.url, record.run), claim.owner)
+        source.as_early = await asyncio.to_thread(run.made_early)
         asked = record.model_copy(update={"system_prompt": record.system_prompt or None})
         sampling = SamplingSettings(**asked.model_dump(include=set(SamplingSettings.model_fields)))
         contrast = ContrastSettings(**record.model_dump(include=set(ContrastSettings.model_fields)))

@@ -128,6 +128,11 @@ TEMPLATES = {
         "{% endfor %}",
         None,
     ),
+    "plain text, whose empty lines are tokens": (
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+        None,
+    ),
     "plain text": ("{% for message in messages %}{{ message.content }}\n{% endfor %}", None),
     "one question alone": (
         "{% if messages | length > 1 %}{{ raise_exception('one question') }}{% endif %}Q: {{ messages[0].content }}"
