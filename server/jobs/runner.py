@@ -37,19 +37,19 @@ from server.logs import log
 from server.settings import ServerSettings
 
 JOB_POLL_SECONDS = 1.0
-"""Between two looks for work, and as much again for every thousand jobs that a look has to list."""
+"""Time between two looks for a job; it grows by the same for every thousand jobs in the bucket."""
 JOB_COUNT_SECONDS = 15.0
-"""Between two counts of the open jobs."""
+"""Time between two counts of the open jobs."""
 MOST_JOB_ATTEMPTS = 8
-"""At a job, one after the other, that bring nothing; then what passes is taken to stay, and the job fails."""
+"""After this many attempts in a row that add nothing to the RUN, the job fails."""
 FIRST_JOB_PAUSE_SECONDS, LONGEST_JOB_PAUSE_SECONDS = 1.0, 30.0
-"""After an attempt that brought nothing; doubled each time."""
+"""First and longest pause after an attempt that added nothing; doubled each time."""
 NEVER_PASSES = re.compile(
     rf"os error ({'|'.join(map(str, (errno.EPERM, errno.EACCES, errno.ENOTDIR, errno.EISDIR, errno.EROFS)))})\b"
 )
-"""What a file system says where it will say the same again."""
+"""Errors of a file system that a retry does not fix."""
 HAND_BACK_SECONDS = 5.0
-"""For a job that is still at work after the grace period."""
+"""How long a job may take to end after the grace period."""
 ERROR_TYPES: dict[type[Exception], str] = {
     ProblemSetError: "problem_set_error",
     RunError: "run_error",
