@@ -1,6 +1,6 @@
 """The trainer's command line: its commands, in the order of use. `trainer.cli` has a file for each.
 
-A user's mistake is one line on stderr and exit code 1.
+A user's mistake is one line on stderr and exit code 1; a training that was told to stop exits with 130 or 143.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from trainer.cli.evaluate import evaluate_command
 from trainer.cli.merge import merge_command
 from trainer.cli.paper_tables import EXTRA, ablation_command, efficiency_command
 from trainer.cli.train import train_command
+from trainer.interruption import Interrupted
 
 program = Program("Fine-tune an expert on the contrast samples of a RUN, and measure the gain.")
 program.command("train")(train_command)
@@ -26,6 +27,9 @@ def main() -> None:
     """The console script."""
     try:
         program()
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except (LightReasonerError, ModuleNotFoundError) as error:
         extra = "server" if getattr(error, "name", None) == "vllm" else "trainer"
         said = missing_extra(error, extra) if isinstance(error, ModuleNotFoundError) else error

@@ -7,8 +7,8 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
-from safetensors.torch import load_file
-from support.models.tiny_pair import load, randomised, save_adapter, save_model
+from safetensors.torch import load_file, save_file
+from support.models.tiny_pair import load, randomised, save_adapter, save_model, trajectory, write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from client.models.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
@@ -98,7 +98,8 @@ def test_saved_in_float32_the_whole_update_survives(tmp_path, trainer_cli):
 def test_an_adapter_that_was_not_trained_merges_into_the_same_model(tmp_path, expert, trainer_cli):
     adapter = save_adapter(tmp_path / "adapter", expert, size=0.0)
     code, shown, err = trainer_cli("merge", expert, adapter, tmp_path / "out")
-    assert code == 0 and "0.00% of their norm" in shown and "warning" not in err
+    assert code == 0 and "0.00% of their norm" in shown
+    assert f"warning: {adapter} changes nothing: all of its updates are zero; was it trained?" in err
     assert model_fingerprint(tmp_path / "out") == model_fingerprint(expert)
 
 
@@ -197,3 +198,77 @@ def test_a_folder_among_the_tokenizers_files_is_passed_over(tmp_path, expert, ad
     base = shutil.copytree(expert, tmp_path / "base")
     (base / "tokenizer_old").mkdir()
     assert trainer_cli("merge", base, adapter, tmp_path / "out")[0] == 0
+
+
+def renamed(adapter, folder, change):
+    """A copy of an adapter whose weights have other names."""
+    shutil.copytree(adapter, folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({change(name): tensor for name, tensor in weights.items()}, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda name: name.replace("model.model.layers", "model.language_model.model.layers"),
+         "4 of its 4 layers are not in the model, such as 'language_model.model.layers.0.self_attn.q_proj'"),
+        (lambda name: name.replace("layers.1.", "layers.7."), "2 of its 4 layers are not in the model"),
+        (lambda name: name.replace("lora_B", "lora_C") if "layers.0.self_attn.q" in name else name, "is damaged"),
+        (lambda name: name.removeprefix("base_model.model."), "does not begin with 'base_model.model.'"),
+    ],
+)  # fmt: skip
+def test_an_adapter_whose_weights_find_no_layer_is_refused(tmp_path, expert, adapter, trainer_cli, change, words):
+    odd = renamed(adapter, tmp_path / "odd", change)
+    code, _, err = trainer_cli("merge", expert, odd, tmp_path / "out")
+    assert code == 1 and words in " ".join(err.split()), err
+    assert not (tmp_path / "out").exists()
+
+
+def without_a_tensor(expert, folder):
+    shutil.copytree(expert, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def with_a_tensor_more(expert, folder):
+    shutil.copytree(expert, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.extra.weight"] = torch.ones(1)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (without_a_tensor, "it lacks 1 tensors, such as model.layers.1.mlp.up_proj.weight"),
+        (with_a_tensor_more, "it has no place for 1 tensors, such as model.layers.1.mlp.extra.weight"),
+    ],
+)
+def test_a_model_with_other_tensors_than_its_configuration_has_is_refused(tmp_path, expert, trainer_cli, harm, words):
+    """transformers would fill a missing tensor with random numbers."""
+    base = harm(expert, tmp_path / "base")
+    run = write_run(tmp_path / "run", base, trajectories=[trajectory("p", 0)])
+    code, _, err = trainer_cli("train", run, "--model", base, "--output", tmp_path / "adapter")
+    assert code == 1 and words in " ".join(err.split()), err
+    adapter = save_adapter(tmp_path / "made", expert)
+    code, _, err = trainer_cli("merge", base, adapter, tmp_path / "out")
+    assert code == 1 and words in " ".join(err.split()), err
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "gptq", "awq", "fp8", "bitsandbytes"])
+def test_a_quantised_model_is_refused_before_anything_is_written(tmp_path, expert, adapter, trainer_cli, method):
+    base = shutil.copytree(expert, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+    run = write_run(tmp_path / "run", base, trajectories=[trajectory("p", 0)])
+    for words in (
+        ("train", run, "--model", base, "--output", tmp_path / "out"),
+        ("merge", base, adapter, tmp_path / "out"),
+    ):
+        code, _, err = trainer_cli(*words)
+        assert code == 1 and f"is quantised ({method})" in err and "--allow-mismatch" in err, err
+        assert err.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -21,6 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from client.errors import ModelError
 from trainer.adapters.adapter import adapter_folder, check_base, new_folder, read_config
+from trainer.adapters.matching import check_matches
 from trainer.adapters.model_folder import ModelFolder, load
 from trainer.settings import Precision
 
@@ -67,6 +68,8 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     base, made = ModelFolder.find(model), adapter_folder(adapter)
     read_config(made)
     check_base(made, base)
+    base.check_unquantized()
+    check_matches(made, base)
     dtype = base.dtype_for(precision)
     out = new_folder(output)
     whole = load(base, torch.float32)

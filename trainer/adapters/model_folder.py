@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from client.errors import ModelError
 from client.models.chat_template import ChatTemplate
@@ -19,6 +19,10 @@ from trainer.settings import Precision
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+DEQUANTIZED = ("mxfp4",)
+"""Quantisations that transformers turns back into full weights as it loads."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,18 @@ class ModelFolder:
         """The longest sequence in tokens; None if config.json names no limit."""
         return getattr(self.configuration.get_text_config(), "max_position_embeddings", None)
 
+    def check_unquantized(self) -> None:
+        """Raise ModelError if the weights are quantised in a way that LoRA cannot be trained on or merged into here."""
+        stored = getattr(self.configuration, "quantization_config", None) or {}
+        stored = stored if isinstance(stored, dict) else stored.to_dict()
+        method = stored.get("quant_method")
+        if method and method not in DEQUANTIZED:
+            name = getattr(method, "value", method)
+            raise ModelError(
+                f"{self} is quantised ({name}), and the trainer needs full weights: give the model that it was made"
+                " from. If RUN was sampled with the quantised one, add --allow-mismatch"
+            )
+
     @cached_property
     def dtype(self) -> torch.dtype:
         """The type in config.json; if there is none, float32, which can hold all others exactly."""
@@ -142,7 +158,18 @@ def load(model: ModelFolder, dtype: torch.dtype, attention: str | None = None) -
 
     options = {} if attention is None else {"attn_implementation": attention}
     try:
-        return AutoModelForCausalLM.from_pretrained(model.path, config=model.configuration, dtype=dtype, **options)
+        whole: Any = AutoModelForCausalLM.from_pretrained(
+            model.path, config=model.configuration, dtype=dtype, output_loading_info=True, **options
+        )
+        loaded, names = whole
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         using = f" with --attention {attention}" if attention else ""
         raise ModelError(f"{model} cannot be loaded as a causal language model{using}: {error}") from error
+    for what, odd in (("lacks", names["missing_keys"]), ("has no place for", names["unexpected_keys"])):
+        if odd:
+            first = sorted(odd)[0]
+            raise ModelError(
+                f"{model} is damaged, or not what its config.json says: it {what} {len(odd)} tensors, such as {first};"
+                " download or save the model again"
+            )
+    return loaded

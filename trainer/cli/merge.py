@@ -40,6 +40,8 @@ def merge_command(
         f"{update.surviving:.1%} of that survives, with an error of {update.error:.1%}\n"
         f"merged model in {out}"
     )
+    if not update.relative:
+        print(f"warning: {adapter} changes nothing: all of its updates are zero; was it trained?", file=sys.stderr)
     if update.is_damaged:
         print(
             f"warning: rounding to {saved} changes what was trained by {update.error:.0%}: "

@@ -25,6 +25,10 @@ class WriterStalled(RunError):
     """A RUN that is not sealed, and that had no new part for as long as `--follow-timeout` allows."""
 
 
+class WaitEnded(Exception):
+    """The training was told to stop while it waited for a part."""
+
+
 class _NothingNew(Exception):
     """A look that found no new part."""
 
@@ -36,24 +40,28 @@ class Arrivals:
     """
 
     def __init__(
-        self, training_set: TrainingSet, timeout: float, agree: Callable[[Any], Any], leads: bool, console: Console
-    ) -> None:
+        self, training_set: TrainingSet, timeout: float, agree: Callable[[Any], Any], leads: bool, console: Console,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self._set = training_set
         self._timeout = timeout
         self._agree = agree
         self._leads = leads
         self._console = console
+        self._stopping = stopping
 
     def more(self) -> bool:
         """Wait until a new part has been read; False once the RUN is sealed and read to its end.
 
-        Raises WriterStalled if no part comes within the timeout.
+        Raises WriterStalled if no part comes within the timeout, WaitEnded once `stopping` says so on the first rank.
         """
         began, report_at = time.monotonic(), REPORT_SECONDS
 
         def take() -> bool:
             waited = time.monotonic() - began
-            new, sealed, stalled = self._agree(self._look(waited) if self._leads else None)
+            stopping, new, sealed, stalled = self._agree(self._look(waited) if self._leads else None)
+            if stopping:
+                raise WaitEnded
             for part in new:
                 self._set.add(part)
             if new or sealed:
@@ -78,10 +86,10 @@ class Arrivals:
             take, may_pass=lambda error: isinstance(error, _NothingNew), pause=PART_POLL_SECONDS, tell=report
         )
 
-    def _look(self, waited: float) -> tuple[list[str], bool, bool]:
-        """New parts, whether the RUN is sealed, whether to give up."""
+    def _look(self, waited: float) -> tuple[bool, list[str], bool, bool]:
+        """Whether to stop, new parts, whether the RUN is sealed, whether to give up."""
         # First: a RUN that was sealed before the parts are listed has no later ones.
         sealed = self._set.run.completion() is not None
         known = set(self._set.parts)
         new = [part for part in self._set.run.parts("samples") if part not in known]
-        return new, sealed, waited >= self._timeout
+        return self._stopping(), new, sealed, waited >= self._timeout

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from client.errors import LightReasonerError
 from trainer.adapters.adapter import CONFIG, WEIGHTS, adapter_folder, check_base, read_config
+from trainer.adapters.matching import check_matches, has_effect
 from trainer.adapters.model_folder import ModelFolder
 from trainer.evaluation.answer_engine import AnswerEngine
 from trainer.evaluation.benchmarks import Benchmark, read_benchmark
@@ -55,6 +56,13 @@ def evaluate(
     for adapter in tuned.values():
         read_config(adapter)
         check_base(adapter, model)
+        check_matches(adapter, model)
+        if not has_effect(adapter):
+            console.print(
+                f"warning: {adapter} changes nothing: all of its updates are zero; was it trained?",
+                style="yellow",
+                soft_wrap=True,
+            )
     read, about = benchmarks_of(model, benchmarks, examination, file)
     records = Records(file, about | {"adapters": {name: _digest(at) for name, at in tuned.items()}})
     try:

@@ -3,17 +3,28 @@
     OUT/…                              the final adapter
     OUT/checkpoints/checkpoint-N/…     what is needed to resume after optimizer step N
     OUT/checkpoints/checkpoint-N/whole.json   its files with their digests, written last
+    OUT/.lock                          on this machine: locked by the training that writes here
+    OUT/owners/N                       in a bucket: the Nth training that writes here
 
 A checkpoint is torn if it has no whole.json, or if its files differ from that list: the checkpoint before it is used.
 For a bucket, files are written to a local folder first, and then uploaded, whole.json last.
+
+One training writes to an OUT at a time. On this machine the second is refused, and a dead process holds no lock. A
+bucket has no locks: the training that comes last owns OUT, and those before it end at their next checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import shutil
+import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +36,11 @@ CHECKPOINTS = "checkpoints"
 WHOLE_FILE = "whole.json"
 KEPT = 2
 """How many checkpoints are kept: the newest, and the one before it in case the newest is torn."""
+
+
+LOCK, OWNERS = ".lock", "owners"
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
+"""What a file system says that has no locks."""
 
 
 class Output:
@@ -41,6 +57,8 @@ class Output:
             self.folder = staging or Path(tempfile.mkdtemp(prefix="lightreasoner-"))
         else:
             self.folder = local_folder(url)
+        self._held = contextlib.ExitStack()  # the lock of a local folder
+        self._owner = 0  # this training's number in a bucket
 
     def __str__(self) -> str:
         return self.url
@@ -50,12 +68,34 @@ class Output:
         return self.folder / CHECKPOINTS
 
     def claim(self) -> None:
-        """Create the folder. Raises ModelError if OUT is not empty, or cannot be created."""
-        taken = any(self.bucket.names("")) if self.bucket is not None else _made(self.folder)
+        """Create and own the folder. Raises ModelError if OUT is not empty, cannot be created, or is in use."""
+        if self.bucket is not None:
+            taken = any(not name.startswith(f"{OWNERS}/") for name in self.bucket.names(""))
+        else:
+            taken = _made(self.folder)
         if taken:
             begun = bool(self._numbers())
             remedy = "go on with --resume, name a new folder" if begun else "name a new folder"
+            self._refuse_another()
             raise ModelError(f"{self} is not empty; {remedy} or remove this one")
+        self.own()
+
+    def own(self) -> None:
+        """Be the training that writes here. Raises ModelError where another does."""
+        if self.bucket is None:
+            _made(self.folder)
+            self._held.enter_context(_locked(self.folder / LOCK, str(self)))
+            return
+        self._owner = max(self._owners(), default=0) + 1
+        if not self.bucket.create(f"{OWNERS}/{self._owner}", b""):
+            raise ModelError(f"another training began to write to {self} at the same time; name a new folder")
+
+    def check_owned(self) -> None:
+        """Raise ModelError where a later training writes to the same bucket prefix."""
+        if self.bucket is not None and max(self._owners(), default=0) > self._owner:
+            raise ModelError(
+                f"another training began to write to {self}, and this one ends; what it has written there stays"
+            )
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint, downloaded if needed; None if there is none. Torn ones are removed."""
@@ -96,6 +136,7 @@ class Output:
         (folder / PROVENANCE).write_text(json.dumps(state, indent=2) + "\n")
         digests = {file.name: _file_digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
         whole = json.dumps(digests, indent=2) + "\n"
+        self.check_owned()
         if self.bucket is not None:
             for name in digests:
                 self.bucket.put(f"{CHECKPOINTS}/{folder.name}/{name}", (folder / name).read_bytes())
@@ -108,6 +149,7 @@ class Output:
         """Upload the final files if OUT is in a bucket; lightreasoner.json last."""
         if self.bucket is None:
             return
+        self.check_owned()
         files = [file for file in self.folder.iterdir() if file.is_file()]
         for file in sorted(files, key=lambda file: (file.name == PROVENANCE, file.name)):
             self.bucket.put(file.name, file.read_bytes())
@@ -119,9 +161,21 @@ class Output:
         self.close()
 
     def close(self) -> None:
-        """Remove the local folder if OUT is in a bucket."""
+        """Release the folder; remove the local folder if OUT is in a bucket."""
+        self._held.close()
         if self.bucket is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _refuse_another(self) -> None:
+        """Raise ModelError where a training writes to this local folder now."""
+        if self.bucket is None and (self.folder / LOCK).is_file():
+            with _locked(self.folder / LOCK, str(self)):
+                pass
+
+    def _owners(self) -> list[int]:
+        assert self.bucket is not None
+        names = (name.rpartition("/")[2] for name in self.bucket.names(OWNERS))
+        return [int(name) for name in names if name.isdecimal()]
 
     def _numbers(self) -> list[int]:
         if self.bucket is not None:
@@ -162,6 +216,34 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / PROVENANCE).read_bytes())
 
 
+@contextlib.contextmanager
+def _locked(file: Path, out: str) -> Iterator[None]:
+    """Hold a lock that ends with this process. Raises ModelError where another process holds it."""
+    while True:
+        stream = file.open("a+")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            who = stream.read() or "another process"
+            stream.close()
+            raise ModelError(f"a training writes to {out} ({who}): wait for it, or name a new folder") from None
+        except OSError as error:  # a file system without locks
+            if error.errno not in NO_LOCKS:
+                raise
+        if file.exists() and os.path.samestat(file.stat(), os.fstat(stream.fileno())):
+            break
+        stream.close()  # its holder removed it meanwhile
+    try:
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        stream.close()
+
+
 def _is_whole(folder: Path) -> bool:
     try:
         listed = json.loads((folder / WHOLE_FILE).read_bytes())
@@ -179,6 +261,6 @@ def _made(folder: Path) -> bool:
     """Create a folder; returns whether it holds any file. Raises ModelError if it cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return any(file.is_file() for file in folder.rglob("*"))
+        return any(file.is_file() and file != folder / LOCK for file in folder.rglob("*"))
     except OSError as error:
         raise ModelError(f"cannot create the folder {folder}: {error.strerror}; name another") from None

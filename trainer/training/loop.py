@@ -22,6 +22,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from client.errors import ModelError
 from trainer.data.steps import Step, Steps
+from trainer.interruption import Interruption
 from trainer.settings import Recipe, Running
 from trainer.training.checkpoints import KEPT
 from trainer.training.progress import TrainingError
@@ -38,9 +39,13 @@ class ContrastTrainer(Trainer):
     # A batch is a whole optimizer step, so transformers must not scale the loss by accumulation.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, steps: Steps, seal: Callable[[int], None], **options: Any) -> None:
+    def __init__(self, steps: Steps, seal: Callable[[int], None], interruption: Interruption, **options: Any) -> None:
         super().__init__(train_dataset=steps, **options)
         self.add_callback(_EndWithTheSteps)
+        self.add_callback(_EndWhenTold(self))
+        self.told_to_stop = False
+        """Whether any rank was, as all ranks agreed in the last step."""
+        self._interruption = interruption
         self._steps = steps
         self._seal = seal
         self._figures: dict[str, float] = {}
@@ -57,14 +62,17 @@ class ContrastTrainer(Trainer):
         step: Any = self._prepare_inputs(inputs)
         ranks = self.accelerator.num_processes
         scale = ranks / step["kept_steps"]  # DDP averages gradients over ranks
-        totals = torch.zeros(3, device=self.args.device)
+        totals = torch.zeros(4, device=self.args.device)
         last = len(step["micro_batches"]) - 1
         for index, batch in enumerate(step["micro_batches"]):
             with contextlib.nullcontext() if index == last else self.accelerator.no_sync(model):
                 sums = model(**batch)
                 self.accelerator.backward(sums.loss * scale)
-            totals += torch.stack(sums).detach()
-        loss, entropy, agreeing = self.accelerator.reduce(totals, "sum") / step["kept_steps"]
+            totals[:3] += torch.stack(sums).detach()
+        totals[3] = float(self._interruption.number > 0)
+        *sums_of_all, told = self.accelerator.reduce(totals, "sum")
+        self.told_to_stop = bool(told)
+        loss, entropy, agreeing = torch.stack(sums_of_all) / step["kept_steps"]
         self._epoch = step["epoch"]
         self._figures = {
             "label_entropy": entropy.item(),
@@ -144,6 +152,20 @@ class _EndWithTheSteps(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         control.should_training_stop = True
+        return control
+
+
+class _EndWhenTold(TrainerCallback):
+    """Ends every rank after the same step, with a checkpoint, once one of them was told to stop."""
+
+    def __init__(self, trainer: ContrastTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if self._trainer.told_to_stop:
+            control.should_save = control.should_training_stop = True
         return control
 
 

@@ -8,11 +8,13 @@ model's files are never changed. With torchrun or accelerate, each process is a 
 from __future__ import annotations
 
 import json
+import signal
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -20,16 +22,17 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
-from client.errors import ModelError
+from client.errors import ModelError, reason_of
 from client.runs.manifest import EARLY
 from client.runs.run import Run
 from client.storage.bucket import BucketError
 from trainer.adapters.adapter import PROVENANCE, package_versions
 from trainer.adapters.model_folder import ModelFolder, default_precision, load
 from trainer.data.dataset import Limits, TrainingSet, check_expert, mismatches
-from trainer.data.follow import Arrivals, WriterStalled
+from trainer.data.follow import Arrivals, WaitEnded, WriterStalled
 from trainer.data.solutions import SolutionSet, read_answers
 from trainer.data.steps import Steps
+from trainer.interruption import Interrupted, Interruption
 from trainer.settings import TOKEN_BUDGET, Objective, Recipe, Running, Unit
 from trainer.training.checkpoints import Output, state_of, write_whole
 from trainer.training.loop import ContrastTrainer, arguments
@@ -80,6 +83,7 @@ def train(
     console.quiet = args.process_index != 0
     if not running.allow_mismatch:
         check_expert(run, base)
+    base.check_unquantized()
     # Errors of the RUN are found before anything is written.
     training_set = None if running.resume or running.follow else read(run, base, recipe, running)
     identity = identity_of(run, base, recipe, running)
@@ -136,7 +140,8 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
     loaded = load(training.base, training.base.dtype_for(recipe.dtype), running.attention)
     adapted = with_lora(loaded, training.base.name, recipe.lora)
     transformers.set_seed(recipe.seed + args.process_index)  # ranks drop out different things
-    steps, most = steps_of(training, console)
+    interruption = Interruption()
+    steps, most = steps_of(training, interruption, console)
     args.output_dir, args.max_steps = str(training.out.checkpoints), most
     journal = Journal(training.out.folder / METRICS, console)
     trainer = ContrastTrainer(
@@ -144,6 +149,7 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
         args=args,
         steps=steps,
         seal=lambda number: training.out.seal(number, training.state()),
+        interruption=interruption,
         callbacks=[journal] if training.leads else [],
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -153,14 +159,31 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
     if training.leads:
         training.out.withdraw()
     try:
-        trainer.train(resume_from_checkpoint=str(training.checkpoint) if training.checkpoint else None)
-    except WriterStalled:
+        with interruption:
+            trainer.train(resume_from_checkpoint=str(training.checkpoint) if training.checkpoint else None)
+    except (WriterStalled, WaitEnded) as error:
         if trainer.state.global_step > steps.first:
             trainer.save_now()
-        raise
+        if isinstance(error, WriterStalled):
+            raise
+        trainer.told_to_stop = True
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory in step {trainer.state.global_step + 1}: {reason_of(error)}. Give a lower --token-budget"
+            f" (it was {steps.token_budget}), or --gradient-checkpointing; go on with --resume where a checkpoint is"
+        ) from error
     finally:
         if training.leads:
             journal.close()
+    if trainer.told_to_stop and (done := trainer.state.global_step) < most:
+        raise Interrupted(
+            interruption.number or signal.SIGTERM,
+            f"stopped after optimizer step {done} of {most}: go on with the same command and --resume"
+            if done
+            else "stopped before the first optimizer step: nothing was trained",
+        )
     training.training_set.check_not_empty()
     trainer.save_adapter(training.out.folder)
     if not training.leads:
@@ -189,7 +212,12 @@ def say_where(training: Training, first: int, most: int, console: Console) -> No
         )
 
 
-def steps_of(training: Training, console: Console) -> tuple[Steps, int]:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or this machine, had no memory for a tensor."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def steps_of(training: Training, interruption: Interruption, console: Console) -> tuple[Steps, int]:
     """The optimizer steps of this rank, and their number; with --follow, the largest possible number."""
     args, running = training.args, training.running
     budget = running.token_budget or TOKEN_BUDGET[args.device.type]
@@ -198,7 +226,10 @@ def steps_of(training: Training, console: Console) -> tuple[Steps, int]:
         steps.first = int(training.checkpoint.name.rpartition("-")[2])
     if not running.follow:
         return steps, steps.total()
-    steps.source = Arrivals(training.training_set, running.follow_timeout, from_the_first_rank, training.leads, console)
+    steps.source = Arrivals(
+        training.training_set, running.follow_timeout, from_the_first_rank, training.leads, console,
+        stopping=lambda: interruption.number > 0,
+    )  # fmt: skip
     manifest = training.run.manifest()
     return steps, steps.total(manifest.problems.count * manifest.decoding.n)
 
@@ -274,21 +305,31 @@ def prepare(
     out, checkpoint, done = None, None, None
     if leads:
         out = Output(output)
-        if not resume:
-            out.claim()
-        else:
-            done = out.finished()
-            checkpoint = out.newest()
-            made = done or (state_of(checkpoint) if checkpoint else None)
-            if made:
-                check_same(out, made, identity)
-            if done and done["recipe"] != identity["recipe"]:
-                done = None  # it was shorter, and goes on
+        try:
+            checkpoint, done = own(out, identity, resume)
+        except BaseException:
+            out.close()
+            raise
     found = (str(out.folder) if out else None, str(checkpoint) if checkpoint else None, done)
     folder, newest, done = from_the_first_rank(found)
     if out is None:
         out = Output(output, Path(folder))
     return out, Path(newest) if newest else None, done
+
+
+def own(out: Output, identity: dict[str, Any], resume: bool) -> tuple[Path | None, dict[str, Any] | None]:
+    """Make OUT this training's; the checkpoint to go on from, and the state of a training that is already done."""
+    if not resume:
+        out.claim()
+        return None, None
+    done = out.finished()
+    whole = done is not None and done["recipe"] == identity["recipe"]
+    if not whole:
+        out.own()
+    checkpoint = out.newest()
+    if made := done or (state_of(checkpoint) if checkpoint else None):
+        check_same(out, made, identity)
+    return checkpoint, done if whole else None
 
 
 def check_same(out: Output, made: dict[str, Any], identity: dict[str, Any]) -> None:

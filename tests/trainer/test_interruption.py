@@ -1,0 +1,139 @@
+"""A training that is told to stop writes a checkpoint and says how to go on; two trainings never share an OUT."""
+
+import signal
+import time
+
+import pytest
+import torch
+from support.models.tiny_pair import manifest_for, trajectory, write_run
+from support.training.launch import metrics, ranks, started
+
+from client.errors import ModelError
+from client.runs.run import Run
+from client.storage.bucket import Bucket
+from trainer.training.checkpoints import Output
+from trainer.training.loop import ContrastTrainer
+
+STEPS = 400
+"""Far more than are done before a signal comes."""
+
+
+@pytest.fixture
+def run(tmp_path, expert):
+    return write_run(tmp_path / "run", expert, trajectories=[trajectory(f"p{seed}", seed) for seed in range(8)])
+
+
+@pytest.fixture
+def words(tmp_path, run, expert):
+    return ["train", run, "--model", expert, "--output", tmp_path / "out", "--max-steps", STEPS, "--batch-size", 2,
+            "--save-steps", 1000]  # fmt: skip
+
+
+def wait_for_steps(process, out, steps=3, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (out / "metrics.jsonl").exists() or len(metrics(out)) < steps:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+
+
+def checkpoint_of(out):
+    (number,) = [int(folder.name.rpartition("-")[2]) for folder in (out / "checkpoints").iterdir()]
+    assert (out / "checkpoints" / f"checkpoint-{number}" / "whole.json").is_file()
+    return number
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_writes_a_checkpoint_says_how_to_go_on_and_exits_as_shells_expect(
+    tmp_path, words, trainer_cli, number, code
+):
+    out = tmp_path / "out"
+    process = started(*words)
+    wait_for_steps(process, out)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    done = checkpoint_of(out)
+    assert 3 <= done < STEPS and len(metrics(out)) == done
+    assert f"stopped after optimizer step {done} of {STEPS}: go on with the same command and --resume" in said
+    assert "Traceback" not in said and not (out / "adapter_config.json").exists()
+    assert not (out / ".lock").exists()
+    again = [*words]
+    again[again.index("--max-steps") + 1] = done + 2
+    code, said, err = trainer_cli(*again, "--resume")
+    assert code == 0 and f"resuming after step {done}" in said, err
+    assert [line["step"] for line in metrics(out)] == list(range(1, done + 3))
+
+
+def test_ranks_stop_together(tmp_path, words):
+    """Only the second of two is told: both end after the same step."""
+    said = ranks(2, *words, function="support.training.told:main")
+    assert said.returncode == 143, said.stderr[-3000:]
+    done = checkpoint_of(tmp_path / "out")
+    assert done == len(metrics(tmp_path / "out")) < STEPS
+    assert said.stderr.count(f"stopped after optimizer step {done} of {STEPS}") == 2
+
+
+def test_a_training_that_waits_for_parts_stops_at_once(tmp_path, expert):
+    manifest = manifest_for(expert)
+    manifest = manifest.model_copy(update={"problems": manifest.problems.model_copy(update={"count": 24})})
+    run = Run(str(tmp_path / "run"))
+    run.claim(manifest, (expert / "tokenizer.json").read_bytes())
+    run.write([trajectory(f"p{name}", name) for name in range(6)], {}, manifest)
+    out = tmp_path / "out"
+    process = started("train", run, "--model", expert, "--output", out, "--follow", "--batch-size", 2)
+    wait_for_steps(process, out)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 143 and "stopped after optimizer step 3 of" in said, said
+    assert checkpoint_of(out) == 3
+
+
+def test_a_second_training_in_one_folder_is_refused_and_a_dead_one_holds_nothing(tmp_path, words, trainer_cli):
+    out = tmp_path / "out"
+    process = started(*words, "--save-steps", 2)
+    wait_for_steps(process, out)
+    for more in ((), ("--resume",)):
+        code, _, err = trainer_cli(*words, *more)
+        assert code == 1 and f"a training writes to {out} (process {process.pid} on " in err, err
+    process.kill()
+    process.wait()
+    again = [*words]
+    again[again.index("--max-steps") + 1] = len(metrics(out)) + 1
+    code, _, err = trainer_cli(*again, "--resume")
+    assert code == 0, err
+
+
+def test_in_a_bucket_the_later_training_owns_out_and_the_earlier_one_ends(s3, tmp_path):
+    url = f"{s3}/owned-{time.time_ns()}"
+    first, second = Output(url), Output(url)
+    first.claim()
+    first.check_owned()
+    second.claim()  # what stands there of an owner is no adapter
+    with pytest.raises(ModelError, match="another training began to write to"):
+        first.check_owned()
+    second.check_owned()
+    first.close()
+    second.close()
+    assert set(Bucket(url).names("")) == {"owners/1", "owners/2"}
+
+
+def test_out_of_memory_names_what_takes_less(tmp_path, run, expert, trainer_cli, monkeypatch):
+    """No GPU is here to fill: the error is torch's own, raised in its place."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(ContrastTrainer, "training_step", full)
+    code, _, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out")
+    assert code == 1 and "error: out of memory in step 1: CUDA out of memory. Tried to allocate 20.00 GiB" in err
+    assert "--token-budget" in err and "--gradient-checkpointing" in err
+
+
+def test_memory_that_this_machine_does_not_have_is_told_so_too(tmp_path, run, expert, trainer_cli, monkeypatch):
+    def full(*_):
+        torch.empty(2**46)
+
+    monkeypatch.setattr(ContrastTrainer, "training_step", full)
+    code, _, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out")
+    assert code == 1 and "error: out of memory in step 1: " in err and "Traceback" not in err

@@ -1,0 +1,77 @@
+"""Does an adapter do anything to a model? peft and vLLM leave out what finds no layer, and say nothing.
+
+In: an adapter's folder, its model. Out: nothing, or ModelError naming what finds no layer. Loads the adapter's weights,
+never the model's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM
+
+from client.errors import ModelError, reason_of
+from trainer.adapters.adapter import WEIGHTS
+from trainer.adapters.model_folder import ModelFolder
+
+PREFIX = "base_model.model."
+"""Of every name in an adapter's file; what follows is the name in the model."""
+LORA = ".lora_"
+HALVES = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+"""What a layer's update is the product of: if either is zero, so is the update."""
+
+
+def check_matches(adapter: Path, base: ModelFolder) -> None:
+    """Raise ModelError unless every weight of the adapter belongs to a layer of the model, and all halves are there."""
+    with torch.device("meta"):
+        try:
+            model = AutoModelForCausalLM.from_config(base.configuration)
+        except (ValueError, KeyError, ImportError) as error:
+            raise ModelError(f"{base} is not a causal language model: {reason_of(error)}") from error
+    known = {name for name, _ in model.named_modules()} | {
+        name for name, _ in model.named_parameters(remove_duplicate=False)
+    }
+    names = _names(adapter)
+    layers = {name.partition(LORA)[0] for name in names if LORA in name}
+    wanted = layers | {name for name in names if LORA not in name}
+    if lost := sorted(wanted - known):
+        raise ModelError(
+            f"{adapter} does not fit {base}: {len(lost)} of its {len(wanted)} layers are not in the model, such as"
+            f" {lost[0]!r}; give the model that the adapter was trained on"
+        )
+    for layer in sorted(layers):
+        halves = {half for half in HALVES if any(name.startswith(f"{layer}.{half}") for name in names)}
+        if len(halves) != 2:
+            raise ModelError(f"{adapter}/{WEIGHTS} is damaged: {layer} has {', '.join(halves)} alone; copy it again")
+
+
+def has_effect(adapter: Path) -> bool:
+    """Whether any layer's update is not zero; an adapter that was never trained has none."""
+    zero: dict[str, bool] = {}
+    with safe_open(adapter / WEIGHTS, "pt") as weights:
+        for name in weights.keys():  # noqa: SIM118 - no mapping
+            if not any(f".{half}" in name for half in HALVES):
+                return True  # weights that take the place of the model's own
+            layer = name.partition(LORA)[0]
+            zero[layer] = zero.get(layer, False) or not weights.get_tensor(name).any()
+    return not all(zero.values())
+
+
+def _names(adapter: Path) -> list[str]:
+    """The names of the adapter's weights, as the model has them."""
+    try:
+        with safe_open(adapter / WEIGHTS, "pt") as weights:
+            names = list(weights.keys())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{adapter}/{WEIGHTS} cannot be read: {reason_of(error)}; copy it again") from error
+    if not names:
+        raise ModelError(f"{adapter}/{WEIGHTS} holds no weights; train the adapter again")
+    if strays := [name for name in names if not name.startswith(PREFIX)]:
+        raise ModelError(
+            f"{adapter}/{WEIGHTS} is not in PEFT's format: {strays[0]!r} does not begin with {PREFIX!r}; save it with"
+            " PEFT's save_pretrained"
+        )
+    # What PEFT saves of an embedding or head is called as if it were wrapped already.
+    return [name.removeprefix(PREFIX).replace(".base_layer", "") for name in names]
