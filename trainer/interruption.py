@@ -12,7 +12,7 @@ from typing import Any
 
 from client.errors import LightReasonerError
 
-MEANT = (signal.SIGINT, signal.SIGTERM)
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(LightReasonerError):
@@ -31,7 +31,7 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        self._before = {number: signal.signal(number, self._note) for number in MEANT}
+        self._before = {number: signal.signal(number, self._note) for number in STOPPING_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,7 +41,7 @@ class Interruption:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.number = number
-        for meant in MEANT:
+        for meant in STOPPING_SIGNALS:
             signal.signal(meant, signal.SIG_DFL)
         print(
             f"{signal.Signals(number).name}: ends this step and writes a checkpoint; a second signal ends at once",

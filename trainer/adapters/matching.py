@@ -16,7 +16,7 @@ from client.errors import ModelError, reason_of
 from trainer.adapters.adapter import WEIGHTS
 from trainer.adapters.model_folder import ModelFolder
 
-PREFIX = "base_model.model."
+NAME_PREFIX = "base_model.model."
 """Of every name in an adapter's file; what follows is the name in the model."""
 LORA = ".lora_"
 HALVES = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
@@ -68,10 +68,10 @@ def _names(adapter: Path) -> list[str]:
         raise ModelError(f"{adapter}/{WEIGHTS} cannot be read: {reason_of(error)}; copy it again") from error
     if not names:
         raise ModelError(f"{adapter}/{WEIGHTS} holds no weights; train the adapter again")
-    if strays := [name for name in names if not name.startswith(PREFIX)]:
+    if strays := [name for name in names if not name.startswith(NAME_PREFIX)]:
         raise ModelError(
-            f"{adapter}/{WEIGHTS} is not in PEFT's format: {strays[0]!r} does not begin with {PREFIX!r}; save it with"
-            " PEFT's save_pretrained"
+            f"{adapter}/{WEIGHTS} is not in PEFT's format: {strays[0]!r} does not begin with {NAME_PREFIX!r}; save it"
+            " with PEFT's save_pretrained"
         )
     # What PEFT saves of an embedding or head is called as if it were wrapped already.
-    return [name.removeprefix(PREFIX).replace(".base_layer", "") for name in names]
+    return [name.removeprefix(NAME_PREFIX).replace(".base_layer", "") for name in names]

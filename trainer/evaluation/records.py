@@ -7,7 +7,6 @@ a crash cut is dropped. A file of another evaluation, or of one that is still ru
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from client.errors import LightReasonerError
+from client.storage.locks import lock
 
 RecordKey = tuple[str, str, int, int]
 """Model, benchmark, the problem's number in it, sample."""
@@ -56,7 +56,7 @@ class Records:
         self._stream: BinaryIO | None = None
         if file is None:
             return
-        self._stream = _locked(file)
+        self._stream = _opened(file)
         try:
             whole = self._read(file, self._stream.read())
             self._check(file, about)
@@ -164,22 +164,14 @@ class Records:
             ) from error
 
 
-def _locked(file: Path) -> BinaryIO:
-    """Open the file, or create it, and lock it against other processes if the file system supports locks."""
+def _opened(file: Path) -> BinaryIO:
+    """The file, or a new one, locked against other processes."""
     try:
-        file.touch()
-        stream = file.open("r+b")
+        stream = lock(file)
     except OSError as error:
         raise LightReasonerError(f"{file} cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
-        raise LightReasonerError(
-            f"{file} is being written by another evaluation; wait for its end, or name another"
-        ) from None
-    except OSError:
-        pass  # the file system has no locks
+    if stream is None:
+        raise LightReasonerError(f"{file} is being written by another evaluation; wait for its end, or name another")
     return stream
 
 

@@ -16,8 +16,6 @@ bucket has no locks: the training that comes last owns OUT, and those before it 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +28,7 @@ from typing import Any
 
 from client.errors import ModelError
 from client.storage.bucket import Bucket, local_folder
+from client.storage.locks import lock
 from trainer.adapters.adapter import PROVENANCE
 
 CHECKPOINTS = "checkpoints"
@@ -39,8 +38,6 @@ KEPT = 2
 
 
 LOCK, OWNERS = ".lock", "owners"
-NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
-"""What a file system says that has no locks."""
 
 
 class Output:
@@ -84,7 +81,7 @@ class Output:
         """Be the training that writes here. Raises ModelError where another does."""
         if self.bucket is None:
             _made(self.folder)
-            self._held.enter_context(_locked(self.folder / LOCK, str(self)))
+            self._held.enter_context(_in_use(self.folder / LOCK, str(self)))
             return
         self._owner = max(self._owners(), default=0) + 1
         if not self.bucket.create(f"{OWNERS}/{self._owner}", b""):
@@ -169,7 +166,7 @@ class Output:
     def _refuse_another(self) -> None:
         """Raise ModelError where a training writes to this local folder now."""
         if self.bucket is None and (self.folder / LOCK).is_file():
-            with _locked(self.folder / LOCK, str(self)):
+            with _in_use(self.folder / LOCK, str(self)):
                 pass
 
     def _owners(self) -> list[int]:
@@ -217,31 +214,23 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(file: Path, out: str) -> Iterator[None]:
-    """Hold a lock that ends with this process. Raises ModelError where another process holds it."""
+def _in_use(file: Path, out: str) -> Iterator[None]:
+    """Hold the lock of OUT. Raises ModelError if another process holds it."""
     while True:
-        stream = file.open("a+")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            who = stream.read() or "another process"
-            stream.close()
-            raise ModelError(f"a training writes to {out} ({who}): wait for it, or name a new folder") from None
-        except OSError as error:  # a file system without locks
-            if error.errno not in NO_LOCKS:
-                raise
+        if (stream := lock(file)) is None:
+            who = file.read_text() or "another process"
+            raise ModelError(f"a training writes to {out} ({who}): wait for it, or name a new folder")
         if file.exists() and os.path.samestat(file.stat(), os.fstat(stream.fileno())):
             break
         stream.close()  # its holder removed it meanwhile
-    try:
+    with stream:
         stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         stream.flush()
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        stream.close()
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def _is_whole(folder: Path) -> bool:
