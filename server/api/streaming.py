@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from starlette.exceptions import HTTPException
@@ -66,26 +67,28 @@ class UnreadLines:
 class RequestQueue:
     """Trajectories that requests asked for and have not received yet: bounded, and emptied when the server stops."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, keys: int = 1) -> None:
+        """`keys`: how many share it. A key that has less than its share has room, even where others fill the queue."""
         self.most, self.depth = most, 0
+        self._share, self._by_key = most // keys, Counter[str | None]()
         self.expired = False  # the grace period is over
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
-        self._change(0)
+        self._change(0, None)
 
-    def enter(self, count: int) -> None:
-        """Accept `count` trajectories. Answers 429 if the queue has no room for them now."""
-        if self.depth + count > self.most:
+    def enter(self, count: int, key_name: str | None = None) -> None:
+        """Accept `count` trajectories for a key. Answers 429 if the queue has no room for them now."""
+        if self.depth + count > self.most and self._by_key[key_name] + count > self._share:
             raise HTTPException(
                 429,
                 f"{self.depth} trajectories are queued and {count} more would exceed the bound of {self.most}",
                 headers={"Retry-After": str(QUEUE_RETRY_SECONDS)},
             )
-        self._change(count)
+        self._change(count, key_name)
 
-    def leave(self, count: int) -> None:
-        """Remove `count` trajectories that were sent or dropped."""
-        self._change(-count)
+    def leave(self, count: int, key_name: str | None = None) -> None:
+        """Remove `count` trajectories of a key that were sent or dropped."""
+        self._change(-count, key_name)
 
     def work(self, line: Awaitable[None]) -> asyncio.Task[None]:
         """Start a task that `drain` can cancel."""
@@ -104,8 +107,9 @@ class RequestQueue:
             for task in self._tasks:
                 task.cancel()
 
-    def _change(self, by: int) -> None:
+    def _change(self, by: int, key_name: str | None) -> None:
         self.depth += by
+        self._by_key[key_name] += by
         metrics.QUEUE_DEPTH.set(self.depth)
         (self._empty.clear if self.depth else self._empty.set)()
 
@@ -121,9 +125,14 @@ class TrajectoryStream(StreamingResponse):
     """The trajectories of one request as NDJSON. The queue has accepted them before."""
 
     def __init__(
-        self, asked: TrajectoryRequest, trajectory_of: TrajectoryOf, queue: RequestQueue, unread: UnreadLines
+        self,
+        asked: TrajectoryRequest,
+        trajectory_of: TrajectoryOf,
+        queue: RequestQueue,
+        unread: UnreadLines,
+        key_name: str | None = None,
     ) -> None:
-        self._trajectory_of, self._encoding = trajectory_of, asked.encoding
+        self._trajectory_of, self._encoding, self._key_name = trajectory_of, asked.encoding, key_name
         self._queue, self._unread = queue, unread
         self.taken_at = time.monotonic()
         """When its reader took a line last."""
@@ -147,7 +156,7 @@ class TrajectoryStream(StreamingResponse):
         finally:
             self._unread.drop(self)
             await self._generator.aclose()
-            self._queue.leave(self._unsent)
+            self._queue.leave(self._unsent, self._key_name)
 
     def cut(self) -> None:
         """End it, and its connection, now."""
@@ -168,7 +177,7 @@ class TrajectoryStream(StreamingResponse):
                 self.taken_at = time.monotonic()
                 self._unread.take(self, len(line))
                 self._unsent -= 1
-                self._queue.leave(1)
+                self._queue.leave(1, self._key_name)
                 self._window.release()
         finally:
             for task in tasks:

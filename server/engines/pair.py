@@ -7,12 +7,14 @@ it, while the expert goes on with others, so the two overlap. Nothing here knows
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,6 +45,8 @@ class Turn:
     priority: int = INTERACTIVE
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One of its prompts is rendered at a time, so that nobody waits for all of another's."""
+    slot: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext
+    """Held while the expert's engine works for it."""
 
 
 class Pair:
@@ -123,11 +127,12 @@ class Pair:
             prompt = await self.prompts.render(problem, sampling)
         self.prompts.check(prompt, problem.token_ids or [], sampling.max_tokens)
         try:
-            if problem.token_ids:
-                answer = await self._score_completion(prompt.expert, problem.token_ids, sampling, turn.priority)
-            else:
-                seed = _request_seed(sampling.seed, problem.id, sample_index)
-                answer = await self._generate(prompt.expert, seed, sampling, turn.priority)
+            async with turn.slot():
+                if problem.token_ids:
+                    answer = await self._score_completion(prompt.expert, problem.token_ids, sampling, turn.priority)
+                else:
+                    seed = _request_seed(sampling.seed, problem.id, sample_index)
+                    answer = await self._generate(prompt.expert, seed, sampling, turn.priority)
             token_ids, top_ids, expert_logprobs, finish_reason = answer
             prompt_array = np.array(prompt.expert, np.int32)
             own = None if prompt.amateur is None else np.array(prompt.amateur, np.int32)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from enum import Enum
 
@@ -93,18 +94,21 @@ class Claimant:
     def __init__(self, store: JobStore, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._lease_seconds, self._clock = store, lease_seconds, clock
         self._damaged: set[str] = set()
+        self._turns: Counter[str | None] = Counter()  # by the name of an API key: the number of its last claim here
         self._unchanged: dict[str, tuple[int, Heartbeat | None, float]] = {}  # by job: owner, its heartbeat, since when
 
     def claim(self, waiting: Collection[str] = ()) -> Claim | None:
-        """Take the oldest job that is free or whose lease has expired. None if there is none.
+        """Take the oldest job that is free or whose lease has expired, of the API keys in turn. None if there is none.
 
         `waiting`: jobs to leave alone for now, unless they are cancelled.
         """
         unfinished = self._store.unfinished()
         self._unchanged = {job_id: seen for job_id, seen in self._unchanged.items() if job_id in set(unfinished)}
-        for job_id in unfinished:
+        names = self._store.key_names(unfinished)
+        for job_id in sorted(unfinished, key=lambda job_id: self._turns[names[job_id]]):  # sorted keeps their order
             try:
                 if claim := self._claimed(job_id, job_id in waiting):
+                    self._turns[names[job_id]] = max(self._turns.values(), default=0) + 1
                     return claim
             except ValidationError as error:  # a damaged object in its folder must not block the other jobs
                 if job_id not in self._damaged:

@@ -59,6 +59,8 @@ class JobRecord(JobTerms):
 
     created_at: int
     total: int
+    key_name: str | None = None
+    """Of the API key that posted it, never the key; None on a server without keys."""
 
 
 class Heartbeat(BaseModel):
@@ -100,19 +102,24 @@ class JobStore:
     def __init__(self, bucket: str) -> None:
         self.bucket, self.paths = Bucket(bucket), BucketPaths(bucket)
         self.listed = 0  # how many jobs the last listing had, also ended ones
+        self._key_names: dict[str, str | None] = {}  # of jobs that were read; they never change
         self._ended: set[str] | None = None  # jobs that are known to have ended; they never change again
 
-    def post(self, request: JobRequest, key: str | None, most_open: int) -> str:
+    def post(
+        self, request: JobRequest, key: str | None, most_open: int, key_name: str | None = None, keys: int = 1
+    ) -> str:
         """Make a job, or find the job that the idempotency key already made; returns its ID.
 
-        `run` and `problems_url` must be names in the bucket. Raises TooManyJobs or KeyReused.
+        `run` and `problems_url` must be names in the bucket. `key_name`: of the API key that posts it; `keys`: how many
+        share `most_open`. Raises TooManyJobs or KeyReused.
         """
         body = orjson.dumps(request.model_dump(exclude=request.unsaid), option=orjson.OPT_SORT_KEYS)
         marker = {"id": _new_id(), "body": hashlib.sha256(body).hexdigest()}
-        name = f"{KEYS}/{hashlib.sha256(key.encode()).hexdigest()}" if key else None
+        whose = f"{key_name}\n{key}" if key_name else key  # two API keys may choose the same idempotency key
+        name = f"{KEYS}/{hashlib.sha256(whose.encode()).hexdigest()}" if whose and key else None
         first = self.bucket.get(name) if name else None
         if first is None:
-            self._check_room(most_open)
+            self._check_room(most_open, key_name, keys)
             if name and not self.bucket.create(name, orjson.dumps(marker)):
                 first = self.bucket.get(name)
         if first is not None:
@@ -120,7 +127,7 @@ class JobStore:
             if made.body != marker["body"]:
                 raise KeyReused(f"made job {made.id} from another request")
             marker["id"] = made.id
-        self._write(marker["id"], request)
+        self._write(marker["id"], request, key_name)
         return marker["id"]
 
     def ids(self) -> list[str]:
@@ -177,14 +184,20 @@ class JobStore:
             return None
         return self._told(self.state(job_id, record, self.folder(job_id)))
 
-    def page(self, limit: int, after: str | None) -> tuple[list[Job], bool]:
-        """The newest `limit` jobs, newest first, and whether there are more. `after`: only jobs older than this one."""
+    def page(
+        self, limit: int, after: str | None, may_see: Callable[[str | None], bool] = lambda key_name: True
+    ) -> tuple[list[Job], bool]:
+        """The newest `limit` jobs, newest first, and whether there are more. `after`: only jobs older than this one.
+
+        `may_see`: whether the jobs of a key of this name are listed.
+        """
         ids = [job_id for job_id in reversed(self.ids()) if after is None or job_id < after]
         found: list[Job] = []
         with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
             while ids and len(found) <= limit:
                 wanted = limit + 1 - len(found)
-                found += filter(None, pool.map(self._readable, ids[:wanted]))
+                names = self.key_names(ids[:wanted])
+                found += filter(None, pool.map(self._readable, (job_id for job_id in names if may_see(names[job_id]))))
                 ids = ids[wanted:]
         return found[:limit], len(found) > limit
 
@@ -195,6 +208,22 @@ class JobStore:
         except ValidationError as error:
             log.error("%s cannot be read: %s", job_id, error)
             return None
+
+    def key_name(self, job_id: str) -> str | None:
+        """The name of the API key that posted a job; None if it has none, or is damaged."""
+        if job_id not in self._key_names:
+            try:
+                if (record := self.record(job_id)) is None:
+                    return None
+            except ValidationError:
+                return None
+            self._key_names[job_id] = record.key_name
+        return self._key_names[job_id]
+
+    def key_names(self, job_ids: list[str]) -> dict[str, str | None]:
+        """`key_name` of each."""
+        with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
+            return dict(zip(job_ids, pool.map(self.key_name, job_ids), strict=True))
 
     def record(self, job_id: str) -> JobRecord | None:
         data = self._get(job_id, "job.json")
@@ -282,17 +311,23 @@ class JobStore:
             metrics.JOBS_ENDED.labels(status).inc()
         return first
 
-    def _check_room(self, most_open: int) -> None:
-        """Raises TooManyJobs. It reads the single jobs only if too many are not known to have ended."""
-        if len(self.unfinished()) >= most_open and len(self._open()) >= most_open:
+    def _check_room(self, most_open: int, key_name: str | None, keys: int) -> None:
+        """Raise TooManyJobs if `most_open` jobs are open and this key has its share of them.
+
+        Reads each job only when there may be too many.
+        """
+        if len(self.unfinished()) < most_open or len(found := self._open()) < most_open:
+            return
+        if list(self.key_names(list(found)).values()).count(key_name) >= most_open // keys:
             raise TooManyJobs
 
-    def _write(self, job_id: str, request: JobRequest) -> None:
+    def _write(self, job_id: str, request: JobRequest, key_name: str | None) -> None:
         problems = request.problems or []
         record = JobRecord(
             **request.model_dump(exclude={"problems"}),
             created_at=int(job_id.split("-")[1]) // 1000,
             total=len(problems) * request.n,
+            key_name=key_name,
         )
         if problems:
             lines = (problem.model_dump_json(exclude_none=True).encode() for problem in problems)
