@@ -42,6 +42,13 @@ class Objective(StrEnum):
     SFT = "sft"
 
 
+class Keep(StrEnum):
+    """Which adapter a training leaves: the last, or the one with the best held-out score."""
+
+    LAST = "last"
+    BEST = "best"
+
+
 @dataclass(frozen=True)
 class Lora:
     """The settings of LoRA. The defaults are the published values."""
@@ -76,6 +83,8 @@ class Recipe:
     lora: Lora = field(default_factory=Lora)
     objective: Objective = Objective.CONTRAST
     answers: str | None = None  # for SFT: the problem set with the gold answers
+    held_out: float = 0.05  # share of the trajectories that is measured and never trained on
+    keep: Keep = Keep.LAST
 
 
 TOKEN_BUDGET = {"cpu": 512, "cuda": 8192}
@@ -84,7 +93,7 @@ TOKEN_BUDGET = {"cpu": 512, "cuda": 8192}
 PRESETS = {
     Preset.DEFAULT: Recipe(),
     # "8 x 2 samples per optimizer step, 1000 steps", a sample being a kept step (LightReasoner, arXiv 2510.07962)
-    Preset.PAPER: Recipe(unit=Unit.STEP, batch_size=16, max_steps=1000),
+    Preset.PAPER: Recipe(unit=Unit.STEP, batch_size=16, max_steps=1000, held_out=0.0),
 }
 
 

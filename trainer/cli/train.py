@@ -25,7 +25,7 @@ from trainer.cli.options import (
     quiet_transformers,
     wide_console,
 )
-from trainer.settings import ALL_LINEAR, PRESETS, Lora, Objective, Preset, Recipe, Running
+from trainer.settings import ALL_LINEAR, PRESETS, Keep, Lora, Objective, Preset, Recipe, Running
 
 if TYPE_CHECKING:
     from trainer.adapters.model_folder import ModelFolder
@@ -94,6 +94,23 @@ class TrainingOptions:
             help="Seed for the adapter's first weights, the order of trajectories and dropout.",
         ),
     ] = Recipe.seed
+    held_out: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=0.9,
+            rich_help_panel=RECIPE,
+            help="Share of the trajectories to hold out: measured on the way, never trained on. 0 is the default with "
+            "--preset paper, --objective sft and --follow.",
+            show_default=f"{Recipe.held_out:g}",
+        ),
+    ] = None
+    keep: Annotated[
+        Keep,
+        typer.Option(
+            rich_help_panel=RECIPE, help="The adapter to keep: the last, or the best by the held-out trajectories."
+        ),
+    ] = Recipe.keep
     rank: Annotated[int, typer.Option(min=1, rich_help_panel=ADAPTER, help="Rank r of LoRA.")] = Lora.rank
     alpha: Annotated[
         int, typer.Option(min=1, rich_help_panel=ADAPTER, help="Alpha of LoRA: the update is scaled by alpha / r.")
@@ -180,14 +197,16 @@ class TrainingOptions:
 
     def recipe(self) -> Recipe:
         """The preset, with the options that were given."""
-        names = "batch_size", "epochs", "max_steps", "learning_rate"
+        names = "batch_size", "epochs", "max_steps", "learning_rate", "held_out"
         changed = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.epochs is not None:
             changed.setdefault("max_steps", None)
+        if self.objective == Objective.SFT or self.follow:
+            changed.setdefault("held_out", 0.0)
         lora = Lora(self.rank, self.alpha, self.dropout, listed(self.targets), self.use_rslora, self.use_dora)
         return replace(
             PRESETS[self.preset], **changed, dtype=self.dtype, seed=self.seed, lora=lora, objective=self.objective,
-            answers=self.answers,
+            answers=self.answers, keep=self.keep,
         )  # fmt: skip
 
     def running(self) -> Running:

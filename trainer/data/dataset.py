@@ -6,6 +6,9 @@ is empty, is of another model, or has a trajectory that is too long. Never runs 
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +46,7 @@ class TrainingSet:
         self.without_kept_steps = 0  # trajectories without a kept step, which are left out
         self.sealed = False
         self._keys = Keys()
+        self._problems: list[str] = []  # of each example
 
     @property
     def kept_steps(self) -> int:
@@ -62,6 +66,7 @@ class TrainingSet:
                 example = example_of(sample)
                 check_length(self.run, sample, len(example.input_ids), self.limits)
                 self.examples.append(example)
+                self._problems.append(sample.problem_id)
             else:
                 self.without_kept_steps += 1
         self.parts.append(part)
@@ -77,6 +82,31 @@ class TrainingSet:
             self.add(part)
         if parts is None:
             self.check_not_empty()
+
+    def hold_out(self, share: float) -> list[Example]:
+        """Take this share of the examples out, and return them with all their steps, as `held_out_example` does.
+
+        Whole problems, the first by a digest of their ids, so that no problem is on both sides and the same RUN gives
+        the same ones. At most the share: of a RUN with few trajectories none.
+        """
+        many = Counter(self._problems)
+        order = sorted(many, key=lambda problem_id: hashlib.sha256(problem_id.encode()).digest())
+        ends = np.cumsum([many[problem_id] for problem_id in order])
+        chosen = set(order[: int(np.searchsorted(ends, math.floor(share * len(self.examples)), side="right"))])
+        if not chosen:
+            return []
+        kept = [index for index, problem_id in enumerate(self._problems) if problem_id not in chosen]
+        self.examples = [self.examples[index] for index in kept]
+        self._problems = [self._problems[index] for index in kept]
+        first_step, seen = self.run.manifest().first_step, Keys()
+        return [
+            held_out_example(sample, first_step)
+            for part in self.parts
+            for sample in self.run.samples_of(part)
+            if sample.problem_id in chosen
+            and len(sample.contrast.steps)
+            and seen.add((sample.problem_id, sample.sample_index))
+        ]
 
     def check_not_empty(self) -> None:
         """Raises RunError, with the reason, if there is nothing to learn."""
@@ -155,6 +185,23 @@ def example_of(sample: Sample) -> Example:
         label_ids=contrast.label_ids,
         label_weights=contrast.label_weights,
         label_offsets=contrast.label_offsets,
+    )
+
+
+def held_out_example(sample: Sample, first_step: int) -> Example:
+    """A whole trajectory: its kept steps, then every other step from `first_step` on with a label of weight 0.
+
+    Step 0 of a trajectory without a prompt has no position.
+    """
+    kept, prompt = sample.contrast, sample.prompt_token_ids
+    first = max(first_step, 0 if len(prompt) else 1)
+    others = np.setdiff1d(np.arange(first, len(sample.token_ids)), kept.steps)
+    return Example(
+        input_ids=np.concatenate([prompt, sample.token_ids])[:-1].astype(np.int64),
+        positions=len(prompt) - 1 + np.concatenate([kept.steps, others]).astype(np.int64),
+        label_ids=np.concatenate([kept.label_ids, np.zeros(len(others), kept.label_ids.dtype)]),
+        label_weights=np.concatenate([kept.label_weights, np.zeros(len(others), np.float32)]),
+        label_offsets=np.concatenate([kept.label_offsets, kept.label_offsets[-1] + 1 + np.arange(len(others))]),
     )
 
 

@@ -11,13 +11,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from client.errors import LightReasonerError
+
+if TYPE_CHECKING:
+    from trainer.training.held_out import HeldOutFigures
 
 METRICS = "metrics.jsonl"
 CURVE = "loss.png"
@@ -89,16 +92,25 @@ class Journal(TrainerCallback):
         print(json.dumps({name: logs[name] for name in COLUMNS}), file=self._stream, flush=True)
 
 
-def draw_curve(losses: Sequence[float], file: Path) -> None:
-    """Draw the loss of each optimizer step and its running mean, as PNG."""
+def draw_curve(losses: Sequence[float], held_out: Sequence[HeldOutFigures], file: Path) -> None:
+    """Draw the loss of each optimizer step its running mean, and the held-out figures, as PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(7, 7 if held_out else 4), layout="constrained")
+    above, *below = figure.subplots(2 if held_out else 1, squeeze=False, sharex=True)[:, 0]
     steps = range(1, len(losses) + 1)
-    axes.plot(steps, losses, color="0.75", linewidth=1, label="each step")
+    above.plot(steps, losses, color="0.75", linewidth=1, label="each step")
     smooth = [sum(losses[max(0, end - SMOOTHED) : end]) / min(end, SMOOTHED) for end in steps]
-    axes.plot(steps, smooth, color="tab:blue", label=f"mean of the last {SMOOTHED}")
-    axes.set(xlabel="optimizer step", ylabel="contrast loss, nats", ylim=(0, None))
-    axes.legend(frameon=False)
+    above.plot(steps, smooth, color="tab:blue", label=f"mean of the last {SMOOTHED}")
+    above.set(ylabel="contrast loss, nats", ylim=(0, None))
+    measured = [found.step for found in held_out]
+    if held_out:
+        above.plot(measured, [found.loss for found in held_out], color="tab:orange", marker=".", label="held out")
+        for axes in below:
+            axes.plot(measured, [found.shift for found in held_out], marker=".", label="at kept steps")
+            axes.plot(measured, [found.other_shift for found in held_out], marker=".", label="at other steps")
+            axes.set(ylabel="shift from the base, nats", ylim=(0, None))
+            axes.legend(frameon=False)
+    figure.axes[-1].set(xlabel="optimizer step")
+    above.legend(frameon=False)
     figure.savefig(file, dpi=120)

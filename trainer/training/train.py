@@ -18,23 +18,26 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from peft import PeftModel
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
-from client.errors import ModelError, reason_of
+from client.errors import ModelError, RunError, reason_of
 from client.runs.manifest import EARLY
 from client.runs.run import Run
 from client.storage.bucket import BucketError
 from trainer.adapters.adapter import PROVENANCE, package_versions
 from trainer.adapters.model_folder import ModelFolder, default_precision, load
 from trainer.data.dataset import Limits, TrainingSet, check_expert, mismatches
+from trainer.data.example import Example
 from trainer.data.follow import Arrivals, WaitEnded, WriterStalled
 from trainer.data.solutions import SolutionSet, read_answers
 from trainer.data.steps import Steps
 from trainer.interruption import Interrupted, Interruption
-from trainer.settings import TOKEN_BUDGET, Objective, Recipe, Running, Unit
+from trainer.settings import TOKEN_BUDGET, Keep, Objective, Recipe, Running, Unit
 from trainer.training.checkpoints import Output, state_of, write_whole
+from trainer.training.held_out import HELD_OUT, HeldOutWatch, measured_every, tell_of, tell_unmeasured
 from trainer.training.loop import ContrastTrainer, arguments
 from trainer.training.lora import with_lora
 from trainer.training.model_card import card
@@ -77,6 +80,10 @@ def train(
         raise ModelError("--objective sft and --answers FILE belong together: sft trains on the correct solutions")
     if recipe.objective == Objective.SFT and recipe.unit == Unit.STEP:
         raise ModelError("--preset paper is the contrast's recipe; --objective sft takes whole solutions: give one")
+    if recipe.held_out and (running.follow or recipe.objective == Objective.SFT):
+        raise ModelError("--held-out needs a whole RUN of contrast samples: leave out --follow or --objective sft")
+    if recipe.keep == Keep.BEST and not recipe.held_out:
+        raise ModelError("--keep best needs --held-out above 0: the best is that of the held-out trajectories")
     run, base = Run(run_url), ModelFolder.find(model, chat_template)
     recipe = with_dtype(recipe)
     args = arguments(recipe, running)
@@ -94,7 +101,12 @@ def train(
         if training_set is None:
             parts = state_of(checkpoint)["parts"] if checkpoint else ([] if running.follow else None)
             training_set = read(run, base, recipe, running, parts)
-        training = Training(run, base, recipe, running, args, training_set, out, checkpoint, identity)
+        held_out = training_set.hold_out(recipe.held_out)
+        if recipe.keep == Keep.BEST and not held_out:
+            raise RunError(
+                f"{run} has too few trajectories to hold out {recipe.held_out:g} of them: increase --held-out"
+            )
+        training = Training(run, base, recipe, running, args, training_set, held_out, out, checkpoint, identity)
         try:
             report = carry_out(training, console)
         except (OSError, SafetensorError) as error:
@@ -117,6 +129,7 @@ class Training:
     running: Running
     args: TrainingArguments
     training_set: TrainingSet
+    held_out: list[Example]
     out: Output
     checkpoint: Path | None
     identity: dict[str, Any]
@@ -144,14 +157,25 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
     steps, most = steps_of(training, interruption, console)
     args.output_dir, args.max_steps = str(training.out.checkpoints), most
     journal = Journal(training.out.folder / METRICS, console)
+    watch: HeldOutWatch | None = None
+
+    def seal(number: int) -> None:
+        if watch:
+            watch.write_best(training.out.checkpoints / f"checkpoint-{number}")
+        training.out.seal(number, training.state())
+
     trainer = ContrastTrainer(
         model=adapted,
         args=args,
         steps=steps,
-        seal=lambda number: training.out.seal(number, training.state()),
+        seal=seal,
         interruption=interruption,
         callbacks=[journal] if training.leads else [],
     )
+    if training.held_out and trainer.is_fsdp_enabled:
+        tell_unmeasured(recipe.keep, console)
+    elif training.held_out and training.leads:
+        trainer.add_callback(watch := watch_of(training, adapted, most))
     trainer.remove_callback(transformers.PrinterCallback)
     check_packing(adapted, training.base.name)
     if training.checkpoint:
@@ -185,12 +209,27 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
             else "stopped before the first optimizer step: nothing was trained",
         )
     training.training_set.check_not_empty()
+    if watch:
+        tell_of(watch, recipe.keep, console)
+    if watch and recipe.keep == Keep.BEST:
+        watch.restore_best()
     trainer.save_adapter(training.out.folder)
     if not training.leads:
         return None
-    provenance = provenance_of(training, trainer.state.global_step, journal.losses)
-    finish(training, provenance, journal.losses, console)
+    provenance = provenance_of(training, trainer.state.global_step, journal.losses, watch)
+    finish(training, provenance, journal.losses, watch, console)
     return report_of(provenance, time.monotonic() - began)
+
+
+def watch_of(training: Training, adapted: PeftModel, total: int) -> HeldOutWatch:
+    """What measures the held-out trajectories of a training of `total` optimizer steps."""
+    running, device = training.running, training.args.device.type
+    budget = running.token_budget or TOKEN_BUDGET[device]
+    file, keep_best = training.out.folder / HELD_OUT, training.recipe.keep == Keep.BEST
+    watch = HeldOutWatch(adapted, training.held_out, budget, measured_every(total), file, keep_best)
+    if training.checkpoint:
+        watch.read_best(training.checkpoint)
+    return watch
 
 
 def say_where(training: Training, first: int, most: int, console: Console) -> None:
@@ -234,9 +273,12 @@ def steps_of(training: Training, interruption: Interruption, console: Console) -
     return steps, steps.total(manifest.problems.count * manifest.decoding.n)
 
 
-def provenance_of(training: Training, optimizer_steps: int, losses: list[float]) -> dict[str, Any]:
+def provenance_of(
+    training: Training, optimizer_steps: int, losses: list[float], watch: HeldOutWatch | None
+) -> dict[str, Any]:
     """lightreasoner.json of the adapter: what made it, and the figures of the training."""
     allowed = mismatches(training.run, training.base) if training.running.allow_mismatch else []
+    best = watch.best.step if watch else None
     return {
         **training.state(),
         "mismatches": allowed,
@@ -248,6 +290,9 @@ def provenance_of(training: Training, optimizer_steps: int, losses: list[float])
         "kept_steps": training.training_set.kept_steps,
         "first_loss": losses[0],
         "last_loss": losses[-1],
+        "held_out_trajectories": len(training.held_out),
+        "best_step": best,
+        "adapter_step": best if best is not None and training.recipe.keep == Keep.BEST else optimizer_steps,
     }
 
 
@@ -342,6 +387,7 @@ def check_same(out: Output, made: dict[str, Any], identity: dict[str, Any]) -> N
 def differences(made: dict[str, Any], identity: dict[str, Any]) -> list[str]:
     """The settings in which two trainings differ, a line each. Their length does not count."""
     mine, theirs = identity["recipe"], made["recipe"]
+    theirs = {"held_out": 0.0, "keep": Keep.LAST} | theirs  # early versions held nothing out
     pairs = {name: (theirs.get(name), mine[name]) for name in mine if name not in ("epochs", "max_steps")}
     of_run = identity["run_identity"]
     pairs |= {f"RUN, {name}": (made["run_identity"].get(name, EARLY.get(name)), of_run[name]) for name in of_run}
@@ -362,13 +408,15 @@ def from_the_first_rank(value: Any) -> Any:
     return box[0]
 
 
-def finish(training: Training, provenance: dict[str, Any], losses: list[float], console: Console) -> None:
+def finish(
+    training: Training, provenance: dict[str, Any], losses: list[float], watch: HeldOutWatch | None, console: Console
+) -> None:
     """Write the files beside the weights; copy metrics and picture to the RUN, for its report."""
     folder = training.out.folder
-    draw_curve(losses, folder / CURVE)
+    draw_curve(losses, watch.figures if watch else [], folder / CURVE)
     (folder / "README.md").write_text(card(provenance, training.base.name))
     write_whole(folder / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
-    for name in (METRICS, CURVE):
+    for name in (METRICS, CURVE, *([HELD_OUT] if watch else [])):
         try:
             training.run.bucket.put(f"training/{name}", (folder / name).read_bytes())
         except BucketError as error:

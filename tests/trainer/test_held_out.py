@@ -1,0 +1,180 @@
+"""Trajectories that are held out: never trained on, measured on the way, and what is kept by them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from support.models.tiny_pair import trajectory, write_run
+from transformers import AutoModelForCausalLM
+
+from trainer.adapters.model_folder import ModelFolder
+from trainer.data.dataset import Limits, TrainingSet, read_training_set
+
+MANY = 30
+HOT = ("--batch-size", 6, "--learning-rate", 0.05, "--dropout", 0, "--token-budget", 60)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, expert):
+    """A RUN of thirty problems in two parts."""
+    run = write_run(tmp_path_factory.mktemp("many") / "run", expert, MANY - 10, sealed=False)
+    run.write([trajectory(f"p{index}", index) for index in range(MANY - 10, MANY)], {}, run.manifest())
+    run.seal(run.totals(run.manifest()))
+    return run
+
+
+def held_out_of(run, expert, share):
+    training_set = read_training_set(run, ModelFolder(expert), Limits(ModelFolder(expert).vocab_size))
+    return training_set, training_set.hold_out(share)
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "held_out.jsonl").read_text().splitlines()]
+
+
+def weights_of(out):
+    return load_file(out / "adapter_model.safetensors")
+
+
+def check_equal(one, other):
+    mine, theirs = weights_of(one), weights_of(other)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_share_of_the_problems_is_held_out_whole_and_the_same_each_time(tmp_path, many, expert):
+    training_set, held_out = held_out_of(many, expert, 0.2)
+    again, same = held_out_of(many, expert, 0.2)
+    every = training_set.examples + held_out
+    assert len(held_out) == len(every) // 5 and len(every) <= MANY
+    assert [example.input_ids.tolist() for example in same] == [example.input_ids.tolist() for example in held_out]
+    assert len(again.examples) == len(training_set.examples) > 0
+    more = held_out_of(many, expert, 0.4)[1]
+    begins = {tuple(example.input_ids.tolist()) for example in more}
+    assert {tuple(example.input_ids.tolist()) for example in held_out} < begins
+    assert held_out_of(many, expert, 0.0)[1] == [] == held_out_of(many, expert, 1e-9)[1]
+    few = write_run(tmp_path / "few", expert, 6)
+    assert held_out_of(few, expert, 0.05)[1] == []
+
+
+def test_samples_of_one_problem_are_never_on_both_sides(tmp_path, expert):
+    from dataclasses import replace
+
+    trajectories = [replace(trajectory("p", index), problem_id=f"p{index // 4}", sample_index=index % 4)
+                    for index in range(40)]  # fmt: skip
+    run = write_run(tmp_path / "run", expert, trajectories=trajectories)
+    training_set = TrainingSet(run, Limits(ModelFolder(expert).vocab_size))
+    training_set.read()
+    whole = len(training_set.examples)
+    held_out = training_set.hold_out(0.25)
+    assert 0 < len(held_out) <= whole / 4 and len(held_out) + len(training_set.examples) == whole
+    starts = [{tuple(example.input_ids[:3].tolist()) for example in side} for side in (training_set.examples, held_out)]
+    kept = {f"p{index // 4}": tuple(t.prompt_token_ids[:3].tolist()) for index, t in enumerate(trajectories)}
+    assert len(kept) == 10
+    by_problem = {}
+    for t in trajectories:
+        by_problem.setdefault(t.problem_id, set()).add(tuple(np.concatenate([t.prompt_token_ids, t.token_ids])[:3]))
+    sides = [{name for name, begins in by_problem.items() if begins & side} for side in starts]
+    assert not sides[0] & sides[1]
+
+
+def test_what_is_measured_is_a_plain_forward_of_the_model_and_of_its_base(tmp_path, many, expert, trainer_cli):
+    out = tmp_path / "out"
+    words = ("train", many, "--model", expert, "--output", out, "--held-out", 0.2, "--max-steps", 6, *HOT)
+    code, said, err = trainer_cli(*words)
+    assert code == 0, err
+    rows = rows_of(out)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6]
+    base = AutoModelForCausalLM.from_pretrained(expert, dtype=torch.float32)
+    before = measured(base, base, many, expert)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(expert, dtype=torch.float32), out)
+    for row, expected in ((rows[0], before), (rows[-1], measured(tuned, base, many, expert))):
+        for name, value in expected.items():
+            assert row[name] == pytest.approx(value, abs=2e-4), name
+    assert rows[0]["shift"] == rows[0]["other_shift"] == 0 < rows[-1]["other_shift"]
+    about = json.loads((out / "lightreasoner.json").read_text())
+    assert (
+        about["held_out_trajectories"] == len(held_out_of(many, expert, 0.2)[1]) and about["recipe"]["held_out"] == 0.2
+    )
+    assert (
+        "held-out loss" in said and many.bucket.get("training/held_out.jsonl") == (out / "held_out.jsonl").read_bytes()
+    )
+
+
+def measured(model, base, run, expert):
+    """loss, agreement, shift, other_shift: a loop a step, from the RUN's samples."""
+    held_out = {tuple(example.input_ids.tolist()) for example in held_out_of(run, expert, 0.2)[1]}
+    found = {"loss": [], "agreement": [], "shift": [], "other_shift": []}
+    model.eval()
+    for sample in run.samples():
+        ids = np.concatenate([sample.prompt_token_ids, sample.token_ids])[:-1]
+        if tuple(ids.tolist()) not in held_out:
+            continue
+        with torch.no_grad():
+            mine, theirs = (torch.log_softmax(one(torch.tensor(ids)[None].long()).logits[0].double(), -1)
+                            for one in (model, base))  # fmt: skip
+        kept = sample.contrast
+        for step in range(1, len(sample.token_ids)):
+            at = len(sample.prompt_token_ids) + step - 1
+            shift = float((mine[at].exp() * (mine[at] - theirs[at])).sum())
+            if step not in kept.steps:
+                found["other_shift"].append(shift)
+                continue
+            place = kept.steps.tolist().index(step)
+            label = slice(*kept.label_offsets[place : place + 2])
+            weights, tokens = torch.tensor(kept.label_weights[label]).double(), kept.label_ids[label].astype(int)
+            found["loss"].append(float((weights * (weights.log() - mine[at, tokens])).sum()))
+            found["agreement"].append(int(mine[at].argmax()) == tokens[int(weights.argmax())])
+            found["shift"].append(shift)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def test_measuring_changes_no_weight(tmp_path, many, expert, trainer_cli):
+    """The adapter is that of a RUN that never had the held-out problems, dropout and all."""
+    held_out = {tuple(example.input_ids.tolist()) for example in held_out_of(many, expert, 0.2)[1]}
+    others = [t for t in many.trajectories()
+              if tuple(np.concatenate([t.prompt_token_ids, t.token_ids])[:-1].tolist()) not in held_out]  # fmt: skip
+    less = write_run(tmp_path / "less", expert, trajectories=others)
+    words = ("--model", expert, "--max-steps", 5, "--batch-size", 6, "--learning-rate", 0.01, "--token-budget", 60)
+    assert trainer_cli("train", many, "--output", tmp_path / "a", "--held-out", 0.2, *words)[0] == 0
+    assert trainer_cli("train", less, "--output", tmp_path / "b", "--held-out", 0, *words)[0] == 0
+    check_equal(tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b" / "held_out.jsonl").exists()
+
+
+def test_the_best_adapter_is_kept_and_a_training_that_goes_past_it_warns(tmp_path, many, expert, trainer_cli):
+    words = ("train", many, "--model", expert, "--held-out", 0.2, *HOT)
+    code, said, _ = trainer_cli(*words, "--output", tmp_path / "last", "--max-steps", 7)
+    rows = rows_of(tmp_path / "last")
+    best = min(rows, key=lambda row: row["loss"])["step"]
+    assert code == 0 and 0 < best < 6
+    assert f"warning: training went past its best: the held-out loss was lowest at step {best}" in " ".join(
+        said.split()
+    )
+    code, said, _ = trainer_cli(*words, "--output", tmp_path / "best", "--max-steps", 7, "--keep", "best")
+    assert code == 0 and f"the adapter of step {best} is kept" in " ".join(said.split())
+    assert trainer_cli(*words, "--output", tmp_path / "short", "--max-steps", best)[0] == 0
+    check_equal(tmp_path / "best", tmp_path / "short")
+    about = json.loads((tmp_path / "best" / "lightreasoner.json").read_text())
+    assert (about["best_step"], about["adapter_step"], about["optimizer_steps"]) == (best, best, 7)
+
+    early = tmp_path / "early"  # stopped past the best, and made longer: the best comes from the checkpoint
+    assert trainer_cli(*words, "--output", early, "--max-steps", best + 1, "--keep", "best")[0] == 0
+    assert trainer_cli(*words, "--output", early, "--max-steps", 7, "--keep", "best", "--resume")[0] == 0
+    check_equal(tmp_path / "best", early)
+    assert [row["step"] for row in rows_of(early)] == [row["step"] for row in rows]
+
+
+def test_what_cannot_be_held_out_is_refused(tmp_path, many, run, expert, trainer_cli):
+    words = ("train", many, "--model", expert, "--output", tmp_path / "out")
+    for more, said in (
+        (("--keep", "best", "--held-out", 0), "--keep best needs --held-out above 0"),
+        (("--held-out", 0.1, "--follow"), "--held-out needs a whole RUN of contrast samples"),
+        (("--keep", "best", "--preset", "paper"), "--keep best needs --held-out above 0"),
+        (("--keep", "best", "--held-out", 0.001), "has too few trajectories to hold out 0.001 of"),
+    ):
+        code, _, err = trainer_cli(*words, *more)
+        assert code == 1 and said in " ".join(err.split()), err
+    assert trainer_cli(*words, "--held-out", 1)[0] == 2

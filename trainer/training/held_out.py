@@ -1,0 +1,180 @@
+"""Watches a training by trajectories that it never trains on: loss, agreement, and how far the model leaves its base.
+
+In: held-out examples (`trainer.data.dataset.TrainingSet.hold_out`), transformers' callback events. Out: figures every
+so many optimizer steps, in held_out.jsonl and the trainer's state; the best adapter so far, to be kept. Draws no
+random number, so that weights end as without it. Only the first rank watches.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from client.errors import ModelError
+from trainer.data.example import Example
+from trainer.data.packing import Batch, micro_batches
+from trainer.settings import Keep
+from trainer.training.checkpoints import write_whole
+from trainer.training.lora import Head, hidden_states
+from trainer.training.loss import CHUNK_ELEMENTS, held_out_sums
+
+HELD_OUT = "held_out.jsonl"
+MEASUREMENTS = 20
+"""About so many of a training, spread evenly, and one before it."""
+MOST_MEASURED = 128
+"""Trajectories, of those held out, that a measurement takes."""
+BEST_WEIGHTS = "best_adapter.safetensors"
+"""The best adapter so far, in a checkpoint."""
+MEASURED = ("loss", "agreement", "shift", "other_shift")
+WORSE = 0.01
+"""Share by which the last score exceeds the best before it is warned of; less is noise."""
+
+
+@dataclass(frozen=True)
+class HeldOutFigures:
+    """One measurement. All in nats but agreement."""
+
+    step: int  # optimizer steps that were done
+    loss: float  # D_KL(label || model), mean over the held-out kept steps
+    agreement: float  # share of those where the model's best token is the label's heaviest
+    shift: float  # D_KL(model || base), mean over the same steps
+    other_shift: float  # over the steps of the same trajectories that were not selected: what is being unlearnt
+
+    @property
+    def score(self) -> float:
+        """What decides which adapter is best: the lower, the better."""
+        return self.loss
+
+
+class HeldOutWatch(TrainerCallback):
+    """Measures every `every` optimizer steps, and remembers the best adapter where `keep_best`."""
+
+    def __init__(
+        self, adapted: PeftModel, examples: Sequence[Example], budget: int, every: int, file: Path, keep_best: bool
+    ) -> None:
+        self.figures: list[HeldOutFigures] = []
+        self._adapted, self._every, self._file, self._keep_best = adapted, every, file, keep_best
+        self._batches = micro_batches(examples[:MOST_MEASURED], budget)[0]
+        self._base: list[Tensor] = []  # the base's hidden states at the measured steps, batch by batch
+        self._best: dict[str, Tensor] | None = None
+
+    @property
+    def best(self) -> HeldOutFigures:
+        """The measurement with the lowest score; of equal ones the first."""
+        return min(self.figures, key=lambda figures: figures.score)
+
+    @property
+    def past_the_best(self) -> bool:
+        """Whether training went on for longer than was good."""
+        return self.figures[-1].score > self.best.score * (1 + WORSE)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.figures = [
+            HeldOutFigures(int(logs["step"]), *(logs[f"held_out_{name}"] for name in MEASURED))
+            for logs in state.log_history
+            if "held_out_loss" in logs
+        ]
+        if not self.figures:
+            self._measure(state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step % self._every == 0 or state.global_step == state.max_steps:
+            self._measure(state)
+
+    def write_best(self, checkpoint: Path) -> None:
+        """Put the best adapter into a checkpoint, from which `read_best` takes it when training goes on."""
+        if self._best is not None:
+            save_file(self._best, checkpoint / BEST_WEIGHTS)
+
+    def read_best(self, checkpoint: Path) -> None:
+        if (checkpoint / BEST_WEIGHTS).is_file():
+            self._best = load_file(checkpoint / BEST_WEIGHTS)
+
+    def restore_best(self) -> None:
+        """Give the model the best adapter."""
+        if self._best is not None:
+            set_peft_model_state_dict(self._adapted, self._best)
+
+    def _measure(self, state: TrainerState) -> None:
+        found = HeldOutFigures(state.global_step, *self._means())
+        if self._keep_best and (not self.figures or found.score < self.best.score):
+            weights = get_peft_model_state_dict(self._adapted)
+            self._best = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in weights.items()}
+        self.figures.append(found)
+        logged = {f"held_out_{name}": float(getattr(found, name)) for name in MEASURED}
+        state.log_history.append({**logged, "step": found.step})
+        write_whole(self._file, "".join(json.dumps(asdict(figures)) + "\n" for figures in self.figures))
+
+    @torch.no_grad()
+    def _means(self) -> tuple[float, ...]:
+        """loss, agreement, shift, other_shift."""
+        model: Any = self._adapted.get_base_model()
+        decoder, head, device = model.get_decoder(), Head(model), model.device
+        was_training = self._adapted.training
+        self._adapted.eval()
+        try:
+            if not self._base:
+                with self._adapted.disable_adapter():
+                    self._base = [self._states(decoder, batch, device) for batch in self._batches]
+            totals = torch.zeros(6, dtype=torch.float64)
+            for batch, base in zip(self._batches, self._base, strict=True):
+                states = self._states(decoder, batch, device)
+                rows = max(1, CHUNK_ELEMENTS // head.vocab_size)
+                labels = (batch[name].to(device).split(rows) for name in ("label_ids", "label_weights"))  # type: ignore[literal-required]
+                for here, there, ids, weights in zip(states.split(rows), base.split(rows), *labels, strict=True):
+                    with self._adapted.disable_adapter():
+                        base_logits = head(there)
+                    totals += held_out_sums(head(here), base_logits, ids, weights).cpu()
+        finally:
+            self._adapted.train(was_training)
+        kept, others, loss, agreeing, shift, other_shift = totals.tolist()
+        return loss / kept, agreeing / kept, shift / kept, other_shift / others if others else 0.0
+
+    @staticmethod
+    def _states(decoder: Any, batch: Batch, device: torch.device) -> Tensor:
+        states = hidden_states(decoder, batch["input_ids"].to(device), batch["position_ids"].to(device))
+        return states[0, batch["kept"].to(device)]
+
+
+def measured_every(total: int) -> int:
+    """Optimizer steps between two measurements of a training of `total`."""
+    return math.ceil(total / MEASUREMENTS)
+
+
+def tell_unmeasured(keep: Keep, console: Console) -> None:
+    """Say that sharded weights are not measured. Raises ModelError where the best adapter was asked for."""
+    if keep == Keep.BEST:
+        raise ModelError("--keep best cannot measure weights that FSDP shards: use DDP, or --keep last")
+    console.print("warning: held-out trajectories are not measured with FSDP; give --held-out 0", style="yellow")
+
+
+def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
+    """Say how the held-out trajectories went, with a warning where training went on for too long."""
+    first, best, last = watch.figures[0], watch.best, watch.figures[-1]
+    console.print(
+        f"held-out loss {first.loss:.4f} before training, {best.loss:.4f} at step {best.step}, {last.loss:.4f} at the "
+        f"last; shift from the base {last.shift:.4f} nats at kept steps, {last.other_shift:.4f} at others",
+        soft_wrap=True,
+    )
+    if not watch.past_the_best:
+        return
+    if keep == Keep.BEST:
+        console.print(f"training went past its best: the adapter of step {best.step} is kept", soft_wrap=True)
+        return
+    console.print(
+        f"warning: training went past its best: the held-out loss was lowest at step {best.step}. Use --keep best, or "
+        f"--max-steps {max(best.step, 1)}",
+        style="yellow",
+        soft_wrap=True,
+    )
