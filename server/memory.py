@@ -95,7 +95,7 @@ def gpu_arguments(
                 "max_num_seqs": plan.sequences,
                 "max_num_batched_tokens": plan.batched_tokens,
                 "kv_cache_memory_bytes": plan.cache,
-                "gpu_memory_utilization": min(1.0, int(plan.free_at_start / card * 10_000) / 10_000),
+                "gpu_memory_utilization": min(1.0, int((plan.certain + plan.room) / card * 10_000) / 10_000),
             } | _context(plan.role, shapes, given, plan.shape.tokens(plan.cache))
     return arguments
 
@@ -129,13 +129,19 @@ class EnginePlan:
         share = _number(given, "gpu_memory_utilization")
         self.cache = int(_number(given, "kv_cache_memory_bytes") or (share * card - self.must if share else 0))
         self.open = not share and not self.cache
+        self._room = 0
         # With a cache of the user's own, only what is certain: an allowance may be more than is needed.
         self.certain = shape.weights if self.cache and not share else self.must
 
     @property
-    def free_at_start(self) -> int:
-        """What vLLM is told to find free when it starts the engine."""
-        return self.certain + self.cache
+    def room(self) -> int:
+        """For the cache, whether it is used or not."""
+        return self._room or self.cache
+
+    def fill(self, room: int) -> None:
+        """Give it room for a cache. It takes what all its sequences can use at their longest, and no more."""
+        self._room = room
+        self.cache = min(room, self.shape.token_bytes * (self.sequences * (self.context + BLOCK) + BLOCK))
 
     @property
     def context(self) -> int:
@@ -154,11 +160,12 @@ def _share(plans: Sequence[EnginePlan], card: int) -> None:
     taken = sum(plan.must + plan.cache for plan in plans if not plan.open)
     rest = int(GPU_MEMORY_SHARE * card) - taken - sum(plan.must for plan in undecided)
     tokens = rest // max(1, sum(plan.shape.token_bytes for plan in undecided))
-    for plan in undecided:
+    for plan in undecided[1:]:  # the amateur beside the expert
         useful = plan.context + 2 * plan.batched_tokens + BLOCK
-        plan.cache = plan.shape.token_bytes * (min(tokens, useful) if plan.role == "amateur" else tokens)
-    if undecided:  # the first has what others cannot use
-        undecided[0].cache = rest - sum(plan.cache for plan in undecided[1:])
+        plan.fill(plan.shape.token_bytes * min(tokens, useful))
+        rest -= plan.room
+    for plan in undecided[:1]:
+        plan.fill(rest)
     for plan in plans:
         needed = min(SMALLEST_CONTEXT, plan.context)
         if not _number(plan.given, "kv_cache_memory_bytes") and plan.shape.tokens(plan.cache) < needed:

@@ -212,6 +212,15 @@ def test_the_users_sequences_and_tokens_stay_and_are_reckoned_with(shape):
     assert planned_for(shape, expert={"max_num_seqs": 10_000})["expert"]["max_num_batched_tokens"] == 10_000
 
 
+def test_a_cache_is_no_larger_than_all_sequences_can_use(shape):
+    """vLLM makes an object of every block: a tiny model's would be millions."""
+    small = {"max_model_len": 256, "device_ids": [0]}
+    planned = planned_for(shape, ("0.5B", "0.5B"), (80, 80), expert=small, amateur={"device_ids": [1]})["expert"]
+    used = SLOTS * 256 * shape("0.5B").token_bytes
+    assert used < planned["kv_cache_memory_bytes"] < 2 * used
+    assert planned["gpu_memory_utilization"] == pytest.approx(GPU_MEMORY_SHARE, abs=2e-4)
+
+
 def test_weights_count_as_they_are_loaded(shape):
     """A model that is saved in bfloat16 takes twice as much in float32, a cache in 8 bits half."""
     assert shape("7B", dtype="float32").weights == 2 * shape("7B").weights
@@ -249,7 +258,7 @@ def test_on_a_cpu_engines_are_given_what_they_always_were():
         "max_logprobs": 128, "use_tqdm_on_load": False, "enforce_eager": True, "logprobs_mode": "raw_logprobs",
         "generation_config": "vllm", "scheduling_policy": "priority",
     }  # fmt: skip
-    own = {"model": str(DEMO / "expert"), "kv_cache_memory_bytes": GIB, "enable_chunked_prefill": False}
+    own = {"model": str(DEMO / "expert"), "kv_cache_memory_bytes": GIB}
     assert found["expert"] == both | own
     cache = found["amateur"].pop("kv_cache_memory_bytes")
     assert GIB // 2 <= cache <= 4 * GIB
