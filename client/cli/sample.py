@@ -73,6 +73,7 @@ def sample(
     from client.runs.run import Run
     from client.sampling.sampler import sample_problems
     from client.sampling.shards import Shard
+    from client.sampling.spool import spool_folder
     from client.servers.client import SamplingClient
 
     part = Shard.parse(shard) if shard else Shard()
@@ -98,6 +99,7 @@ def sample(
                     retry_failed=retry_failed,
                     max_failures=max_failures,
                     patience=patience,
+                    spool_base=spool_folder(),
                 )
 
     def stop(number: signal.Signals, connection: SamplingClient, progress: Terminal) -> None:

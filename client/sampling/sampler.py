@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Protocol
 
 from client.errors import RunError, ServiceError, Stopped, TooManyFailures
@@ -30,7 +31,8 @@ from client.runs.run import Run, RunTotals
 from client.runs.tally import Tally
 from client.sampling.agreement import check_asked, check_sealed, manifest_of
 from client.sampling.shards import WHOLE_SET, Settled, Shard, keys_of, settled
-from client.sampling.writer import STORE_PATIENCE_SECONDS, Counts, Writer
+from client.sampling.spool import Spool
+from client.sampling.writer import STORE_PATIENCE_SECONDS, Counts, StorePatience, Writer
 
 
 class TrajectorySource(Protocol):
@@ -92,12 +94,14 @@ async def sample_problems(
     retry_failed: bool = False,
     max_failures: int | None = None,
     patience: float = STORE_PATIENCE_SECONDS,
+    spool_base: Path | None = None,
 ) -> Sampled:
     """Sample the trajectories of this shard that `run` lacks, write them, and seal the RUN when all shards are done.
 
     `retry_failed`: sample the trajectories that failed in earlier attempts too; a sealed RUN is opened for it.
     `max_failures`: stop after more than this many failures, counted over all attempts. `patience`: how long to wait for
-    an unavailable store, in seconds.
+    an unavailable store, in seconds. `spool_base`: a local folder for what the store refuses to the end; it is taken up
+    from there by the next call.
 
     Raises RunError if the RUN was made with other settings, ServiceError if the source fails, BucketError if the store
     fails, TooManyFailures, or Stopped. The RUN then holds what was answered, without what a BucketError says is lost.
@@ -105,23 +109,27 @@ async def sample_problems(
     """
     if not problems:
         raise RunError(f"no problems to sample into {run}: the problem set is empty")
-    if (completion := await asyncio.to_thread(run.completion)) is not None:
-        await asyncio.to_thread(check_sealed, run, problems, sampling, contrast)
+    store = StorePatience(run, patience, progress.say, lambda: source.stopping)
+    if (completion := await store(run.completion)) is not None:
+        await store(check_sealed, run, problems, sampling, contrast)
         if not (retry_failed and completion.totals.failed):
             return Sampled(completion.totals, None)
     await source.wait_until_ready(tell=lambda reason: progress.say(f"waiting for {source}: {reason}"))
     pair, versions = await source.models(), await source.versions()
-    today = await asyncio.to_thread(run.date) or date.today().isoformat()
+    today = await store(run.date) or date.today().isoformat()
     manifest = await asyncio.to_thread(manifest_of, problems, pair, versions, sampling, contrast, today)
     check_asked(manifest)
-    await asyncio.to_thread(run.claim, manifest, await source.tokenizer())
-    manifest = await asyncio.to_thread(run.manifest)
+    await store(run.claim, manifest, await source.tokenizer())
+    manifest = await store(run.manifest)
     sampling = sampling.model_copy(update={"amateur_prompt": manifest.amateur_prompt, "date": manifest.date})
     if completion is not None:
-        await asyncio.to_thread(run.reopen)
-    await asyncio.to_thread(run.mend, manifest)
+        await store(run.reopen)
+    spool = Spool(spool_base, run, manifest) if spool_base else None
+    if spool and (taken := await store(spool.take_up)):
+        progress.say(f"{run} has {taken:,} trajectories more, which {spool.folder} had kept for it")
+    await store(run.mend, manifest)
     mine, n = shard.of(problems), sampling.n
-    missing, had, counts = await asyncio.to_thread(_missing, mine, run, n, retry_failed)
+    missing, had, counts = await store(_missing, mine, run, n, retry_failed)
     if len(missing) < len(mine):
         progress.say(f"resuming {run}: {len(mine) - len(missing):,} of {len(mine):,} problems are complete")
     progress.update(counts)
@@ -134,6 +142,7 @@ async def sample_problems(
         stopping=lambda: source.stopping,
         patience=patience,
         asks_again=source.asks_again,
+        spool=spool,
     )
     ticking = asyncio.create_task(_every_second(writer, counts, progress))
     try:
@@ -160,12 +169,12 @@ async def sample_problems(
         raise ServiceError(
             f"{counts.passing} trajectories failed in the server's engines; run the same command again to retry them"
         )
-    if shard.count > 1 and (waiting := await asyncio.to_thread(_waiting, problems, run, n)):
+    if shard.count > 1 and (waiting := await store(_waiting, problems, run, n)):
         return Sampled(None, counts, waiting)
-    await asyncio.to_thread(run.mend, manifest)  # samples that another client did not write
-    totals, tally = await asyncio.to_thread(_settled_totals, problems, n, run, manifest)
-    if not await asyncio.to_thread(run.seal, totals):  # another client has sealed it
-        completion = await asyncio.to_thread(run.completion)
+    await store(run.mend, manifest)  # samples that another client did not write
+    totals, tally = await store(_settled_totals, problems, n, run, manifest)
+    if not await store(run.seal, totals):  # another client has sealed it
+        completion = await store(run.completion)
         totals = completion.totals if completion else totals
     return Sampled(totals, counts, tally=tally)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from client.protocol.requests import PASSING_ERRORS, Failure, Trajectory
 from client.retries import retry
@@ -18,7 +19,10 @@ from client.runs.keys import Key
 from client.runs.manifest import RunManifest
 from client.runs.run import Run
 from client.runs.samples import Sample
+from client.sampling.spool import Spool
 from client.storage.bucket import BucketError
+
+Done = TypeVar("Done")
 
 PART_TRAJECTORIES, PART_BYTES = 256, 2**25
 PART_SECONDS = 10.0
@@ -63,12 +67,53 @@ class Counts:
         return time.monotonic() - self.began
 
 
+class StorePatience:
+    """Calls what reads or writes a store, again and again while the store is unavailable.
+
+    `tell` is called when the store becomes unavailable and when it is back. `seconds`: how long to wait for it;
+    `stopping` ends the wait.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        seconds: float = STORE_PATIENCE_SECONDS,
+        tell: Callable[[str], None] = lambda _: None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._run, self._seconds, self._tell, self._stopping = run, seconds, tell, stopping
+        self._is_out = False
+
+    async def __call__(self, work: Callable[..., Done], *arguments: Any) -> Done:
+        """The result of `work`, in a thread. Raises its last error."""
+
+        def tell_once(error: BaseException) -> None:
+            if not self._is_out:
+                self._tell(f"{error}; trying again")
+            self._is_out = True
+
+        done = await retry(
+            lambda: asyncio.to_thread(work, *arguments),
+            may_pass=lambda error: isinstance(error, BucketError) and error.may_pass,
+            pause=STORE_PAUSE_SECONDS,
+            longest_pause=LONGEST_STORE_PAUSE_SECONDS,
+            seconds=self._seconds,
+            stopping=self._stopping,
+            tell=tell_once,
+        )
+        if self._is_out:
+            self._tell(f"{self._run} can be written again")
+        self._is_out = False
+        return done
+
+
 class Writer:
     """Collects lines into parts and writes them in the background, `PARTS_AT_A_TIME` at once.
 
     `settled`: keys that the RUN already has; lines for them are ignored. `tell` is called when the store becomes
     unavailable and when it is back. `patience`: how long to wait for the store, in seconds; `stopping` ends the wait.
     `asks_again`: whether the source retries passing failures itself. If not, they are counted but not written.
+    `spool`: keeps what the store refuses to the end.
     """
 
     def __init__(
@@ -82,9 +127,11 @@ class Writer:
         stopping: Callable[[], bool] = lambda: False,
         patience: float = STORE_PATIENCE_SECONDS,
         asks_again: bool = False,
+        spool: Spool | None = None,
     ) -> None:
         self._run, self._manifest, self._question, self._settled = run, manifest, question, settled
-        self._tell, self._stopping, self._patience, self._asks_again = tell, stopping, patience, asks_again
+        self._store = StorePatience(run, patience, tell, stopping)
+        self._asks_again, self._spool = asks_again, spool
         self._trajectories: list[Trajectory] = []
         self._failures: list[Failure] = []
         self._bytes = 0
@@ -92,7 +139,6 @@ class Writer:
         self._room = asyncio.Semaphore(PARTS_AT_A_TIME)
         self._writing: set[asyncio.Task[None]] = set()
         self._error: Exception | None = None  # why a part could not be written
-        self._store_is_out = False
 
     async def add(self, line: Trajectory | Failure, counts: Counts) -> None:
         """Add a line; start writing when the part is full. Raises the error with which an earlier part failed."""
@@ -125,19 +171,30 @@ class Writer:
     async def close(self, counts: Counts) -> None:
         """Write all that is left, and wait until it is written. Parts that failed before get one more attempt.
 
-        Raises the error with which the last attempt failed; a BucketError says how many trajectories are lost. If the
-        call is cancelled, call it again.
+        Raises the error with which the last attempt failed; a BucketError says how many trajectories are in the spool,
+        or lost. If the call is cancelled, call it again.
         """
         await self._write_all(counts)
         if self._error:
             await self._write_all(counts)
         if isinstance(self._error, BucketError) and (lost := len(self._trajectories)):
             raise BucketError(
-                f"{self._error}. {lost} trajectories could not be written and are lost; {self._run} keeps "
+                f"{self._error}. {lost} trajectories could not be written and {await self._spooled()}; {self._run} has "
                 "the others. Run the same command again to resume"
             ) from self._error
         if self._error:
             raise self._error
+
+    async def _spooled(self) -> str:
+        """What has become of the lines that the store refused."""
+        if self._spool is None:
+            return "are lost"
+        questions = self._questions(self._trajectories)
+        try:
+            await asyncio.to_thread(self._spool.keep, self._trajectories, questions, self._failures)
+        except (BucketError, OSError) as error:
+            return f"are lost, for {self._spool.folder} cannot keep them either: {error}"
+        return f"are kept in {self._spool.folder}, from where the same command takes them"
 
     async def _write_all(self, counts: Counts) -> None:
         self._error = None
@@ -161,7 +218,7 @@ class Writer:
     async def _put(self, trajectories: list[Trajectory], failures: list[Failure], counts: Counts) -> None:
         """Write one part and count its kept steps. If that fails, put its lines back into the current part."""
         try:
-            samples = await self._patiently(trajectories, failures)
+            samples = await self._store(self._write, trajectories, failures)
         except Exception as error:
             self._trajectories[:0], self._failures[:0] = trajectories, failures
             self._error = error
@@ -174,32 +231,12 @@ class Writer:
             counts.steps += max(0, len(sample.token_ids) - self._manifest.first_step)
             counts.kept += len(sample.contrast.steps)
 
-    async def _patiently(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
-        """Write one part; retry while the store is unavailable."""
-
-        def tell_once(error: BaseException) -> None:
-            if not self._store_is_out:
-                self._tell(f"{error}; trying again")
-            self._store_is_out = True
-
-        samples = await retry(
-            lambda: asyncio.to_thread(self._write, trajectories, failures),
-            may_pass=lambda error: isinstance(error, BucketError) and error.may_pass,
-            pause=STORE_PAUSE_SECONDS,
-            longest_pause=LONGEST_STORE_PAUSE_SECONDS,
-            seconds=self._patience,
-            stopping=self._stopping,
-            tell=tell_once,
-        )
-        if self._store_is_out:
-            self._tell(f"{self._run} can be written again")
-        self._store_is_out = False
-        return samples
-
     def _write(self, trajectories: list[Trajectory], failures: list[Failure]) -> list[Sample]:
         if failures:
             self._run.write_failures(failures)
         if not trajectories:
             return []
-        questions = {line.problem_id: self._question(line.problem_id) for line in trajectories}
-        return self._run.write(trajectories, questions, self._manifest)
+        return self._run.write(trajectories, self._questions(trajectories), self._manifest)
+
+    def _questions(self, trajectories: Sequence[Trajectory]) -> dict[str, str | None]:
+        return {line.problem_id: self._question(line.problem_id) for line in trajectories}

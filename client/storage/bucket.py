@@ -121,7 +121,7 @@ class Bucket:
             return None
         except Exception as error:
             raise self._trouble("read", name, error) from error
-        return io.BufferedReader(_Ranges(file, f"{name} in {self.url}"), range_bytes)
+        return io.BufferedReader(_Ranges(file, f"{name} in {self.url}", self._folder is None), range_bytes)
 
     def put(self, name: str, data: bytes) -> None:
         """Write an object whole. It replaces an existing one."""
@@ -262,8 +262,8 @@ class Bucket:
 class _Ranges(io.RawIOBase):
     """obstore's reader as a Python file."""
 
-    def __init__(self, file: obstore.ReadableFile, name: str) -> None:
-        self._file, self._name = file, name
+    def __init__(self, file: obstore.ReadableFile, name: str, remote: bool) -> None:
+        self._file, self._name, self._remote = file, name, remote
 
     def readable(self) -> bool:
         return True
@@ -275,7 +275,8 @@ class _Ranges(io.RawIOBase):
         try:
             data = memoryview(self._file.read(len(buffer)))
         except Exception as error:
-            raise BucketError(f"cannot read {self._name}: {_said(error)}") from error
+            passing = self._remote and isinstance(error, GenericError)
+            raise BucketError(f"cannot read {self._name}: {_said(error)}", may_pass=passing) from error
         buffer[: len(data)] = data
         return len(data)
 

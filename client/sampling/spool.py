@@ -1,0 +1,61 @@
+"""Keeps on this machine what could not be written into a RUN, until the same command takes it up.
+
+In: trajectories and failures that a store refused. Out: the same, in the RUN, at the next attempt. A spool belongs to
+one place and one set of settings; it is a RUN's folder itself, so that nothing new has to be read or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import orjson
+
+from client.protocol.requests import Failure, Trajectory
+from client.runs.manifest import RunManifest
+from client.runs.run import Run
+from client.storage.bucket import local_folder
+
+
+def spool_folder() -> Path:
+    """Where a user's programs keep what must last: $XDG_STATE_HOME, else ~/.local/state."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "lightreasoner" / "spool"
+
+
+class Spool:
+    """The spool of one RUN, in a folder that many share. It is there only while it holds something."""
+
+    def __init__(self, base: Path, run: Run, manifest: RunManifest) -> None:
+        url = str(run)
+        place = str(local_folder(url)) if urlsplit(url).scheme in ("", "file") else url.rstrip("/")
+        identity = orjson.dumps([place, manifest.identity()], option=orjson.OPT_SORT_KEYS)
+        self._run, self._manifest = run, manifest
+        self.folder = base / hashlib.sha256(identity).hexdigest()[:32]
+
+    def keep(
+        self, trajectories: Sequence[Trajectory], questions: dict[str, str | None], failures: Sequence[Failure]
+    ) -> None:
+        """Write them here. Raises BucketError or OSError where that cannot be done either."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept = Run(str(self.folder))
+        kept.claim(self._manifest, b"{}")
+        if trajectories:
+            kept.write(trajectories, questions, self._manifest)
+        if failures:
+            kept.write_failures(failures)
+
+    def take_up(self) -> int:
+        """Write into the RUN what is here, and remove it from here; how many trajectories that were."""
+        if not self.folder.is_dir():
+            return 0
+        kept, taken = Run(str(self.folder)), 0
+        for part in kept.parts("trajectories"):
+            taken += len(self._run.adopt(part, kept, self._manifest, write=True)[0])
+        self._run.copy_failures(kept)
+        shutil.rmtree(self.folder)
+        return taken
