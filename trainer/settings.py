@@ -129,3 +129,6 @@ class Examination:
     dtype: Precision | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     date: str | None = None  # that the chat template writes; None: it writes none
+    question_field: str | None = None  # of rows that are of no known benchmark
+    choices_field: str | None = None
+    answer_field: str | None = None

@@ -69,6 +69,7 @@ def read_problems(
     question_field: str | None = None,
     id_field: str | None = None,
     shuffle: int | None = None,
+    asked_too: Callable[[JsonRow], str] = lambda _: "",
     stopped: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[ProblemRow]:
@@ -78,6 +79,7 @@ def read_problems(
     or messages (`question_field`; without it `prompt`). Its id is in `id_field`, which every row must then have;
     without it in `id`; without one, the id is a digest of the question. Dotted names are of nested fields. A problem
     that occurs twice, with the same id and question, is read once; `tell` is called with the repeated rows.
+    `asked_too`: what else of a row is asked, as choices are; one question with other choices is another problem.
 
     `shuffle`: a seed. The order then depends on the seed and the ids only, and `limit` draws from the whole set.
     `stopped` is called before each row; if it returns True, reading ends.
@@ -85,7 +87,7 @@ def read_problems(
     Raises ProblemSetError, naming the file and the invalid rows; Stopped.
     """
     names = _Names(question_field, id_field)
-    read = _distinct(path, None if shuffle is not None else limit, names, False, stopped, tell)
+    read = _distinct(path, None if shuffle is not None else limit, names, False, stopped, tell, asked_too)
     found = {problem.id: problem for problem in read}
     return [found[problem_id] for problem_id in (found if shuffle is None else _in_order(found, shuffle, limit))]
 
@@ -131,6 +133,7 @@ def _distinct(
     only: bool,
     stopped: Callable[[], bool],
     tell: Callable[[str], None],
+    asked_too: Callable[[JsonRow], str] = lambda _: "",
 ) -> Iterator[ProblemRow]:
     """The first `limit` problems, each once. `only`: of each row, read only the fields of ids and questions."""
     questions: dict[str, str | tuple[Message, ...]] = {}
@@ -151,16 +154,17 @@ def _distinct(
         if not asked or (isinstance(asked, str) and not asked.strip()):
             empty.add(where)
             continue
-        problem_id = _id(row, asked, where, names.id)
+        whole = asked + asked_too(row.fields) if isinstance(asked, str) else asked
+        problem_id = _id(row, whole, where, names.id)
         if problem_id in questions:
-            if questions[problem_id] != asked:
+            if questions[problem_id] != whole:
                 raise ProblemSetError(
                     f"{where}: id {problem_id!r} is already used with another question at {place(problem_id)}; "
                     "ids must differ"
                 )
             again.add(f"{where} as {place(problem_id)}" if again.count < MOST_ROWS_NAMED else where)
             continue
-        questions[problem_id] = asked
+        questions[problem_id] = whole
         places.append((len(files) - 1) * MOST_ROWS_A_FILE + row.number)
         characters += len(asked) if isinstance(asked, str) else sum(len(message.content) for message in asked)
         if characters > MOST_CHARACTERS:
@@ -173,7 +177,7 @@ def _distinct(
     if not questions:
         raise ProblemSetError(f"{path} holds no problem; give a file with one JSON object a line")
     if again.count:
-        tell(f"{path}: {again} that repeat an earlier problem; each problem is sampled once")
+        tell(f"{path}: {again} that repeat an earlier problem; each problem is asked once")
 
 
 def _in_order(ids: Iterable[str], shuffle: int, limit: int | None) -> list[str]:

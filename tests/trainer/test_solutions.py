@@ -1,5 +1,6 @@
 """The SFT baseline: which solutions are trained on, and that the loss on them is plain cross-entropy."""
 
+import ast
 import json
 from dataclasses import replace
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from support.models.tiny_pair import SPECIAL, VOCABULARY, WORDS, load, trajectory, write_run
+from support.processes.forked import ROOT
 
+from client.errors import ProblemSetError
 from client.protocol.requests import FinishReason, Trajectory
 from client.runs.run import Run
 from trainer.data.dataset import Limits
@@ -131,3 +134,21 @@ def test_a_solution_that_comes_twice_is_read_once(solved):
     run, answers, rows = solved
     run.write(rows[:1], {}, run.manifest())
     assert len(solutions(Run(str(run)), answers).examples) == 2
+
+
+def test_only_sft_loads_the_grader():
+    """By what modules import at their top: sympy and pint are slow."""
+    todo, found = ["trainer.training.train"], set()
+    while todo:
+        found.add(module := todo.pop())
+        tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text())
+        names = [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
+        todo += [name for name in names if name.startswith("trainer.") and name not in found]
+    assert "trainer.data.dataset" in found and not any(name.startswith("trainer.grading") for name in found)
+
+
+def test_answers_of_another_shape_are_refused(tmp_path):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps({"question": "q", "options": ["1", "2"], "answer": "B"}) + "\n")
+    with pytest.raises(ProblemSetError, match=r"answers\.jsonl:1: not a row of a known benchmark: 'options'"):
+        read_answers(str(answers))

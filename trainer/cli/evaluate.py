@@ -15,6 +15,7 @@ import typer
 from client.cli.options import template_variables
 from client.errors import LightReasonerError
 from trainer.cli.options import (
+    BENCHMARKS,
     DECODING,
     RESULTS,
     Benchmarks,
@@ -48,6 +49,22 @@ def evaluate_command(
     dtype: Dtype = None,
     chat_template: ChatTemplateFile = None,
     limit: ProblemLimit = None,
+    question_field: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", rich_help_panel=BENCHMARKS, help="Field of the question, in other benchmarks."),
+    ] = None,
+    choices_field: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", rich_help_panel=BENCHMARKS, help="Field of the choices, in other benchmarks."),
+    ] = None,
+    answer_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=BENCHMARKS,
+            help="Field of the answer, in other benchmarks. Of choices: letter, number from 0, label or choice.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -116,7 +133,20 @@ def evaluate_command(
     if run:
         Run(run).manifest()
     files = files_by_name(benchmark)
-    settings = Examination(max_tokens, system_prompt, limit, n, temperature, top_p, seed, dtype, variables)
+    settings = Examination(
+        max_tokens,
+        system_prompt,
+        limit,
+        n,
+        temperature,
+        top_p,
+        seed,
+        dtype,
+        variables,
+        question_field=question_field,
+        choices_field=choices_field,
+        answer_field=answer_field,
+    )
     console, adapters = wide_console(), adapter or []
     found = evaluate(ModelFolder.find(model, chat_template), adapters, files, settings, console, kept)
     console.print(table(found))

@@ -20,7 +20,7 @@ from client.protocol.requests import Trajectory
 from client.runs.build import trajectory_parts
 from client.runs.run import Run
 from trainer.data.dataset import Example, Limits, TrainingSet, check_length
-from trainer.grading.gold import Gold, gold_answer
+from trainer.grading.gold import Gold, check_shape, gold_answer
 from trainer.grading.grader import grade
 
 
@@ -105,6 +105,7 @@ def read_answers(file: str) -> dict[str, Gold]:
     """The gold answers of a problem set, by id. Raises ProblemSetError, naming the row, if one has no answer."""
     golds = {}
     for problem in read_problems(file):
+        check_shape(problem)
         gold = gold_answer(problem)
         if gold.choices:
             raise ProblemSetError(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from client.errors import ProblemSetError
 from client.problems.reader import read_problems
 from trainer.adapters.model_folder import ModelFolder
-from trainer.grading.gold import Gold, gold_answer, question_of
+from trainer.grading.gold import Gold, check_shape, gold_answer, question_of, with_fields
 from trainer.settings import Examination
 
 
@@ -40,14 +41,35 @@ class Benchmark:
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def read_benchmark(name: str, file: str, model: ModelFolder, examination: Examination) -> Benchmark:
-    """Read a benchmark and render its questions. Raises ProblemSetError, naming the row, for an invalid row."""
+def read_benchmark(
+    name: str,
+    file: str,
+    model: ModelFolder,
+    examination: Examination,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Benchmark:
+    """Read a benchmark and render its questions. `tell` is called with the rows that repeat others.
+
+    Raises ProblemSetError naming a row that will not do, or that is of no known benchmark where no field is named.
+    """
+    choices, answer = examination.choices_field, examination.answer_field
     questions = []
-    for problem in read_problems(file, examination.limit):
+    rows = read_problems(
+        file,
+        examination.limit,
+        question_field=examination.question_field,
+        asked_too=lambda row: str(row.get(choices or "choices", "")),
+        tell=tell,
+    )
+    for problem in rows:
         if problem.messages:
             raise ProblemSetError(
                 f"{problem.where}: messages, where a benchmark needs a question; add it as 'question'"
             )
+        if choices or answer:
+            problem = with_fields(problem, choices, answer)
+        elif not examination.question_field:
+            check_shape(problem)
         text = question_of(problem)
         prompt = render(model, text, examination)
         questions.append(Question(problem.id, text, prompt, gold_answer(problem)))

@@ -63,7 +63,7 @@ def evaluate(
                 style="yellow",
                 soft_wrap=True,
             )
-    read, about = benchmarks_of(model, benchmarks, examination, file)
+    read, about = benchmarks_of(model, benchmarks, examination, file, lambda text: console.print(text, soft_wrap=True))
     records = Records(file, about | {"adapters": {name: _digest(at) for name, at in tuned.items()}})
     try:
         _ask_all(model, tuned, read, examination, records, console)
@@ -83,7 +83,11 @@ def check(model: ModelFolder, benchmarks: Mapping[str, str], examination: Examin
 
 
 def benchmarks_of(
-    model: ModelFolder, benchmarks: Mapping[str, str], examination: Examination, file: Path | None
+    model: ModelFolder,
+    benchmarks: Mapping[str, str],
+    examination: Examination,
+    file: Path | None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Benchmark], dict[str, Any]]:
     """The benchmarks, read, and what the evaluation of a model on them is of.
 
@@ -92,7 +96,7 @@ def benchmarks_of(
     if model.template.writes_date:
         begun = Records.date_of(file) if file else None
         examination = replace(examination, date=begun or date.today().isoformat())
-    read = [read_benchmark(name, path, model, examination) for name, path in benchmarks.items()]
+    read = [read_benchmark(name, path, model, examination, tell) for name, path in benchmarks.items()]
     asked = {name: value for name, value in asdict(examination).items() if name != "limit"}
     about = {
         "base": model.fingerprint,

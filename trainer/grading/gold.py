@@ -7,12 +7,12 @@ In: rows of problem sets, as the published files have them. Out: `Gold` values. 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from client.errors import ProblemSetError, shown
-from client.problems.reader import ProblemRow
+from client.errors import ProblemSetError, shorten, shown
+from client.problems.reader import MOST_NAME_CHARACTERS, ProblemRow
 from trainer.grading.units import unit_of
 
 ANSWER_FIELDS = ("answer", "Answer", "final_answer", "solution")
@@ -29,6 +29,19 @@ BRACE = re.compile(r"\\f?boxed\s*\{|[{}]")
 RELATIVE_TOLERANCE = 0.01
 """Of Minerva Math's rounded numbers. Its problems take measured constants, and ask for no number of digits."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MINERVA_FIELDS = {"problem", "solution", "type", "idx", "id"}
+READ_FIELDS = {"question", "problem", "input", "body", "choices", "solution", "answer", "final_answer", "error", "unit"}
+"""Fields of texts that are asked or graded, in small letters."""
+# fmt: off
+ABOUT_FIELDS = {
+    "level", "difficulty", "type", "answer_type", "subject", "subfield", "category", "domain", "topic", "field", "tag",
+    "tags", "source", "url", "link", "year", "date", "split", "dataset", "task", "language", "lang", "license",
+    "equation", "equations", "formula", "solution_type", "solutions", "cot", "explanation", "rationale", "steps",
+    "contest", "competition", "name", "author", "id", "idx", "index", "unique_id", "uuid", "qid", "problem_id",
+    "question_id", "generated_solution",
+}
+# fmt: on
+"""Fields of texts about a problem, which change neither the question nor the answer."""
 
 
 class Kind(StrEnum):
@@ -63,7 +76,7 @@ def gold_answer(problem: ProblemRow) -> Gold:
     field = next((field for field in ANSWER_FIELDS if row.get(field) is not None), None)
     text = "" if field is None or isinstance(row[field], bool) else _text(row[field])
     if field == "solution":  # MATH and Minerva Math
-        gold = _boxed(text, relative="level" not in row)
+        gold = _boxed(text, relative=row.keys() <= MINERVA_FIELDS)
     elif "answer_type" in row:
         try:
             gold = _olympiad(text, row)
@@ -79,6 +92,53 @@ def gold_answer(problem: ProblemRow) -> Gold:
             "evaluation needs one in every row"
         )
     return gold
+
+
+def check_shape(problem: ProblemRow) -> None:
+    """Raises ProblemSetError where a row has texts that no known benchmark has: part of the question may be in them."""
+    others = [
+        name
+        for name, value in problem.row.items()
+        if isinstance(value, str | list | dict) and value and name.lower() not in READ_FIELDS | ABOUT_FIELDS
+    ]
+    choices = problem.row.get("choices")
+    if others or not isinstance(choices, list | None):
+        seen = shorten(", ".join(problem.row), MOST_NAME_CHARACTERS)
+        raise ProblemSetError(
+            f"{problem.where}: not a row of a known benchmark: {', '.join(map(shown, others or ['choices']))} may be "
+            f"part of the question or the answer; it has {seen}. Name for evaluate what is read: --question-field, "
+            "--choices-field, --answer-field"
+        )
+
+
+def with_fields(problem: ProblemRow, choices_field: str | None, answer_field: str | None) -> ProblemRow:
+    """A row as a benchmark has it, from the fields that a user named. Raises ProblemSetError where they are not there.
+
+    Choices are a list, or texts with their labels; the answer is a letter, a number from 0, a label or a choice itself.
+    """
+    row = problem.row
+    for name in (choices_field, answer_field):
+        if name and row.get(name) is None:
+            raise ProblemSetError(
+                f"{problem.where}: no {name!r}; it has {shorten(', '.join(row), MOST_NAME_CHARACTERS)}"
+            )
+    answer = row[answer_field] if answer_field else row.get("answer")
+    if not choices_field:
+        return replace(problem, row={"answer": answer})
+    choices = row[choices_field]
+    labels: list[Any] = []
+    if isinstance(choices, dict):
+        choices, labels = choices.get("text", list(choices.values())), choices.get("label", list(choices))
+    if isinstance(choices, list) and all(isinstance(choice, str) for choice in choices):
+        marks = [rf"\(?{letter}\s*[).:]\s*" for letter in LETTERS]
+        lettered = [re.match(mark, choice) for mark, choice in zip(marks, choices, strict=False)]
+        if all(lettered):
+            choices = [choice[match.end() :] for match, choice in zip(lettered, choices, strict=True) if match]
+        if answer in labels:
+            answer = labels.index(answer)
+        elif choices.count(answer) == 1 and not (isinstance(answer, str) and answer in LETTERS):
+            answer = choices.index(answer)
+    return replace(problem, row={"choices": choices, "answer": answer})
 
 
 def question_of(problem: ProblemRow) -> str:
@@ -131,7 +191,8 @@ def elements(text: str) -> list[str]:
 
 def _plain_gold(text: str) -> Gold:
     """GSM8K, SVAMP, ASDiv, and what is like them."""
-    text = text.rpartition(GSM8K_MARK)[2].strip()
+    box = last_box(text)
+    text = box[0] if box else text.rpartition(GSM8K_MARK)[2].strip()
     unit = BEHIND.search(text)
     text = BEHIND.sub("", text)
     if CLOCK.fullmatch(text):

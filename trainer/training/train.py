@@ -32,7 +32,6 @@ from trainer.adapters.model_folder import ModelFolder, default_precision, load
 from trainer.data.dataset import Limits, TrainingSet, check_expert, mismatches
 from trainer.data.example import Example
 from trainer.data.follow import Arrivals, WaitEnded, WriterStalled
-from trainer.data.solutions import SolutionSet, read_answers
 from trainer.data.steps import Steps
 from trainer.interruption import Interrupted, Interruption
 from trainer.settings import TOKEN_BUDGET, Keep, Objective, Recipe, Running, Unit
@@ -300,6 +299,8 @@ def read(run: Run, base: ModelFolder, recipe: Recipe, running: Running, parts: l
     """The training set: all parts of the RUN, or `parts`."""
     limits = Limits(base.vocab_size, base.context, running.token_budget)
     if recipe.objective == Objective.SFT:
+        from trainer.data.solutions import SolutionSet, read_answers  # loads the grader
+
         assert recipe.answers is not None
         ends = run.manifest().end_token_ids or base.end_token_ids  # early versions sampled on behind the end of turn
         training_set: TrainingSet = SolutionSet(run, limits, read_answers(recipe.answers), ends)
