@@ -136,6 +136,12 @@ class Decoding(Strict):
         description="Ids at which a trajectory ends, besides the expert's own (end_token_ids of its card).",
     )  # fmt: skip
 
+    @field_validator("stop_token_ids")
+    @classmethod
+    def _in_order(cls, value: list[int]) -> list[int]:
+        """A set: the same ids in another order are the same setting."""
+        return sorted(set(value))
+
     @model_validator(mode="after")
     def _several_need_temperature(self) -> Decoding:
         if self.n > 1 and self.temperature == 0:

@@ -7,6 +7,7 @@ an engine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from client.errors import ModelError
 from client.models.chat_template import ChatTemplate, Messages
 from client.models.ends import end_of_turn, end_token_ids
-from client.protocol.requests import NO_VARIABLES, AmateurPrompt, Problem, SamplingSettings
+from client.protocol.requests import NO_VARIABLES, SYSTEM_PROMPT, AmateurPrompt, Problem, SamplingSettings
 from server.engines.preflight import ModelFacts, PairFacts
 from server.logs import log
 from server.settings import Role
@@ -209,12 +210,11 @@ class Prompts:
 
     def _is_strange(self, template: ChatTemplate | None) -> bool:
         """Whether the amateur does not know a token that the expert's chat template writes."""
-        if template is None:
-            return False
-        try:
-            return not self._all_known(self._expert.prompt([PROBE], SamplingSettings()))
-        except ModelError:
-            return False
+        usual = [{"role": "system", "content": SYSTEM_PROMPT}, PROBE]
+        for messages in (usual, usual[1:]) if template else ():  # some templates take no system prompt
+            with contextlib.suppress(ModelError):
+                return not self._all_known(self._expert.prompt(messages, SamplingSettings()))
+        return False
 
     def _all_known(self, prompt: list[int]) -> bool:
         """Whether the amateur knows every id of a prompt of the expert's."""

@@ -41,7 +41,7 @@ def test_a_job_is_submitted_with_its_system_prompt_or_without_one(system_prompt,
 
 
 def test_options_become_fields():
-    options = SamplingOptions(chat_template_kwargs='{"enable_thinking": false}', stop_token_ids="1, 2")
+    options = SamplingOptions(chat_template_kwargs='{"enable_thinking": false}', stop_token_ids="2, 1,2")
     settings = options.settings()
     assert settings.chat_template_kwargs == {"enable_thinking": False} and settings.stop_token_ids == [1, 2]
     assert SamplingOptions().settings() == SamplingSettings()
