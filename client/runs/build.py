@@ -63,8 +63,10 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
         return Built(completion.totals, sealed=True)
     done = set(target.parts("samples"))
     tally = Tally(made)  # over every part, those of earlier attempts too
-    for part in track(parts):
-        trajectories, samples = target.adopt(part, source, made, write=part not in done)
+    remote = source if source.bucket.remote else target
+    for trajectories, samples in remote.each(
+        track(parts), lambda part: target.adopt(part, source, made, write=part not in done)
+    ):
         for trajectory, sample in zip(trajectories, samples, strict=True):
             tally.add(trajectory, sample.contrast)
     target.copy_failures(source)

@@ -92,9 +92,10 @@ class Parts:
         data = self.data("trajectories", part) if data is None else data
         return self._values(trajectories_in, "trajectories", part, data, TRAJECTORY_SCHEMA)
 
-    def samples(self, part: str) -> list[Sample]:
+    def samples(self, part: str, data: bytes | None = None) -> list[Sample]:
         """A part's samples."""
-        return self._values(samples_in, "samples", part, self.data("samples", part), SAMPLE_SCHEMA)
+        data = self.data("samples", part) if data is None else data
+        return self._values(samples_in, "samples", part, data, SAMPLE_SCHEMA)
 
     def failures(self, part: str) -> list[Failure]:
         """A part's failures."""
@@ -109,7 +110,7 @@ class Parts:
     def columns(self, part: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
         """Some columns of a part of trajectories, row by row; the key comes first. Other columns are not read."""
         schema = pa.schema([TRAJECTORY_SCHEMA.field(name) for name in names])
-        file = self._bucket.open(_object_name("trajectories", part), COLUMN_RANGE_BYTES) or io.BytesIO()
+        file = self._bucket.open_end(_object_name("trajectories", part), COLUMN_RANGE_BYTES) or io.BytesIO()
 
         def rows(table: pa.Table) -> list[tuple[Any, ...]]:
             found = list(zip(*table.to_pydict().values(), strict=True))
@@ -153,7 +154,9 @@ def _table_in(source: pa.BufferReader | BinaryIO, schema: pa.Schema) -> pa.Table
     there = set(metadata.schema.to_arrow_schema().names)
     texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name in there]
     file = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts, pre_buffer=False)
-    table = file.read(columns=schema.names)
+    table = file.read(
+        columns=schema.names, use_threads=isinstance(source, pa.BufferReader)
+    )  # else they outlive an error
     for column in (column for column in table.columns if pa.types.is_dictionary(column.type)):
         for chunk in column.chunks:
             size += pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0

@@ -16,10 +16,10 @@ function of trajectories/part-X: after a crash between the two, `mend` writes th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -31,11 +31,14 @@ from client.runs.manifest import RunManifest
 from client.runs.parts import MOST_PART_BYTES, PartKind, Parts
 from client.runs.samples import Sample, sample_of
 from client.runs.tally import RunTotals, Tally
+from client.storage.ahead import Found, read_ahead
 from client.storage.bucket import Bucket
 
 Keyed = TypeVar("Keyed", Trajectory, Sample)
 
 
+PARTS_AHEAD, PARTS_LISTED_AHEAD = 4, 16
+"""Parts of a remote RUN that are read at a time: whole, and a few columns of each."""
 MOST_JSON_BYTES = 2**22
 """Most bytes of run.json and complete.json."""
 TOTALS = TypeAdapter(RunTotals)
@@ -180,11 +183,11 @@ class Run:
 
     def trajectories(self) -> Iterator[Trajectory]:
         """Every trajectory once."""
-        return _first_of_each_key(chain.from_iterable(map(self.trajectories_of, self.parts("trajectories"))))
+        return _first_of_each_key(chain.from_iterable(self._all("trajectories", self._parts.trajectories)))
 
     def samples(self) -> Iterator[Sample]:
         """The samples of every trajectory, each once, also of those without a kept step."""
-        return _first_of_each_key(chain.from_iterable(map(self.samples_of, self.parts("samples"))))
+        return _first_of_each_key(chain.from_iterable(self._all("samples", self._parts.samples)))
 
     def trajectories_of(self, part: str) -> list[Trajectory]:
         """A part's trajectories. Raises RunError, naming the part, if it cannot be read."""
@@ -197,12 +200,12 @@ class Run:
     def keys(self) -> Keys:
         """The keys of all trajectories; reads two columns of each part."""
         names = "problem_id", "sample_index"
-        return Keys(key for part in self.parts("trajectories") for key in self._parts.columns(part, names))
+        return Keys(chain.from_iterable(self._columns(names)))
 
     def questions(self, keys: set[Key]) -> dict[Key, str]:
         """The questions of some trajectories. A problem given as token ids has none. Reads three columns."""
         names = "problem_id", "sample_index", "question"
-        rows = (row for part in self.parts("trajectories") for row in self._parts.columns(part, names))
+        rows = chain.from_iterable(self._columns(names))
         found: dict[Key, str] = {}
         for problem_id, sample_index, question in rows:
             if (problem_id, sample_index) in keys and question is not None:
@@ -211,20 +214,32 @@ class Run:
 
     def failures(self) -> dict[Key, Failure]:
         """The failures by key. A key that succeeded later may be among them."""
-        found = chain.from_iterable(map(self._parts.failures, self.parts("failures")))
+        found = chain.from_iterable(self.each(self.parts("failures"), self._parts.failures, PARTS_LISTED_AHEAD))
         return {(failure.problem_id, failure.sample_index): failure for failure in found}
 
     def tally(self, manifest: RunManifest, expected: Iterable[str] = ()) -> Tally:
         """Count the whole RUN in one pass over its trajectories. `expected`: see `Tally`."""
         tally = Tally(manifest, expected)
-        for part in self.parts("trajectories"):
-            for trajectory in self.trajectories_of(part):
-                tally.add(trajectory)
+        for trajectory in chain.from_iterable(self._all("trajectories", self._parts.trajectories)):
+            tally.add(trajectory)
         return tally
 
     def totals(self, manifest: RunManifest) -> RunTotals:
         """The totals that complete.json would have now."""
         return self.tally(manifest).totals(self.failures())
+
+    def each(self, parts: Iterable[str], read: Callable[[str], Found], ahead: int = PARTS_AHEAD) -> Iterator[Found]:
+        """What `read` gives for each part, in order; of a remote RUN, some parts are read at a time."""
+        return read_ahead(parts, read, ahead) if self.bucket.remote else map(read, parts)
+
+    def _all(self, kind: PartKind, values: Callable[[str, bytes], list[Found]]) -> Iterator[list[Found]]:
+        """The values of each part; while one is used, the next are on their way."""
+        fetched = self.each(self.parts(kind), lambda part: (part, self._parts.data(kind, part)))
+        return (values(part, data) for part, data in fetched)
+
+    def _columns(self, names: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:
+        parts = self.parts("trajectories")
+        return self.each(parts, lambda part: self._parts.columns(part, names), PARTS_LISTED_AHEAD)
 
     def _write_samples_of(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> list[Sample]:
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
