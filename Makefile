@@ -2,7 +2,7 @@
 BIN := .venv/bin
 SPREAD = $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadgroup)
 
-.PHONY: help setup demo test test-fast test-long check clean
+.PHONY: help setup demo test test-fast test-long gpu-check check clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,14 @@ test-fast: setup ## the tests that start no process and no engine
 
 test-long: setup ## what is too long for every change: 5,000 made-up requests, the GPU's path, a server killed 20 times, a client 30 times
 	$(BIN)/python -m pytest -m long
+
+gpu-check: ## on a GPU node with the extras server and trainer: is it exact, how fast; DEVICE=cpu tries it without a GPU
+ifeq ($(DEVICE),cpu)
+	$(MAKE) setup
+	$(BIN)/python tests/gpu/check.py --device cpu $(ARGUMENTS)
+else
+	python3 tests/gpu/check.py $(ARGUMENTS)
+endif
 
 check: setup ## lint, format and types, of deploy/ too
 	$(BIN)/ruff check .

@@ -122,9 +122,9 @@ def test_rows_on_v2_are_the_experts_best_ids_and_greedy_trajectories_follow_them
     assert first != second
 
 
-def test_requests_were_preempted_and_scheduled_ahead(v2, lines):
-    assert v2.metric("vllm:num_preemptions_total", role="expert") >= 1
+def test_requests_of_both_engines_were_preempted_and_scheduled_ahead(v2, lines):
     for role in ("expert", "amateur"):
+        assert v2.metric("vllm:num_preemptions_total", role=role) >= 1
         assert f"{role}: vLLM's model runner V2, asynchronous scheduling" in v2.log.read_text(errors="replace")
 
 

@@ -1,0 +1,116 @@
+"""One command on a GPU node: whether the service is exact and fast there, as a table and as JSON.
+
+    make gpu-check                                          # every part, on every pair; at most 20 minutes on one H100
+    python tests/gpu/check.py --pairs 7b --parts start,sampling
+    make gpu-check DEVICE=cpu                               # the same program on the demo's pair, before there is a GPU
+
+Needs the package with the extras `server` and `trainer`, pytest, and nvidia-smi; it makes its models itself. Each part
+can run alone: it starts and samples what it needs. Prints as it goes; writes gpu-check.json and gpu-check.md to --out.
+Exits 1 where a part fails or a claim does not hold. Targets of speed are printed beside the figures, and fail nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+ON_PATH = [str(ROOT), str(ROOT / "tests"), str(ROOT / "deploy" / "demo")]
+sys.path[:0] = ON_PATH
+os.environ["PYTHONPATH"] = os.pathsep.join([*ON_PATH, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+from gpu.card import Card  # noqa: E402
+from gpu.pairs import NAMES, pair  # noqa: E402
+from gpu.parts import exactness, sampling, start, training  # noqa: E402
+from gpu.session import Figures, Session, Sizes  # noqa: E402
+from gpu.whole import end_to_end, stopping  # noqa: E402
+
+PARTS: dict[str, Callable[[Session], Figures]] = {
+    "start": start, "exactness": exactness, "sampling": sampling, "training": training, "end": end_to_end,
+    "stopping": stopping,
+}  # fmt: skip
+START_SECONDS = 900.0
+"""A first start on a GPU compiles."""
+DEFAULT_PAIRS = {"cuda": [name for name in NAMES if name != "tiny"], "cpu": ["demo"]}
+STOPPED_PAIR = {"cuda": "0.5b", "cpu": "demo"}
+"""How a server ends does not depend on its models: one pair shows it."""
+SIZES = {"cuda": Sizes(problems=1000, tokens=128, compared=32), "cpu": Sizes(problems=64, tokens=32, compared=16)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--pairs", help=f"of {','.join(NAMES)}, separated by commas")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--problems", type=int)
+    parser.add_argument("--out", type=Path, default=Path("gpu-check-output"))
+    asked = parser.parse_args()
+    from support.servers import real_server
+
+    real_server.START_SECONDS = START_SECONDS
+    sizes = SIZES[asked.device]
+    if asked.problems:
+        sizes = Sizes(asked.problems, sizes.tokens, min(sizes.compared, asked.problems))
+    pairs = asked.pairs.split(",") if asked.pairs else DEFAULT_PAIRS[asked.device]
+    asked.out.mkdir(parents=True, exist_ok=True)
+    found = check(Card(asked.device), pairs, asked.parts.split(","), sizes, asked.out)
+    sys.exit(1 if any(part["failed"] for parts in found["pairs"].values() for part in parts.values()) else 0)
+
+
+def check(card: Card, pairs: list[str], parts: list[str], sizes: Sizes, out: Path) -> dict[str, Any]:
+    """Run the parts on the pairs; after each, what is known is in `out`."""
+    found: dict[str, Any] = {"device": card.name, "sizes": vars(sizes), "pairs": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in pairs:
+            began = time.monotonic()
+            with Session(pair(name, Path(folder), card.device), card, sizes, Path(folder, f"work-{name}")) as session:
+                print(f"{name}: models made in {time.monotonic() - began:.0f} s", flush=True)
+                for part in parts:
+                    if part == "stopping" and STOPPED_PAIR[card.device] in pairs and name != STOPPED_PAIR[card.device]:
+                        continue
+                    found["pairs"].setdefault(name, {})[part] = run(PARTS[part], session)
+                    print(table(name, part, found["pairs"][name][part]), flush=True)
+                    (out / "gpu-check.json").write_text(json.dumps(found, indent=1))
+                    (out / "gpu-check.md").write_text(markdown(found))
+    return found
+
+
+def run(part: Callable[[Session], Figures], session: Session) -> dict[str, Any]:
+    """A part's figures, and what failed: one part does not keep the others from running."""
+    began = time.monotonic()
+    try:
+        found = part(session)
+        rows, failed = found.rows, found.failed
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        traceback.print_exc()
+        rows, failed = [], [f"{type(error).__name__}: {error}"[:2000]]
+    return {"rows": rows, "failed": failed, "seconds": round(time.monotonic() - began, 1)}
+
+
+def table(pair_name: str, part: str, found: dict[str, Any]) -> str:
+    lines = [f"\n### {pair_name}: {part}, in {found['seconds']} s\n", "| | | target |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {value} | {target} |" for name, value, target in found["rows"]]
+    lines += [f"\n**Failed:** {said}" for said in found["failed"]]
+    return "\n".join(lines)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    size = found["sizes"]
+    lines = [f"# {found['device']}: {size['problems']} problems x {size['tokens']} tokens"]
+    for name, parts in found["pairs"].items():
+        lines += [table(name, part, figures) for part, figures in parts.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

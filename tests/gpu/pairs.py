@@ -1,0 +1,74 @@
+"""Pairs to check with: the demo's, and pairs of Qwen2.5's shapes with random weights, made on the spot.
+
+Random weights are as fast and as large as trained ones. A model of small random weights repeats its last token, for
+Qwen2.5's head is its embedding: here the last norm has random signs and the head is scaled so that the best of its
+tokens stand out as a trained model's do. Texts are the demo's; ids beyond its 110 words have no text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.servers.real_server import DEMO
+
+LOGITS = 3.0
+"""The standard deviation of a made model's logits, in nats."""
+CONTEXT = 4096
+SHAPES = {
+    "0.5b": dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+                 num_key_value_heads=2, vocab_size=151_936, tie_word_embeddings=True),
+    "1.5b": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
+                 num_key_value_heads=2, vocab_size=151_936, tie_word_embeddings=True),
+    "7b": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+               num_key_value_heads=4, vocab_size=152_064, tie_word_embeddings=False),
+    "tiny": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+                 num_key_value_heads=2, vocab_size=5000, tie_word_embeddings=True),
+}  # fmt: skip
+AMATEUR = {"0.5b": "0.5b", "1.5b": "0.5b", "7b": "0.5b", "tiny": "tiny"}
+"""Each expert's amateur, of other random weights."""
+NAMES = ("demo", *SHAPES)
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """Two model folders."""
+
+    name: str
+    expert: Path
+    amateur: Path
+
+
+def pair(name: str, folder: Path, device: str) -> ModelPair:
+    """The pair of that name; what is made lies in `folder`, and is made once."""
+    if name == "demo":
+        return ModelPair(name, DEMO / "expert", DEMO / "amateur")
+    models = (
+        made(name, folder / f"expert-{name}", 1, device),
+        made(AMATEUR[name], folder / f"amateur-{name}", 2, device),
+    )
+    return ModelPair(name, *models)
+
+
+def made(shape: str, folder: Path, seed: int, device: str) -> Path:
+    """A model of a shape, in bfloat16."""
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    import torch
+    from train_pair import build_tokenizer
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        **SHAPES[shape], max_position_embeddings=CONTEXT, rope_theta=1e6, rms_norm_eps=1e-6,
+        bos_token_id=None, eos_token_id=2, pad_token_id=0, dtype=torch.bfloat16,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+        with torch.no_grad():
+            norm = model.model.norm.weight
+            norm.copy_(torch.randint(0, 2, norm.shape) * 2 - 1)
+            model.lm_head.weight.normal_(0, LOGITS / config.hidden_size**0.5)
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder

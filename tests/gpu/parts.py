@@ -1,0 +1,239 @@
+"""Parts of the check that look at one thing: the start, exactness, sampling, training. Each gives its `Figures`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+import numpy as np
+from gpu.card import MIB, cpu_seconds
+from gpu.session import TOP_K, Figures, Session
+from prometheus_client.parser import text_string_to_metric_families
+from support.models.oracle import Oracle
+from support.servers.real_server import ROOT, RunningServer, command, engine_processes
+
+from client.protocol.requests import Failure, Trajectory, parse_line
+from client.runs.run import Run
+
+EXACT = 2e-3
+"""Nats by which float32 may differ: other kernels add in another order."""
+MANY = 128
+PHASES = ("checks and imports", "expert loads", "amateur loads", "warm-up")
+MARKS = ("listening on ", "expert: vLLM's model runner", "amateur: vLLM's model runner", "ready: ")
+"""Of the server's log, at the end of each phase."""
+KEPT = 0.16
+"""Of all steps: 20 of 128, as the paper's pairs keep. Random weights differ everywhere."""
+PUBLISHED_PART = 50
+TIGHT_TOKENS, TIGHT_SEQUENCES, TIGHT_CONTEXT = 16, 8, 256
+TIGHT_BLOCKS = {"expert": 36, "amateur": 20}
+"""Of 16 tokens: for one or two whole contexts, where eight requests run."""
+GENERATE = """
+import json, sys, time
+from vllm import LLM, SamplingParams
+from client.problems.reader import read_problems
+model, problems, limit, max_tokens, top_k, arguments = sys.argv[1:]
+llm = LLM(model, generation_config="vllm", disable_log_stats=True, **json.loads(arguments))
+system = {"role": "system", "content": "Please reason step by step."}
+chats = [[system, {"role": "user", "content": row.question}] for row in read_problems(problems, int(limit))]
+params = SamplingParams(temperature=0, max_tokens=int(max_tokens), logprobs=int(top_k), detokenize=False)
+llm.chat(chats[:64], params, use_tqdm=False)
+llm.reset_prefix_cache()
+began = time.perf_counter()
+llm.chat(chats, params, use_tqdm=False)
+print("\\nseconds", time.perf_counter() - began, flush=True)
+"""
+
+
+def start(session: Session) -> Figures:
+    """Both engines on the card with default settings: seconds to ready by phase, memory by engine."""
+    found, server = Figures(), session.shared
+    found.add("seconds to ready", session.start_seconds)
+    for phase, seconds in phases(server):
+        found.add(f"of which {phase}", seconds)
+    pids = engine_processes(server)
+    for role, pid in zip(("expert", "amateur"), pids, strict=True):
+        found.add(f"{role}, memory held, MiB", session.card.held_by([pid]) / MIB)
+        found.add(f"{role}, slots", server.ask("GET", "/v1/models").json()["data"][role == "amateur"]["slots"])
+    for role, labels in cache_settings(server):
+        found.add(f"{role}, planned: share of the card", labels["gpu_memory_utilization"])
+        found.add(f"{role}, planned: bytes of cache", labels["kv_cache_memory_bytes"])
+        found.add(f"{role}, blocks of cache", labels["num_gpu_blocks"])
+    found.claim(len(pids) == 2, f"{len(pids)} engine processes, where two were expected")
+    return found
+
+
+def cache_settings(server: RunningServer) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each engine's settings of its cache, as vLLM's own metrics tell them."""
+    for family in text_string_to_metric_families(server.ask("GET", "/metrics").text):
+        for sample in family.samples:
+            if sample.name.startswith("vllm:cache_config_info"):
+                yield sample.labels["role"], sample.labels
+
+
+def phases(server: RunningServer) -> Iterator[tuple[str, float]]:
+    """Whole seconds of each phase, by the log's times."""
+    lines = [json.loads(line) for line in server.log.read_text(errors="replace").splitlines() if line.startswith("{")]
+    times = [
+        next(datetime.fromisoformat(line["time"]) for line in lines if line["message"].startswith(mark))
+        for mark in MARKS
+    ]
+    first = datetime.fromisoformat(lines[0]["time"])
+    for phase, (before, after) in zip(PHASES, itertools.pairwise([first, *times]), strict=True):
+        yield phase, (after - before).total_seconds()
+
+
+def exactness(session: Session) -> Figures:
+    """Both models against transformers in float32 on the same device, with preemption; then in bfloat16."""
+    found = Figures()
+    if session.card.cuda:
+        tight = {
+            "max_num_seqs": TIGHT_SEQUENCES, "max_num_batched_tokens": 4 * TIGHT_TOKENS, "gpu_memory_utilization": 0.45,
+            "long_prefill_token_threshold": TIGHT_TOKENS, "block_size": 16,
+        }  # fmt: skip
+        changes = {
+            f"{role}_arguments": {**tight, "num_gpu_blocks_override": blocks} for role, blocks in TIGHT_BLOCKS.items()
+        }
+        with session.server(dtype="float32", max_model_len=TIGHT_CONTEXT, **changes) as server:
+            lines = asked(session, server)
+            for role in ("expert", "amateur"):
+                count = server.metric("vllm:num_preemptions_total", role=role)
+                found.add(f"{role}, requests preempted", count)
+                found.claim(count > 0, f"no request of the {role} was preempted")
+        compare(session, "float32", lines, found, EXACT)
+        compare(session, "default dtype", asked(session, session.shared), found, None)
+    else:  # tests/server/test_model_runner.py has the tight one
+        compare(session, "float32", asked(session, session.shared), found, EXACT)
+    return found
+
+
+def asked(session: Session, server: RunningServer) -> list[Trajectory]:
+    """Trajectories generated and given, with few and many ids a step, with unknown tokens, all at once."""
+    cards = [card["vocab_size"] for card in server.ask("GET", "/v1/models").json()["data"]]
+    questions, many = session.questions(session.sizes.compared), min(MANY, *cards)
+    rng = np.random.default_rng(0)
+    completion = rng.integers(6, 100, 24).tolist()
+    if cards[0] > cards[1]:
+        completion[5] = completion[-1] = cards[1] + 2  # beyond the amateur's head
+    given = [{**row, "id": f"given-{row['id']}", "token_ids": completion} for row in questions[:8]]
+    bodies = [
+        {"problems": questions[::2], "top_k": TOP_K, "max_tokens": session.sizes.tokens},
+        {"problems": questions[1::2], "top_k": many, "max_tokens": session.sizes.tokens},
+        {"problems": questions[:4], "top_k": TOP_K, "max_tokens": 48, "n": 4, "temperature": 1.0, "seed": 1},
+        {"problems": given, "top_k": many},
+    ]
+
+    def ask(body: dict[str, object]) -> list[Trajectory]:
+        answer = httpx.post(f"{server.url}/v1/trajectories", json={**body, "encoding": "base64"}, timeout=600)
+        lines = [parse_line(line) for line in answer.text.splitlines()]
+        failures = [line for line in lines if isinstance(line, Failure)]
+        assert answer.status_code == 200 and not failures, failures or answer.text[:500]
+        return [line for line in lines if isinstance(line, Trajectory)]
+
+    with ThreadPoolExecutor() as pool:
+        return list(itertools.chain.from_iterable(pool.map(ask, bodies)))
+
+
+def compare(session: Session, name: str, lines: list[Trajectory], found: Figures, most: float | None) -> None:
+    """Differences from transformers; the server must have left the card."""
+    if session.card.cuda:
+        session.stop()
+    for role, folder in (("expert", session.pair.expert), ("amateur", session.pair.amateur)):
+        oracle, parts = Oracle(folder, session.card.device), []
+        for line in lines:
+            mine = line.expert_logprobs if role == "expert" else line.amateur_logprobs
+            if role == "expert":
+                exact = oracle.logprobs(line.prompt_token_ids, line.token_ids)
+                known = np.ones(mine.shape, bool)
+            else:
+                known = np.isfinite(mine)
+                exact = read_without_unknown(oracle, line)
+            ids = np.where(known, line.top_ids, 0).astype(int)
+            parts.append(np.abs(mine - np.take_along_axis(exact, ids, 1))[known])
+        every = np.concatenate(parts)
+        found.add(
+            f"{name}, {role}: largest difference from transformers in float32",
+            float(every.max()),
+            f"{most:g}" if most else "",
+        )
+        found.add(f"{name}, {role}: mean", float(every.mean()))
+        found.claim(most is None or every.max() <= most, f"{name}, {role}: {every.max():.2g} nats from transformers")
+        del oracle
+
+
+def read_without_unknown(oracle: Oracle, line: Trajectory) -> np.ndarray:
+    """The amateur's rows: it reads the trajectory without the tokens that its head does not have."""
+    read = np.concatenate((line.prompt_token_ids, line.token_ids[:-1]))
+    known = read < oracle.columns
+    rows = oracle.logprobs(read[known][:1], np.append(read[known][1:], 6))
+    return rows[(np.cumsum(known) - 1)[len(line.prompt_token_ids) - 1 :]]
+
+
+def sampling(session: Session) -> Figures:
+    """All problems through the client, with one and two clients, beside vLLM generating with the expert alone."""
+    found, server, count = Figures(), session.shared, session.sizes.problems
+    session.sample(session.folder / "warm")
+    before, seconds = cpu_seconds(server.process.pid), {}
+    with session.card.watched() as busy:
+        session.run  # noqa: B018  # is made here
+        seconds[1] = session.sample_seconds
+    spent = cpu_seconds(server.process.pid) - before
+    totals = Run(str(session.run)).completion().totals
+    seconds[2] = session.sample(session.folder / "run-2", clients=2)
+    for clients, value in seconds.items():
+        found.add(f"problems/s, {clients} client{'s' * (clients > 1)}", count / value)
+    found.add("tokens/s", totals.tokens / seconds[1])
+    found.add("front end, CPU ms a trajectory", 1e3 * spent / count, "2.3")
+    found.add("utilisation, %", float(np.mean(busy)) if busy else "not on a CPU")
+    found.claim(totals.failed == 0, f"{totals.failed} problems failed")
+    if not session.sizes.alone:
+        return found
+    slots = server.ask("GET", "/v1/models").json()["data"][0]["slots"]
+    session.stop()
+    alone = generate(session, slots)
+    found.add("the expert alone in LLM.generate, problems/s", count / alone)
+    found.add("service : alone", alone / min(seconds.values()), "at least 0.9")
+    return found
+
+
+def generate(session: Session, slots: int) -> float:
+    """Seconds of `LLM.generate`, in a process of its own."""
+    arguments: dict[str, object] = {"max_num_seqs": slots}
+    if not session.card.cuda:
+        arguments |= {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 256 * MIB}
+    words = [
+        session.pair.expert,
+        session.problems,
+        session.sizes.problems,
+        session.sizes.tokens,
+        TOP_K,
+        json.dumps(arguments),
+    ]
+    said = subprocess.run(
+        [sys.executable, "-c", GENERATE, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0, said.stderr[-2000:]
+    return float(next(line for line in said.stdout.splitlines() if line.startswith("seconds")).split()[1])
+
+
+def training(session: Session) -> Figures:
+    """An epoch over what was sampled, beside a forward for each kept step, of which a part is run."""
+    found, kept, run = Figures(), session.folder / "kept", session.run
+    session.stop()
+    if not kept.exists():
+        said = command("client", "build", run, kept, "--select", "top", "--keep", KEPT)
+        assert said.returncode == 0, said.stderr
+    program = Path(ROOT, "tests", "benchmarks", "training.py")
+    for name in ("packed", "published"):
+        words = [program, kept, session.pair.expert, "--only", name, "--part", PUBLISHED_PART]
+        said = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stderr[-2000:]
+        for figure, value in json.loads(said.stdout.splitlines()[-1]).items():
+            found.add(f"{name}: {figure}", value)
+    return found
