@@ -75,7 +75,7 @@ class SolutionSet(TrainingSet):
             )
         raise RunError(
             f"none of the {self.without_kept_steps} solutions in {self.run} is right; sample more of them "
-            "(--n 8 --temperature 0.8 --max-tokens 1024)"
+            r"(--n 8 --temperature 0.8 --max-tokens 1024), with a --system-prompt that asks for \boxed{}"
         )
 
     def _ended(self, trajectory: Trajectory) -> Trajectory:

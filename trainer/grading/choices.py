@@ -28,6 +28,8 @@ MEANT = [
         rf"{LETTER}(?:(?!\bnot\b|n't|(?<![A-Za-z])[A-Z](?![A-Za-z]))[^.;\n]){{0,80}}?\b{RIGHT}",
         rf"\b(?:choose|chose|select|pick|go\s+with|(?:option|choice|one)\s+is)\s+{OPTION}{LETTER}",
         rf"\b(?:corresponds\s+to|matches|(?:that|which|this)\s+is|is)\s+(?:option|choice|answer|letter)\s+{LETTER}",
+        rf"\b(?:it|this|that)(?:'s|\s+is)\s+{OPTION}{LETTER}",
+        rf"\b(?:option|choice)\s+{LETTER}\s*[:.-]\s*(?:correct|right|true|yes)\b",
         rf"(?:答案|选项|故选|选)\s*[是为選选：:]*\s*{LETTER}",
     )
 ]
@@ -91,7 +93,13 @@ def said_letter(choices: Sequence[str], output: str) -> str:
         rest = text[match.end() :].split("\n")[0]
         if match.re is LAST_LINE and re.match(r"[).]*[.:]?\s+\w", rest) and not _is_choice(choices, letter, rest):
             continue
-        meant = match.re is MEANT[2] or _ends(choices, letter, match.group().rstrip()[-1] in ")]", rest)
+        if re.search(r"(?:\b(?:and|or)|[,/&])\s*[(\[]?$", text[: match.start(match.lastindex or 0)]):
+            return ""  # one of several
+        meant = (
+            match.re is MEANT[2]
+            or match.re is MEANT[6]
+            or _ends(choices, letter, match.group().rstrip()[-1] in ")]", rest)
+        )
         if meant and letter.upper() in LETTERS[: len(choices)]:
             return letter.upper()
     return ""
@@ -101,6 +109,8 @@ def _ends(choices: Sequence[str], letter: str, bracketed: bool, rest: str) -> bo
     """Whether what follows a letter leaves it the answer: nothing, a reason, or its own choice."""
     if letter.islower() and not bracketed and (letter == "a" or not re.match(r"\W", rest or ".")):
         return not rest.strip(" .") or _is_choice(choices, letter, rest)
+    if rest[:1] in "。，":
+        return True
     if re.match(r"\s*(?:[,/&]|and\b|or\b)\s*\(?[A-Z]\b", rest):
         return False
     return bool(REASON.match(rest)) or rest.lstrip()[:1] in (",", "(", ")") or _is_choice(choices, letter, rest)

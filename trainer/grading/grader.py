@@ -33,10 +33,12 @@ from trainer.grading.normalize import (
 )
 from trainer.grading.quantities import NUMBER_BASE, cut, is_number
 from trainer.grading.said import Answer, answers
+from trainer.grading.units import unit_of
 
 EXTRACTED_CHARACTERS = 200
 """Of an answer that is found, as results keep it."""
 UNION = re.compile(rf"\\cup\b|\\bigcup\b|∪|{TEXT}\s*\{{\s*or\s*\}}|\bor\b")
+OR = rf"{TEXT}\s*\{{\s*(?:or|and)\s*\}}|\b(?:or|and)\b"
 RELATION = re.compile(r"[<>]|\\[lg](?:e|eq|t|eqslant)?\b|[≤≥]")
 ORDINAL = re.compile(rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{TEXT}\s*\{{?)?\s*(st|nd|rd|th)\b\s*\}}*")
 
@@ -89,7 +91,7 @@ def _count(gold: Gold) -> int:
 
 def _each(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     """Several numbers, each within its own tolerance, in any order."""
-    given = elements(tidy(re.sub(r"\b(?:and|or)\b", ",", answer.text)))
+    given = elements(tidy(re.sub(OR, ",", answer.text)))
     for text, room in zip(elements(gold.text), gold.each, strict=True):
         one = replace(gold, text=text, absolute=room, each=())
         match = next((other for other in given if _value(one, replace(answer, text=other), maths)), None)
@@ -104,15 +106,25 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         return _each(gold, answer, maths)
     text, expected = (without_name(tidy(text)) for text in (answer.text, gold.text))
     value, tail = cut(expected)
-    wanted = maths.number(NUMBER_BASE.sub("", value)) if not tail or tail.startswith(("%", r"\%")) else None
+    percent = tail.startswith(("%", r"\%"))
+    if tail and not gold.unit and unit_of(tail) is not None:
+        gold, tail = replace(gold, unit=tail), ""
+    wanted = maths.number(NUMBER_BASE.sub("", value)) if not tail or percent else None
     if wanted is None:
-        given = without_unit(text) if gold.unit else text
-        if "=" in given and "=" not in gold.text:  # an equation is not its right side
-            return all(maths.same(expected, side) for side in given.split("="))
-        return maths.same(expected, given) or maths.same(tidy(gold.text), tidy(answer.text))
+        return _formula(gold, answer, expected, without_unit(text) if gold.unit else text, maths)
     if not re.search(r"\d", text) and NUMBER_WORD.search(text):
         text = digits_for_words(plain_text(text)).strip()
+    if percent and "%" not in text and is_number(wanted / 100, value, gold, text, answer.behind, maths):
+        return True
     return is_number(wanted, value, gold, text, answer.behind, maths)
+
+
+def _formula(gold: Gold, answer: Answer, expected: str, text: str, maths: Mathematics) -> bool:
+    if "=" not in text or "=" in gold.text:
+        return maths.same(expected, text) or maths.same(tidy(gold.text), tidy(answer.text))
+    if len(elements(expected)) > 1:  # x = 3 or x = 5
+        return maths.same(expected, ", ".join(without_name(part) for part in elements(re.sub(OR, ",", text))))
+    return all(maths.same(expected, side) for side in text.split("="))  # an equation is not its right side
 
 
 def _tuples(gold: Gold, answer: Answer, maths: Mathematics) -> bool:

@@ -78,7 +78,7 @@ def _factor(gold: Gold, tail: str, multiplies: bool) -> Any:
     """
     times, tail = _multiplier(tail)
     expected, unit = _multiplier(gold.unit)
-    times = sympy.Rational(times if multiplies else expected, expected)
+    times = sympy.Rational(times, expected) if multiplies and times > 1 else sympy.Integer(1)
     mine, theirs = unit_of(unit), unit_of(tail)
     if theirs is not None and mine is None and unit.strip() and unit.strip(" \\%.") != "":
         return None  # hours are no apples

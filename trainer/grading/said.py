@@ -79,12 +79,18 @@ UNDONE = re.compile(
 """Behind a number."""
 UNTRUE = re.compile(
     r"(?:\bnot|n't|\bnever|\bcannot|\bno longer)\s+(?:\w+\s+)?$|\b(?:not|n't)\s+(?:true|think|believe|claim|sure)\b|"
-    r"\b(?:wrong|incorrect|false|doubt)\b",
+    r"\b(?:wrong|incorrect|false|doubt)\b|^if\b(?!.*,)",
     re.IGNORECASE,
 )
 """Before the verb; the difference between two things is a number."""
 ADDED = re.compile(r"\s+(?:after|in|for|out of|of|that|on|from|with|during|if|when)\b.*\d.*$", re.DOTALL)
 """Behind what a computation makes."""
+STEP = re.compile(r"(?:step|case|part|problem|question|example)\s+\d+\b|\d+[.):]\s+[A-Za-z]", re.IGNORECASE)
+PLEASANTRY = re.compile(
+    r"\b(?:let me know|feel free|hope (?:this|that|it) helps|happy to help|any (?:other |more |further )?questions)\b|"
+    r"^\W*\\?(?:blacksquare|square|Box|qed)\W*$|^\W*[∎□■]\W*$|^\d+[.):]$",
+    re.IGNORECASE,
+)
 DOUBT = re.compile(
     DENIED.pattern + r"|\b(?:but|however|unsure|unclear|guess|wait|mistake|hmm|oops|know)\b|\?", re.IGNORECASE
 )
@@ -165,7 +171,7 @@ def _unmarked(output: str) -> Iterator[Answer]:
     if anchored:
         yield from _from_sentence(anchored, whole=True)
         return
-    sentences = [sentence for sentence in split_sentences(text) if re.search(r"\w|\$", sentence)]
+    sentences = [one for one in split_sentences(text) if re.search(r"\w|\$", one) and not PLEASANTRY.search(one)]
     for sentence in reversed(sentences[-4:]):
         yield from _from_sentence(sentence, whole=False)
         if DOUBT.search(sentence) or runs(sentence) or NUMBER_WORD.search(sentence):
@@ -173,11 +179,13 @@ def _unmarked(output: str) -> Iterator[Answer]:
 
 
 def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
-    if (sentence := sentence.strip()).endswith(("?", "？")):
+    sentence = re.sub(r"\$\\(?:blacksquare|square|Box)\$$", "", sentence.strip()).strip()
+    if sentence.endswith(("?", "？")) or STEP.match(sentence):
         return
     sentence = sentence.rstrip(".!。 ")
     if runs(short := ASIDE.sub("", sentence).strip()) or not runs(sentence):
         sentence = short
+    sentence = re.sub(r"^=\s*", "", sentence)
     pieces = CLAUSE.split(masked := INLINE.sub(lambda math: "\0" * len(math[0]), sentence))
     clause, end = sentence, len(masked)
     for piece in reversed(pieces):
@@ -220,7 +228,7 @@ def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     yield Answer(LEAD.sub("", clause).strip(), marked=False)
     for verb in reversed(verbs):
         yield Answer(clause[verb.end() :].strip(" :"), marked=False)
-    if word := NUMBER_WORD.search(clause):
+    if (word := NUMBER_WORD.search(clause)) and not DENIED.search(clause):
         yield Answer(digits_for_words(clause[word.start() :]), marked=False)
 
 
