@@ -36,6 +36,8 @@ HIDDEN = re.compile(r"\.[0-9a-f]{32}\.tmp(?:#\d+)?")
 ODD_IN_URL = re.compile(r"[?#%\\\x00-\x1f\x7f]")
 BUCKET_SCHEMES = ("s3", "s3a", "gs", "az")
 BUCKET_NAME = re.compile(r"[^:@/\s]+")
+CERTIFICATE = re.compile(r"InvalidCertificate\(([\s\w(]*)")
+"""Of an error's sources: the first line says only that the request was not sent."""
 PROBED: set[tuple[str, str]] = set()
 """Schemes and buckets whose exclusive create has been tried by this process."""
 PLACES = "a path, file://…, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
@@ -266,7 +268,8 @@ class Bucket:
             said += "; create the bucket first"
         elif "amazonaws.com" in said:
             said += "; for a store other than Amazon's set AWS_ENDPOINT_URL"
-        passing = remote or any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+        passing = remote and not CERTIFICATE.search(str(error))
+        passing = passing or any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
         return BucketError(said, may_pass=passing and isinstance(error, GenericError))
 
     def _open(self, for_writing: bool) -> ObjectStore | None:
@@ -373,5 +376,7 @@ def _said(error: Exception) -> str:
     """A store's error in one line: code and message if it sent S3's XML, otherwise the first line."""
     text = str(error) or repr(error)
     first = text.splitlines()[0].partition("<?xml")[0].rstrip(" :")
+    if found := CERTIFICATE.search(text):
+        first += f" (invalid certificate: {found[1].split()[-1]}; AWS_CA_BUNDLE names the certificates to trust)"
     told = [found[1] for tag in ("Code", "Message") if (found := re.search(f"<{tag}>([^<]*)</{tag}>", text))]
     return shorten(f"{first} ({': '.join(told)})" if told else first, MOST_SAID_CHARACTERS)

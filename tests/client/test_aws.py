@@ -1,12 +1,19 @@
 """Where S3's credentials, region and endpoint come from: the environment, profiles in ~/.aws; on a real S3 server."""
 
 import os
+import ssl
+import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 from support.servers.real_store import KEYS
 
 from client.storage.bucket import Bucket, BucketError
+from client.storage.s3_credentials import s3_options
+
+DATE = "Tue, 15 Nov 1994 08:12:31 GMT"
 
 
 @pytest.fixture
@@ -83,6 +90,94 @@ def test_an_endpoint_without_a_scheme_is_named(s3, home, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:8333")
     with pytest.raises(BucketError, match=r"AWS_ENDPOINT_URL, is '127.0.0.1:8333'; it must begin with http://"):
         Bucket(f"{s3}/aws")
+
+
+def config(home, text):
+    home.joinpath(".aws", "config").write_text(text)
+
+
+def with_keys(monkeypatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_with_a_key_in_the_environment_region_and_endpoint_still_come_from_the_config(s3, home, tmp_path, monkeypatch):
+    with_keys(monkeypatch)
+    config(tmp_path, f"[default]\nregion = eu-west-1\nendpoint_url = {home}\n")
+    assert s3_options()["region"] == "eu-west-1" and works(f"{s3}/aws")
+    config(tmp_path, f"[default]\nregion = eu-west-1\n[profile lab]\nregion = us-west-2\nendpoint_url = {home}\n")
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    assert s3_options()["region"] == "us-west-2" and works(f"{s3}/aws")
+
+
+@pytest.mark.parametrize("key_from", ["environment", "profile"])
+def test_a_services_section_goes_before_its_profile_and_after_the_environment(
+    s3, home, tmp_path, monkeypatch, key_from
+):
+    if key_from == "environment":
+        with_keys(monkeypatch)
+    else:
+        profile(tmp_path, "default", *RIGHT)
+    wrong = "http://127.0.0.1:9"
+    services = "[services local]\ns3 =\n  endpoint_url = {}\n"
+    head = f"[default]\nregion = us-east-1\nservices = local\nendpoint_url = {wrong}\n"
+    config(tmp_path, head + services.format(home))
+    assert works(f"{s3}/aws")
+    config(tmp_path, head + services.format(wrong))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", home)
+    assert works(f"{s3}/aws")
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    assert "endpoint" not in s3_options()
+
+
+@pytest.fixture
+def tls(tmp_path):
+    """An S3 store behind a certificate that nobody knows: it has an object `there`. Its URL, and the certificate."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext",
+         "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE", "-keyout", key,
+         "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+    class Store(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            for name, value in {"content-length": "4", "etag": '"1"', "last-modified": DATE}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"here")
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Store)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://127.0.0.1:{server.server_port}", certificate
+    server.shutdown()
+
+
+def test_a_stores_own_certificate_is_trusted_where_it_is_named_and_else_the_error_says_so(
+    home, tls, tmp_path, monkeypatch
+):
+    url, certificate = tls
+    with_keys(monkeypatch)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    with pytest.raises(BucketError, match=r"invalid certificate: \w+; AWS_CA_BUNDLE names") as refused:
+        Bucket("s3://any").get("there")
+    assert not refused.value.may_pass
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    assert Bucket("s3://any").get("there") == b"here"
+    monkeypatch.delenv("AWS_CA_BUNDLE")
+    config(tmp_path, f"[default]\nregion = us-east-1\nca_bundle = {certificate}\n")
+    assert Bucket("s3://any").get("there") == b"here"
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/no/such.pem")
+    with pytest.raises(BucketError, match=r"AWS_CA_BUNDLE, /no/such\.pem, cannot be read: No such file"):
+        Bucket("s3://any")
 
 
 @pytest.fixture
