@@ -70,6 +70,25 @@ class EvaluatedBenchmark:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """One checkpoint on a benchmark: the optimizer step, and what the evaluation found."""
+
+    step: int
+    accuracy: tuple[float, float, float]  # itself, low, high
+    fixed: int | None  # None: the base, or several samples per problem
+    broken: int | None
+
+
+@dataclass(frozen=True)
+class AccuracyCurve:
+    """The checkpoints of one training on a benchmark, by optimizer step."""
+
+    file: str
+    name: str
+    points: list[CurvePoint]
+
+
+@dataclass(frozen=True)
 class Findings:
     """A RUN's report, in numbers."""
 
@@ -90,6 +109,7 @@ class Findings:
     questions: dict[Key, str]
     losses: list[tuple[float, float]]  # optimizer step, loss
     benchmarks: list[EvaluatedBenchmark]
+    curves: list[AccuracyCurve]
 
 
 class AlphaCurves:
@@ -238,6 +258,7 @@ def gather(run: Run) -> Findings:
         questions=run.questions(set(shown)),
         losses=_losses(run),
         benchmarks=_evaluated_benchmarks(run),
+        curves=_accuracy_curves(run),
     )
 
 
@@ -273,6 +294,30 @@ def _evaluated_benchmarks(run: Run) -> list[EvaluatedBenchmark]:
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return found
+
+
+def _accuracy_curves(run: Run) -> list[AccuracyCurve]:
+    """The curve of every benchmark of every evaluation that has one; a file that says something else is left out."""
+    found = []
+    for file in run.bucket.names("evaluation"):
+        try:
+            curves = orjson.loads(run.bucket.get(file, MOST_PART_BYTES) or b"").get("curve", {})
+            found += [
+                AccuracyCurve(file, str(name), sorted(map(_curve_point, points), key=lambda point: point.step))
+                for name, points in curves.items()
+                if len(points) > 1
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+def _curve_point(figures: Any) -> CurvePoint:
+    paired, step = figures.get("paired") or {}, int(figures["step"])
+    fixed, broken = (int(paired[name]) if name in paired else None for name in ("fixed", "broken"))
+    if step < 0:
+        raise ValueError(f"{step} is no optimizer step")
+    return CurvePoint(step, _accuracy(figures), fixed, broken)
 
 
 def _evaluated_benchmark(file: str, name: str, figures: Any) -> EvaluatedBenchmark:

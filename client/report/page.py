@@ -30,6 +30,7 @@ from client.report.labels import (
     style_warning,
 )
 from client.report.settings_charts import (
+    accuracy_chart,
     alpha_charts,
     beta_chart,
     beta_rows,
@@ -81,6 +82,7 @@ def page(findings: Findings, texts: Texts) -> str:
         betas=beta_rows(findings),
         alpha_charts=alpha_charts(findings),
         loss_chart=loss_chart(findings.losses),
+        curves=[(accuracy_chart(curve), curve) for curve in findings.curves],
         agreement=_agreement(findings),
         place_chart=place_chart(findings),
         bands=[(band_words(band), band.steps, kind_shares(band.tokens, texts.raw),

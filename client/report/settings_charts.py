@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from client.report.analysis import BETAS, TENTHS
 from client.report.charts import Axis, Bars, Line, Mark, Note, Threshold, chart, decades, even
-from client.report.findings import Findings
+from client.report.findings import AccuracyCurve, Findings
 from client.runs.tally import Divergences
 
 SMALLEST_KL = 1e-4
@@ -145,6 +145,20 @@ def loss_chart(losses: Sequence[tuple[float, float]]) -> Markup | None:
         Axis("loss, nats", 0.0, max(values), even(max(values))),
         [Line(_thinned(steps), _thinned(values))],
         f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {len(values)} optimizer steps.",
+    )
+
+
+def accuracy_chart(curve: AccuracyCurve) -> Markup:
+    """Accuracy by optimizer step, between both ends of its 95% interval."""
+    steps = [float(point.step) for point in curve.points]
+    values, low, high = ([100 * point.accuracy[index] for point in curve.points] for index in range(3))
+    top = max(*high, 1.0)
+    best = max(curve.points, key=lambda point: point.accuracy[0])
+    return chart(
+        Axis("optimizer step", 0.0, max(*steps, 1.0), even(max(*steps, 1.0))),
+        Axis(f"accuracy on {curve.name}", 0.0, top, even(top, "%")),
+        [Line(steps, low, "second"), Line(steps, high, "second"), Line(steps, values)],
+        f"Accuracy on {curve.name} by optimizer step, highest {percent(best.accuracy[0])} at step {best.step}.",
     )
 
 

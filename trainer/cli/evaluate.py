@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,6 +44,13 @@ def evaluate_command(
         typer.Option(
             help="Also evaluate MODEL with this adapter, unmerged: a folder, file://… or s3://…. "
             "Repeat it for several adapters."
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUT",
+            help="Also evaluate every checkpoint that a training left in OUT, as a curve of accuracy by step.",
         ),
     ] = None,
     dtype: Dtype = None,
@@ -127,6 +134,7 @@ def evaluate_command(
     quiet_transformers()
     from client.runs.run import Run
     from trainer.adapters.model_folder import ModelFolder
+    from trainer.evaluation.curve import checkpoints_of, curve_of
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.summary import figures, markdown, table
 
@@ -147,10 +155,13 @@ def evaluate_command(
         choices_field=choices_field,
         answer_field=answer_field,
     )
-    console, adapters = wide_console(), adapter or []
+    steps = checkpoints_of(checkpoints) if checkpoints else {}
+    console, adapters = wide_console(), [*steps, *(name for name in adapter or [] if name not in steps)]
     found = evaluate(ModelFolder.find(model, chat_template), adapters, files, settings, console, kept)
     console.print(table(found))
-    about = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
+    about: dict[str, Any] = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
+    if steps:
+        about["curve"] = curve_of(found, steps)
     text = json.dumps(figures(found) | about, indent=2) + "\n"
     if output:
         output.write_text(text)

@@ -166,9 +166,17 @@ class TrainingOptions:
         typer.Option(
             min=1,
             rich_help_panel=PROGRESS,
-            help="Optimizer steps between checkpoints. The newest two are kept.",
+            help="Optimizer steps between checkpoints.",
         ),
     ] = Running.save_steps
+    keep_checkpoints: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            rich_help_panel=PROGRESS,
+            help="How many checkpoints to keep, the newest; for evaluate --checkpoints.",
+        ),
+    ] = Running.keep_checkpoints
     resume: Annotated[
         bool,
         typer.Option(
@@ -214,7 +222,7 @@ class TrainingOptions:
         loggers = tuple(name for name in listed(self.report_to) if name != "none")
         return Running(
             self.token_budget, self.gradient_checkpointing, self.attention, self.save_steps, loggers, self.resume,
-            self.follow, self.follow_timeout, self.allow_mismatch,
+            self.follow, self.follow_timeout, self.allow_mismatch, keep_checkpoints=self.keep_checkpoints,
         )  # fmt: skip
 
 

@@ -33,8 +33,6 @@ from trainer.adapters.adapter import PROVENANCE
 
 CHECKPOINTS = "checkpoints"
 WHOLE_FILE = "whole.json"
-KEPT = 2
-"""How many checkpoints are kept: the newest, and the one before it in case the newest is torn."""
 
 
 LOCK, OWNERS = ".lock", "owners"
@@ -127,7 +125,7 @@ class Output:
         if self.bucket is not None and self.bucket.get(PROVENANCE) is not None:
             self.bucket.remove(PROVENANCE)
 
-    def seal(self, number: int, state: dict[str, Any]) -> None:
+    def seal(self, number: int, state: dict[str, Any], keep: int) -> None:
         """Complete a checkpoint: write `state` and the list of its files. Older ones in the bucket are removed."""
         folder = self.checkpoints / f"checkpoint-{number}"
         (folder / PROVENANCE).write_text(json.dumps(state, indent=2) + "\n")
@@ -138,7 +136,7 @@ class Output:
             for name in digests:
                 self.bucket.put(f"{CHECKPOINTS}/{folder.name}/{name}", (folder / name).read_bytes())
             self.bucket.put(f"{CHECKPOINTS}/{folder.name}/{WHOLE_FILE}", whole.encode())
-            for old in sorted(self._numbers())[:-KEPT]:
+            for old in sorted(self._numbers())[:-keep]:
                 self._remove(old)
         (folder / WHOLE_FILE).write_text(whole)
 

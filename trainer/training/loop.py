@@ -24,7 +24,6 @@ from client.errors import ModelError
 from trainer.data.steps import Step, Steps
 from trainer.interruption import Interruption
 from trainer.settings import Recipe, Running
-from trainer.training.checkpoints import KEPT
 from trainer.training.progress import TrainingError
 
 WARMUP_STEPS = 10
@@ -197,7 +196,7 @@ def arguments(recipe: Recipe, running: Running) -> TrainingArguments:
             logging_nan_inf_filter=False,
             save_strategy="steps",
             save_steps=running.save_steps,
-            save_total_limit=KEPT,
+            save_total_limit=running.keep_checkpoints,
             report_to=loggers or "none",
             disable_tqdm=True,
         )

@@ -161,7 +161,7 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
     def seal(number: int) -> None:
         if watch:
             watch.write_best(training.out.checkpoints / f"checkpoint-{number}")
-        training.out.seal(number, training.state())
+        training.out.seal(number, training.state(), running.keep_checkpoints)
 
     trainer = ContrastTrainer(
         model=adapted,

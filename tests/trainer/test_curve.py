@@ -1,0 +1,73 @@
+"""The checkpoints of one training, evaluated as a curve."""
+
+import json
+import sys
+
+import pytest
+
+from trainer.__main__ import main
+from trainer.evaluation.curve import checkpoints_of, curve_of
+from trainer.evaluation.records import Record
+from trainer.evaluation.scores import comparison_of
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory, run, expert):
+    """OUT of a training of five steps that kept three checkpoints."""
+    out = tmp_path_factory.mktemp("training") / "out"
+    words = ("train", run, "--model", expert, "--output", out, "--max-steps", 5, "--save-steps", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["trainer", *map(str, words), "--keep-checkpoints", "3", "--batch-size", "4"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code
+    return out
+
+
+def test_as_many_checkpoints_are_kept_as_were_asked_for_and_found_by_their_steps(training):
+    folder = training / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {f"checkpoint-{step}" for step in (3, 4, 5)}
+    steps = checkpoints_of(f"{training}/")
+    assert steps == {f"{folder}/checkpoint-{step}": step for step in (3, 4, 5)}
+    about = json.loads((training / "lightreasoner.json").read_text())
+    (folder / "checkpoint-5" / "whole.json").rename(folder / "checkpoint-5" / "torn.json")
+    try:
+        assert (
+            list(checkpoints_of(str(training)).items())[-1]
+            == (str(training), about["adapter_step"])
+            == (str(training), 5)
+        )
+    finally:
+        (folder / "checkpoint-5" / "torn.json").rename(folder / "checkpoint-5" / "whole.json")
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path, expert, trainer_cli):
+    words = ("evaluate", expert, "--checkpoints", tmp_path / "none", "--benchmark", "digits=none.jsonl")
+    code, _, err = trainer_cli(*words)
+    assert code == 1 and "none holds no checkpoint and no adapter" in " ".join(err.split())
+
+
+def test_a_curve_has_a_point_a_step_with_what_each_fixed_and_broke():
+    def records(model, right):
+        return [[Record(model, "b", number, "p", 0, "q", "o", "e", "g", one)] for number, one in enumerate(right)]
+
+    models = {"base": [True, False, False, True], "a": [True, True, False, True], "b": [False, True, True, False],
+              "other": [True] * 4}  # fmt: skip
+    comparison = comparison_of("b", [(name, records(name, right)) for name, right in models.items()])
+    points = curve_of([comparison], {"a": 10, "b": 20})["b"]
+    assert [(point["step"], point["accuracy"]) for point in points] == [(0, 0.5), (10, 0.75), (20, 0.5)]
+    assert [(point["paired"]["fixed"], point["paired"]["broken"]) for point in points[1:]] == [(1, 0), (2, 2)]
+
+
+@pytest.mark.engine
+def test_every_checkpoint_is_asked_in_one_engine_and_the_run_gets_the_curve(
+    tmp_path, training, run, expert, trainer_cli
+):
+    file, out = tmp_path / "digits.jsonl", tmp_path / "curve.json"
+    file.write_text("".join(json.dumps({"question": f"{a} + 1 ?", "answer": str(a + 1)}) + "\n" for a in range(4)))
+    words = ("evaluate", expert, "--checkpoints", training, "--benchmark", f"digits={file}", "--max-tokens", 4)
+    code, _, err = trainer_cli(*words, "--system-prompt", "The answer is", "-o", out, "--run", run)
+    assert code == 0, err
+    curve = json.loads(out.read_text())["curve"]["digits"]
+    assert [point["step"] for point in curve] == [0, 3, 4, 5] and all("paired" in point for point in curve[1:])
+    assert json.loads(run.bucket.get("evaluation/curve.json"))["curve"]["digits"] == curve
