@@ -78,7 +78,7 @@ def greedy(model, tokenizer, prompt):
     with torch.no_grad():
         out = model.generate(
             input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=NEW_TOKENS, do_sample=False,
+            max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[0, 2],
         )  # fmt: skip
     return tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
 
