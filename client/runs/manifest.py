@@ -5,12 +5,14 @@ In: models, settings, problems. Out: `RunManifest`, and differences as lines of 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
 from pydantic import Field
 
-from client.errors import shorten
+from client.errors import one_line, shorten
 from client.problems.problem_set import DIGEST_SHOWN, Frozen, ProblemSetIdentity
 from client.protocol.requests import AmateurPrompt, ContrastSettings, Decoding, ModelCard
 
@@ -23,6 +25,8 @@ BEFORE_ENDS = (
 """Why RUNs of early versions are read, and never sampled on."""
 TEXT_SHOWN = 80
 """Most characters of any other value in a message, for example of a system prompt."""
+CARD_MARKS = re.compile(r"[\\`*_<>|\[\]]")
+"""What Markdown or HTML would not show as it is."""
 ALIKE_SHOWN = 20
 """Of what two long values have in common, before the place where they part."""
 EVERY_STEP = 2**62
@@ -112,3 +116,36 @@ def _against(name: str, mine: Any, theirs: Any) -> str:
     begin = max(alike - ALIKE_SHOWN, 0) if max(map(len, texts)) > TEXT_SHOWN else 0
     said = " against ".join(("…" if begin else "") + shorten(text[begin:], TEXT_SHOWN) for text in texts)
     return said + (BEFORE_ENDS if name == "end_token_ids" and None in (mine, theirs) else "")
+
+
+def dataset_card(manifest: RunManifest, totals: Mapping[str, Any]) -> str:
+    """README.md of a RUN: what made it, what it holds, and the configurations that `datasets` and the Hub load.
+
+    `totals`: the fields of complete.json. Without configurations, all files of a RUN would be taken for one table.
+    """
+    kinds = ("samples",) if manifest.imported_from else ("samples", "trajectories")
+    configurations = "\n".join(f"- config_name: {kind}\n  data_files: {kind}/part-*.parquet" for kind in kinds)
+    configurations = configurations.replace("\n", "\n  default: true\n", 1)
+    rows = {
+        "expert": manifest.expert.id,
+        "amateur": manifest.amateur.id,
+        "α, β, first step": f"{manifest.alpha:g}, {manifest.beta:g} nats, {manifest.first_step}",
+        "selection, labels": f"{manifest.select}, {manifest.labels}",
+        "system prompt": manifest.system_prompt or "none",
+        "problems, trajectories": f"{totals['problems']:,}, {totals['trajectories']:,}",
+        "kept steps": f"{totals['kept']:,} of {totals['steps']:,} ({totals['kept_share']:.1%})",
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+    }
+    table = "\n".join(f"| {name} | {CARD_MARKS.sub(_escaped, one_line(value))} |" for name, value in rows.items())
+    return (
+        f"---\nlicense:\ntags:\n- lightreasoner\nconfigs:\n{configurations}\n---\n\n"
+        "# Contrast samples of LightReasoner\n\n"
+        "Steps at which an expert language model disagrees with a weaker amateur, with labels from their contrast\n"
+        f"([LightReasoner](https://arxiv.org/abs/2510.07962)).\n\n| | |\n| --- | --- |\n{table}\n\n"
+        '`datasets.load_dataset(FOLDER, split="train")` loads it; `run.json` has every setting. Fill in\n'
+        "the licence before you publish it: that of the problems, and of the models' output.\n"
+    )
+
+
+def _escaped(mark: re.Match[str]) -> str:
+    return f"\\{mark[0]}"

@@ -5,6 +5,7 @@
     RUN/trajectories/part-*.parquet   one row per trajectory; costly, written first
     RUN/samples/part-*.parquet        one row per trajectory: its kept steps and labels
     RUN/failures/part-*.jsonl         trajectories that failed, and why
+    RUN/README.md                     for `datasets`, the Hub and people; written when the RUN is sealed
     RUN/complete.json                 written last: the RUN is sealed (complete)
     RUN/training, RUN/evaluation      results of the trainer, for the report
 
@@ -27,7 +28,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from client.errors import RunError
 from client.protocol.requests import Failure, Trajectory
 from client.runs.keys import Key, Keys
-from client.runs.manifest import RunManifest
+from client.runs.manifest import RunManifest, dataset_card
 from client.runs.parts import MOST_PART_BYTES, PartKind, Parts
 from client.runs.samples import Sample, sample_of
 from client.runs.tally import RunTotals, Tally
@@ -115,8 +116,9 @@ class Run:
             raise RunError(f"{self}/complete.json is damaged ({reason}); remove it and sample again") from None
 
     def seal(self, totals: RunTotals) -> bool:
-        """Write complete.json if there is none. Returns whether this call wrote it."""
+        """Write README.md, and complete.json if there is none. Returns whether this call wrote the latter."""
         body = {"sealed_at": int(time.time()), **asdict(totals)}
+        self.bucket.put("README.md", dataset_card(self.manifest(), body).encode())
         return self.bucket.create("complete.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
 
     def reopen(self) -> None:

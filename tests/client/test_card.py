@@ -1,0 +1,39 @@
+"""The card of a sealed RUN: `datasets` loads the RUN by it, whatever else lies there; texts are shown as they are."""
+
+import pytest
+from support.runs.made_run import make_manifest
+from support.runs.reported import make_run, trajectories_of
+
+from client.runs.manifest import dataset_card
+
+
+@pytest.fixture
+def sealed(tmp_path, monkeypatch):
+    """A sealed RUN after training and an evaluation."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    run = make_run(tmp_path / "run", trajectories_of(6), system_prompt="a | b\n<b>_c_</b>")
+    run.write_evaluation("base", b'{"benchmarks": {}}')
+    run.bucket.put("training/metrics.jsonl", b'{"step": 1, "loss": 2.0}\n')
+    assert run.seal(run.totals(run.manifest()))
+    return run
+
+
+def test_a_sealed_run_is_loaded_by_datasets_as_samples_and_as_trajectories(sealed):
+    datasets = pytest.importorskip("datasets")
+    samples = datasets.load_dataset(str(sealed), split="train")
+    assert sorted(samples["problem_id"]) == [f"p{index}" for index in range(6)] and "label_ids" in samples.column_names
+    trajectories = datasets.load_dataset(str(sealed), "trajectories", split="train")
+    assert len(trajectories) == 6 and "expert_logprobs" in trajectories.column_names
+    assert datasets.get_dataset_config_names(str(sealed)) == ["samples", "trajectories"]
+
+
+def test_the_card_says_what_made_the_run_and_shows_texts_as_they_are(sealed):
+    card = sealed.bucket.get("README.md").decode()
+    assert "\nlicense:\n" in card and r"| system prompt | a \| b \<b\>\_c\_\</b\> |" in card
+    assert "| problems, trajectories | 6, 6 |" in card and "| α, β, first step | 0.2, 0.4 nats, 1 |" in card
+
+
+def test_an_imported_run_has_samples_alone():
+    totals = {"problems": 1, "trajectories": 1, "kept": 1, "steps": 2, "kept_share": 0.5}
+    card = dataset_card(make_manifest(imported_from="file.jsonl"), totals)
+    assert "config_name: samples" in card and "config_name: trajectories" not in card
