@@ -11,73 +11,28 @@ import re
 
 import pint
 
-WORDS: dict[str, str] = {
-    name: unit
-    for unit, names in {
-        "angstrom": "angstrom angstroms",
-        "foot": "foot feet",
-        "inch": "inch inches",
-        "yard": "yard yards",
-        "mile": "mile miles",
-        "light_year": "lightyear lightyears",
-        "astronomical_unit": "au",
-        "pound": "pound pounds",
-        "ounce": "ounce ounces",
-        "ton": "ton tons",
-        "minute": "minute minutes",
-        "hour": "hour hours hr hrs",
-        "day": "day days",
-        "week": "week weeks",
-        "fortnight": "fortnight fortnights",
-        "month": "month months",
-        "year": "year years yr yrs",
-        "decade": "decade decades",
-        "century": "century centuries",
-        "acre": "acre acres",
-        "hectare": "hectare hectares",
-        "gallon": "gallon gallons",
-        "quart": "quart quarts",
-        "pint": "pint pints",
-        "cup": "cup cups",
-        "tablespoon": "tablespoon tablespoons tbsp",
-        "teaspoon": "teaspoon teaspoons tsp",
-        "dollar": "dollar dollars usd",
-        "centidollar": "cent cents",
-        "degree": "degree degrees",
-        "celsius_scale": "celsius",
-        "fahrenheit_scale": "fahrenheit",
-        "radian": "radian radians rad",
-        "arcsecond": "arcsec arcsecs arcsecond arcseconds",
-        "micrometer": "micron microns",
-        "kilometer": "kms",
-        "kilogram": "kgs",
-        "centimeter": "cms",
-        "euro": "euro euros",
-        "second": "sec secs",
-        "mile / hour": "mph",
-        "kilometer / hour": "kph kmh",
-        "erg": "erg ergs",
-        "kilocalorie": "kcal",
-    }.items()
-    for name in names.split()
+# fmt: off
+KNOWN = {
+    "angstrom", "foot", "inch", "yard", "mile", "light_year", "astronomical_unit", "pound", "ounce", "ton", "minute",
+    "hour", "day", "week", "fortnight", "month", "year", "decade", "century", "acre", "hectare", "gallon", "quart",
+    "pint", "cup", "tablespoon", "teaspoon", "dollar", "cent", "euro", "degree", "radian", "arcsecond", "micron",
+    "mile_per_hour", "kilometer_per_hour", "erg",
 }
-"""Spellings, in small letters. Unknown ones are things to be counted."""
-METRIC_WORDS: dict[str, str] = {
-    name: unit
-    for unit in ("meter", "gram", "second", "liter", "joule", "newton", "watt", "hertz", "volt", "ampere", "kelvin",
-                 "pascal", "mole", "parsec", "calorie", "tesla", "coulomb", "ohm", "farad")
-    for name in (unit, f"{unit}s")
-} | {"metre": "meter", "metres": "meter", "litre": "liter", "litres": "liter"}  # fmt: skip
-METRIC_SYMBOLS = {
-    "m": "meter", "g": "gram", "s": "second", "l": "liter", "L": "liter", "J": "joule", "N": "newton", "W": "watt",
-    "Hz": "hertz", "V": "volt", "A": "ampere", "K": "kelvin", "Pa": "pascal", "mol": "mole", "pc": "parsec",
-    "eV": "electron_volt", "cal": "calorie", "T": "tesla", "Ω": "ohm", "F": "farad", "M": "molar", "yr": "year",
+"""Of pint's units, and two currencies. pint finds others in plain words: cats are centi-atmospheres to it."""
+METRIC = {
+    "meter", "gram", "second", "liter", "joule", "newton", "watt", "hertz", "volt", "ampere", "kelvin", "pascal",
+    "mole", "parsec", "calorie", "tesla", "coulomb", "ohm", "farad", "electron_volt", "molar", "year",
+}
+"""Those with prefixes."""
+PLAIN_WORDS = {"has", "mug", "camp", "damp", "kilos", "Ma", "ma", "na", "Ga", "Ta"}
+# fmt: on
+PREFIXES = {"", "tera", "giga", "mega", "kilo", "deci", "centi", "milli", "micro", "nano", "pico", "femto"}
+LETTERS_OF_UNITS = "mgslLJNWVAKTFMhΩÅ"
+OTHER_SPELLINGS = {
+    "au": "astronomical_unit", "lightyear": "light_year", "lightyears": "light_year", "celsius": "celsius_scale",
+    "fahrenheit": "fahrenheit_scale", "kmh": "kilometer_per_hour", "kms": "kilometer", "kgs": "kilogram",
+    "cms": "centimeter", "secs": "second", "arcsecs": "arcsecond", "hrs": "hour", "usd": "dollar",
 }  # fmt: skip
-SYMBOLS = {"ft": "foot", "in": "inch", "yd": "yard", "mi": "mile", "lb": "pound", "lbs": "pound", "oz": "ounce",
-           "min": "minute", "h": "hour", "AU": "astronomical_unit", "ly": "light_year", "Å": "angstrom"}  # fmt: skip
-PREFIX_WORDS = ["tera", "giga", "mega", "kilo", "deci", "centi", "milli", "micro", "nano", "pico", "femto"]
-PREFIX_SYMBOLS = {"T": "tera", "G": "giga", "M": "mega", "k": "kilo", "d": "deci", "c": "centi", "m": "milli",
-                  "u": "micro", "μ": "micro", "n": "nano", "p": "pico", "f": "femto"}  # fmt: skip
 POWERS = {"square": 2, "sq": 2, "cubic": 3}
 LATEX = (
     (r"\\(?:AA|r?a?angstrom)\b", " Å "),
@@ -104,6 +59,7 @@ FACTOR = re.compile(r"\s*(/)?\s*([A-Za-zμΩÅ]+)\s*(?:\^\s*(-?\d))?")
 def _registry() -> pint.UnitRegistry:
     registry: pint.UnitRegistry = pint.UnitRegistry(on_redefinition="ignore")
     registry.define("dollar = [currency]")
+    registry.define("cent = dollar / 100")
     registry.define("euro = [other_currency]")
     registry.define("celsius_scale = [celsius]")  # degrees of a scale are no kelvins
     registry.define("fahrenheit_scale = [fahrenheit]")
@@ -140,21 +96,20 @@ def ratio(one: pint.Unit, other: pint.Unit) -> float | None:
         return None
 
 
+@functools.lru_cache(4096)
 def _named(name: str) -> str | None:
     """pint's name of a unit. Symbols are case-sensitive, for mm and Mm differ; but KM can only be km."""
-    if found := WORDS.get(name.lower()) or _prefixed(name.lower(), METRIC_WORDS, {word: word for word in PREFIX_WORDS}):
+    if found := OTHER_SPELLINGS.get(name.lower()):
         return found
-    spellings = (name, name.lower()) if len(name) > 1 and name.isupper() else (name,)
-    for spelling in spellings:
-        if found := SYMBOLS.get(spelling) or _prefixed(spelling, METRIC_SYMBOLS, PREFIX_SYMBOLS):
-            return found
-    return None
-
-
-def _prefixed(name: str, units: dict[str, str], prefixes: dict[str, str]) -> str | None:
-    if name in units:
-        return units[name]
-    for prefix, meaning in prefixes.items():
-        if name.startswith(prefix) and (unit := units.get(name[len(prefix) :])):
-            return meaning + unit
+    if len(name) == 1 and name not in LETTERS_OF_UNITS:
+        return None
+    if name in PLAIN_WORDS or (len(name) > 2 and name.lower() in PLAIN_WORDS):
+        return None
+    shouted = len(name) > 1 and name.isupper()
+    for spelling in (name, name.lower()):
+        for prefix, unit, _ in _registry().parse_unit_name(spelling):
+            if unit in KNOWN and not prefix and (len(name) > 2 or spelling == name):
+                return unit
+            if unit in METRIC and prefix in PREFIXES and (spelling == name or shouted or len(name) > 3):
+                return prefix + unit
     return None
