@@ -279,13 +279,13 @@ def test_a_question_too_long_for_the_context_is_refused_by_its_characters_and_al
 
 def test_messages_are_rendered_as_they_are():
     """The demo's tokenizer and template, without engines."""
-    prompts = Prompts(inspect_pair(DEMO / "expert", DEMO / "amateur").expert, {"expert": 256, "amateur": 256}, {})
+    prompts = Prompts(inspect_pair(DEMO / "expert", DEMO / "amateur"), {"expert": 256, "amateur": 256}, {})
     turns = [("user", "One?"), ("assistant", "Yes."), ("user", "Two?")]
     chat = [{"role": role, "content": content} for role, content in turns]
 
     def rendered(messages, **settings):
         problem = Problem(id="a", messages=messages)
-        return asyncio.run(prompts.render(problem, SamplingSettings(**settings)))
+        return asyncio.run(prompts.render(problem, SamplingSettings(**settings))).expert
 
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "expert")
     own = functools.partial(tokenizer.apply_chat_template, return_dict=False)
@@ -293,7 +293,7 @@ def test_messages_are_rendered_as_they_are():
     assert rendered(chat[:2]) == own(chat[:2], continue_final_message=True)
     asked = [{"role": "system", "content": "S"}, chat[0]]
     question = asyncio.run(prompts.render(Problem(id="a", question="One?"), SamplingSettings(system_prompt="S")))
-    assert rendered(asked) == question != rendered(chat[:1], system_prompt="S")
+    assert rendered(asked) == question.expert != rendered(chat[:1], system_prompt="S")
     with pytest.raises(TrajectoryError, match="5000 characters"):
         rendered([{"role": "user", "content": "x" * 2500}] * 2)
 
