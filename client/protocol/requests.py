@@ -385,8 +385,8 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "lightreasoner"
     role: Literal["expert", "amateur"]
-    vocab_size: int = Field(ge=1, le=MAX_VOCABULARY, description="Columns of the model's head.")
-    max_model_len: int = Field(ge=1, le=2**31 - 1)
+    vocab_size: int = Field(ge=0, le=MAX_VOCABULARY, description="Columns of the model's head.")
+    max_model_len: int = Field(ge=0, le=2**31 - 1)
     max_logprobs: int = Field(ge=-1, le=MAX_VOCABULARY)
     slots: int = Field(
         DEFAULT_SLOTS,

@@ -111,12 +111,19 @@ class Connection:
         content = await self._ok("/v1/models", MOST_CARDS_BYTES)
         try:
             cards = {card.role: card for card in ModelList.model_validate_json(content).data}
-            return PairCards(cards["expert"], cards["amateur"])
+            pair = PairCards(cards["expert"], cards["amateur"])
         except (ValidationError, KeyError) as error:
             reason = f"no card of the {error.args[0]}" if isinstance(error, KeyError) else _first_fault(error)
             raise ServiceError(
                 f"{self} is not a lightreasoner-server: its /v1/models lists no pair ({reason})"
             ) from None
+        for card in pair:  # of an imported RUN's amateur these are unknown, and 0
+            for field in ("vocab_size", "max_model_len"):
+                if getattr(card, field) < 1:
+                    raise ServiceError(
+                        f"{self} is not a lightreasoner-server: its /v1/models lists no pair ({card.role} {field}: 0)"
+                    )
+        return pair
 
     async def tokenizer(self) -> bytes:
         """The expert's tokenizer.json."""
