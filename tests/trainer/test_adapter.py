@@ -33,7 +33,8 @@ def test_it_carries_the_runs_identity_the_settings_and_versions_and_a_card_that_
     assert any("lora_magnitude_vector" in name for name in load_file(out / "adapter_model.safetensors"))
     _, header, text = (out / "README.md").read_text().split("---\n", 2)
     metadata = yaml.safe_load(header)
-    assert metadata["base_model"] == str(expert) and metadata["library_name"] == "peft"
+    assert "base_model" not in metadata and metadata["library_name"] == "peft"
+    assert text.startswith(f"\n# LightReasoner adapter for {expert.name}\n")
     assert {"lora", "lightreasoner"} <= set(metadata["tags"])
     assert "rank 4" in text and run.manifest().expert.model_fingerprint in text and "not the RUN's expert" not in text
 

@@ -1,6 +1,7 @@
 """Which trajectories each optimizer step takes: every one once an epoch, the same for whoever asks."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,3 +112,22 @@ def test_a_growing_run_is_taken_in_the_order_of_its_parts_and_then_again_in_a_dr
     again = TrainingSet(run, Limits(VOCABULARY))
     resumed = Steps(again, Recipe(batch_size=4, epochs=2), 60, source=Trickle(again, parts), first=2)
     assert taken(resumed) == all_taken[2:]
+
+
+def test_the_time_of_a_step_does_not_grow_with_the_run(training_set, monkeypatch):
+    """Under --preset paper, which draws single kept steps: no step goes through all examples."""
+
+    class Counted(list):
+        looks = 0
+
+        def __iter__(self):
+            Counted.looks += 1
+            return super().__iter__()
+
+    steps = Steps(training_set, replace(PRESETS[Preset.PAPER], batch_size=2, max_steps=20), 512)
+    expected = [step["kept_steps"] for step in steps]
+    monkeypatch.setattr(training_set, "examples", Counted(training_set.examples))
+    again = Steps(training_set, replace(PRESETS[Preset.PAPER], batch_size=2, max_steps=20), 512)
+    before = Counted.looks
+    assert [step["kept_steps"] for step in again] == expected
+    assert Counted.looks == before

@@ -303,3 +303,25 @@ def test_weights_that_are_damaged_are_named(tmp_path, run, expert, trainer_cli):
     words = "--output", tmp_path / "out", "--allow-mismatch"
     code, _, err = trainer_cli("train", run, "--model", broken, *words)
     assert code == 1 and str(broken) in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("dropout", "said"), [(0.0, False), (0.05, True)])
+def test_dropout_of_the_models_own_is_off_without_dropout_and_said_otherwise(
+    tmp_path, run, expert, trainer_cli, monkeypatch, dropout, said
+):
+    model = shutil.copytree(expert, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"attention_dropout": 0.4}
+    (model / "config.json").write_text(json.dumps(config))
+    rates = []
+    step = ContrastTrainer.training_step
+
+    def looked_at(self, adapted, *words):
+        rates.extend(module.attention_dropout for module in adapted.modules() if hasattr(module, "attention_dropout"))
+        return step(self, adapted, *words)
+
+    monkeypatch.setattr(ContrastTrainer, "training_step", looked_at)
+    words = ("--model", model, "--output", tmp_path / "out", "--max-steps", 1, "--dropout", dropout)
+    code, shown, err = trainer_cli("train", run, *words)
+    assert code == 0, err
+    assert ("the model has dropout of its own (0.4), which is on" in " ".join(shown.split())) == said
+    assert set(rates) == ({0.4} if said else {0.0})

@@ -42,6 +42,7 @@ class TrainingSet:
         self.run = run
         self.limits = limits
         self.examples: list[Example] = []
+        self.ends: list[int] = []  # kept steps of all examples up to and with each
         self.parts: list[str] = []  # the parts that were read, in that order
         self.without_kept_steps = 0  # trajectories without a kept step, which are left out
         self.sealed = False
@@ -50,7 +51,7 @@ class TrainingSet:
 
     @property
     def kept_steps(self) -> int:
-        return sum(len(example.positions) for example in self.examples)
+        return self.ends[-1] if self.ends else 0
 
     def __str__(self) -> str:
         left_out = f"; {self.without_kept_steps} without any are left out" if self.without_kept_steps else ""
@@ -65,11 +66,16 @@ class TrainingSet:
                 check_ranges(self.run, sample, self.limits.vocab_size)
                 example = example_of(sample)
                 check_length(self.run, sample, len(example.input_ids), self.limits)
-                self.examples.append(example)
+                self.take(example)
                 self._problems.append(sample.problem_id)
             else:
                 self.without_kept_steps += 1
         self.parts.append(part)
+
+    def take(self, example: Example) -> None:
+        """Add an example."""
+        self.examples.append(example)
+        self.ends.append(self.kept_steps + len(example.positions))
 
     def all_parts(self) -> list[str]:
         """The parts of the RUN to train on."""
@@ -96,7 +102,10 @@ class TrainingSet:
         if not chosen:
             return []
         kept = [index for index, problem_id in enumerate(self._problems) if problem_id not in chosen]
-        self.examples = [self.examples[index] for index in kept]
+        remaining = [self.examples[index] for index in kept]
+        self.examples, self.ends = [], []
+        for example in remaining:
+            self.take(example)
         self._problems = [self._problems[index] for index in kept]
         first_step, seen = self.run.manifest().first_step, Keys()
         return [

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypedDict
 
 import numpy as np
@@ -53,6 +54,7 @@ class Steps(IterableDataset[Step]):
     ranks: int = 1
     source: Source | None = None
     first: int = 0
+    _made_order: tuple[tuple[int, int], np.ndarray] | None = field(default=None, init=False, repr=False)
 
     @property
     def units(self) -> int:
@@ -92,15 +94,19 @@ class Steps(IterableDataset[Step]):
         return [self._unit(int(unit)) for unit in self._order(epoch)[place * size : (place + 1) * size]]
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.recipe.seed, epoch]).permutation(self.units)
+        """The units of an epoch in their order; made once an epoch, not once a step."""
+        if self._made_order is None or self._made_order[0] != (epoch, self.units):
+            order = np.random.default_rng([self.recipe.seed, epoch]).permutation(self.units)
+            self._made_order = (epoch, self.units), order
+        return self._made_order[1]
 
     def _unit(self, unit: int) -> Example:
         if self.recipe.unit == Unit.TRAJECTORY:
             return self.training_set.examples[unit]
-        ends = np.cumsum([len(example.positions) for example in self.training_set.examples])
-        owner = int(np.searchsorted(ends, unit, side="right"))
+        ends = self.training_set.ends
+        owner = bisect_right(ends, unit)
         example = self.training_set.examples[owner]
-        return example.only(unit - int(ends[owner]) + len(example.positions))
+        return example.only(unit - ends[owner] + len(example.positions))
 
     def _steps_per_epoch(self, units: int) -> int:
         return max(1, math.ceil(units / self.recipe.batch_size))

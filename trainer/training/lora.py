@@ -61,6 +61,23 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
     return adapted
 
 
+def own_dropout(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where the model itself drops out in training, as (module, attribute): dropout layers, and attention's own."""
+    found = []
+    for module in model.modules():
+        for name in ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout", "dropout", "dropout_prob"):
+            rate = getattr(module, name, None)
+            if isinstance(rate, float) and rate > 0:
+                found.append((module, name))
+    return found
+
+
+def switch_off(dropout: list[tuple[nn.Module, str]]) -> None:
+    """No longer drop out there."""
+    for module, name in dropout:
+        setattr(module, name, 0.0)
+
+
 def check_targets(model: PreTrainedModel, name: str, lora: Lora) -> None:
     """Raises ModelError if a target is not the name of a layer: peft would ignore it silently."""
     modules = dict(model.named_modules())

@@ -6,6 +6,7 @@ In: the content of lightreasoner.json. Out: text. It says only what was recorded
 from __future__ import annotations
 
 import json
+from pathlib import PurePath
 from typing import Any
 
 UNITS = {"trajectory": "trajectories", "step": "kept steps"}
@@ -22,8 +23,10 @@ def card(provenance: dict[str, Any], base: str) -> str:
     """README.md of an adapter for `base`."""
     recipe, run = provenance["recipe"], provenance["run_identity"]
     lora = recipe["lora"]
+    public = _on_the_hub(base)
+    name = base if public else PurePath(base).name
     metadata = {
-        "base_model": base,
+        **({"base_model": base} if public else {}),  # a path of this machine means nothing to others
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "license": "unknown",
@@ -31,7 +34,7 @@ def card(provenance: dict[str, Any], base: str) -> str:
             "lora",
             "transformers",
             "lightreasoner",
-            *([f"base_model:adapter:{base}"] if _on_the_hub(base) else []),
+            *([f"base_model:adapter:{base}"] if public else []),
         ],
     }
     header = "\n".join(
@@ -55,7 +58,7 @@ def card(provenance: dict[str, Any], base: str) -> str:
     warning = f"\n**Trained although the model is not the RUN's expert:**{overridden}\n" if overridden else ""
     return (
         f"---\n{header}\n---\n\n"
-        f"# LightReasoner adapter for {base}\n\n"
+        f"# LightReasoner adapter for {name}\n\n"
         f"{MADE[recipe['objective']]}\n{warning}\n| | |\n| --- | --- |\n{table}\n\n"
         "`lightreasoner.json` beside this file has every setting. The licence of the base model applies to its "
         "weights.\n"

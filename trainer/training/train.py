@@ -38,7 +38,7 @@ from trainer.settings import TOKEN_BUDGET, Keep, Objective, Recipe, Running, Uni
 from trainer.training.checkpoints import Output, state_of, write_whole
 from trainer.training.held_out import HELD_OUT, HeldOutWatch, measured_every, tell_of, tell_unmeasured
 from trainer.training.loop import ContrastTrainer, arguments
-from trainer.training.lora import with_lora
+from trainer.training.lora import own_dropout, switch_off, with_lora
 from trainer.training.model_card import card
 from trainer.training.packing_check import check_packing
 from trainer.training.progress import CURVE, METRICS, Journal, TrainingError, draw_curve
@@ -150,6 +150,12 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
         announce(training.run, training.training_set, console)
     transformers.set_seed(recipe.seed)
     loaded = load(training.base, training.base.dtype_for(recipe.dtype), running.attention)
+    if own := own_dropout(loaded):
+        if not recipe.lora.dropout:
+            switch_off(own)
+        else:
+            rates = ", ".join(sorted({f"{getattr(module, name):g}" for module, name in own}))
+            console.print(f"the model has dropout of its own ({rates}), which is on; --dropout 0 switches it off")
     adapted = with_lora(loaded, training.base.name, recipe.lora)
     transformers.set_seed(recipe.seed + args.process_index)  # ranks drop out different things
     interruption = Interruption()
