@@ -108,8 +108,10 @@ def _named(name: str) -> str | None:
     shouted = len(name) > 1 and name.isupper()
     for spelling in (name, name.lower()):
         for prefix, unit, _ in _registry().parse_unit_name(spelling):
-            if unit in KNOWN and not prefix and (len(name) > 2 or spelling == name):
+            if unit in KNOWN and not prefix and (len(name) > 2 or spelling == name or name in ("FT", "LB", "OZ", "YD")):
                 return unit
+            if unit == "year" and "y" not in spelling:
+                continue  # pint's a, as in NA
             if unit in METRIC and prefix in PREFIXES and (spelling == name or shouted or len(name) > 3):
                 return prefix + unit
     return None
