@@ -119,7 +119,7 @@ def test_variants_that_mean_nothing_are_named_before_anything_is_done(
 def test_a_list_names_the_papers_variants_and_its_own():
     found = variants_of("without contrast, labels=tilt  gamma=1.0, my own: seed=3 first-step=2")
     assert [variant.name for variant in found] == ["without contrast", "labels=tilt gamma=1.0", "my own"]
-    assert found[0] is PAPER_VARIANTS[2] and found[2].settings == {"select_seed": "3", "first_step": "2"}
+    assert found[0] is PAPER_VARIANTS[2] and found[2].settings == {"select_seed": 3, "first_step": 2}
     settings = found[1].of(ContrastSettings(beta=0.1, labels="expert"))
     assert (settings.beta, settings.labels, settings.gamma) == (0.1, "tilt", 1.0)
     assert found[0].of(ContrastSettings(labels="tilt", max_shift=0.1)) == ContrastSettings(labels="expert")

@@ -6,6 +6,7 @@ variants, or an error that names the one at fault. Builds nothing.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,12 +73,20 @@ def variants_of(text: str | None) -> Sequence[Variant]:
     return variants
 
 
+def _setting_value(text: str) -> Any:
+    """A number or true or false as such; any other text stays text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _variant(written: str) -> Variant:
     if known := next((variant for variant in PAPER_VARIANTS if variant.name == written), None):
         return known
     name, colon, rest = written.partition(":")
     words = (rest if colon else written).split()
-    settings = {}
+    settings: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         field = {"seed": "select_seed"}.get(key, key.replace("-", "_"))
@@ -88,7 +97,7 @@ def _variant(written: str) -> Variant:
                 f"--variants: {word!r} in {written!r} is not SETTING=VALUE, each setting once; the settings are "
                 f"{known_settings}, and {named} are variants by name"
             )
-        settings[field] = value
+        settings[field] = _setting_value(value)
     label = " ".join(name.split()) if colon else " ".join(words)
     if not label or not Variant(label, {}).folder:
         raise LightReasonerError(f"--variants: {written!r} has no name before its colon")
