@@ -118,7 +118,8 @@ class Run:
     def seal(self, totals: RunTotals) -> bool:
         """Write README.md, and complete.json if there is none. Returns whether this call wrote the latter."""
         body = {"sealed_at": int(time.time()), **asdict(totals)}
-        self.bucket.put("README.md", dataset_card(self.manifest(), body).encode())
+        if self.bucket.get("complete.json") is None:
+            self.bucket.put("README.md", dataset_card(self.manifest(), body).encode())
         return self.bucket.create("complete.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
 
     def reopen(self) -> None:
