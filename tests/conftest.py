@@ -18,6 +18,7 @@ from support.servers.real_store import BUCKET, running_s3
 from support.servers.restarting import SERVICE, Restarting
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist and -m read the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what each test costs; keep a file's tests in one worker, and all that need an engine in the same one."""
     for item in items:
