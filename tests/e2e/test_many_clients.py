@@ -208,7 +208,7 @@ def test_a_store_that_lost_a_part_is_not_sealed(server, problem_file, bucket, tm
     server.before_line = lose
     said = sample(problems, bucket, server)
     assert said.returncode == 1 and f"lacks {held} trajectories that it held before" in said.stderr
-    assert run.completion() is None and "run the same command again" in said.stderr
+    assert run.completion() is None and "Run the same command again" in said.stderr
     assert sample(problems, bucket, server).returncode == 0
     assert "600 problems once" in read_by_others(bucket, PROBLEMS, tmp_path)
 
