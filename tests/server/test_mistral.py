@@ -79,7 +79,7 @@ def test_the_template_that_is_recorded_is_rendered_by_server_and_trainer(publish
     (published / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": named}))
     facts = ModelFacts(published, 278, 0, "", "", chat_template_digest(published), trusted=False)
     asked = SamplingSettings(system_prompt=None, chat_template_kwargs={"mood": "ab"})
-    prompt = TextReader(facts).prompt([{"role": "user", "content": TEXT}], asked)
+    prompt = TextReader(facts, 256).prompt([{"role": "user", "content": TEXT}], asked)
     plain = ModelFolder(published).tokenizer.encode(TEXT, add_special_tokens=False)
     mood = ModelFolder(published).tokenizer.encode("ab", add_special_tokens=False)
     assert prompt == [1, *mood, 3, *plain, 4]

@@ -137,5 +137,6 @@ def test_no_request_of_a_stranger_is_an_error_of_the_servers_or_hangs(tmp_path, 
             list(pool.map(ask, range(count)))
         print(dict(statuses))
         assert not wrong, wrong[:5]
-        assert {200, 202, 401, 404, 405, 422} <= statuses.keys()
+        usual = {200, 401, 404, 405, 422} | ({202} if count > 1000 else set())  # few requests make a valid job
+        assert usual <= statuses.keys()
         assert server.ask("GET", "/health").status_code == 200 and "Traceback" not in server.log.read_text()
