@@ -238,7 +238,7 @@ def test_a_request_that_is_not_valid_is_refused_naming_the_field(demo_server, bo
         ({"system_prompt": "x" * 100_001}, "system_prompt", "at most 100000 characters"),
         ({"system_prompt": "x" * 5000}, "system_prompt", "more than 4096 are taken to exceed the expert's context"),
         ({"chat_template_kwargs": {"x": "y" * 100_000}}, "chat_template_kwargs", "at most 100000 are allowed"),
-        ({"problems": [{"id": "a", "prompt_token_ids": [-1] * 200_000}]}, "problems[0].prompt_token_ids[0]", "from 0 to"),
+        ({"problems": [{"id": "a", "prompt_token_ids": [-1] * 200_000}]}, "problems[0].prompt_token_ids[0]", "from 0"),
         ({"problems": [{"id": "a", "prompt_token_ids": [1] * 1_000_001}]}, "problems[0].prompt_token_ids", "at most"),
         ({"problems": [{"id": "a", "x": 1}] * 1000}, "problems[0].x", "not permitted"),
         ({"problems": [{"id": "a", "question": "q"}]} | {f"x{n}": 1 for n in range(60)}, "x0", "not permitted"),
