@@ -54,6 +54,7 @@ def test_the_last_cause_is_told_and_not_that_another_process_failed(monkeypatch)
     assert child_errors.VARIABLE not in os.environ
 
 
+@pytest.mark.engine
 def test_the_server_says_why_an_engines_process_failed(tmp_path):
     config: Path = tmp_path / "server.yaml"
     amateur = f"amateur: {{model: {DEMO / 'amateur'}, kv_cache_memory_bytes: 1}}"
