@@ -42,7 +42,7 @@ LOAD_FORMATS = (
 def located(settings: ServerSettings) -> ServerSettings:
     """The settings with a local folder for each model, downloaded if it must be.
 
-    Raises SettingsError where an argument cannot hold for the whole service, ModelError where there is no such model.
+    Raises SettingsError for an argument that only a part of the service can use, ModelError if a model does not exist.
     """
     return settings.model_copy(update={role: _located(role, getattr(settings, role)) for role in ROLES})
 

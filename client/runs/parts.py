@@ -81,7 +81,7 @@ class Parts:
         self._bucket.put(_object_name(kind, part), data)
 
     def data(self, kind: PartKind, part: str) -> bytes:
-        """A part's bytes; empty if there is no such part."""
+        """The bytes of a part. Empty if the part does not exist."""
         return self._bucket.get(_object_name(kind, part), MOST_PART_BYTES) or b""
 
     def trajectories(self, part: str, data: bytes | None = None) -> list[Trajectory]:

@@ -174,7 +174,7 @@ class JobStore:
         return folder
 
     def job(self, job_id: str) -> Job | None:
-        """A job's status, for clients; None if there is no such job."""
+        """The job as clients see it. None if the job does not exist."""
         if not ID.fullmatch(job_id):
             return None
         if end := self._get(job_id, "end.json"):

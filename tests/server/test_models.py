@@ -44,7 +44,7 @@ def test_a_revision_of_a_local_folder_is_refused_and_not_ignored():
 
 
 def test_what_a_hub_model_is_asked_with_reaches_the_download(monkeypatch):
-    """The Hub cannot be had in tests: huggingface_hub's download is replaced, at its public name."""
+    """Tests cannot reach the Hub, so this one replaces huggingface_hub's public download function."""
     asked = []
 
     def download(model, **options):
