@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from client.errors import LightReasonerError, ProblemSetError, how_to_install, shorten
+from client.errors import LightReasonerError, ProblemSetError, how_to_install, reason_of, shorten
 from client.problems.files import GLOB, SetFile, chosen
 from client.storage.bucket import MOST_SAID_CHARACTERS
 
@@ -91,5 +91,5 @@ def naming_hub(path: str) -> Iterator[None]:
     except LightReasonerError:
         raise
     except Exception as error:
-        reason = shorten((str(error).splitlines() or [repr(error)])[0], MOST_SAID_CHARACTERS)
+        reason = shorten(reason_of(error), MOST_SAID_CHARACTERS)
         raise ProblemSetError(f"{path} cannot be read through datasets: {reason}") from error

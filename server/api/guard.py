@@ -68,10 +68,6 @@ class ApiKeys:
         matches = [name for name, mine in self._digests if hmac.compare_digest(digest, mine)]
         return matches[0] if matches and scheme.lower() == "bearer" else None
 
-    def allow(self, authorization: str) -> bool:
-        """Whether an Authorization header carries one of the keys."""
-        return self.name_of(authorization) is not None
-
 
 def _name_and_key(entry: str) -> tuple[str, str]:
     """Name and key. A key without a name has one that says nothing of it, and stays."""

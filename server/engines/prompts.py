@@ -28,8 +28,6 @@ CHARACTERS_A_TOKEN = 16
 """More than any text has on average."""
 PROBE = {"role": "user", "content": "What is 7 times 8?"}
 """A question whose prompt shows which tokens the expert's chat template writes."""
-
-
 COUNTED_CHARACTERS = 256
 """Of a long text, whose tokens are counted at a time."""
 

@@ -32,6 +32,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "deploy" / "demo")]
 
+from support.models.qwen_shapes import QWEN_SHAPES  # noqa: E402
+
 from trainer.data.example import Example  # noqa: E402
 from trainer.data.packing import micro_batches  # noqa: E402
 from trainer.settings import PRESETS, TOKEN_BUDGET, Lora, Preset, Recipe, Running  # noqa: E402
@@ -41,14 +43,7 @@ PUBLISHED_BATCH = 8
 BATCH = Recipe.batch_size
 HELD_OUT_SHARE = 4
 """One in so many trajectories is held out."""
-SHAPES = {
-    "qwen2.5-1.5b": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
-                         num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True),
-    "qwen2.5-7b": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
-                       num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False),
-    "tiny": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-                 num_key_value_heads=2, vocab_size=5000, tie_word_embeddings=True),
-}  # fmt: skip
+SHAPES = {name if name == "tiny" else f"qwen2.5-{name}": shape for name, shape in QWEN_SHAPES.items()}
 SHAPE_TRAJECTORIES, PROMPT, COMPLETION, KEPT, LABEL = 1000, 128, 100, 20, 3
 SHAPE_PART = 50
 
@@ -248,9 +243,11 @@ def real(words: argparse.Namespace) -> Any:
 
 
 def training_set_of(words: argparse.Namespace) -> Any:
+    from support.training.reading import read_training_set
+
     from client.runs.run import Run
     from trainer.adapters.model_folder import ModelFolder
-    from trainer.data.dataset import Limits, read_training_set
+    from trainer.data.dataset import Limits
 
     base = ModelFolder.find(words.model)
     return read_training_set(Run(words.run), base, Limits(base.vocab_size))
@@ -281,6 +278,7 @@ def course(
     from transformers import PrinterCallback, TrainerCallback
 
     from trainer.data.steps import Steps
+    from trainer.interruption import Interruption
     from trainer.training.loop import ContrastTrainer, arguments
 
     training_set = training_set_of(words)
@@ -318,7 +316,10 @@ def course(
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir, args.max_steps, args.save_strategy = folder, recipe.max_steps, "no"
         steps = Steps(training_set, recipe, TOKEN_BUDGET[device])
-        trainer = ContrastTrainer(model=adapted, args=args, steps=steps, seal=lambda _: None, callbacks=[HeldOut()])
+        trainer = ContrastTrainer(
+            model=adapted, args=args, steps=steps, seal=lambda _: None, callbacks=[HeldOut()],
+            interruption=Interruption(),
+        )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     if target:

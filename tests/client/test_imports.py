@@ -90,11 +90,13 @@ def test_an_imported_run_is_one_that_the_trainer_takes_with_the_expert_it_names(
     dataset = pytest.importorskip("trainer.data.dataset")
     run = Run(str(tmp_path / "run"))
     import_samples(write(tmp_path / "samples.jsonl", rows), run, EXPERT, SETTINGS)
+    from support.training.reading import read_training_set
+
     limits = dataset.Limits(run.manifest().expert.vocab_size)
-    training = dataset.read_training_set(run, dataset.ModelFolder(EXPERT), limits)
+    training = read_training_set(run, dataset.ModelFolder(EXPERT), limits)
     assert training.kept_steps == 8 and training.sealed
     with pytest.raises(RunError, match="was not sampled from the model"):
-        dataset.read_training_set(run, dataset.ModelFolder(DEMO / "amateur"), limits)
+        read_training_set(run, dataset.ModelFolder(DEMO / "amateur"), limits)
 
 
 def test_without_weights_the_trainer_refuses_and_the_import_says_so(rows, tmp_path, monkeypatch, capsys):
@@ -113,8 +115,10 @@ def test_without_weights_the_trainer_refuses_and_the_import_says_so(rows, tmp_pa
     )
     assert "has no weights: lightreasoner-trainer will refuse" in said
     dataset = pytest.importorskip("trainer.data.dataset")
+    from support.training.reading import read_training_set
+
     with pytest.raises(RunError, match=r"weights none in run\.json"):
-        dataset.read_training_set(Run(str(tmp_path / "run")), dataset.ModelFolder(EXPERT), dataset.Limits(110))
+        read_training_set(Run(str(tmp_path / "run")), dataset.ModelFolder(EXPERT), dataset.Limits(110))
 
 
 def changed(row, **changes):

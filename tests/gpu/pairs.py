@@ -10,24 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.models.qwen_shapes import QWEN_SHAPES
 from support.servers.real_server import DEMO
 
 LOGITS = 3.0
 """The standard deviation of a made model's logits, in nats."""
 CONTEXT = 4096
-SHAPES = {
-    "0.5b": dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
-                 num_key_value_heads=2, vocab_size=151_936, tie_word_embeddings=True),
-    "1.5b": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
-                 num_key_value_heads=2, vocab_size=151_936, tie_word_embeddings=True),
-    "7b": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
-               num_key_value_heads=4, vocab_size=152_064, tie_word_embeddings=False),
-    "tiny": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-                 num_key_value_heads=2, vocab_size=5000, tie_word_embeddings=True),
-}  # fmt: skip
 AMATEUR = {"0.5b": "0.5b", "1.5b": "0.5b", "7b": "0.5b", "tiny": "tiny"}
 """Each expert's amateur, of other random weights."""
-NAMES = ("demo", *SHAPES)
+NAMES = ("demo", *QWEN_SHAPES)
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,7 @@ def made(shape: str, folder: Path, seed: int, device: str) -> Path:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
-        **SHAPES[shape], max_position_embeddings=CONTEXT, rope_theta=1e6, rms_norm_eps=1e-6,
+        **QWEN_SHAPES[shape], max_position_embeddings=CONTEXT, rope_theta=1e6, rms_norm_eps=1e-6,
         bos_token_id=None, eos_token_id=2, pad_token_id=0, dtype=torch.bfloat16,
     )  # fmt: skip
     torch.manual_seed(seed)

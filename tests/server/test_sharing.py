@@ -31,12 +31,12 @@ def test_keys_have_names_and_a_key_without_one_has_one_that_stays_and_says_nothi
 
 def test_a_named_key_is_held_to_what_a_key_may_be(monkeypatch):
     monkeypatch.setenv(API_KEYS_VARIABLE, f"alice: {ALICE}, {NAMELESS}")
-    assert load_keys(ServerSettings()).allow(f"Bearer {ALICE}")
+    assert load_keys(ServerSettings()).name_of(f"Bearer {ALICE}")
     for entry, said in (("alice: x", "shorter"), ("alice: two words", "spaces"), ("two words", "spaces"),
                         ("alice:", "x"), ("a b: secret-key", "spaces")):  # fmt: skip
         monkeypatch.setenv(API_KEYS_VARIABLE, f"{NAMELESS},{entry}")
         if entry == "alice:":
-            assert load_keys(ServerSettings()).allow("Bearer alice:")  # a key like any other
+            assert load_keys(ServerSettings()).name_of("Bearer alice:")  # a key like any other
             continue
         with pytest.raises(SettingsError, match=said):
             load_keys(ServerSettings())

@@ -88,7 +88,9 @@ def test_the_gradient_of_an_adapted_head_is_that_of_the_whole_logits(expert, exa
 
 @pytest.fixture
 def examples_of_run(run, expert):
-    from trainer.data.dataset import Limits, read_training_set
+    from support.training.reading import read_training_set
+
+    from trainer.data.dataset import Limits
 
     return read_training_set(run, ModelFolder(expert), Limits(load(expert).config.vocab_size)).examples
 

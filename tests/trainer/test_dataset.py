@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 from support.models.tiny_pair import VOCABULARY, WORDS, save_model, save_tokenizer, trajectory, write_run
+from support.training.reading import read_training_set
 
 from client.errors import RunError
 from client.runs.run import Run
 from trainer.adapters.model_folder import ModelFolder
-from trainer.data.dataset import Limits, check_ranges, read_training_set
+from trainer.data.dataset import Limits, check_ranges
 
 LIMITS = Limits(VOCABULARY)
 

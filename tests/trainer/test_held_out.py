@@ -8,10 +8,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from support.models.tiny_pair import trajectory, write_run
+from support.training.reading import read_training_set
 from transformers import AutoModelForCausalLM
 
 from trainer.adapters.model_folder import ModelFolder
-from trainer.data.dataset import Limits, TrainingSet, read_training_set
+from trainer.data.dataset import Limits, TrainingSet
 
 MANY = 30
 HOT = ("--batch-size", 6, "--learning-rate", 0.05, "--dropout", 0, "--token-budget", 60)

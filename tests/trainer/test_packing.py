@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 from support.models.tiny_pair import VOCABULARY, load, trajectory, write_run
+from support.training.reading import read_training_set
 
 from trainer.adapters.model_folder import ModelFolder
-from trainer.data.dataset import Limits, read_training_set
+from trainer.data.dataset import Limits
 from trainer.data.packing import micro_batches, pack
 from trainer.settings import Lora
 from trainer.training.lora import Head, hidden_states, with_lora

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.models.tiny_pair import VOCABULARY, trajectory, write_run
+from support.training.reading import read_training_set
 
 from trainer.adapters.model_folder import ModelFolder
-from trainer.data.dataset import Limits, TrainingSet, read_training_set
+from trainer.data.dataset import Limits, TrainingSet
 from trainer.data.steps import Steps
 from trainer.settings import PRESETS, Preset, Recipe, Unit
 

@@ -16,11 +16,12 @@ from support.models.tiny_pair import VOCABULARY, load, randomised, save_model, w
 from support.training.launch import ONE_STEP, metrics
 from support.training.launch import ranks as ranks_of
 from support.training.one_step import one_step
+from support.training.reading import read_training_set
 
 from client.errors import ModelError
 from client.models.fingerprints import model_fingerprint
 from trainer.adapters.model_folder import ModelFolder
-from trainer.data.dataset import Limits, read_training_set
+from trainer.data.dataset import Limits
 from trainer.data.packing import pack
 from trainer.settings import Lora
 from trainer.training.loop import ContrastTrainer

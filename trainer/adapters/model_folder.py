@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.errors import ModelError
+from client.errors import ModelError, reason_of
 from client.models.chat_template import ChatTemplate
 from client.models.ends import end_token_ids
 from client.models.fingerprints import chat_template_digest, model_fingerprint, model_folder
@@ -66,8 +66,7 @@ class ModelFolder:
         try:
             return AutoConfig.from_pretrained(self.path)
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"{self} has no config.json that transformers can read: {reason}") from error
+            raise ModelError(f"{self} has no config.json that transformers can read: {reason_of(error)}") from error
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -102,6 +101,19 @@ class ModelFolder:
         return end_token_ids(
             self.tokenizer.eos_token_id, configured.eos_token_id, template, self.tokenizer.get_added_vocab()
         )
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names of all modules and parameters, as transformers has them. Loads no weights."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            try:
+                model = AutoModelForCausalLM.from_config(self.configuration)
+            except (ValueError, KeyError, ImportError) as error:
+                raise ModelError(f"{self} is not a causal language model: {reason_of(error)}") from error
+        return frozenset(name for name, _ in (*model.named_modules(), *model.named_parameters(remove_duplicate=False)))
 
     @property
     def vocab_size(self) -> int:

@@ -123,17 +123,6 @@ class TrainingSet:
             raise RunError(_nothing_to_learn(self.run, self.without_kept_steps))
 
 
-def read_training_set(run: Run, model: ModelFolder, limits: Limits) -> TrainingSet:
-    """Read all examples of a RUN, to train `model`.
-
-    Raises RunError if the RUN is missing, empty, of another expert, or has ids that the model does not have.
-    """
-    check_expert(run, model)
-    training_set = TrainingSet(run, limits)
-    training_set.read()
-    return training_set
-
-
 def mismatches(run: Run, model: ModelFolder) -> list[str]:
     """How `model` differs from the RUN's expert: weights, tokenizer, chat template; a line for each difference."""
     expert = run.manifest().expert

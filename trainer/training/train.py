@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from client.errors import ModelError, RunError, reason_of
-from client.runs.manifest import EARLY
 from client.runs.run import Run
 from client.storage.bucket import BucketError
 from trainer.adapters.adapter import PROVENANCE, package_versions
-from trainer.adapters.model_folder import ModelFolder, default_precision, load
+from trainer.adapters.model_folder import ModelFolder, load
 from trainer.data.dataset import Limits, TrainingSet, check_expert, mismatches
 from trainer.data.example import Example
 from trainer.data.follow import Arrivals, WaitEnded, WriterStalled
+from trainer.data.identity import differences, identity_of, with_dtype
 from trainer.data.steps import Steps
 from trainer.interruption import Interrupted, Interruption
 from trainer.settings import TOKEN_BUDGET, Keep, Objective, Recipe, Running, Unit
@@ -188,8 +188,28 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
     if training.leads:
         training.out.withdraw()
     try:
+        fit(trainer, steps, most, training.checkpoint, interruption)
+    finally:
+        if training.leads:
+            journal.close()
+    training.training_set.check_not_empty()
+    if watch:
+        tell_of(watch, recipe.keep, console)
+    if watch and recipe.keep == Keep.BEST:
+        watch.restore_best()
+    trainer.save_adapter(training.out.folder)
+    if not training.leads:
+        return None
+    provenance = provenance_of(training, trainer.state.global_step, journal.losses, watch)
+    finish(training, provenance, journal.losses, watch, console)
+    return report_of(provenance, time.monotonic() - began)
+
+
+def fit(trainer: ContrastTrainer, steps: Steps, most: int, checkpoint: Path | None, interruption: Interruption) -> None:
+    """Take the optimizer steps. Raises Interrupted, with a checkpoint written, if a signal ends them early."""
+    try:
         with interruption:
-            trainer.train(resume_from_checkpoint=str(training.checkpoint) if training.checkpoint else None)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (WriterStalled, WaitEnded) as error:
         if trainer.state.global_step > steps.first:
             trainer.save_now()
@@ -203,9 +223,6 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
             f"out of memory in step {trainer.state.global_step + 1}: {reason_of(error)}. Give a lower --token-budget"
             f" (it was {steps.token_budget}), or --gradient-checkpointing; go on with --resume where a checkpoint is"
         ) from error
-    finally:
-        if training.leads:
-            journal.close()
     if trainer.told_to_stop and (done := trainer.state.global_step) < most:
         raise Interrupted(
             interruption.number or signal.SIGTERM,
@@ -213,17 +230,6 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
             if done
             else "stopped before the first optimizer step: nothing was trained",
         )
-    training.training_set.check_not_empty()
-    if watch:
-        tell_of(watch, recipe.keep, console)
-    if watch and recipe.keep == Keep.BEST:
-        watch.restore_best()
-    trainer.save_adapter(training.out.folder)
-    if not training.leads:
-        return None
-    provenance = provenance_of(training, trainer.state.global_step, journal.losses, watch)
-    finish(training, provenance, journal.losses, watch, console)
-    return report_of(provenance, time.monotonic() - began)
 
 
 def watch_of(training: Training, adapted: PeftModel, total: int) -> HeldOutWatch:
@@ -316,23 +322,6 @@ def read(run: Run, base: ModelFolder, recipe: Recipe, running: Running, parts: l
     return training_set
 
 
-def identity_of(run: Run, base: ModelFolder, recipe: Recipe, running: Running) -> dict[str, Any]:
-    """What identifies a training: recipe, RUN and model, as JSON returns it."""
-    return plain(
-        {
-            "recipe": asdict(with_dtype(recipe)),
-            "follow": running.follow,
-            "run_identity": run.manifest().identity(),
-            "base_model_fingerprint": base.fingerprint,
-        }
-    )
-
-
-def with_dtype(recipe: Recipe) -> Recipe:
-    """A recipe that says in which type the frozen weights are held."""
-    return replace(recipe, dtype=recipe.dtype or default_precision())
-
-
 def is_complete(run_url: str, base: ModelFolder, output: str, recipe: Recipe, running: Running) -> bool:
     """Whether `output` holds the adapter that `train` would make, so that with --resume nothing is left to do.
 
@@ -389,23 +378,6 @@ def check_same(out: Output, made: dict[str, Any], identity: dict[str, Any]) -> N
     if different := differences(made, identity):
         listed = "\n  ".join(different)
         raise ModelError(f"{out} was trained with other settings; use the same or name a new folder:\n  {listed}")
-
-
-def differences(made: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    """The settings in which two trainings differ, a line each. Their length does not count."""
-    mine, theirs = identity["recipe"], made["recipe"]
-    theirs = {"held_out": 0.0, "keep": Keep.LAST} | theirs  # early versions held nothing out
-    pairs = {name: (theirs.get(name), mine[name]) for name in mine if name not in ("epochs", "max_steps")}
-    of_run = identity["run_identity"]
-    pairs |= {f"RUN, {name}": (made["run_identity"].get(name, EARLY.get(name)), of_run[name]) for name in of_run}
-    pairs |= {"--follow": (made["follow"], identity["follow"])}
-    pairs |= {"model, weights": (made["base_model_fingerprint"], identity["base_model_fingerprint"])}
-    return [f"{name}: {was!r} against {now!r}" for name, (was, now) in pairs.items() if was != now]
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON returns it."""
-    return json.loads(json.dumps(value))
 
 
 def from_the_first_rank(value: Any) -> Any:
