@@ -90,7 +90,7 @@ def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chro
     assert said == f"{(bounds < 1e-4).sum()} steps" and bars[0][1] == max(height for _, height in bars)
     marked = sum(height for is_marked, height in bars[1:] if is_marked) / sum(height for _, height in bars[1:])
     assert marked == pytest.approx((bounds > 0.5).sum() / (bounds >= 1e-4).sum(), abs=0.01)
-    rows = page.locator("#beta tbody tr").all_inner_texts()
+    rows = page.locator("#beta .pair tbody tr").all_inner_texts()
     kept = {float(row.split()[0]): int(row.split("\t")[1].replace(",", "")) for row in rows}
     assert kept == {beta: int(((bounds > beta) & complete).sum()) for beta in kept} and len(kept) >= 7
     losses = charts.nth(5).evaluate("(chart) => [...chart.querySelector('.line').points].map((point) => point.y)")

@@ -282,9 +282,9 @@ def test_several_outputs_a_problem_give_pass_at_k_and_the_results_go_into_a_run(
 
 
 def test_the_merged_model_loads_in_vllm_and_scores_what_the_adapter_scored(
-    tmp_path, evaluation, expert, adapter, trainer_cli
+    tmp_path, evaluation, base_layout, adapter, trainer_cli
 ):
-    trainer_cli("merge", expert, adapter, tmp_path / "merged")
+    trainer_cli("merge", base_layout, adapter, tmp_path / "merged")
     settings = evaluation.results["settings"]
     code, shown, err = trainer_cli(
         *("evaluate", tmp_path / "merged", "--benchmark", f"digits={settings['files']['digits']}"),
