@@ -3,10 +3,15 @@
 import json
 
 import pytest
+import torch
+from support.models.families import FAMILIES, save_family
 from support.models.tiny_pair import save_adapter
+from transformers import AutoModelForCausalLM
 
 import trainer.adapters.model_folder
 import trainer.evaluation.evaluate
+from client.errors import ModelError
+from trainer.adapters.model_folder import ModelFolder, load
 
 
 class NoEngine:
@@ -44,7 +49,7 @@ def test_evaluate_looks_at_the_model_once_however_many_adapters(tmp_path, expert
     (tmp_path / "digits.jsonl").write_text('{"question": "Ann has 2", "answer": "5"}\n')
     adapters = [save_adapter(tmp_path / name, expert, seed=seed) for seed, name in enumerate(("one", "two"))]
     for adapter in adapters:
-        about = {"base_model_fingerprint": trainer.adapters.model_folder.ModelFolder(expert).fingerprint}
+        about = {"base_model_fingerprint": ModelFolder(expert).fingerprint}
         (adapter / "lightreasoner.json").write_text(json.dumps(about))
     looks.clear()
     words = [word for adapter in adapters for word in ("--adapter", adapter)]
@@ -60,3 +65,18 @@ def test_train_looks_at_the_model_once(tmp_path, run, expert, looks, trainer_cli
     code, _, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out", *words)
     assert code == 0, err
     assert sorted(looks) == ["configuration", "fingerprint"]
+
+
+def test_a_soft_cap_of_attention_is_computed_as_the_model_was_trained(tmp_path):
+    """transformers' usual attention, sdpa, leaves Gemma 2's out without a word; vLLM, which samples, does not."""
+    save_family(tmp_path / "gemma", FAMILIES["Gemma 2"], "expert")
+    model, ids = ModelFolder(tmp_path / "gemma"), torch.arange(6, 46)[None]
+    with torch.inference_mode():
+        loaded = load(model, torch.float32)(ids).logits
+        capped, uncapped = (
+            AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32, attn_implementation=name)(ids).logits
+            for name in ("eager", "sdpa")
+        )
+    assert torch.equal(loaded, capped) and (loaded - uncapped).abs().max() > 0.1
+    with pytest.raises(ModelError, match=r"caps its attention .* --attention sdpa leaves out: use eager"):
+        load(model, torch.float32, "sdpa")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 DEQUANTIZED = ("mxfp4",)
 """Quantisations that transformers turns back into full weights as it loads."""
+UNCAPPED = "sdpa"
+"""Attention of transformers that leaves out a model's soft cap without a word. It is the usual one."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,11 @@ class ModelFolder:
         """The longest sequence in tokens; None if config.json names no limit."""
         return getattr(self.configuration.get_text_config(), "max_position_embeddings", None)
 
+    @property
+    def caps_attention(self) -> bool:
+        """Whether it squeezes the logits of its attention, as Gemma 2 does: softcap * tanh(logits / softcap)."""
+        return bool(getattr(self.configuration.get_text_config(), "attn_logit_softcapping", None))
+
     def check_unquantized(self) -> None:
         """Raise ModelError if the weights are quantised in a way that LoRA cannot be trained on or merged into here."""
         stored = getattr(self.configuration, "quantization_config", None) or {}
@@ -163,11 +170,18 @@ def default_precision() -> Precision:
 def load(model: ModelFolder, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
     """The model with its weights in `dtype`. Raises ModelError if it is not a causal language model.
 
-    `attention`: attn_implementation of transformers; None lets transformers choose.
+    `attention`: attn_implementation of transformers; None lets transformers choose, but for a model with a soft cap.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if model.caps_attention and attention in (None, UNCAPPED):
+        if attention:
+            raise ModelError(
+                f"{model} caps its attention (attn_logit_softcapping), which --attention {attention} leaves out: use"
+                " eager, flash_attention_2 or flex_attention"
+            )
+        attention = "eager"
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         whole: Any = AutoModelForCausalLM.from_pretrained(

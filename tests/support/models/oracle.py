@@ -14,13 +14,15 @@ from client.protocol.requests import Trajectory
 class Oracle:
     """One model in float32."""
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    def __init__(self, folder: Path, device: str = "cpu", attention: str | None = None) -> None:
+        """`attention`: attn_implementation of transformers; only `eager` computes all that some families have."""
+        options = {"attn_implementation": attention} if attention else {}
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval().to(device)
 
     @property
     def columns(self) -> int:
         """Of its head: ids from here on are unknown to it."""
-        return int(self._model.config.vocab_size)
+        return int(self._model.config.get_text_config().vocab_size)
 
     @torch.inference_mode()
     def logprobs(self, prompt: np.ndarray, completion: np.ndarray) -> np.ndarray:
