@@ -99,7 +99,7 @@ def print_labels(run: Run, tally: Tally | None) -> None:
     if tally is None or not tally.shifts.oddest or (texts := texts_where_readable(run)) is None:
         return
     lines = [str(label) for label in shown_labels(tally.shifts, texts)[:LABELS_PRINTED]]
-    print_odd_labels(lines, style_warning(shifts_by_kind(tally.shifts, texts)))
+    print_odd_labels(lines, style_warning(shifts_by_kind(tally.shifts, texts, tally.manifest.end_token_ids)))
 
 
 def print_odd_labels(lines: Sequence[str], warning: str | None, of: str = "") -> None:

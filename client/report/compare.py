@@ -124,7 +124,7 @@ def _figures(run: Run, manifest: RunManifest) -> Figures:
         mean_shift=shifts.mean if shifts else 0.0,
         shift_quantiles=shifts.quantiles if shifts else {},
         largest_shift=shifts.largest if shifts else 0.0,
-        style_warning=style_warning(shifts_by_kind(tally.shifts, texts)) if texts else None,
+        style_warning=style_warning(shifts_by_kind(tally.shifts, texts, manifest.end_token_ids)) if texts else None,
         oddest_labels=[str(label) for label in shown_labels(tally.shifts, texts)] if texts else [],
     )
 

@@ -3,7 +3,8 @@
 In: a RUN. Out: `Findings`: counts, curves, the tokens that diverge most, and a few whole trajectories. Memory holds
 one part of the RUN, counters whose number does not depend on it, a key a trajectory and the trajectories shown.
 From the trainer it reads what it may have left in the RUN: training/metrics.jsonl (a line an optimizer step, with
-`step` and `loss`) and evaluation/*.json (`benchmarks`: name -> `n`, `accuracy`, `interval`, perhaps `before`).
+`step` and `loss`), training/held_out.jsonl (a line a measurement) and evaluation/*.json (`benchmarks`: name -> `n`,
+`accuracy`, `interval`, perhaps `before`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import hashlib
 import heapq
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,17 @@ class PlausibleSets:
     mean_size: npt.NDArray[np.float64]  # [m], plausible ids among the top k
     labelled: npt.NDArray[np.float64]  # [m], labelled ids of the steps that would be kept; 0 where there are none
     whole: npt.NDArray[np.float64]  # [m], share of the steps whose set is proved whole
+
+
+@dataclass(frozen=True)
+class HeldOutPoint:
+    """What a training measured of the trajectories that it held out, after so many optimizer steps."""
+
+    step: float
+    loss: float  # nats, as the next two
+    shift: float  # from the base, at kept steps
+    other_shift: float  # at the other steps
+    agreement: float  # share of the kept steps
 
 
 @dataclass(frozen=True)
@@ -108,8 +121,12 @@ class Findings:
     trajectories: dict[Key, Trajectory]  # of those two
     questions: dict[Key, str]
     losses: list[tuple[float, float]]  # optimizer step, loss
+    held_out: list[HeldOutPoint]
     benchmarks: list[EvaluatedBenchmark]
     curves: list[AccuracyCurve]
+
+
+HELD_OUT_FIGURES = tuple(field.name for field in fields(HeldOutPoint))
 
 
 class AlphaCurves:
@@ -256,7 +273,8 @@ def gather(run: Run) -> Findings:
         most_divergent=[sample_of(trajectory, manifest) for trajectory in divergent.result()],
         trajectories=shown,
         questions=run.questions(set(shown)),
-        losses=_losses(run),
+        losses=[(step, loss) for step, loss in _training_figures(run, "metrics.jsonl", ("step", "loss"))],
+        held_out=[HeldOutPoint(*row) for row in _training_figures(run, "held_out.jsonl", HELD_OUT_FIGURES)],
         benchmarks=_evaluated_benchmarks(run),
         curves=_accuracy_curves(run),
     )
@@ -268,18 +286,18 @@ def _lot(trajectory: Trajectory) -> float:
     return int.from_bytes(hashlib.sha256(key).digest()[:6], "little")
 
 
-def _losses(run: Run) -> list[tuple[float, float]]:
-    """The loss of each optimizer step; a line that is still being written is left out."""
-    losses = []
-    for line in (run.bucket.get("training/metrics.jsonl", MOST_PART_BYTES) or b"").splitlines():
+def _training_figures(run: Run, file: str, names: Sequence[str]) -> list[list[float]]:
+    """These figures of each line that the trainer left; a line that lacks one, or is torn, is left out."""
+    found = []
+    for line in (run.bucket.get(f"training/{file}", MOST_PART_BYTES) or b"").splitlines():
         try:
             row = orjson.loads(line)
-            step, loss = float(row["step"]), float(row["loss"])
-            if math.isfinite(step) and math.isfinite(loss):
-                losses.append((step, loss))
+            figures = [float(row[name]) for name in names]
+            if all(map(math.isfinite, figures)):
+                found.append(figures)
         except (ValueError, KeyError, TypeError):
             continue
-    return losses
+    return found
 
 
 def _evaluated_benchmarks(run: Run) -> list[EvaluatedBenchmark]:

@@ -7,6 +7,7 @@ models and problems say is made printable here; escaping it is the page's. Count
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from client.errors import RunError
@@ -68,11 +69,16 @@ def shown_labels(shifts: Shifts, texts: Texts) -> list[ShownLabel]:
     return [_label_text(label, texts) for label in shifts.oddest]
 
 
-def shifts_by_kind(shifts: Shifts, texts: Texts) -> list[KindShift]:
-    """Labels and their shift by the kind of their heaviest token; a special token counts as a mark."""
+def shifts_by_kind(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -> list[KindShift]:
+    """Labels and their shift by the kind of their heaviest token.
+
+    `ends`: the RUN's end_token_ids, which count as marks whatever they say. None, in RUNs of early versions: special
+    tokens do.
+    """
     sums = {kind: [0.0, 0.0] for kind in TokenKind}
     for token, (labels, nats) in shifts.by_token.items():
-        counted = sums[token_kind(texts.raw(token))]
+        text = texts.raw(token) if ends is None else "" if token in ends else texts.whole([token])
+        counted = sums[token_kind(text)]
         counted[0] += labels
         counted[1] += nats
     whole = sum(nats for _, nats in sums.values())

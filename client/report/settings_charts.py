@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from client.report.analysis import BETAS, TENTHS
 from client.report.charts import Axis, Bars, Line, Mark, Note, Threshold, chart, decades, even
-from client.report.findings import AccuracyCurve, Findings
+from client.report.findings import AccuracyCurve, Findings, HeldOutPoint
 from client.runs.tally import Divergences
 
 SMALLEST_KL = 1e-4
@@ -136,16 +136,53 @@ def alpha_charts(findings: Findings) -> list[Markup]:
     ]  # fmt: skip
 
 
-def loss_chart(losses: Sequence[tuple[float, float]]) -> Markup | None:
+def loss_chart(losses: Sequence[tuple[float, float]], held_out: Sequence[HeldOutPoint]) -> Markup | None:
+    """The training loss at each optimizer step, and the held-out loss, with its lowest."""
     if len(losses) < 2:
         return None
     steps, values = zip(*losses, strict=True)
-    return chart(
-        Axis("optimizer step", 0.0, max(steps), even(max(steps))),
-        Axis("loss, nats", 0.0, max(values), even(max(values))),
-        [Line(_thinned(steps), _thinned(values))],
-        f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {len(values)} optimizer steps.",
+    last, top = (
+        max(whole) for whole in ([*steps, *(p.step for p in held_out)], [*values, *(p.loss for p in held_out)])
     )
+    marks: list[Mark] = [Line(_thinned(steps), _thinned(values))]
+    told = f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {len(values)} optimizer steps"
+    if best := best_held_out(held_out):
+        marks.append(Line([point.step for point in held_out], [point.loss for point in held_out], "second"))
+        marks.append(Threshold(best.step, f"held out: lowest at step {best.step:g}"))
+        told += (
+            f"; held-out loss lowest at step {best.step:g}, {best.loss:.3f}, and {held_out[-1].loss:.3f} at the last"
+        )
+    return chart(
+        Axis("optimizer step", 0.0, last, even(last)), Axis("loss, nats", 0.0, top, even(top)), marks, f"{told}."
+    )
+
+
+def best_held_out(held_out: Sequence[HeldOutPoint]) -> HeldOutPoint | None:
+    """The measurement with the lowest loss; None where there are not two."""
+    return min(held_out, key=lambda point: point.loss) if len(held_out) > 1 else None
+
+
+def held_out_charts(held_out: Sequence[HeldOutPoint]) -> list[Markup]:
+    """The model's shift from its base, and its agreement with the labels, on the held-out trajectories."""
+    if len(held_out) < 2:
+        return []
+    steps, first, last = [point.step for point in held_out], held_out[0], held_out[-1]
+    shifts, others = [point.shift for point in held_out], [point.other_shift for point in held_out]
+    x, top = Axis("optimizer step", 0.0, max(steps), even(max(steps))), max(*shifts, *others)
+    return [
+        chart(
+            x,
+            Axis("shift from the base, nats", 0.0, top, even(top)),
+            [Line(steps, shifts), Line(steps, others, "second")],
+            f"Shift from the base at the end: {last.shift:.3f} nats at kept steps, {last.other_shift:.3f} at others.",
+        ),
+        chart(
+            x,
+            Axis("agreement with the labels", 0.0, 100.0, even(100, "%")),
+            [Line(steps, [100 * point.agreement for point in held_out])],
+            f"Agreement with held-out labels from {percent(first.agreement)} to {percent(last.agreement)}.",
+        ),
+    ]
 
 
 def accuracy_chart(curve: AccuracyCurve) -> Markup:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.runs.made_run import VOCABULARY, make_trajectory, tokenizer_json
 from support.runs.reported import make_run, plain_bounds, trajectories_of
+from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from client.__main__ import program
@@ -141,6 +142,24 @@ def test_the_oddest_labels_are_told_as_text_and_style_is_warned_of(tmp_path):
         ]
         assert ("warning: 100% of the labels' shift lies on punctuation, white space and end tokens" in said) == style
         assert ("lies on punctuation" in report_page(run)) == style
+
+
+@pytest.mark.parametrize(("ends", "style"), [([0], "Stop"), ([], None), (None, "<extra>")])
+def test_an_end_token_is_style_by_the_runs_ends_and_not_by_being_special(tmp_path, ends, style):
+    """The label is on an ordinary word, which may end a trajectory, or on a special token, which need not."""
+    tokenizer = Tokenizer.from_str(tokenizer_json(["Stop", "<extra>"]).decode())
+    tokenizer.add_special_tokens(["<extra>"])
+    rest = [0.001 / (VOCABULARY - 2)] * (VOCABULARY - 2)
+    for token, name in enumerate(("Stop", "<extra>")):
+        trajectory = make_trajectory("p", seed=3, tokens=2, top_k=VOCABULARY)
+        trajectory.top_ids[1] = [9, token, *(other for other in range(VOCABULARY) if other not in (9, token))]
+        trajectory.expert_logprobs[1] = np.log([0.6, 0.399, *rest])
+        trajectory.amateur_logprobs[1] = np.log([0.998, 0.001, *rest])
+        run = run_of([trajectory], tmp_path / f"{token}", tokenizer.to_str().encode(), end_token_ids=ends)
+        said = printed("build", run, f"{run}-new", "--beta", "0.3")
+        assert f" ▸ {name} (label" in said
+        assert ("warning: 100% of the labels' shift" in said) == (name == style)
+        assert ("lies on punctuation" in report_page(run)) == (name == style)
 
 
 def test_compare_tells_of_labels_run_by_run(tmp_path):

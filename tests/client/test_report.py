@@ -300,6 +300,27 @@ def test_training_and_evaluation_are_shown_where_the_trainer_left_them(tmp_path)
     assert "McNemar" in written and "0.012" in written
 
 
+def test_what_a_training_measured_of_held_out_trajectories_is_drawn(tmp_path):
+    run = make_run(tmp_path / "run", trajectories_of(3))
+    rows = [
+        {"step": step, "loss": loss, "agreement": 0.5 + step / 400, "shift": step / 1000, "other_shift": step / 5000}
+        for step, loss in ((0, 0.9), (72, 0.25), (144, 0.4))
+    ]
+    torn = b'\n{"step": 200, "loss": 0.1}\n{"step": NaN}\n{"step"'
+    run.bucket.put("training/held_out.jsonl", b"\n".join(json.dumps(row).encode() for row in rows) + torn)
+    losses = [{"step": step, "loss": 1 / step} for step in range(1, 100)]
+    without = report_page(run)
+    assert "Shift from the base at the end: 0.144 nats at kept steps, 0.029 at others" in without
+    run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(line).encode() for line in losses))
+    assert [vars(point) for point in gather(run).held_out] == rows
+    page = " ".join(report_page(run).split())
+    assert "over 99 optimizer steps; held-out loss lowest at step 72, 0.250, and 0.400 at the last." in page
+    assert "lowest at step 72 (0.250 nats) and 0.400 at the last" in page and "held out: lowest at step 72<" in page
+    assert "Agreement with held-out labels from 50.0% to 86.0%" in page
+    run.bucket.remove("training/held_out.jsonl")
+    assert gather(run).held_out == [] and "held out" not in report_page(run)
+
+
 def test_runs_with_little_in_them_have_a_report_too(tmp_path):
     short = make_run(tmp_path / "short", [make_trajectory("p", seed=0, tokens=1)])
     assert "No step is above β" in report_page(short) and "not complete yet" in report_page(short)

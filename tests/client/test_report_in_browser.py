@@ -70,13 +70,18 @@ def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chro
     run = make_run(tmp_path / "run", trajectories, beta=0.5)
     lines = [{"step": step, "loss": 1 / step} for step in range(1, 30)]
     run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(line).encode() for line in lines))
+    measured = [
+        {"step": step, "loss": (step - 14) ** 2 / 200, "shift": step / 9, "other_shift": step / 40, "agreement": 0.7}
+        for step in range(0, 30, 2)
+    ]
+    run.bucket.put("training/held_out.jsonl", b"\n".join(json.dumps(row).encode() for row in measured))
     (tmp_path / "page.html").write_text(report_page(run), encoding="utf-8")
     page = chromium_browser.new_page(viewport={"width": 1200, "height": 900})
     page.goto(f"file://{tmp_path}/page.html")
     drawn = "(chart) => [...chart.querySelectorAll('{}')].map((mark) => {})"
     charts = page.locator("figure svg.chart")
     where = [charts.nth(index).evaluate("(chart) => chart.closest('section').id") for index in range(charts.count())]
-    assert where == ["divergence", "beta", "alpha", "alpha", "steps", "training"]
+    assert where == ["divergence", "beta", "alpha", "alpha", "steps", "training", "training", "training"]
     for index in range(charts.count()):
         box = charts.nth(index).bounding_box()
         assert box["width"] > 200 and box["height"] > 100 and box["x"] >= 0 and box["x"] + box["width"] <= 1200
@@ -97,6 +102,12 @@ def test_in_a_browser_every_figure_is_drawn_with_the_runs_numbers(tmp_path, chro
     heights = np.array([1 / line["step"] for line in lines])
     drawn_heights = (losses[-1] - np.array(losses)) / (losses[-1] - losses[0])
     np.testing.assert_allclose(drawn_heights, (heights - heights[-1]) / (heights[0] - heights[-1]), atol=0.01)
+    points = "(chart) => [...chart.querySelectorAll('.line')].map((line) => [...line.points].map(({x, y}) => [x, y]))"
+    (training, held_out), shifts, (agreement,) = (charts.nth(index).evaluate(points) for index in (5, 6, 7))
+    lowest = held_out[np.argmax([y for _, y in held_out])][0]  # y grows downwards
+    assert lowest == charts.nth(5).evaluate("(chart) => chart.querySelector('.threshold').x1.baseVal.value")
+    assert training[0][0] < lowest < training[-1][0]
+    assert [line[-1][1] for line in shifts] == sorted(line[-1][1] for line in shifts) and len(agreement) == 15
     page.close()
 
 

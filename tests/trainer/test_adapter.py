@@ -114,6 +114,9 @@ def test_the_run_gets_losses_and_picture_and_its_report_shows_them(tmp_path, exp
     assert left.get("training/metrics.jsonl") == (tmp_path / "out" / "metrics.jsonl").read_bytes()
     assert left.get("training/loss.png").startswith(b"\x89PNG")
     assert "Training loss from" in report_page(run)
+    left.put("training/held_out.jsonl", b"what an earlier training measured")
+    trainer_cli("train", run, "--model", expert, "--output", tmp_path / "other", "--max-steps", 1, "--held-out", 0)
+    assert left.get("training/held_out.jsonl") is None
 
 
 def test_transformers_and_vllm_load_it_and_agree(tmp_path, run, expert, trainer_cli):

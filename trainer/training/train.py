@@ -395,9 +395,12 @@ def finish(
     draw_curve(losses, watch.figures if watch else [], folder / CURVE)
     (folder / "README.md").write_text(card(provenance, training.base.name))
     write_whole(folder / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
-    for name in (METRICS, CURVE, *([HELD_OUT] if watch else [])):
+    for name in (METRICS, CURVE, HELD_OUT):
         try:
-            training.run.bucket.put(f"training/{name}", (folder / name).read_bytes())
+            if name == HELD_OUT and not watch:  # an earlier training's may be there
+                training.run.bucket.remove(f"training/{name}")
+            else:
+                training.run.bucket.put(f"training/{name}", (folder / name).read_bytes())
         except BucketError as error:
             console.print(f"warning: {name} is not in the RUN: {error}", style="yellow", soft_wrap=True)
     training.out.publish()
