@@ -187,9 +187,8 @@ def test_steps_between_two_betas_are_counted_by_kind_and_drawn(tmp_path):
         assert band.steps == inside.sum() and len(band.drawn) == min(band.steps, 3)
         assert band.tokens == {int(t): int((taken[inside] == t).sum()) for t in taken[inside]}
         assert {step.token for step in band.drawn} <= set(taken[inside])
-    rows = re.findall(
-        r'<th scope="row">([^<]*)</th><td>(\d+)</td>(?:<td>[^<]*</td>){4}<td class="drawn">', report_page(run)
-    )
+    row = r'<tbody>\n<tr><th scope="row">([^<]*)</th><td>(\d+)</td>(?:<td>[^<]*</td>){4}</tr>\n<tr><td class="drawn"'
+    rows = re.findall(row, report_page(run))
     assert rows[0][0] == "up to 0.05" and rows[-1][0] == "above 1.6"
     assert [int(steps) for _, steps in rows] == [band.steps for band in found.bands]
     assert len(TokenKind) == 4
