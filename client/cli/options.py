@@ -49,7 +49,12 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submit pr
 
 Server = Annotated[str, typer.Option(help="URL of the server.")]
 Servers = Annotated[
-    list[str], typer.Option("--server", help="URL of a server. Repeat it for several servers of the same pair.")
+    list[str],
+    typer.Option(
+        "--server",
+        help="URL of a server. Repeat it for several servers of the same pair; http+dns://NAME:PORT means a server at "
+        "each address of NAME.",
+    ),
 ]
 ApiKey = Annotated[
     str | None,

@@ -2,13 +2,14 @@
 
 In: problems and sampling settings. Out: `Trajectory` and `Failure` values as they complete, each once; the number of
 open requests is bounded. Errors that may pass are retried (`client.servers.dispatch`); others are a ServiceError that
-names the server.
+names the server. The addresses behind a name are read again as long as a call lasts (`client.servers.following`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -19,6 +20,8 @@ from client.protocol.requests import Failure, PairCards, Problem, SamplingSettin
 from client.retries import retry
 from client.servers.connection import Connection
 from client.servers.dispatch import Dispatch
+from client.servers.following import Following, pair_if_ready
+from client.servers.names import ServerName, names_and_urls
 from client.servers.window import ServerWindow, pair_differences
 
 Answered = TypeVar("Answered")
@@ -36,6 +39,7 @@ class SamplingClient:
         async for line in client.trajectories(problems):
             ...
 
+    `http+dns://name:8000` stands for a server at each address behind the name; they may come and go.
     `patience`: how long to wait for servers to become ready, and for any answer, in seconds. `tell` is called when a
     server is lost and when it is back.
     """
@@ -47,24 +51,21 @@ class SamplingClient:
         patience: float = SERVER_PATIENCE_SECONDS,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        urls = dict.fromkeys(url.rstrip("/") for url in ([servers] if isinstance(servers, str) else servers))
-        if not urls:
-            raise ServiceError("no server given; give at least one URL")
         self.stopping = False
         self.asks_again = True
-        self._connections = [Connection(url, api_key) for url in urls]
+        self._names, self._connections = names_and_urls([servers] if isinstance(servers, str) else servers, api_key)
         self._patience, self._tell = patience, tell
-        self._pairs: list[PairCards] = []  # each connection's, once all are ready
+        self._pairs: dict[Connection, PairCards] = {}  # of the servers that were ready at the start, or joined since
         self._calls: list[Dispatch] = []
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self._connections))
+        return ", ".join(map(str, (*self._connections, *self._names)))
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for connection in self._connections:
+        for connection in {*self._pairs, *self._there()}:
             await connection.aclose()
 
     def status(self) -> list[str]:
@@ -78,38 +79,41 @@ class SamplingClient:
             call.stop()
 
     async def wait_until_ready(self, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Return when every server is ready and all serve the same pair. `tell` is called with what it waits for.
+        """Return when every server, and one behind each name, is ready and all serve the same pair.
 
-        Raises ServiceError if a server cannot be reached, has failed, serves another pair, or takes longer than
-        `patience`.
+        `tell` is called with what it waits for. Raises ServiceError if a server cannot be reached, has failed, serves
+        another pair, or takes longer than `patience`.
         """
         for connection in self._connections:
             try:
                 await self._until_ready(connection, tell)
             except Unreachable as error:
-                if len(self._connections) == 1:
+                if len(self._connections) + len(self._names) == 1:
                     raise
                 raise ServiceError(f"{error} To sample with the other servers, omit its --server") from error
-        pairs = [await self._retried(connection.models) for connection in self._connections]
-        for connection, pair in zip(self._connections, pairs, strict=True):
-            if different := pair_differences(pairs[0], pair):
+        pairs = {connection: await self._retried(connection.models) for connection in self._connections}
+        for name in self._names:
+            pairs |= await self._until_one_is_ready(name, tell)
+        first = next(iter(pairs))
+        for connection, pair in pairs.items():
+            if different := pair_differences(pairs[first], pair):
                 listed = "\n  ".join(("all must serve the same pair. The first's against the other's:", *different))
-                raise ServiceError(f"{self._connections[0]} and {connection} differ; {listed}")
+                raise ServiceError(f"{first} and {connection} differ; {listed}")
         self._pairs = pairs
 
     async def models(self) -> PairCards:
         """The expert's card and the amateur's; of several servers, with the least that any takes."""
         if not self._pairs:
             await self.wait_until_ready(self._tell)
-        return _least(self._pairs)
+        return _least(list(self._pairs.values()))
 
     async def tokenizer(self) -> bytes:
         """The expert's tokenizer.json."""
-        return await self._retried(self._connections[0].tokenizer)
+        return await self._asked_of_any(Connection.tokenizer)
 
     async def versions(self) -> dict[str, str]:
-        """Versions of the first server and of the packages that its results depend on."""
-        return await self._retried(self._connections[0].versions)
+        """Versions of a server and of the packages that its results depend on."""
+        return await self._asked_of_any(Connection.versions)
 
     async def trajectories(
         self, problems: Iterable[Problem], sampling: SamplingSettings | None = None
@@ -122,17 +126,60 @@ class SamplingClient:
         """
         sampling = sampling or SamplingSettings()
         await self.models()
-        servers = [ServerWindow(*each) for each in zip(self._connections, self._pairs, strict=True)]
+        there = self._there()
+        servers = [ServerWindow(one, pair) for one, pair in self._pairs.items() if one in there]
         call = Dispatch(servers, problems, sampling, self._patience, self._tell)
         self._calls.append(call)
         if self.stopping:
             call.stop()
+        following = asyncio.create_task(Following(self._names, self._connections, self._pairs, call, self._tell).run())
         try:
             async with aclosing(call.lines()) as lines:
                 async for line in lines:
                     yield line
         finally:
+            following.cancel()
             self._calls.remove(call)
+
+    def _there(self) -> list[Connection]:
+        """The servers of every --server, as the names were read last."""
+        return [*self._connections, *(one for name in self._names for one in name.connections.values())]
+
+    async def _asked_of_any(self, question: Callable[[Connection], Awaitable[Answered]]) -> Answered:
+        """What the first server answers, or the next where one is gone by now."""
+        if not self._pairs:
+            await self.wait_until_ready(self._tell)
+        servers = itertools.cycle(list(self._pairs))
+        return await self._retried(lambda: question(next(servers)))
+
+    async def _until_one_is_ready(self, name: ServerName, tell: Callable[[str], None]) -> dict[Connection, PairCards]:
+        """The pairs of the servers behind a name that are ready; waits until there is one.
+
+        Raises ServiceError if all reject requests. One that cannot be reached may be replaced, so that is waited for.
+        """
+
+        async def ask() -> dict[Connection, PairCards]:
+            await name.read()
+            connections = list(name.connections.values())
+            found = await asyncio.gather(*(pair_if_ready(one) for one in connections))
+            errors = sorted((one for one in found if isinstance(one, ServiceError)), key=_passing, reverse=True)
+            if len(errors) == len(found):
+                raise errors[0]
+            return {one: pair for one, pair in zip(connections, found, strict=True) if isinstance(pair, PairCards)}
+
+        told: set[str] = set()
+
+        def tell_once(reason: BaseException) -> None:
+            if str(reason) not in told:
+                told.add(str(reason))
+                tell(str(reason))
+
+        try:
+            return await self._retried(ask, tell=tell_once)
+        except Unreachable as reason:
+            if self.stopping:
+                raise Stopped(f"stopped waiting for {name}; it has not been asked yet") from None
+            raise ServiceError(f"no server behind {name} is ready after {self._patience:g} s: {reason}") from None
 
     async def _until_ready(self, connection: Connection, tell: Callable[[str], None]) -> None:
         deadline, told = time.monotonic() + self._patience, ""
@@ -176,6 +223,10 @@ class SamplingClient:
 
 class NotReady(Exception):
     """A server is still starting; the message says what it waits for."""
+
+
+def _passing(error: ServiceError) -> bool:
+    return isinstance(error, Unreachable)
 
 
 def _least(pairs: Sequence[PairCards]) -> PairCards:

@@ -12,6 +12,7 @@ import email.utils
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -73,16 +74,22 @@ class LineTooLong(Exception):
 class Connection:
     """One server, by its URL. Creating it sends no request."""
 
-    def __init__(self, server: str, api_key: str | None = None) -> None:
+    def __init__(self, server: str, api_key: str | None = None, host: str | None = None) -> None:
+        """`host`: the server's name, where the URL has one of its addresses: TLS and proxies want the name."""
         self.server = server.rstrip("/")
+        self._extensions = {"sni_hostname": host} if host else {}
         try:
             address = urlsplit(self.server)
             self._name = self.server.replace(f"{address.netloc.rpartition('@')[0]}@", "", 1)  # without a password
+            if address.scheme in ("http+dns", "https+dns"):
+                raise ValueError("this command asks one server; give http://name:port")
             if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:
                 raise ValueError("expected http://host:port")
             limits = httpx.Limits(max_connections=None)  # a server's window bounds its requests
             timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS, pool=None)
             headers = _authorization(api_key) | {"accept-encoding": "identity"}
+            if host:
+                headers["host"] = host if address.port is None else f"{host}:{address.port}"
             self._http = httpx.AsyncClient(base_url=self.server, headers=headers, timeout=timeout, limits=limits)
         except (httpx.InvalidURL, ValueError) as error:
             raise ServiceError(f"--server {server!r} is not a valid URL: {error}") from None
@@ -156,7 +163,7 @@ class Connection:
             SMALLEST_LINE_BOUND + BYTES_AN_ENTRY * sampling.top_k * max(longest.values()), MOST_ANSWER_LINE_BYTES
         )
         try:
-            async with self._http.stream("POST", "/v1/trajectories", content=body, headers=headers) as response:
+            async with self._stream("POST", "/v1/trajectories", headers, body) as response:
                 if response.status_code != 200:
                     raise self._refusal(await self._whole(response), f"{self} rejected the request")
                 self._check_encoding(response)
@@ -242,6 +249,11 @@ class Connection:
         except ValidationError:
             raise ServiceError(f"{self} sent an invalid job") from None
 
+    def _stream(
+        self, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> AbstractAsyncContextManager[httpx.Response]:
+        return self._http.stream(method, path, headers=headers, content=body, extensions=self._extensions)
+
     async def _get(self, path: str, most: int = MOST_BODY_BYTES) -> HttpAnswer:
         return await self._answer("GET", path, {}, b"", most)
 
@@ -253,7 +265,7 @@ class Connection:
         try:
             async with (
                 asyncio.timeout(ANSWER_SECONDS),
-                self._http.stream(method, path, headers=headers, content=body) as response,
+                self._stream(method, path, headers, body) as response,
             ):
                 return await self._whole(response, most)
         except TimeoutError:

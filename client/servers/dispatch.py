@@ -2,7 +2,7 @@
 
 In: problems, servers. Out: their lines as they come, each key once. A problem that a server did not answer is sent
 again, to any server with room. Idle servers also receive the slow problems of others. A server with an error that a
-retry cannot fix is dropped; the error of the last server ends the call.
+retry cannot fix is dropped; the error of the last server ends the call. Servers may join and leave meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from itertools import islice
 
 from client.errors import Busy, ServiceError, Unreachable
 from client.protocol.requests import PASSING_ERRORS, Failure, Problem, SamplingSettings, Trajectory
+from client.servers.connection import Connection
 from client.servers.window import ServerWindow, roomiest
 
 LINES_WAITING, BYTES_WAITING = 256, 2**26
@@ -96,6 +97,10 @@ class Dispatch:
         tell: Callable[[str], None],
     ) -> None:
         self.servers, self._sampling = list(servers), sampling
+        self.dropped: set[Connection] = set()
+        """Servers with an error that a retry cannot fix."""
+        self.nobody = "no server is there"
+        """What to say where no server is left and others may join."""
         self._patience, self._tell = patience, tell
         self._backlog = Backlog(problems, sampling.n)
         self._lines: asyncio.Queue[Trajectory | Failure | None] = asyncio.Queue()  # None: something else changed
@@ -114,6 +119,17 @@ class Dispatch:
         self._lines.put_nowait(None)
         for request in self._requests:
             asyncio.get_running_loop().call_later(STOP_SECONDS, request.cancel)
+
+    def join(self, server: ServerWindow) -> None:
+        """A server more."""
+        self.servers.append(server)
+        self._lines.put_nowait(None)
+
+    def part_with(self, server: ServerWindow) -> None:
+        """Send a server nothing more. It may answer what it has, unless it has failed."""
+        server.leaving = True
+        if server in self.servers and (server.trouble or not server.requests):
+            self.servers.remove(server)
 
     async def lines(self) -> AsyncGenerator[Trajectory | Failure, None]:
         """Every line as it comes. If no server is left or responds, raises ServiceError after the last line."""
@@ -226,6 +242,8 @@ class Dispatch:
             self._leave_out(server, error)
         finally:
             server.request_ended(request.size)
+            if server.leaving:
+                self.part_with(server)
             self._open.discard(request)
             for problem_id in failed:
                 pending[problem_id].failed += 1
@@ -237,7 +255,8 @@ class Dispatch:
         """Drop a server whose error a retry cannot fix. Raises the error if it is the last server."""
         if server not in self.servers:
             return
-        if len(self.servers) == 1:
+        self.dropped.add(server.connection)
+        if all(other.leaving for other in self.servers if other is not server) and not server.leaving:
             raise error
         self.servers.remove(server)
         self._tell(f"{error}; this server is dropped")
@@ -250,11 +269,12 @@ class Dispatch:
         except ServiceError as error:
             self._leave_out(server, error)
         else:
-            if not isinstance(failed, Busy):
+            if not isinstance(failed, Busy) and not server.leaving:
                 self._tell(f"{server.connection} is back")
 
     def _out_of_patience(self) -> ServiceError:
         reasons = "; ".join(str(server.trouble or f"{server.connection} does not respond") for server in self.servers)
+        reasons = reasons or self.nobody
         return ServiceError(
             f"gave up: no server has responded for {self._patience:g} s ({reasons}). What was sampled is kept: "
             "run the same command again to resume"

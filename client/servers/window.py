@@ -35,11 +35,12 @@ class ServerWindow:
         self.in_flight = self.requests = self.answered = 0
         self.epoch = 0  # counts pauses: requests that were sent in the same epoch and fail count as one failure
         self.trouble: ServiceError | None = None  # why it gets no requests now
+        self.leaving = False  # its name no longer leads to it: it only ends what it has
         self._failures, self._pause = 0, 0.0
 
     def __str__(self) -> str:
         if self.trouble is None:
-            state = f"{self.requests} requests in flight"
+            state = f"{self.requests} requests in flight{', leaving' if self.leaving else ''}"
         else:
             state = "busy" if isinstance(self.trouble, Busy) else "down"
         return f"{self.connection} {state}, {self.answered:,} answered"
@@ -61,13 +62,15 @@ class ServerWindow:
 
     @property
     def room(self) -> int:
-        return 0 if self.trouble else int(self.window) - self.in_flight
+        return 0 if self.trouble or self.leaving else int(self.window) - self.in_flight
 
     def problems(self, n: int) -> int:
         """How many problems, of `n` trajectories each, its next request may hold; 0: it must wait.
 
         A window that was made smaller grows bit by bit: it waits until it has room for a full request.
         """
+        if self.leaving:
+            return 0
         whole = max(1, self.request // n)
         fitting = max(0, min(whole, self.room // n))
         if self.trouble is None and not self.in_flight:
@@ -101,9 +104,14 @@ class ServerWindow:
         return True
 
     async def recover(self) -> None:
-        """Return when it can get requests again. Raises ServiceError if it has another pair, or rejects requests."""
+        """Return when it can get requests again, or is gone.
+
+        Raises ServiceError if it has another pair, or rejects requests.
+        """
         while True:
             await asyncio.sleep(self._pause)
+            if self.leaving:
+                return
             if isinstance(self.trouble, Busy) or await self._is_back():
                 break
         self.trouble = None

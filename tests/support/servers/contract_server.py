@@ -47,11 +47,11 @@ def refusal(status: int, detail: str, **headers: str) -> Response:
 class ContractServer:
     """What a test sets, and what it sees."""
 
-    def __init__(self, port: int | None = None, **cards: Any) -> None:
+    def __init__(self, port: int | None = None, host: str = "127.0.0.1", **cards: Any) -> None:
         manifest = make_manifest()
         self.pair = [card.model_copy(update=cards) for card in (manifest.expert, manifest.amateur)]
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.host, self.url = host, f"http://{host}:{self.port}"
         self.asked: list[list[str]] = []  # the problems' ids of each request that was not refused
         self.requests: list[Request] = []
         self.refuse: Callable[[Request], Response | None] = lambda request: None
@@ -106,7 +106,7 @@ class ContractServer:
     def running(self) -> Iterator[ContractServer]:
         """Serve from a thread until the end of the block, at the same port each time."""
         server = uvicorn.Server(uvicorn.Config(self.app, log_level="critical", lifespan="off"))
-        listener = socket.create_server(("127.0.0.1", self.port))
+        listener = socket.create_server((self.host, self.port))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

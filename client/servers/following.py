@@ -1,0 +1,92 @@
+"""Servers join and leave a call as the names that lead to them change.
+
+In: names, the servers that are given by their own URLs, a call. Out: the call has the servers behind its names, each
+once it is ready with the same pair; it sends nothing more to those that a name no longer leads to. A name that cannot
+be read changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from client.errors import ServiceError, Unreachable
+from client.protocol.requests import PairCards
+from client.servers.connection import Connection
+from client.servers.dispatch import Dispatch
+from client.servers.names import ServerName
+from client.servers.window import ServerWindow, pair_differences
+
+NAME_POLL_SECONDS = 5.0
+"""How often names are read again, and how long each server that is new has for an answer."""
+
+
+class Following:
+    """One call's names. `pairs`: what is known of each server; those that join are added."""
+
+    def __init__(
+        self,
+        names: Sequence[ServerName],
+        others: Sequence[Connection],
+        pairs: dict[Connection, PairCards],
+        call: Dispatch,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._names, self._others, self._pairs, self._call, self._tell = names, others, pairs, call, tell
+        self._pair = next(iter(pairs.values()))
+        self._said: dict[object, str] = {}  # of a name or a server, what is wrong with it
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while self._names:
+            for name in self._names:
+                try:
+                    await name.read()
+                except Unreachable as error:
+                    self._say(name, str(error))
+                else:
+                    self._said.pop(name, None)
+            behind = [server for name in self._names for server in name.connections.values()]
+            self._part_with_the_gone({*behind, *self._others})
+            has = {server.connection for server in self._call.servers} | self._call.dropped
+            await asyncio.gather(*(self._join(server) for server in behind if server not in has))
+            await asyncio.sleep(NAME_POLL_SECONDS)
+
+    def _part_with_the_gone(self, there: set[Connection]) -> None:
+        self._call.dropped &= there  # one that comes back may have been mended
+        for server in list(self._call.servers):
+            if server.connection not in there and not server.leaving:
+                self._call.part_with(server)
+                self._tell(f"{server.connection} has left")
+
+    async def _join(self, server: Connection) -> None:
+        pair = await pair_if_ready(server)
+        if isinstance(pair, ServiceError):
+            return self._say(server, str(pair))
+        if different := pair_differences(self._pair, pair):
+            return self._say(server, f"{server} serves another pair, and gets no problems: {'; '.join(different)}")
+        self._said.pop(server, None)
+        self._pairs[server] = pair
+        self._call.join(ServerWindow(server, pair))
+        self._tell(f"{server} has joined")
+
+    def _say(self, about: object, reason: str) -> None:
+        self._call.nobody = reason
+        if self._said.get(about) != reason:
+            self._said[about] = reason
+            self._tell(reason)
+
+
+async def pair_if_ready(server: Connection) -> PairCards | ServiceError:
+    """The pair of a server that is ready now, or why it is not; an Unreachable where that may pass."""
+    try:
+        async with asyncio.timeout(NAME_POLL_SECONDS):
+            try:
+                reason = await server.why_not_ready()
+            except ServiceError as error:  # what failed may be started again
+                return Unreachable(str(error))
+            return Unreachable(f"{server} is not ready: {reason}") if reason else await server.models()
+    except TimeoutError:
+        return Unreachable(f"{server} is not ready: it does not respond")
+    except ServiceError as error:
+        return error
