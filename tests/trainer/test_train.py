@@ -17,6 +17,7 @@ from support.training.launch import ONE_STEP, metrics
 from support.training.launch import ranks as ranks_of
 from support.training.one_step import one_step
 from support.training.reading import read_training_set
+from support.training.reference import per_sample_loss
 
 from client.errors import ModelError
 from client.models.fingerprints import model_fingerprint
@@ -26,21 +27,6 @@ from trainer.data.packing import pack
 from trainer.settings import Lora
 from trainer.training.loop import ContrastTrainer
 from trainer.training.lora import compute_loss_in_forward, with_lora
-
-
-def per_sample_loss(model, samples):
-    """The definition, slowly: a forward per kept step on its prefix alone, and a dense label."""
-    losses = []
-    for sample in samples:
-        contrast = sample.contrast
-        for index, step in enumerate(contrast.steps):
-            prefix = [*sample.prompt_token_ids.tolist(), *sample.token_ids[:step].tolist()]
-            log_model = model(torch.tensor([prefix])).logits[0, -1].log_softmax(-1)
-            span = slice(contrast.label_offsets[index], contrast.label_offsets[index + 1])
-            label = torch.zeros(VOCABULARY)
-            label[contrast.label_ids[span].tolist()] = torch.tensor(contrast.label_weights[span])
-            losses.append((label * (label.clamp_min(1e-30).log() - log_model)).sum())
-    return torch.stack(losses).mean()
 
 
 @pytest.fixture(scope="module")

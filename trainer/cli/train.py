@@ -142,6 +142,14 @@ class TrainingOptions:
             show_default="8192 on a GPU, 512 on a CPU; more for a longer trajectory",
         ),
     ] = Running.token_budget
+    no_packing: Annotated[
+        bool,
+        typer.Option(
+            "--no-packing",
+            rich_help_panel=MACHINE,
+            help="Put one trajectory into a forward pass, as models do that cannot be packed.",
+        ),
+    ] = False
     gradient_checkpointing: Annotated[
         bool,
         typer.Option("--gradient-checkpointing", rich_help_panel=MACHINE, help="Use less memory, at the cost of time."),
@@ -222,7 +230,8 @@ class TrainingOptions:
         loggers = tuple(name for name in listed(self.report_to) if name != "none")
         return Running(
             self.token_budget, self.gradient_checkpointing, self.attention, self.save_steps, loggers, self.resume,
-            self.follow, self.follow_timeout, self.allow_mismatch, keep_checkpoints=self.keep_checkpoints,
+            self.follow, self.follow_timeout, self.allow_mismatch, packing=not self.no_packing,
+            keep_checkpoints=self.keep_checkpoints,
         )  # fmt: skip
 
 

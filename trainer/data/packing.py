@@ -7,6 +7,7 @@ the same without asking the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -14,6 +15,21 @@ import torch
 from torch import Tensor
 
 from trainer.data.example import Example
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which examples may share a forward pass."""
+
+    packed: bool = True  # False: one example a pass
+    switch: int | None = None  # longer examples have other position tables (LongRoPE): no pass holds both kinds
+
+    def sides(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Indices into `lengths`, apart where no pass may hold both."""
+        if self.switch is None:
+            return [list(range(len(lengths)))]
+        longer = [length > self.switch for length in lengths]
+        return [[index for index, long in enumerate(longer) if long == side] for side in (True, False)]
 
 
 class Batch(TypedDict):
@@ -26,20 +42,24 @@ class Batch(TypedDict):
     label_weights: Tensor  # [K, m]; a label with fewer than m ids is filled up with weight 0
 
 
-def micro_batches(examples: Sequence[Example], token_budget: int, ranks: int = 1) -> list[list[Batch]]:
+def micro_batches(
+    examples: Sequence[Example], token_budget: int, ranks: int = 1, layout: Layout | None = None
+) -> list[list[Batch]]:
     """The micro-batches of each rank. All ranks get the same number.
 
-    A micro-batch has at most `token_budget` tokens, unless one example alone has more. The longest examples come first:
+    A micro-batch has at most `token_budget` tokens, unless one example alone has more, and keeps to `layout`, by
+    default a packed one. The longest examples come first:
     each goes to the rank with the fewest tokens, there into the first sequence with room. A rank with less work gets
     sequences that add nothing to loss or gradient, because all ranks must take part in every exchange.
     """
+    layout = layout or Layout()
     loads: list[list[Example]] = [[] for _ in range(ranks)]
     tokens = [0] * ranks
     for example in sorted(examples, key=lambda example: -len(example.input_ids)):
         lightest = tokens.index(min(tokens))
         loads[lightest].append(example)
         tokens[lightest] += len(example.input_ids)
-    bins = [_bins(load, token_budget) for load in loads]
+    bins = [_bins(load, token_budget, layout) for load in loads]
     most = max(map(len, bins))
     return [[pack(packed) for packed in mine] + [_idle(examples[0])] * (most - len(mine)) for mine in bins]
 
@@ -66,8 +86,16 @@ def pack(examples: Sequence[Example]) -> Batch:
     )
 
 
-def _bins(examples: Sequence[Example], budget: int) -> list[list[Example]]:
-    """First fit: each example goes into the first sequence with room."""
+def _bins(examples: Sequence[Example], budget: int, layout: Layout) -> list[list[Example]]:
+    """What each sequence holds."""
+    if not layout.packed:
+        return [[example] for example in examples]
+    sides = layout.sides([len(example.input_ids) for example in examples])
+    return [filled for side in sides for filled in _first_fit([examples[index] for index in side], budget)]
+
+
+def _first_fit(examples: Sequence[Example], budget: int) -> list[list[Example]]:
+    """Each example goes into the first sequence with room."""
     bins: list[list[Example]] = []
     room: list[int] = []
     for example in examples:

@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset
 
 from trainer.data.dataset import TrainingSet
 from trainer.data.example import Example
-from trainer.data.packing import Batch, micro_batches
+from trainer.data.packing import Batch, Layout, micro_batches
 from trainer.settings import Recipe, Unit
 
 
@@ -54,6 +54,7 @@ class Steps(IterableDataset[Step]):
     ranks: int = 1
     source: Source | None = None
     first: int = 0
+    layout: Layout = field(default_factory=Layout)
     _made_order: tuple[tuple[int, int], np.ndarray] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -71,11 +72,18 @@ class Steps(IterableDataset[Step]):
             if (examples := self._examples_of(index)) is None:
                 return
             yield Step(
-                micro_batches=micro_batches(examples, self.token_budget, self.ranks)[self.rank],
+                micro_batches=micro_batches(examples, self.token_budget, self.ranks, self.layout)[self.rank],
                 kept_steps=sum(len(example.positions) for example in examples),
                 tokens=sum(len(example.input_ids) for example in examples),
                 epoch=(index + 1) / self._steps_per_epoch(self.units),
             )
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each unit that is known: [units]."""
+        examples = self.training_set.examples
+        if self.recipe.unit == Unit.STEP:
+            return np.concatenate([np.asarray(example.positions) + 1 for example in examples] or [np.zeros(0, int)])
+        return np.array([len(example.input_ids) for example in examples], int)
 
     def _examples_of(self, index: int) -> list[Example] | None:
         """The examples of a step; None after the last step."""

@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from client.errors import ModelError
 from trainer.data.example import Example
-from trainer.data.packing import Batch, micro_batches
+from trainer.data.packing import Batch, Layout, micro_batches
 from trainer.settings import Keep
 from trainer.training.checkpoints import write_whole
 from trainer.training.lora import Head, hidden_states
@@ -61,11 +61,18 @@ class HeldOutWatch(TrainerCallback):
     """Measures every `every` optimizer steps, and remembers the best adapter where `keep_best`."""
 
     def __init__(
-        self, adapted: PeftModel, examples: Sequence[Example], budget: int, every: int, file: Path, keep_best: bool
+        self,
+        adapted: PeftModel,
+        examples: Sequence[Example],
+        budget: int,
+        every: int,
+        file: Path,
+        keep_best: bool,
+        layout: Layout | None = None,
     ) -> None:
         self.figures: list[HeldOutFigures] = []
         self._adapted, self._every, self._file, self._keep_best = adapted, every, file, keep_best
-        self._batches = micro_batches(examples[:MOST_MEASURED], budget)[0]
+        self._batches = micro_batches(examples[:MOST_MEASURED], budget, layout=layout)[0]
         self._base: list[Tensor] = []  # the base's hidden states at the measured steps, batch by batch
         self._best: dict[str, Tensor] | None = None
 

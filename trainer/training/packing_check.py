@@ -1,71 +1,173 @@
-"""Checks that a model can be trained on packed trajectories, before the first step.
+"""Decides, before the first step, how trajectories go through a model: packed where that is exact, else one a pass.
 
-In: the adapted model. Out: nothing, or a ModelError that says what is wrong. It costs a few forward passes over some
-dozen tokens. It finds models with a state that runs across packed trajectories (Mamba and its hybrids), models that
-ignore position_ids, and models that change the logits after their LM head.
+In: the adapted model, the lengths to train on. Out: a `Layout` and why, or a ModelError that says what is wrong. It
+costs a few forward passes as long as those of the training. It finds models with a state that runs across packed
+trajectories (Mamba and its hybrids), models that ignore position_ids, models whose position tables depend on the
+longest trajectory of a pass, and models that change the logits after their LM head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from client.errors import ModelError
+from client.errors import ModelError, reason_of
+from trainer.data.packing import Layout
 from trainer.training.lora import Head, hidden_states
+from trainer.training.progress import is_out_of_memory
 
 TOKENS = 24, 40
-"""Lengths of the two sequences. Both are longer than the reach of common causal convolutions."""
+"""Lengths of two short sequences. Both are longer than the reach of common causal convolutions."""
+ROWS = 64
+"""Rows of logits, at most, that are compared of a sequence: the first half at its start, the others at its end."""
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 0.1
 """Largest relative difference of a row of logits. Rounding in bfloat16 gives about 0.01; a leak gives about 1."""
+MOST_ODD = 0.1
+"""Share of the rows of long sequences that may differ by more, in half precision: where experts are routed, rounding
+alone can send a token to another one."""
+UNSUPPORTED = TypeError, ValueError, NotImplementedError, AttributeError, IndexError, RuntimeError
 
 
-def check_packing(adapted: PeftModel, name: str) -> None:
-    """Raises ModelError if a row of logits differs between the packed pass and the model's own pass."""
+class PackingError(ModelError):
+    """Trajectories of this model may not share a pass."""
+
+
+def layout_for(
+    adapted: PeftModel, name: str, lengths: Sequence[int], budget: int, packing: bool
+) -> tuple[Layout, str | None]:
+    """How trajectories of these lengths go through the model, and why they are not packed.
+
+    Raises ModelError if it cannot be trained at all.
+    """
     model: Any = adapted.get_base_model()
-    decoder, head = model.get_decoder(), Head(model)
-    ids = torch.randint(head.vocab_size, (1, sum(TOKENS)), generator=torch.Generator().manual_seed(0), device="cpu").to(
-        model.device
-    )
-    positions = torch.cat([torch.arange(length) for length in TOKENS])[None].to(model.device)
-    training = model.training
-    model.eval()
+    if not packing:
+        check_alone(adapted, name)
+        return Layout(packed=False), "--no-packing asks for it"
+    layout = Layout(switch=position_switch(model.config))
     try:
-        # With gradients: some kinds of attention do not support them everywhere, and raise an error here.
-        states = hidden_states(decoder, ids, positions)
-        with torch.no_grad():
-            packed = head(states[0])
-            alone = [head(hidden_states(decoder, part, place)[0]) for part, place in _parts(ids, positions)]
-            own = [
-                type(model).forward(model, input_ids=part, use_cache=False).logits[0]
-                for part, _ in _parts(ids, positions)
-            ]
-    except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
-        raise ModelError(f"{name} cannot be trained on packed trajectories: {error}") from error
-    finally:
-        model.train(training)
-    tolerance = TOLERANCE.get(model.dtype, HALF_TOLERANCE)
-    if (found := _difference(torch.cat(alone), torch.cat(own))) > tolerance:
+        check_packing(adapted, name, [TOKENS, *neighbours(lengths, budget, layout)])
+    except PackingError as error:
+        return Layout(packed=False), str(error)
+    return layout, None
+
+
+def position_switch(config: PreTrainedConfig) -> int | None:
+    """The longest trajectory to which a model with LongRoPE applies its short tables; None for other models."""
+    found = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [found, *(value for value in found.values() if isinstance(value, dict))]
+    ends = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min(ends, default=None)
+
+
+def neighbours(lengths: Sequence[int], budget: int, layout: Layout) -> list[tuple[int, int]]:
+    """The most unequal lengths that may share a pass, the shorter first, on each side of a switch."""
+    found = []
+    for side in layout.sides(lengths):
+        if len(side) < 2:
+            continue
+        shortest, *others = sorted(lengths[index] for index in side)
+        if beside := [length for length in others if shortest + length <= budget]:
+            found.append((shortest, beside[-1]))
+    return found
+
+
+def check_alone(adapted: PeftModel, name: str) -> None:
+    """Raises ModelError if one trajectory a pass gives other logits than the model's own pass."""
+    model: Any = adapted.get_base_model()
+    try:
+        with _Evaluating(model):
+            head, parts = Head(model), _sequences(model, TOKENS)
+            # With gradients: some kinds of attention do not support them everywhere, and raise an error here.
+            states = [hidden_states(model.get_decoder(), ids, positions)[0] for ids, positions in parts]
+            with torch.no_grad():
+                own = [type(model).forward(model, input_ids=ids, use_cache=False).logits[0] for ids, _ in parts]
+                found = _differences(torch.cat([head(state) for state in states]), torch.cat(own)).max()
+    except UNSUPPORTED as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(f"{name} cannot be trained: {reason_of(error)}") from error
+    if found > _tolerance(model):
         raise ModelError(
             f"{name}: the model's logits are not its LM head's, or not only (they differ by {found:.2g} of their "
             "size); this architecture is not supported"
         )
-    if (found := _difference(packed, torch.cat(own))) > tolerance:
-        raise ModelError(
-            f"{name}: trajectories packed into one sequence disturb each other (logits differ by {found:.2g} of their "
-            "size); try another --attention, or another architecture: one with a recurrent state cannot be packed"
+
+
+def check_packing(adapted: PeftModel, name: str, pairs: Sequence[tuple[int, int]] = (TOKENS,)) -> None:
+    """Raises PackingError if a row of logits differs between a packed pass and a pass of one trajectory, or ModelError
+    as `check_alone`.
+
+    `pairs`: lengths of two trajectories that share a pass.
+    """
+    check_alone(adapted, name)
+    model: Any = adapted.get_base_model()
+    with _Evaluating(model):
+        for pair in pairs:
+            try:
+                found = _difference_of(model, pair)
+            except UNSUPPORTED as error:
+                if is_out_of_memory(error):
+                    raise
+                raise PackingError(f"{name} does not take packed trajectories: {reason_of(error)}") from error
+            if found > _tolerance(model):
+                raise PackingError(
+                    f"{name}: trajectories packed into one sequence disturb each other (of {pair[0]} and {pair[1]}"
+                    f" tokens; logits differ by {found:.2g} of their size)"
+                )
+
+
+def _difference_of(model: Any, pair: tuple[int, int]) -> float:
+    """The largest relative difference of a row of logits between a packed pass and two passes."""
+    decoder, head, parts = model.get_decoder(), Head(model), _sequences(model, pair)
+    rows = [np.unique(np.append(np.arange(length)[: ROWS // 2], np.arange(length)[-ROWS // 2 :])) for length in pair]
+    with torch.set_grad_enabled(pair == TOKENS):  # as in check_alone; long passes would need their memory
+        packed = hidden_states(decoder, *(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))[0]
+    with torch.no_grad():
+        alone = [hidden_states(decoder, *part)[0] for part in parts]
+        found = torch.cat(
+            [
+                _differences(head(mine[at]), head(own[at]))
+                for mine, own, at in zip(packed.split(pair), alone, rows, strict=True)
+            ]
         )
+    if pair == TOKENS or model.dtype in TOLERANCE:
+        return float(found.max())
+    return float(found.quantile(1 - MOST_ODD))
 
 
-def _parts(ids: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(ids.split(TOKENS, dim=1), positions.split(TOKENS, dim=1), strict=True))
+class _Evaluating:
+    """The model without dropout, for a while."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._training = model, model.training
+
+    def __enter__(self) -> None:
+        self._model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self._model.train(self._training)
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
-    """The largest relative difference of two rows, ||a - b|| / ||b - mean b||."""
+def _sequences(model: Any, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Random ids and their positions, both [1, L], for each length."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(Head(model).vocab_size, (1, sum(lengths)), generator=generator, device="cpu").to(model.device)
+    return [(part, torch.arange(part.shape[1], device=model.device)[None]) for part in ids.split(list(lengths), dim=1)]
+
+
+def _tolerance(model: Any) -> float:
+    return TOLERANCE.get(model.dtype, HALF_TOLERANCE)
+
+
+def _differences(one: Tensor, other: Tensor) -> Tensor:
+    """The relative difference of each row, ||a - b|| / ||b - mean b||."""
     one, other = one.float(), other.float()
     spread = (other - other.mean(dim=-1, keepdim=True)).norm(dim=-1)
-    return float(((one - other).norm(dim=-1) / spread.clamp_min(1e-6)).max())
+    return (one - other).norm(dim=-1) / spread.clamp_min(1e-6)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -35,6 +36,11 @@ SMOOTHED = 20
 
 class TrainingError(LightReasonerError):
     """A training failed on its way. The message names what to change."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device, or this machine, had no memory for a tensor."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class Journal(TrainerCallback):

@@ -7,14 +7,16 @@ model's files are never changed. With torchrun or accelerate, each process is a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -32,6 +34,7 @@ from trainer.data.dataset import Limits, TrainingSet, check_expert, mismatches
 from trainer.data.example import Example
 from trainer.data.follow import Arrivals, WaitEnded, WriterStalled
 from trainer.data.identity import differences, identity_of, with_dtype
+from trainer.data.packing import Layout
 from trainer.data.steps import Steps
 from trainer.interruption import Interrupted, Interruption
 from trainer.settings import TOKEN_BUDGET, Keep, Objective, Recipe, Running, Unit
@@ -40,8 +43,8 @@ from trainer.training.held_out import HELD_OUT, HeldOutWatch, measured_every, te
 from trainer.training.loop import ContrastTrainer, arguments
 from trainer.training.lora import own_dropout, switch_off, with_lora
 from trainer.training.model_card import card
-from trainer.training.packing_check import check_packing
-from trainer.training.progress import CURVE, METRICS, Journal, TrainingError, draw_curve
+from trainer.training.packing_check import TOKENS, layout_for
+from trainer.training.progress import CURVE, METRICS, Journal, TrainingError, draw_curve, is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -177,12 +180,13 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
         interruption=interruption,
         callbacks=[journal] if training.leads else [],
     )
+    with memory_named(lambda: "before the first step", steps.token_budget):
+        steps.layout = layout_of(training, adapted, steps, console)
     if training.held_out and trainer.is_fsdp_enabled:
         tell_unmeasured(recipe.keep, console)
     elif training.held_out and training.leads:
-        trainer.add_callback(watch := watch_of(training, adapted, most))
+        trainer.add_callback(watch := watch_of(training, adapted, steps, most))
     trainer.remove_callback(transformers.PrinterCallback)
-    check_packing(adapted, training.base.name)
     if training.checkpoint:
         say_where(training, steps.first, most, console)
     if training.leads:
@@ -208,7 +212,7 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
 def fit(trainer: ContrastTrainer, steps: Steps, most: int, checkpoint: Path | None, interruption: Interruption) -> None:
     """Take the optimizer steps. Raises Interrupted, with a checkpoint written, if a signal ends them early."""
     try:
-        with interruption:
+        with interruption, memory_named(lambda: f"in step {trainer.state.global_step + 1}", steps.token_budget):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (WriterStalled, WaitEnded) as error:
         if trainer.state.global_step > steps.first:
@@ -216,13 +220,6 @@ def fit(trainer: ContrastTrainer, steps: Steps, most: int, checkpoint: Path | No
         if isinstance(error, WriterStalled):
             raise
         trainer.told_to_stop = True
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainingError(
-            f"out of memory in step {trainer.state.global_step + 1}: {reason_of(error)}. Give a lower --token-budget"
-            f" (it was {steps.token_budget}), or --gradient-checkpointing; go on with --resume where a checkpoint is"
-        ) from error
     if trainer.told_to_stop and (done := trainer.state.global_step) < most:
         raise Interrupted(
             interruption.number or signal.SIGTERM,
@@ -232,12 +229,46 @@ def fit(trainer: ContrastTrainer, steps: Steps, most: int, checkpoint: Path | No
         )
 
 
-def watch_of(training: Training, adapted: PeftModel, total: int) -> HeldOutWatch:
+@contextlib.contextmanager
+def memory_named(where: Callable[[], str], token_budget: int) -> Iterator[None]:
+    """Say where memory ran out, and what takes less."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory {where()}: {reason_of(error)}. Give a lower --token-budget (it was {token_budget}), or"
+            " --gradient-checkpointing; go on with --resume where a checkpoint is"
+        ) from error
+
+
+def layout_of(training: Training, adapted: PeftModel, steps: Steps, console: Console) -> Layout:
+    """How trajectories go through the model, held against one pass for each. Says so if they are not packed."""
+    if training.running.follow:  # the longest that is sure to come
+        longest = training.run.manifest().decoding.max_tokens
+        lengths = np.array([TOKENS[0], min(longest, training.base.context or longest)])
+    else:
+        lengths = np.append(steps.lengths(), [len(example.input_ids) for example in training.held_out]).astype(int)
+    budget, running = steps.token_budget, training.running
+    found = layout_for(adapted, training.base.name, lengths.tolist(), budget, running.packing)
+    layout, why = from_the_first_rank(found)
+    if why:
+        fit = max(1, budget // max(1, round(lengths.mean())))
+        console.print(
+            f"one trajectory a pass: {why}. The adapter is the same; a packed pass would hold about {fit}, so training"
+            " takes longer, above all on a GPU",
+            soft_wrap=True,
+        )
+    return layout
+
+
+def watch_of(training: Training, adapted: PeftModel, steps: Steps, total: int) -> HeldOutWatch:
     """What measures the held-out trajectories of a training of `total` optimizer steps."""
-    running, device = training.running, training.args.device.type
-    budget = running.token_budget or TOKEN_BUDGET[device]
     file, keep_best = training.out.folder / HELD_OUT, training.recipe.keep == Keep.BEST
-    watch = HeldOutWatch(adapted, training.held_out, budget, measured_every(total), file, keep_best)
+    watch = HeldOutWatch(
+        adapted, training.held_out, steps.token_budget, measured_every(total), file, keep_best, steps.layout
+    )
     if training.checkpoint:
         watch.read_best(training.checkpoint)
     return watch
@@ -260,11 +291,6 @@ def say_where(training: Training, first: int, most: int, console: Console) -> No
             style="yellow",
             soft_wrap=True,
         )
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or this machine, had no memory for a tensor."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def steps_of(training: Training, interruption: Interruption, console: Console) -> tuple[Steps, int]:
