@@ -69,6 +69,11 @@ class HeldOutPoint:
     other_shift: float  # at the other steps
     agreement: float  # share of the kept steps
 
+    @property
+    def score(self) -> float:
+        """What `train --keep best` goes by: the lower, the better."""
+        return self.loss + self.other_shift
+
 
 @dataclass(frozen=True)
 class EvaluatedBenchmark:
@@ -293,7 +298,7 @@ def _training_figures(run: Run, file: str, names: Sequence[str]) -> list[list[fl
         try:
             row = orjson.loads(line)
             figures = [float(row[name]) for name in names]
-            if all(map(math.isfinite, figures)):
+            if math.isfinite(sum(figures)):
                 found.append(figures)
         except (ValueError, KeyError, TypeError):
             continue

@@ -137,7 +137,7 @@ def alpha_charts(findings: Findings) -> list[Markup]:
 
 
 def loss_chart(losses: Sequence[tuple[float, float]], held_out: Sequence[HeldOutPoint]) -> Markup | None:
-    """The training loss at each optimizer step, and the held-out loss, with its lowest."""
+    """The training loss at each optimizer step, and the held-out loss."""
     if len(losses) < 2:
         return None
     steps, values = zip(*losses, strict=True)
@@ -146,30 +146,35 @@ def loss_chart(losses: Sequence[tuple[float, float]], held_out: Sequence[HeldOut
     )
     marks: list[Mark] = [Line(_thinned(steps), _thinned(values))]
     told = f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {len(values)} optimizer steps"
-    if best := best_held_out(held_out):
+    if len(held_out) > 1:
         marks.append(Line([point.step for point in held_out], [point.loss for point in held_out], "second"))
-        marks.append(Threshold(best.step, f"held out: lowest at step {best.step:g}"))
-        told += (
-            f"; held-out loss lowest at step {best.step:g}, {best.loss:.3f}, and {held_out[-1].loss:.3f} at the last"
-        )
+        told += f"; held-out loss from {held_out[0].loss:.3f} to {held_out[-1].loss:.3f}"
     return chart(
         Axis("optimizer step", 0.0, last, even(last)), Axis("loss, nats", 0.0, top, even(top)), marks, f"{told}."
     )
 
 
 def best_held_out(held_out: Sequence[HeldOutPoint]) -> HeldOutPoint | None:
-    """The measurement with the lowest loss; None where there are not two."""
-    return min(held_out, key=lambda point: point.loss) if len(held_out) > 1 else None
+    """The measurement with the lowest score; None where there are not two."""
+    return min(held_out, key=lambda point: point.score) if len(held_out) > 1 else None
 
 
 def held_out_charts(held_out: Sequence[HeldOutPoint]) -> list[Markup]:
-    """The model's shift from its base, and its agreement with the labels, on the held-out trajectories."""
-    if len(held_out) < 2:
+    """On the held-out trajectories: the score and where it is best; the shift from the base; agreement with labels."""
+    if (best := best_held_out(held_out)) is None:
         return []
     steps, first, last = [point.step for point in held_out], held_out[0], held_out[-1]
     shifts, others = [point.shift for point in held_out], [point.other_shift for point in held_out]
-    x, top = Axis("optimizer step", 0.0, max(steps), even(max(steps))), max(*shifts, *others)
+    scores = [point.score for point in held_out]
+    x, highest, top = Axis("optimizer step", 0.0, max(steps), even(max(steps))), max(scores), max(*shifts, *others)
     return [
+        chart(
+            x,
+            Axis("held-out loss and shift at other steps, nats", 0.0, highest, even(highest)),
+            [Line(steps, scores), Threshold(best.step, f"best: step {best.step:g}", best.score)],
+            f"Held-out loss and shift at other steps together, lowest at step {best.step:g}: {best.score:.3f} nats, "
+            f"and {last.score:.3f} at the last.",
+        ),
         chart(
             x,
             Axis("shift from the base, nats", 0.0, top, even(top)),

@@ -1,14 +1,15 @@
-"""Makes the two pictures of README.md from what the demo left: result.png and report.png, beside this file.
+"""Makes the pictures of README.md from what the demo left, result.png and report.png, and labels.png, beside this file.
 
-In: the folder that run.sh wrote (demo-output unless named). Out: the accuracies before and after with their 95%
-intervals, and the report as a browser shows it. Needs matplotlib, playwright and a `chromium` on the PATH; it measures
-nothing itself.
+In: the folder that run.sh wrote (demo-output unless named), or the one of tests/benchmarks/labels.py. Out: the
+accuracies before and after with their 95% intervals, and the report as a browser shows it; or accuracy by optimizer
+step for each kind of label. Needs matplotlib, playwright and a `chromium` on the PATH; it measures nothing itself.
 
     .venv/bin/python deploy/demo/pictures.py [FOLDER]
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ from playwright.sync_api import sync_playwright
 
 HERE = Path(__file__).parent
 INK, BEFORE, AFTER = "#1f2328", "#9aa4b2", "#2f6fde"
+FAMILIES = {"contrast": "#1f2328", "tilt": "#2f6fde", "max-shift": "#c2570c", "top": "#2e8540"}
+"""Colours by the first word of a variant; those of one family differ by their lines."""
+DASHES = ("-", "--", ":")
 COLOURS = 128
 """Of the screenshot: enough for text and flat bars, at a third of the size."""
 PIXELS = {"width": 1120, "height": 900}
@@ -54,6 +58,24 @@ def draw_result(result: dict[str, Any], file: Path) -> None:
     plt.close(figure)
 
 
+def draw_labels(curves: dict[str, dict[str, list[float]]], file: Path) -> None:
+    """A line a variant, the mean over its seeds: `curves[variant][step]` holds the accuracy of each."""
+    figure, axes = plt.subplots(figsize=(8, 4.6), dpi=120, layout="constrained")
+    for variant, points in curves.items():
+        family = variant.split()[0]
+        dash = DASHES[[name for name in curves if name.split()[0] == family].index(variant)]
+        steps, means = [int(step) for step in points], [100 * sum(seeds) / len(seeds) for seeds in points.values()]
+        axes.plot(steps, means, dash, color=FAMILIES[family], marker=".", label=variant)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("optimizer step (60 an epoch)", size=12, color=INK)
+    axes.set_ylabel("solved of the development problems, %", size=12, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e4e7eb")
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(file)
+    plt.close(figure)
+
+
 def photograph_report(page: Path, file: Path) -> None:
     """The top of the report, in a light theme."""
     chromium = shutil.which("chromium")
@@ -70,5 +92,8 @@ def photograph_report(page: Path, file: Path) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
-    draw_result(unseen(folder), HERE / "result.png")
-    photograph_report(folder / "report.html", HERE / "report.png")
+    if (folder / "curves.json").exists():
+        draw_labels(json.loads((folder / "curves.json").read_text()), HERE / "labels.png")
+    else:
+        draw_result(unseen(folder), HERE / "result.png")
+        photograph_report(folder / "report.html", HERE / "report.png")

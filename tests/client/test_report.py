@@ -303,19 +303,20 @@ def test_training_and_evaluation_are_shown_where_the_trainer_left_them(tmp_path)
 def test_what_a_training_measured_of_held_out_trajectories_is_drawn(tmp_path):
     run = make_run(tmp_path / "run", trajectories_of(3))
     rows = [
-        {"step": step, "loss": loss, "agreement": 0.5 + step / 400, "shift": step / 1000, "other_shift": step / 5000}
-        for step, loss in ((0, 0.9), (72, 0.25), (144, 0.4))
+        {"step": step, "loss": loss, "agreement": 0.5 + step / 400, "shift": step / 1000, "other_shift": step / 4000}
+        for step, loss in ((0, 0.9), (72, 0.26), (144, 0.25))
     ]
     torn = b'\n{"step": 200, "loss": 0.1}\n{"step": NaN}\n{"step"'
     run.bucket.put("training/held_out.jsonl", b"\n".join(json.dumps(row).encode() for row in rows) + torn)
     losses = [{"step": step, "loss": 1 / step} for step in range(1, 100)]
     without = report_page(run)
-    assert "Shift from the base at the end: 0.144 nats at kept steps, 0.029 at others" in without
+    assert "Shift from the base at the end: 0.144 nats at kept steps, 0.036 at others" in without
     run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(line).encode() for line in losses))
     assert [vars(point) for point in gather(run).held_out] == rows
     page = " ".join(report_page(run).split())
-    assert "over 99 optimizer steps; held-out loss lowest at step 72, 0.250, and 0.400 at the last." in page
-    assert "lowest at step 72 (0.250 nats) and 0.400 at the last" in page and "held out: lowest at step 72<" in page
+    assert "over 99 optimizer steps; held-out loss from 0.900 to 0.250." in page and "best: step 72<" in page
+    assert "together, lowest at step 72: 0.278 nats, and 0.286 at the last" in page
+    assert "best at step 72, 0.278 nats; 0.286 at the last." in page
     assert "Agreement with held-out labels from 50.0% to 86.0%" in page
     run.bucket.remove("training/held_out.jsonl")
     assert gather(run).held_out == [] and "held out" not in report_page(run)

@@ -53,8 +53,12 @@ class HeldOutFigures:
 
     @property
     def score(self) -> float:
-        """What decides which adapter is best: the lower, the better."""
-        return self.loss
+        """What decides which adapter is best: the lower, the better.
+
+        What is learned and what is unlearnt, on one scale. The loss alone goes on falling while accuracy falls
+        (deploy/demo/README.md, "When to stop").
+        """
+        return self.loss + self.other_shift
 
 
 class HeldOutWatch(TrainerCallback):
@@ -171,7 +175,8 @@ def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
     first, best, last = watch.figures[0], watch.best, watch.figures[-1]
     console.print(
         f"held-out loss {first.loss:.4f} before training, {best.loss:.4f} at step {best.step}, {last.loss:.4f} at the "
-        f"last; shift from the base {last.shift:.4f} nats at kept steps, {last.other_shift:.4f} at others",
+        f"last; shift from the base at steps that were not selected {best.other_shift:.4f} nats at step {best.step}, "
+        f"{last.other_shift:.4f} at the last",
         soft_wrap=True,
     )
     if not watch.past_the_best:
@@ -180,8 +185,8 @@ def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
         console.print(f"training went past its best: the adapter of step {best.step} is kept", soft_wrap=True)
         return
     console.print(
-        f"warning: training went past its best: the held-out loss was lowest at step {best.step}. Use --keep best, or "
-        f"--max-steps {max(best.step, 1)}",
+        f"warning: training went past its best: held-out loss and shift together were lowest at step {best.step}. Use "
+        f"--keep best, or --max-steps {max(best.step, 1)}",
         style="yellow",
         soft_wrap=True,
     )

@@ -1,0 +1,225 @@
+"""Which labels teach the demo's pair, for how long, and what a held-out score knows of it: accuracies, not seconds.
+
+One RUN of the demo's pair gives a RUN for each variant of selection and labels. Each trains an adapter a seed, whose
+checkpoints are evaluated on the development problems; the epochs that were best there are evaluated on the test
+problems, where --test is given. Every phase is a command of the project. A second call goes on where the first stopped,
+with more epochs too; --report prints the tables of what is there.
+
+    .venv/bin/python tests/benchmarks/labels.py FOLDER RUN [--epochs 24] [--seeds 0,1,2] [--problems 500] [--test]
+
+RUN is the one that `make demo` leaves in demo-output/run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "deploy" / "demo"
+VARIANTS = {
+    "contrast": [],
+    "tilt 0.5": ["--labels", "tilt", "--gamma", "0.5"],
+    "max-shift 0.1": ["--max-shift", "0.1"],
+    "top 0.05": ["--select", "top", "--keep", "0.05"],
+    "tilt 1": ["--labels", "tilt", "--gamma", "1"],
+    "tilt 0.25": ["--labels", "tilt", "--gamma", "0.25"],
+    "max-shift 0.3": ["--max-shift", "0.3"],
+    "top 0.02": ["--select", "top", "--keep", "0.02"],
+}
+"""Options of `build`, by name. contrast is the paper's label."""
+APART, TABLE = 3, (3, 6, 12, 24)
+"""Epochs between two checkpoints; those in the table."""
+STEPS = 60
+"""Optimizer steps an epoch: 950 trajectories that are not held out, 16 a step."""
+EXAMINED = ["--system-prompt", "Please reason step by step.", "--max-tokens", "64"]
+SCORES = ("loss", "loss + other_shift", "agreement", "other_shift")
+"""Held-out scores that may choose a checkpoint."""
+TOGETHER = 4
+"""Trainings that one engine evaluates."""
+
+Point = Mapping[str, Any]
+"""What `evaluate` says of one model: accuracy, interval, paired."""
+
+
+def command(package: str, *words: object) -> None:
+    """A command of the project."""
+    from support.processes import forked
+
+    print(f"$ {package} {' '.join(map(str, words))}", flush=True)
+    done = forked.run(package, *words, timeout=24 * 3600)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One variant with one seed: its files in FOLDER."""
+
+    folder: Path
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant.replace(' ', '-')}-{self.seed}"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapters" / self.name
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """lightreasoner.json of the adapter; empty where the training has not ended."""
+        file = self.adapter / "lightreasoner.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The adapters to evaluate, by optimizer step. The best is copied: a longer training may choose another."""
+        folders = (self.adapter / "checkpoints").glob("checkpoint-*")
+        found = {int(folder.name.rpartition("-")[2]): folder for folder in folders}
+        found = {step: folder for step, folder in found.items() if step % (APART * STEPS) == 0}
+        best = self.about["best_step"]
+        if best not in found:
+            found[best] = self.folder / "best" / f"{self.name}-{best}"
+            if not found[best].exists():
+                shutil.copytree(self.adapter, found[best], ignore=shutil.ignore_patterns("checkpoints", ".*"))
+        return dict(sorted(found.items()))
+
+    def curve(self, results: Mapping[str, Point]) -> dict[int, Point]:
+        """What was found of its checkpoints, by optimizer step."""
+        return {step: results[str(at)] for step, at in self.checkpoints().items() if str(at) in results}
+
+    def held_out(self, score: str, step: float) -> float:
+        """A held-out score at a step, the lower the better; between two measurements on the line through them."""
+        lines = [json.loads(line) for line in (self.adapter / "held_out.jsonl").read_text().splitlines()]
+        steps = [line["step"] for line in lines]
+        sign = -1.0 if score == "agreement" else 1.0
+        return sign * sum(float(np.interp(step, steps, [line[n] for line in lines])) for n in score.split(" + "))
+
+
+def train(trained: Trained, run: str, epochs: int) -> None:
+    """Build the RUN of a variant and train on it, where that is not done."""
+    url = run
+    if options := VARIANTS[trained.variant]:
+        url = str(trained.folder / "runs" / trained.variant.replace(" ", "-"))
+        if not Path(url, "complete.json").exists():
+            command("client", "build", run, url, *options)
+    if trained.about.get("optimizer_steps", 0) < epochs * STEPS:
+        about = ["--epochs", epochs, "--seed", trained.seed, "--keep", "best", "--resume"]
+        kept = ["--save-steps", APART * STEPS, "--keep-checkpoints", max(TABLE)]
+        command("trainer", "train", url, "--model", DEMO / "expert", "--output", trained.adapter, *about, *kept)
+
+
+def evaluate(folder: Path, split: str, adapters: Iterable[Path], problems: int) -> None:
+    """Evaluate the expert and adapters on a split; what was evaluated before is not asked again."""
+    made = subprocess.run(
+        [sys.executable, DEMO / "word_problems.py", split, str(problems)], check=True, capture_output=True, text=True
+    )
+    file = folder / f"{split}-problems.jsonl"
+    file.write_text(made.stdout)
+    words = [word for adapter in adapters for word in ("--adapter", adapter)]
+    asked = ["--benchmark", f"{split}={file}", "-o", folder / f"{split}.json", *EXAMINED]
+    command("trainer", "evaluate", DEMO / "expert", *words, *asked)
+
+
+def results_of(folder: Path, split: str) -> dict[str, Point]:
+    """What was found on a split, by adapter; empty where nothing was."""
+    file = folder / f"{split}.json"
+    models = json.loads(file.read_text())["models"] if file.exists() else {}
+    return {name: by_benchmark[split] for name, by_benchmark in models.items()}
+
+
+def chosen_epochs(every: Sequence[Trained], results: Mapping[str, Point]) -> dict[str, int]:
+    """By variant the epochs of the table with the highest accuracy, the mean over its seeds."""
+    chosen = {}
+    for variant in VARIANTS:
+        curves = [curve for one in every if one.variant == variant and (curve := one.curve(results))]
+        means = {
+            epochs: np.mean([curve[epochs * STEPS]["accuracy"] for curve in curves])
+            for epochs in TABLE
+            if curves and all(epochs * STEPS in curve for curve in curves)
+        }
+        if means:
+            chosen[variant] = max(means, key=lambda epochs: means[epochs])
+    return chosen
+
+
+def cell(point: Point) -> str:
+    """An accuracy as the tables show it."""
+    low, high = point["interval"]
+    pair = point.get("paired")
+    return f"{point['accuracy']:.1%} [{low:.1%}, {high:.1%}]" + (f" +{pair['fixed']} −{pair['broken']}" if pair else "")
+
+
+def report(every: Sequence[Trained], folder: Path) -> None:
+    """Print the tables of what is there."""
+    results = results_of(folder, "dev")
+    curves = {one: curve for one in every if (curve := one.curve(results))}
+    print("development problems:", cell(results["base"]), "before")
+    for one, curve in curves.items():
+        cells = [cell(curve[epochs * STEPS]) for epochs in TABLE if epochs * STEPS in curve]
+        print(f"| {one.variant} | {one.seed} | {' | '.join(cells)} |")
+    print("\nrank correlation of accuracy with each held-out score, over the checkpoints of a training: -1 is perfect")
+    for one, curve in curves.items():
+        accuracies = [point["accuracy"] for point in curve.values()]
+        found = [spearmanr([one.held_out(score, step) for step in curve], accuracies).statistic for score in SCORES]
+        print(f"| {one.variant} | {one.seed} | {' | '.join(f'{value:+.2f}' for value in found)} |")
+    print("\naccuracy of the checkpoint that each score chooses, of the best and of the last; steps in brackets")
+    for one, curve in curves.items():
+        found = [min(curve, key=lambda step: one.held_out(score, step)) for score in SCORES]
+        found += [max(curve, key=lambda step: curve[step]["accuracy"]), max(curve)]
+        cells = [f"{curve[step]['accuracy']:.1%} ({step})" for step in found]
+        print(f"| {one.variant} | {one.seed} | {' | '.join(cells)} |")
+    drawn: dict[str, dict[int, list[float]]] = {}
+    for one, curve in curves.items():
+        points = drawn.setdefault(one.variant, {0: []})
+        for step, point in {0: results["base"], **curve}.items():
+            if step % (APART * STEPS) == 0:
+                points.setdefault(step, []).append(point["accuracy"])
+    (folder / "curves.json").write_text(json.dumps(drawn))  # for deploy/demo/pictures.py
+    if tested := results_of(folder, "test"):
+        print("\ntest problems:", cell(tested["base"]), "before")
+        for name, point in tested.items():
+            print(f"| {name.removeprefix(str(folder))} | {cell(point)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--epochs", type=int, default=max(TABLE), help="of each training")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--problems", type=int, default=500, help="of the development split")
+    parser.add_argument("--test", action="store_true", help="then evaluate what is best on 1,000 test problems, once")
+    parser.add_argument("--report", action="store_true", help="only print the tables of what is there")
+    given = parser.parse_args()
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    folder = given.folder.resolve()
+    every = [Trained(folder, variant, int(seed)) for seed in given.seeds.split(",") for variant in VARIANTS]
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(0, 0 if given.report else len(every), TOGETHER):
+        for one in every[first : first + TOGETHER]:
+            train(one, given.run, given.epochs)
+        done = [one for one in every if one.about]
+        evaluate(folder, "dev", [at for one in done for at in one.checkpoints().values()], given.problems)
+    done = [one for one in every if one.about]
+    if given.test:
+        best = chosen_epochs(done, results_of(folder, "dev"))
+        adapters = [one.checkpoints()[best[one.variant] * STEPS] for one in done]
+        evaluate(folder, "test", adapters, 1000)
+    report(done, folder)
+
+
+if __name__ == "__main__":
+    main()
