@@ -13,6 +13,9 @@ MOST_SHOWN = 100
 class LightReasonerError(Exception):
     """Base of every error whose message names the thing, what was expected and what to do."""
 
+    may_pass: bool = False
+    """Whether the same command may succeed later, or on another machine, with nothing corrected."""
+
 
 def missing_extra(error: ModuleNotFoundError, extra: str) -> str:
     """The message for a command whose packages are not installed."""
@@ -72,6 +75,12 @@ class RunError(LightReasonerError):
     """A RUN is missing, empty, damaged or made with other settings."""
 
 
+class LostTrajectories(RunError):
+    """A RUN lacks trajectories that it held before."""
+
+    may_pass = True
+
+
 class TooManyFailures(LightReasonerError):
     """More trajectories failed than --max-failures allows. What was sampled is kept."""
 
@@ -82,6 +91,8 @@ class ServiceError(LightReasonerError):
 
 class Unreachable(ServiceError):
     """A server did not answer, but may answer a retry. `retry_after`: the pause that it asked for, in seconds."""
+
+    may_pass = True
 
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)

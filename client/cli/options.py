@@ -1,7 +1,7 @@
 """The arguments and options that several of the client's commands share, their help, and what they become.
 
 In: what a user typed. Out: settings of the protocol, a problem set; or an error that names the option. What `sample`
-and `submit` have in common is one value, `SamplingOptions`.
+and `submit` have in common is one value, `SamplingOptions`; what `sample` of client and server have, `WorkOptions` too.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from client.protocol.requests import (
 
 if TYPE_CHECKING:
     from client.problems.problem_set import ProblemSet
+    from client.sampling.shards import Shard
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
 SAMPLING, CONTRAST = SamplingSettings(), ContrastSettings()
 """The defaults of the protocol, which are those of the options."""
 PROBLEM_PANEL, DECODING_PANEL, CONTRAST_PANEL = "Problems", "Trajectories", "Samples"
+WORK_PANEL = "Shards, failures and outages"
 """Groups of options in --help."""
 
 Problems = Annotated[
@@ -213,6 +215,49 @@ class SamplingOptions:
 
     def _checked(self, model: type[Settings]) -> Settings:
         return checked(model, **{name: value for name, value in self.fields().items() if name in model.model_fields})
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """The options of both `sample` commands, the client's and the server's, about how a RUN is filled."""
+
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            rich_help_panel=WORK_PANEL,
+            help="Sample only part I of N of the problems, for example 2/3; other processes sample the others.",
+        ),
+    ] = None
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            rich_help_panel=WORK_PANEL,
+            help="Also sample what failed in earlier attempts, even if RUN is complete.",
+        ),
+    ] = False
+    max_failures: Annotated[
+        int | None,
+        typer.Option(min=0, rich_help_panel=WORK_PANEL, help="Stop after more than this many failed trajectories."),
+    ] = None
+    patience: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            rich_help_panel=WORK_PANEL,
+            help="Give up after this many seconds in which the bucket, or every server, does not respond.",
+        ),
+    ] = 1800.0
+
+    def part(self) -> Shard:
+        """The shard that is asked for. Raises LightReasonerError."""
+        from client.sampling.shards import WHOLE_SET, Shard
+
+        part = Shard.parse(self.shard) if self.shard else WHOLE_SET
+        if self.retry_failed and part.count > 1:
+            raise LightReasonerError("--retry-failed cannot be combined with --shard: one process retries all failures")
+        return part
 
 
 def template_variables(text: str | None) -> dict[str, Any]:

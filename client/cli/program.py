@@ -58,6 +58,29 @@ class Program(typer.Typer):
 
         return register
 
+    def default(self, function: Function) -> None:
+        """Register the command that is meant where none is named: its options stand in the program's own help."""
+        command = spread(function)
+        inner = inspect.signature(command).parameters.values()
+
+        def alone(context: typer.Context, **values: Any) -> None:
+            if context.invoked_subcommand is None:
+                return command(**values)
+            for name in values:
+                if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
+                    option, word = f"--{name.replace('_', '-')}", context.invoked_subcommand
+                    raise typer.BadParameter(f"name the command first: {word} {option} …", param_hint=option)
+
+        own = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        alone.__annotations__ = {parameter.name: parameter.annotation for parameter in (own, *inner)}
+        alone.__signature__ = inspect.Signature([own, *inner])  # type: ignore[attr-defined]
+        self.callback(
+            invoke_without_command=True,
+            help=flowing(function.__doc__ or ""),
+            subcommand_metavar="[COMMAND] [ARGS]...",
+        )(alone)
+        self.command()(function)
+
 
 class _Command(TyperCommand):
     """A command whose usage names its arguments as its help does: PROBLEMS, where typer writes {PROBLEMS}."""

@@ -1,7 +1,7 @@
 """sample: problems through servers into a RUN, resuming where an earlier attempt stopped.
 
 In: options. Out: a RUN, and a table of what it holds. A first Ctrl-C lets the answers that are on their way be written;
-a second ends the process at once.
+a second ends the process at once. The server's own `sample` fills its RUN here too, from another source.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ import asyncio
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
 
-import typer
-
-from client.cli.options import ApiKey, Problems, SamplingOptions, Servers, TargetRun
-from client.errors import LightReasonerError, Stopped
+from client.cli.options import ApiKey, Problems, SamplingOptions, Servers, TargetRun, WorkOptions
+from client.errors import Stopped
 
 if TYPE_CHECKING:
     from client.cli.progress import Terminal
-    from client.sampling.sampler import Sampled
+    from client.sampling.sampler import Sampled, TrajectorySource
+    from client.sampling.shards import Shard
     from client.servers.client import SamplingClient
-
-WORK_PANEL = "Shards, failures and outages"
-"""A group of options in --help."""
 
 
 def sample(
@@ -31,35 +29,8 @@ def sample(
     run: TargetRun,
     server: Servers,
     options: SamplingOptions,
+    work: WorkOptions,
     api_key: ApiKey = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            rich_help_panel=WORK_PANEL,
-            help="Sample only part I of N of the problems, for example 2/3; other clients sample the others.",
-        ),
-    ] = None,
-    retry_failed: Annotated[
-        bool,
-        typer.Option(
-            "--retry-failed",
-            rich_help_panel=WORK_PANEL,
-            help="Also sample what failed in earlier attempts, even if RUN is complete.",
-        ),
-    ] = False,
-    max_failures: Annotated[
-        int | None,
-        typer.Option(min=0, rich_help_panel=WORK_PANEL, help="Stop after more than this many failed trajectories."),
-    ] = None,
-    patience: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            rich_help_panel=WORK_PANEL,
-            help="Give up after this many seconds in which no server, or not the bucket, responds.",
-        ),
-    ] = 1800.0,
 ) -> None:
     """Sample PROBLEMS with one or more servers; write trajectories and contrast samples to RUN.
 
@@ -69,53 +40,70 @@ def sample(
     A problem that occurs twice (same id; without an id, same question) is sampled once. A row without a question is an
     error.
     """
+    from client.servers.client import SamplingClient
+
+    @asynccontextmanager
+    async def connected(progress: Terminal) -> AsyncIterator[SamplingClient]:
+        async with SamplingClient(server, api_key, work.patience, progress.say) as connection:
+            progress.servers = connection.status
+            yield connection
+
+    fill(problems, run, options, work, work.part(), connected)
+
+
+def fill(
+    problems: str,
+    run: str,
+    options: SamplingOptions,
+    work: WorkOptions,
+    part: Shard,
+    opened: Callable[[Terminal], AbstractAsyncContextManager[TrajectorySource]],
+    first: str = "the first request to a server",
+) -> None:
+    """Sample into RUN from the source that `opened` gives, and print what RUN holds.
+
+    `first`: what sampling begins with. Stopped by a signal, it exits with 128 and the signal's number. Raises
+    LightReasonerError.
+    """
     from client.cli.progress import Terminal, print_labels, print_totals
     from client.runs.run import Run
     from client.sampling.sampler import sample_problems
-    from client.sampling.shards import Shard
     from client.sampling.spool import spool_folder
-    from client.servers.client import SamplingClient
 
-    part = Shard.parse(shard) if shard else Shard()
-    if retry_failed and part.count > 1:
-        raise LightReasonerError("--retry-failed cannot be combined with --shard: one client retries all failures")
     settings, contrast = options.settings(), options.contrast()
     asked = options.read(problems)
 
     async def sampling() -> Sampled:
         with Terminal() as progress:
-            async with SamplingClient(server, api_key, patience, progress.say) as connection:
-                progress.servers = connection.status
+            async with opened(progress) as source:
                 for number in (signal.SIGINT, signal.SIGTERM):
-                    asyncio.get_running_loop().add_signal_handler(number, stop, number, connection, progress)
+                    asyncio.get_running_loop().add_signal_handler(number, stop, number, source, progress)
                 return await sample_problems(
                     asked,
                     Run(run),
-                    connection,
+                    source,
                     sampling=settings,
                     contrast=contrast,
                     progress=progress,
                     shard=part,
-                    retry_failed=retry_failed,
-                    max_failures=max_failures,
-                    patience=patience,
+                    retry_failed=work.retry_failed,
+                    max_failures=work.max_failures,
+                    patience=work.patience,
                     spool_base=spool_folder(),
                 )
 
-    def stop(number: signal.Signals, connection: SamplingClient, progress: Terminal) -> None:
+    def stop(number: signal.Signals, source: TrajectorySource, progress: Terminal) -> None:
         """Once sampling has begun, the first signal lets answers on their way be written; any other ends at once."""
-        if progress.began and not connection.stopping:
+        if progress.began and not source.stopping:
             stopped_by.append(number)
-            return connection.stop()
+            return source.stop()
         progress.__exit__()
-        print(
-            f"\nstopped at once; {run} holds what was written. Run the same command again to resume."
+        stop_at_once(
+            number,
+            f"at once; {run} holds what was written. Run the same command again to resume."
             if progress.began
-            else "\nstopped before the first request to a server",
-            file=sys.stderr,
-            flush=True,
+            else f"before {first}",
         )
-        os._exit(128 + number)  # a thread may wait for the bucket for minutes
 
     stopped_by: list[signal.Signals] = []
     try:
@@ -126,7 +114,7 @@ def sample(
     if sampled.totals is None:
         print(
             f"shard {part} is done; the other shards lack {sampled.waiting:,} trajectories. "
-            f"The client that finishes last completes {run}"
+            f"Whoever finishes last completes {run}"
         )
         return
     if sampled.counts is None:
@@ -135,3 +123,9 @@ def sample(
     print_labels(Run(run), sampled.tally)
     if sampled.totals.failed:
         print("to sample them again, run the same command with --retry-failed")
+
+
+def stop_at_once(number: int, when: str) -> None:
+    """End this process as a signal asks for."""
+    print(f"\nstopped {when}", file=sys.stderr, flush=True)
+    os._exit(128 + number)  # a thread may wait for the bucket for minutes

@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Protocol
 
-from client.errors import RunError, ServiceError, Stopped, TooManyFailures
+from client.errors import LostTrajectories, RunError, ServiceError, Stopped, TooManyFailures
 from client.problems.problem_set import ProblemSet
 from client.protocol.requests import (
     ContrastSettings,
@@ -214,7 +214,7 @@ def _settled_totals(problems: ProblemSet, n: int, run: Run, manifest: RunManifes
     """
     tally, failures = run.tally(manifest, problems.ids), run.failures()
     if lost := Keys(key for key in keys_of(problems, n) if key not in tally.keys and key not in failures):
-        raise RunError(
+        raise LostTrajectories(
             f"{run} lacks {len(lost)} trajectories that it held before (one is {min(lost)}): the bucket lost "
             "them, or somebody removed them. Run the same command again to sample them"
         )

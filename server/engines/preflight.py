@@ -24,7 +24,9 @@ from client.models.fingerprints import (
     tokenizer_fingerprint,
 )
 from client.protocol.requests import TokenDifference
-from server.settings import Role
+from server import models
+from server.logs import log
+from server.settings import Role, ServerSettings
 
 GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """How names of architectures end that generate text; vLLM knows some others."""
@@ -52,6 +54,21 @@ class PairFacts:
     amateur: ModelFacts
     differences: list[TokenDifference]  # added tokens that are not the same in both
     known: npt.NDArray[np.bool_]  # [expert's vocab_size]: may the id be sent to the amateur?
+
+
+def inspect_models(settings: ServerSettings) -> tuple[ServerSettings, PairFacts]:
+    """The settings with a folder for each model, downloaded if it must be, and what their files say; logs both.
+
+    Raises SettingsError or ModelError.
+    """
+    settings = models.located(settings)
+    folders = Path(settings.expert["model"]), Path(settings.amateur["model"])
+    facts = inspect_pair(*folders, models.trusted(settings), settings.chat_template)
+    log.info("expert %s, amateur %s", facts.expert.folder, facts.amateur.folder)
+    if facts.differences:
+        listed = ", ".join(f"{entry.id} {entry.expert!r} / {entry.amateur!r}" for entry in facts.differences)
+        log.info("added tokens that the amateur does not share (id expert / amateur): %s", listed)
+    return settings, facts
 
 
 def inspect_pair(

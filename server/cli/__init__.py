@@ -1,0 +1,1 @@
+"""The commands of the server: `serve` over HTTP, and `sample` without it."""

@@ -1,0 +1,86 @@
+"""sample: problems through this process's own pair into a RUN, without HTTP; it ends when its shard is done.
+
+In: options. Out: a RUN, and an exit status that tells an engine of jobs whether to try again. Problems, options,
+progress and what a RUN holds are the client's (`client.cli.sample`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from client.cli.options import Problems, SamplingOptions, TargetRun, WorkOptions
+from client.cli.sample import fill, stop_at_once
+from client.errors import LightReasonerError, clean_lines
+from server.cli.options import PairOptions, not_installed
+
+if TYPE_CHECKING:
+    from client.cli.progress import Terminal
+    from server.jobs.own_pair import OwnPair
+
+FIRST = "the first trajectory"
+TRY_AGAIN = os.EX_TEMPFAIL
+
+
+def sample(problems: Problems, run: TargetRun, pair: PairOptions, options: SamplingOptions, work: WorkOptions) -> None:
+    """Sample PROBLEMS with a pair of this process's own, without HTTP, into RUN; end when that is done.
+
+    To resume, run the same command again: it samples only what RUN lacks. Several such processes fill one RUN, each a
+    shard of it. Without --shard, a task of an Indexed Job (JOB_COMPLETION_INDEX, JOB_COMPLETIONS) or of a Slurm array
+    (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT) takes the shard of its place, and says so.
+
+    Exit status: 0 if RUN or the shard is done; 75 if another try may succeed, as after a dead engine or while the
+    bucket is unavailable; 1 if something must be corrected first; 130 or 143 if a signal stopped it. What was answered
+    is written first.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # until sampling has begun
+        signal.signal(number, _stop_early)
+    try:
+        work = _with_shard(work)
+        settings = pair.settings()
+
+        @asynccontextmanager
+        async def own_pair(_: Terminal) -> AsyncIterator[OwnPair]:
+            from server import watchdog
+            from server.engines import forkserver
+
+            _watchdog = watchdog.start()  # its pipe closes with this process
+            forkserver.start()  # beside the imports that follow
+            from server.jobs.own_pair import OwnPair
+
+            source = OwnPair(settings)
+            try:
+                yield source
+            finally:
+                await source.aclose()
+
+        fill(problems, run, options, work, work.part(), own_pair, FIRST)
+    except LightReasonerError as error:
+        print(f"error: {clean_lines(str(error))}", file=sys.stderr)
+        sys.exit(TRY_AGAIN if error.may_pass else 1)
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {not_installed(error)}")
+    except Exception:  # nobody foresaw it: the machine may be at fault
+        traceback.print_exc()
+        sys.exit(TRY_AGAIN)
+
+
+def _with_shard(work: WorkOptions) -> WorkOptions:
+    """The options with the shard of this task, if none was given."""
+    from server.cli.tasks import shard_of_task
+
+    if work.shard or not (found := shard_of_task(os.environ)):
+        return work
+    shard, said = found
+    print(f"shard {shard}, from {said}", file=sys.stderr, flush=True)
+    return replace(work, shard=str(shard))
+
+
+def _stop_early(number: int, _: Any) -> None:
+    stop_at_once(number, f"before {FIRST}")
