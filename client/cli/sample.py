@@ -76,6 +76,8 @@ def fill(
 
     settings, contrast = options.settings(), options.contrast()
     asked = options.read(problems)
+    stopped_by: list[signal.Signals] = []
+    stopped_at = -math.inf
 
     async def sampling() -> Sampled:
         with Terminal() as progress:
@@ -116,8 +118,6 @@ def fill(
             else f"before {first}",
         )
 
-    stopped_by: list[signal.Signals] = []
-    stopped_at = -math.inf
     try:
         sampled = asyncio.run(sampling())
     except Stopped as stopped:
