@@ -5,7 +5,8 @@ checkpoints are evaluated on the development problems; the epochs that were best
 problems, where --test is given. Every phase is a command of the project. A second call goes on where the first stopped,
 with more epochs too; --report prints the tables of what is there.
 
-    .venv/bin/python tests/benchmarks/labels.py FOLDER RUN [--epochs 24] [--seeds 0,1,2] [--problems 500] [--test]
+    .venv/bin/python tests/benchmarks/labels.py FOLDER RUN [--epochs 24] [--seeds 0,1,2]
+        [--variants "contrast,tilt 0.5"] [--problems 500] [--test]
 
 RUN is the one that `make demo` leaves in demo-output/run.
 """
@@ -42,6 +43,7 @@ APART, TABLE = 3, (3, 6, 12, 24)
 """Epochs between two checkpoints; those in the table."""
 STEPS = 60
 """Optimizer steps an epoch: 950 trajectories that are not held out, 16 a step."""
+TABLE_STEPS = [epochs * STEPS for epochs in TABLE]
 EXAMINED = ["--system-prompt", "Please reason step by step.", "--max-tokens", "64"]
 SCORES = ("loss", "loss + other_shift", "agreement", "other_shift")
 """Held-out scores that may choose a checkpoint."""
@@ -85,10 +87,10 @@ class Trained:
         return json.loads(file.read_text()) if file.exists() else {}
 
     def checkpoints(self) -> dict[int, Path]:
-        """The adapters to evaluate, by optimizer step. The best is copied: a longer training may choose another."""
+        """The table's and the best, by optimizer step. The best is copied: a longer training may choose another."""
         folders = (self.adapter / "checkpoints").glob("checkpoint-*")
         found = {int(folder.name.rpartition("-")[2]): folder for folder in folders}
-        found = {step: folder for step, folder in found.items() if step % (APART * STEPS) == 0}
+        found = {step: folder for step, folder in found.items() if step in TABLE_STEPS}
         best = self.about["best_step"]
         if best not in found:
             found[best] = self.folder / "best" / f"{self.name}-{best}"
@@ -185,7 +187,7 @@ def report(every: Sequence[Trained], folder: Path) -> None:
     for one, curve in curves.items():
         points = drawn.setdefault(one.variant, {0: []})
         for step, point in {0: results["base"], **curve}.items():
-            if step % (APART * STEPS) == 0:
+            if step in (0, *TABLE_STEPS):
                 points.setdefault(step, []).append(point["accuracy"])
     (folder / "curves.json").write_text(json.dumps(drawn))  # for deploy/demo/pictures.py
     if tested := results_of(folder, "test"):
@@ -200,13 +202,14 @@ def main() -> None:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--epochs", type=int, default=max(TABLE), help="of each training")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--problems", type=int, default=500, help="of the development split")
-    parser.add_argument("--test", action="store_true", help="then evaluate what is best on 1,000 test problems, once")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--problems", type=int, default=500, help="of each split")
+    parser.add_argument("--test", action="store_true", help="then evaluate what is best on the test split, once")
     parser.add_argument("--report", action="store_true", help="only print the tables of what is there")
     given = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    folder = given.folder.resolve()
-    every = [Trained(folder, variant, int(seed)) for seed in given.seeds.split(",") for variant in VARIANTS]
+    folder, variants = given.folder.resolve(), given.variants.split(",")
+    every = [Trained(folder, variant, int(seed)) for seed in given.seeds.split(",") for variant in variants]
     folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, 0 if given.report else len(every), TOGETHER):
         for one in every[first : first + TOGETHER]:
@@ -217,7 +220,7 @@ def main() -> None:
     if given.test:
         best = chosen_epochs(done, results_of(folder, "dev"))
         adapters = [one.checkpoints()[best[one.variant] * STEPS] for one in done]
-        evaluate(folder, "test", adapters, 1000)
+        evaluate(folder, "test", adapters, given.problems)
     report(done, folder)
 
 
