@@ -12,7 +12,7 @@ label over the whole vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -62,9 +62,44 @@ class LabelShifts:
     columns: npt.NDArray[np.intp]  # [n], its column in the top k; k if it is not among them
 
 
+@dataclass(frozen=True)
+class StepFigures:
+    """What all T steps of a trajectory are, whichever are kept: one computation for selection, labels and counts."""
+
+    kl_lower_bound: Floats  # [T], nats
+    covered_mass: Floats  # [T]
+    labelled: Bools  # [T, k], the ids that a label can have: plausible, and known to the amateur
+    complete: Bools  # [T], `mask_complete`
+    same_top1: Bools  # [T], as `top1`
+    other_top1: Bools  # [T]
+
+    def __getitem__(self, steps: slice) -> StepFigures:
+        """Those of some steps."""
+        return StepFigures(*(getattr(self, field.name)[steps] for field in fields(self)))
+
+
+def step_figures(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float, vocab_size: int) -> StepFigures:
+    """`kl_lower_bound`, `covered_mass`, `mask_complete` and `top1` of the same arrays at once: [T, k] x 2."""
+    known, p, q = _probabilities(expert_logprobs, amateur_logprobs)
+    p_known, q_known = p.sum(axis=1), q.sum(axis=1)
+    mask = plausible(expert_logprobs, alpha)
+    labelled, complete = mask & known, _whole(mask, vocab_size)
+    if not known.all():
+        complete &= ~(mask & ~known).any(axis=1)
+    same, other = _top1(q, q_known, known[:, 0])
+    return StepFigures(
+        kl_lower_bound=_bound(expert_logprobs, amateur_logprobs, p, p_known, q_known),
+        covered_mass=p_known,
+        labelled=labelled,
+        complete=complete,
+        same_top1=same,
+        other_top1=other,
+    )
+
+
 def covered_mass(expert_logprobs: Floats, amateur_logprobs: Floats) -> Floats:
     """The expert's probability on the ids that the amateur knows: [T, k] and [T, k] -> [T]."""
-    return np.where(np.isfinite(amateur_logprobs), np.exp(expert_logprobs.astype(np.float64)), 0.0).sum(axis=1)
+    return _probabilities(expert_logprobs, amateur_logprobs)[1].sum(axis=1)
 
 
 def kl_lower_bound(expert_logprobs: Floats, amateur_logprobs: Floats) -> Floats:
@@ -74,15 +109,8 @@ def kl_lower_bound(expert_logprobs: Floats, amateur_logprobs: Floats) -> Floats:
     of the k ids that the amateur knows; p_r and q_r are the remainders. q_r is at least `SMALLEST_REMAINDER`, and
     p_r <= 0 contributes nothing: both can only lower the bound. If k is the whole vocabulary, the bound is exact.
     """
-    log_p, log_q = expert_logprobs.astype(np.float64), amateur_logprobs.astype(np.float64)
-    known = np.isfinite(log_q)
-    p = np.where(known, np.exp(log_p), 0.0)
-    q = np.where(known, np.exp(log_q), 0.0)
-    log_ratio = np.subtract(log_p, log_q, where=p > 0, out=np.zeros_like(p))
-    p_rest = 1.0 - p.sum(axis=1)
-    q_rest = np.maximum(1.0 - q.sum(axis=1), SMALLEST_REMAINDER)
-    rest = np.where(p_rest > 0, p_rest * np.log(np.maximum(p_rest, np.finfo(float).tiny) / q_rest), 0.0)
-    return (p * log_ratio).sum(axis=1) + rest
+    _, p, q = _probabilities(expert_logprobs, amateur_logprobs)
+    return _bound(expert_logprobs, amateur_logprobs, p, p.sum(axis=1), q.sum(axis=1))
 
 
 def plausible(expert_logprobs: Floats, alpha: float) -> Bools:
@@ -98,8 +126,7 @@ def mask_complete(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: floa
     (`vocab_size` columns).
     """
     mask = plausible(expert_logprobs, alpha)
-    whole = ~mask[:, -1] | (expert_logprobs.shape[1] >= vocab_size)
-    return whole & ~(mask & ~np.isfinite(amateur_logprobs)).any(axis=1)
+    return _whole(mask, vocab_size) & ~(mask & ~np.isfinite(amateur_logprobs)).any(axis=1)
 
 
 def top1(amateur_logprobs: Floats) -> tuple[Bools, Bools]:
@@ -110,9 +137,7 @@ def top1(amateur_logprobs: Floats) -> tuple[Bools, Bools]:
     of the k ids is more probable. Otherwise the k ids do not decide it.
     """
     q = np.exp(amateur_logprobs.astype(np.float64))
-    best = q[:, 0]
-    beaten = (q[:, 1:] > best[:, None]).any(axis=1) | ~np.isfinite(amateur_logprobs[:, 0])
-    return ~beaten & (best >= 1.0 - q.sum(axis=1)), beaten
+    return _top1(q, q.sum(axis=1), np.isfinite(amateur_logprobs[:, 0]))
 
 
 def contrast(
@@ -132,6 +157,7 @@ def contrast(
     cut: tuple[float, int] | None = None,
     token_ids: npt.NDArray[np.int32] | None = None,
     seed: int = 0,
+    figures: StepFigures | None = None,
 ) -> Contrast:
     """Select steps of a trajectory and label them.
 
@@ -151,10 +177,10 @@ def contrast(
         cut: for "top": the least bound to keep, in nats, and the last step to keep with exactly that bound.
         token_ids: [T], the trajectory.
         seed: seed of "random", at least 0. Give each trajectory its own, or all draw alike.
+        figures: `step_figures` of the same arguments, if they are there already.
     """
-    bound = kl_lower_bound(expert_logprobs, amateur_logprobs)
-    complete = mask_complete(expert_logprobs, amateur_logprobs, alpha, vocab_size)
-    labelled = _labelled(expert_logprobs, amateur_logprobs, alpha)
+    figures = figures or step_figures(expert_logprobs, amateur_logprobs, alpha, vocab_size)
+    bound, complete, labelled = figures.kl_lower_bound, figures.complete, figures.labelled
     reached = np.arange(len(bound)) >= first_step
     may_be_kept = reached & (labelled.any(axis=1) if keep_incomplete else complete)
     informative = reached & (bound > beta)
@@ -181,7 +207,7 @@ def contrast(
     return Contrast(
         steps=steps.astype(np.int32),
         kl_lower_bound=bound[steps].astype(np.float32),
-        covered_mass=covered_mass(expert_logprobs, amateur_logprobs)[steps].astype(np.float32),
+        covered_mass=figures.covered_mass[steps].astype(np.float32),
         mask_complete=complete[steps],
         label_ids=ids[mask].astype(np.int32),
         label_weights=weights[mask].astype(np.float32),
@@ -203,12 +229,14 @@ def eligible(
 
 
 def label_shifts(
-    kept: Contrast, top_ids: npt.NDArray[np.int32], expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float
-) -> LabelShifts:
+    kept: Contrast, top_ids: npt.NDArray[np.int32], expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float,
+    labelled: Bools | None = None,
+) -> LabelShifts:  # fmt: skip
     """How far each label lies from the expert: D_KL(w || pi_E), pi_E renormalised on the plausible set.
 
-    `contrast` made `kept` from these arrays, [T, k], and `alpha`. A labelled id that is not plausible ("onehot") joins
-    the set. If it is not among the top k, it counts with the k-th probability, which can only lower the result.
+    `contrast` made `kept` from these arrays, [T, k], and `alpha`. `labelled`: as in `StepFigures`, if known. A labelled
+    id that is not plausible ("onehot") joins the set. If it is not among the top k, it counts with the k-th
+    probability, which can only lower the result.
     """
     steps, sizes = kept.steps, np.diff(kept.label_offsets)
     n, k = len(steps), top_ids.shape[1]
@@ -217,10 +245,11 @@ def label_shifts(
     found = top_ids[steps][rows] == kept.label_ids[:, None]  # [labels, k]
     columns = np.where(found.any(axis=1), found.argmax(axis=1), k)
     log_p_label = log_p[rows, np.minimum(columns, k - 1)]
-    mask = _labelled(expert_logprobs[steps], amateur_logprobs[steps], alpha)
+    mask = _labelled(expert_logprobs[steps], amateur_logprobs[steps], alpha) if labelled is None else labelled[steps]
     joins = ~mask[rows, np.minimum(columns, k - 1)] | (columns == k)
     mass = np.where(mask, np.exp(log_p), 0.0).sum(axis=1)
-    np.add.at(mass, rows[joins], np.exp(log_p_label[joins]))
+    if joins.any():
+        np.add.at(mass, rows[joins], np.exp(log_p_label[joins]))
     weights = kept.label_weights.astype(np.float64)
     log_w = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
     nats = np.bincount(rows, weights * (log_w - log_p_label), n) + np.log(mass)
@@ -233,6 +262,35 @@ def label_shifts(
         weight=weights[order],
         columns=columns[order],
     )
+
+
+def _probabilities(expert_logprobs: Floats, amateur_logprobs: Floats) -> tuple[Bools, Floats, Floats]:
+    """Which ids the amateur knows, and both models' probabilities of these, else 0: [T, k] x 2 -> [T, k] x 3."""
+    known = np.isfinite(amateur_logprobs)
+    p, q = np.exp(expert_logprobs.astype(np.float64)), np.exp(amateur_logprobs.astype(np.float64))
+    return (known, p, q) if known.all() else (known, np.where(known, p, 0.0), np.where(known, q, 0.0))
+
+
+def _bound(expert_logprobs: Floats, amateur_logprobs: Floats, p: Floats, p_known: Floats, q_known: Floats) -> Floats:
+    """`kl_lower_bound` from `_probabilities` and their sums."""
+    log_p, log_q, there = expert_logprobs.astype(np.float64), amateur_logprobs.astype(np.float64), p > 0
+    log_ratio = log_p - log_q if there.all() else np.subtract(log_p, log_q, where=there, out=np.zeros_like(p))
+    p_rest = 1.0 - p_known
+    q_rest = np.maximum(1.0 - q_known, SMALLEST_REMAINDER)
+    rest = np.where(p_rest > 0, p_rest * np.log(np.maximum(p_rest, np.finfo(float).tiny) / q_rest), 0.0)
+    return (p * log_ratio).sum(axis=1) + rest
+
+
+def _whole(mask: Bools, vocab_size: int) -> Bools:
+    """Whether no plausible id can be outside the top k: [T, k] -> [T]."""
+    return ~mask[:, -1] | (mask.shape[1] >= vocab_size)
+
+
+def _top1(q: Floats, q_known: Floats, best_known: Bools) -> tuple[Bools, Bools]:
+    """`top1` from the amateur's probabilities and their sums."""
+    best = q[:, 0]
+    beaten = (q.max(axis=1) > best) | ~best_known
+    return ~beaten & (best >= 1.0 - q_known), beaten
 
 
 def _labelled(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float) -> Bools:

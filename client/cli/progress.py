@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from client.sampling.writer import Counts
 
 LABELS_PRINTED = 3
+UPDATE_SECONDS = 0.05
+"""Least time between two updates of the bar."""
 PLAIN_SECONDS = 10.0
 """Time between progress lines, without a terminal."""
 
@@ -118,8 +120,10 @@ class Terminal:
         self.servers: Callable[[], list[str]] = list
         self.detail = ""  # rates, shares and failures in words
         self._console = Console(stderr=True)
+        self._on_terminal = self._console.is_terminal
         self._bar = Bar(self)
         self._task = self._bar.add_task("sampling", total=None, visible=False)
+        self._shown = -math.inf
         self._printed = math.inf  # set by the first update: the wait for servers does not count
 
     @property
@@ -143,6 +147,15 @@ class Terminal:
         return states if len(states) > 1 else []
 
     def update(self, counts: Counts) -> None:
+        now = time.monotonic()
+        due = now - self._printed > PLAIN_SECONDS
+        self._printed = now if due else min(self._printed, now)
+        if self._on_terminal:
+            if now - self._shown < UPDATE_SECONDS and counts.settled < counts.total:
+                return
+            self._shown = now
+        elif not due:
+            return
         seconds = max(counts.seconds, 1e-9)
         self.detail = f"{counts.settled / seconds:,.1f} trajectories/s, {counts.tokens / seconds:,.0f} tokens/s"
         if counts.steps:
@@ -150,12 +163,9 @@ class Terminal:
         if counts.failed + counts.passing:
             self.detail += f", {counts.failed + counts.passing:,} failed"
         self._bar.update(self._task, completed=counts.settled, total=counts.total, visible=True)
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._printed > PLAIN_SECONDS:
+        if not self._on_terminal:
             done = f"{counts.settled:,} of {counts.total:,}, {_time_left(counts)}{self.detail}"
             self.say("\n  ".join((done, *self.server_lines())))
-            self._printed = now
-        self._printed = min(self._printed, now)
 
 
 def _time_left(counts: Counts) -> str:

@@ -7,6 +7,7 @@ check them number by number. No I/O. `client.protocol.requests` exports these na
 from __future__ import annotations
 
 import base64
+import binascii
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -172,7 +173,9 @@ def _to_base64(array: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def _ids(value: Any) -> npt.NDArray[np.int32]:
-    array = _unpacked(value, "<i4") if isinstance(value, dict) else _array(value, {int}, np.int64)
+    if isinstance(value, dict):
+        return _unpacked(value, "<i4")
+    array = _array(value, {int}, np.int64)
     if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
         raise ValueError("a token id is out of range")
     return array.astype(np.int32, copy=False)
@@ -199,4 +202,4 @@ def _array(value: Any, kinds: set[type], dtype: type[np.generic]) -> npt.NDArray
 def _unpacked(value: dict[str, Any], dtype: str) -> npt.NDArray[Any]:
     if value["dtype"] != dtype:
         raise ValueError(f"an array has dtype {value['dtype']!r:.100}, expected {dtype!r}")
-    return np.frombuffer(base64.b64decode(value["data"]), dtype=dtype).reshape(value["shape"])
+    return np.frombuffer(binascii.a2b_base64(value["data"]), dtype=dtype).reshape(value["shape"])

@@ -30,8 +30,8 @@ from client.protocol.requests import Failure, Trajectory
 from client.runs.keys import Key, Keys
 from client.runs.manifest import RunManifest, dataset_card
 from client.runs.parts import MOST_PART_BYTES, PartKind, Parts
-from client.runs.samples import Sample, sample_of
-from client.runs.tally import RunTotals, Tally
+from client.runs.samples import Sample, figures_of_each, sample_of
+from client.runs.tally import CountedParts, RunTotals, Tally
 from client.storage.ahead import Found, read_ahead
 from client.storage.bucket import Bucket
 
@@ -131,12 +131,19 @@ class Run:
         return self._parts.names(kind)
 
     def write(
-        self, trajectories: Sequence[Trajectory], questions: dict[str, str | None], manifest: RunManifest
+        self,
+        trajectories: Sequence[Trajectory],
+        questions: dict[str, str | None],
+        manifest: RunManifest,
+        counted: CountedParts | None = None,
     ) -> list[Sample]:
-        """Write one part of trajectories, then its samples; returns the samples. `questions`: by problem_id."""
+        """Write one part of trajectories, then its samples; returns the samples.
+
+        `questions`: by problem_id. `counted`: counts the part, for `tally`.
+        """
         part = self._parts.new_name()
         self._parts.write_trajectories(part, trajectories, questions)
-        return self._write_samples_of(part, trajectories, manifest)
+        return self._write_samples_of(part, trajectories, manifest, counted)
 
     def adopt(self, part: str, other: Run, manifest: RunManifest, write: bool) -> tuple[list[Trajectory], list[Sample]]:
         """A part of another RUN's trajectories, and its samples with this RUN's settings.
@@ -220,10 +227,30 @@ class Run:
         found = chain.from_iterable(self.each(self.parts("failures"), self._parts.failures, PARTS_LISTED_AHEAD))
         return {(failure.problem_id, failure.sample_index): failure for failure in found}
 
-    def tally(self, manifest: RunManifest, expected: Iterable[str] = ()) -> Tally:
-        """Count the whole RUN in one pass over its trajectories. `expected`: see `Tally`."""
+    def tally(self, manifest: RunManifest, expected: Iterable[str] = (), counted: CountedParts | None = None) -> Tally:
+        """Count the whole RUN in one pass over its trajectories. `expected`: see `Tally`.
+
+        `counted`: parts that were counted as they were written. Only their keys are read, unless other parts hold one
+        of these keys too: then it depends on the parts' names which trajectory counts, so all is read.
+        """
+        if counted and (tally := self._tally_beyond(counted)):
+            return tally
         tally = Tally(manifest, expected)
         for trajectory in chain.from_iterable(self._all("trajectories", self._parts.trajectories)):
+            tally.add(trajectory)
+        return tally
+
+    def _tally_beyond(self, counted: CountedParts) -> Tally | None:
+        """The tally of counted parts and all others; None where the parts must be read to know it."""
+        tally, parts = counted.tally, self.parts("trajectories")
+        own = [part for part in parts if part in counted.parts]
+        there = Keys(chain.from_iterable(self._columns(("problem_id", "sample_index"), own)))
+        if not (counted.whole and len(own) == len(counted.parts) and there == tally.keys):
+            return None
+        others = [part for part in parts if part not in counted.parts]
+        for trajectory in chain.from_iterable(self._all("trajectories", self._parts.trajectories, others)):
+            if (trajectory.problem_id, trajectory.sample_index) in there:
+                return None
             tally.add(trajectory)
         return tally
 
@@ -235,18 +262,34 @@ class Run:
         """What `read` gives for each part, in order; of a remote RUN, some parts are read at a time."""
         return read_ahead(parts, read, ahead) if self.bucket.remote else map(read, parts)
 
-    def _all(self, kind: PartKind, values: Callable[[str, bytes], list[Found]]) -> Iterator[list[Found]]:
-        """The values of each part; while one is used, the next are on their way."""
-        fetched = self.each(self.parts(kind), lambda part: (part, self._parts.data(kind, part)))
+    def _all(
+        self, kind: PartKind, values: Callable[[str, bytes], list[Found]], parts: Sequence[str] | None = None
+    ) -> Iterator[list[Found]]:
+        """The values of each part (`parts`: of these); while one is used, the next are on their way."""
+        fetched = self.each(
+            self.parts(kind) if parts is None else parts, lambda part: (part, self._parts.data(kind, part))
+        )
         return (values(part, data) for part, data in fetched)
 
-    def _columns(self, names: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:
-        parts = self.parts("trajectories")
+    def _columns(self, names: Sequence[str], parts: Sequence[str] | None = None) -> Iterator[list[tuple[Any, ...]]]:
+        parts = self.parts("trajectories") if parts is None else parts
         return self.each(parts, lambda part: self._parts.columns(part, names), PARTS_LISTED_AHEAD)
 
-    def _write_samples_of(self, part: str, trajectories: Sequence[Trajectory], manifest: RunManifest) -> list[Sample]:
-        samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
+    def _write_samples_of(
+        self,
+        part: str,
+        trajectories: Sequence[Trajectory],
+        manifest: RunManifest,
+        counted: CountedParts | None = None,
+    ) -> list[Sample]:
+        samples = []
+        for trajectory, figures in zip(trajectories, figures_of_each(trajectories, manifest), strict=True):
+            samples.append(sample := sample_of(trajectory, manifest, figures))
+            if counted:
+                counted.add(trajectory, sample.contrast, figures)
         self._parts.write_samples(part, samples)
+        if counted:
+            counted.written(part, len(trajectories))
         return samples
 
 

@@ -6,6 +6,8 @@ Memory holds a key per trajectory and a fixed table of counters, for any number 
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.contrast import Contrast, covered_mass, kl_lower_bound, label_shifts, mask_complete, top1
+from client.contrast import Bools, Contrast, StepFigures, label_shifts
 from client.protocol.requests import Trajectory
 from client.runs.keys import Key, Keys
 from client.runs.manifest import RunManifest
-from client.runs.samples import sample_of
+from client.runs.samples import figures_of, sample_of
 
 KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
 ODD_LABELS, TOKENS_BEFORE = 8, 12
@@ -50,6 +52,11 @@ class OddLabel:
     expert: tuple[float, float]  # of best and heaviest; nan where it is not among the top k
     amateur: tuple[float, float]
 
+    @property
+    def rank(self) -> tuple[float, str, int, int]:
+        """The farthest first; among equals the order of problems, samples and steps."""
+        return -self.nats, self.problem_id, self.sample_index, self.step
+
 
 @dataclass(frozen=True)
 class RunTotals:
@@ -69,6 +76,24 @@ class RunTotals:
     cut: int | None = None  # trajectories that reached max_tokens; this and what follows: early versions lack it
     without_kept_steps: int | None = None  # trajectories
     label_shifts: ShiftTotals | None = None  # None: no label
+
+
+class ExactSum:
+    """A sum of numbers that does not depend on their order: parts are counted as they are written, or read."""
+
+    UNIT = 2.0**-60
+
+    def __init__(self) -> None:
+        self._units, self._not_finite = 0, 0.0
+
+    def add(self, value: float) -> None:
+        if math.isfinite(value):
+            self._units += int(value / self.UNIT)
+        else:
+            self._not_finite += value
+
+    def __float__(self) -> float:
+        return self._units * self.UNIT + self._not_finite
 
 
 class Divergences:
@@ -127,23 +152,23 @@ class Shifts:
         self.nats = Divergences()
         self.overturned = 0
         self.by_token: dict[int, list[float]] = {}  # heaviest id -> labels, nats
-        self._sum = self._largest = 0.0
+        self._sum, self._largest = ExactSum(), 0.0
         self._odd: dict[tuple[int, int], OddLabel] = {}
 
-    def add(self, trajectory: Trajectory, kept: Contrast, alpha: float) -> None:
-        """Count the labels of a trajectory."""
+    def add(self, trajectory: Trajectory, kept: Contrast, alpha: float, labelled: Bools | None = None) -> None:
+        """Count the labels of a trajectory; `labelled`: as in `StepFigures`, if known."""
         logprobs = trajectory.expert_logprobs, trajectory.amateur_logprobs
-        found = label_shifts(kept, trajectory.top_ids, *logprobs, alpha)
+        found = label_shifts(kept, trajectory.top_ids, *logprobs, alpha, labelled)
         self.nats.add(found.nats)
         self.overturned += int(found.overturned.sum())
-        self._sum += float(found.nats.sum())
+        self._sum.add(float(found.nats.sum()))
         self._largest = max(self._largest, float(found.nats.max(initial=0.0)))
         for token, nats in zip(found.heaviest.tolist(), found.nats.tolist(), strict=True):
             counted = self.by_token.setdefault(token, [0, 0.0])
             counted[0] += 1
             counted[1] += nats
         least = min((label.nats for label in self._odd.values()), default=0.0) if len(self._odd) == ODD_LABELS else 0.0
-        for index in np.flatnonzero(found.nats > least):
+        for index in np.flatnonzero(found.nats >= least):
             step, column = int(kept.steps[index]), int(found.columns[index])
             best = int(trajectory.top_ids[step, 0])
             self._note(
@@ -164,15 +189,15 @@ class Shifts:
     def _note(self, label: OddLabel) -> None:
         """Keep the few that lie farthest, of each pair of tokens the one that lies farthest."""
         pair = label.best, label.heaviest
-        if pair not in self._odd or label.nats > self._odd[pair].nats:
+        if pair not in self._odd or label.rank < self._odd[pair].rank:
             self._odd[pair] = label
         if len(self._odd) > ODD_LABELS:
-            del self._odd[min(self._odd, key=lambda pair: self._odd[pair].nats)]
+            del self._odd[max(self._odd, key=lambda pair: self._odd[pair].rank)]
 
     @property
     def oddest(self) -> list[OddLabel]:
         """The farthest first."""
-        return sorted(self._odd.values(), key=lambda label: -label.nats)
+        return sorted(self._odd.values(), key=lambda label: label.rank)
 
     def totals(self) -> ShiftTotals | None:
         """The figures; None where there is no label."""
@@ -181,7 +206,7 @@ class Shifts:
         return ShiftTotals(
             overturned=self.overturned,
             overturned_share=self.overturned / labels,
-            mean=self._sum / labels,
+            mean=float(self._sum) / labels,
             quantiles={f"{share:g}": self.nats.quantile(share) for share in KL_QUANTILES},
             largest=self._largest,
         )
@@ -207,31 +232,30 @@ class Tally:
         self.tokens = self.kept = self.incomplete = self.labelled = self.agreeing = self.differing = 0
         self.cut = self.without_kept_steps = 0
         self.shifts = Shifts()
-        self._mass = self._entropy = 0.0
+        self._mass, self._entropy = ExactSum(), ExactSum()
 
-    def add(self, trajectory: Trajectory, kept: Contrast | None = None) -> None:
-        """Count a trajectory. `kept`: its samples with the manifest's settings; computed if not given."""
+    def add(self, trajectory: Trajectory, kept: Contrast | None = None, figures: StepFigures | None = None) -> None:
+        """Count a trajectory. `kept`, `figures`: its samples and steps with the manifest's settings, if known."""
         if not self.keys.add((trajectory.problem_id, trajectory.sample_index)):
             return
         manifest, first = self.manifest, self.manifest.first_step
-        kept = kept or sample_of(trajectory, manifest).contrast
-        logprobs = trajectory.expert_logprobs[first:], trajectory.amateur_logprobs[first:]
-        bounds = kl_lower_bound(*logprobs)
+        figures = figures or figures_of(trajectory, manifest)
+        kept = kept or sample_of(trajectory, manifest, figures).contrast
+        bounds = figures.kl_lower_bound[first:]
         self.bounds.add(bounds)
-        self.complete_bounds.add(bounds[mask_complete(*logprobs, manifest.alpha, manifest.expert.vocab_size)])
-        agreeing, differing = top1(logprobs[1])
-        self.agreeing += int(agreeing.sum())
-        self.differing += int(differing.sum())
+        self.complete_bounds.add(bounds[figures.complete[first:]])
+        self.agreeing += int(np.count_nonzero(figures.same_top1[first:]))
+        self.differing += int(np.count_nonzero(figures.other_top1[first:]))
         self.tokens += len(trajectory.token_ids)
         self.kept += len(kept.steps)
         self.cut += trajectory.finish_reason == "length"
         self.without_kept_steps += not len(kept.steps)
-        self.shifts.add(trajectory, kept, manifest.alpha)
+        self.shifts.add(trajectory, kept, manifest.alpha, figures.labelled)
         self.incomplete += kept.incomplete
         self.labelled += len(kept.label_ids)
-        self._mass += float(covered_mass(*logprobs).sum())
+        self._mass.add(float(figures.covered_mass[first:].sum()))
         weights = kept.label_weights.astype(np.float64)
-        self._entropy -= float((weights * np.log(weights, where=weights > 0, out=np.zeros_like(weights))).sum())
+        self._entropy.add(-float((weights * np.log(weights, where=weights > 0, out=np.zeros_like(weights))).sum()))
 
     @property
     def steps(self) -> int:
@@ -239,12 +263,12 @@ class Tally:
 
     @property
     def mean_covered_mass(self) -> float:
-        return self._mass / self.steps if self.steps else 0.0
+        return float(self._mass) / self.steps if self.steps else 0.0
 
     @property
     def mean_label_entropy(self) -> float:
         """Over the kept steps, in nats: 0 for a label on one token."""
-        return self._entropy / self.kept if self.kept else 0.0
+        return float(self._entropy) / self.kept if self.kept else 0.0
 
     def totals(self, failed: Iterable[Key]) -> RunTotals:
         """The totals. A key in `failed` counts as failed unless its trajectory is there."""
@@ -264,3 +288,25 @@ class Tally:
             without_kept_steps=self.without_kept_steps,
             label_shifts=self.shifts.totals(),
         )
+
+
+class CountedParts:
+    """The tally of parts that this process writes, several at a time: to seal a RUN, only their keys are read again."""
+
+    def __init__(self, manifest: RunManifest, expected: Iterable[str] = ()) -> None:
+        self.tally = Tally(manifest, expected)
+        self.parts: dict[str, int] = {}  # how many trajectories each has
+        self._adding = threading.Lock()
+
+    def add(self, trajectory: Trajectory, kept: Contrast, figures: StepFigures) -> None:
+        with self._adding:
+            self.tally.add(trajectory, kept, figures)
+
+    def written(self, part: str, trajectories: int) -> None:
+        """Note a part that the store has, with its samples."""
+        self.parts[part] = trajectories
+
+    @property
+    def whole(self) -> bool:
+        """Whether the tally has the trajectories of these parts, each once, and no others."""
+        return sum(self.parts.values()) == len(self.tally.keys)

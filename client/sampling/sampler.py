@@ -28,11 +28,12 @@ from client.protocol.requests import (
 from client.runs.keys import Keys
 from client.runs.manifest import RunManifest
 from client.runs.run import Run, RunTotals
-from client.runs.tally import Tally
+from client.runs.tally import CountedParts, Tally
 from client.sampling.agreement import check_asked, check_sealed, manifest_of
 from client.sampling.shards import WHOLE_SET, Settled, Shard, keys_of, settled
 from client.sampling.spool import Spool
 from client.sampling.writer import STORE_PATIENCE_SECONDS, Counts, StorePatience, Writer
+from client.storage.bucket import BucketError
 
 
 class TrajectorySource(Protocol):
@@ -143,12 +144,21 @@ async def sample_problems(
         patience=patience,
         asks_again=source.asks_again,
         spool=spool,
+        counted=(counted := CountedParts(manifest, problems.ids)),
     )
     ticking = asyncio.create_task(_every_second(writer, counts, progress))
+    refused: BucketError | None = None
     try:
         if not _too_many(counts, max_failures):
             async for line in source.trajectories(missing, sampling):
-                await writer.add(line, counts)
+                try:
+                    await writer.add(line, counts)
+                except BucketError as error:
+                    if spool is None:
+                        raise
+                    if not refused:
+                        source.stop()  # the spool keeps what has been answered, too
+                    refused = error
                 progress.update(counts)
                 if _too_many(counts, max_failures) and not source.stopping:
                     source.stop()
@@ -156,6 +166,8 @@ async def sample_problems(
         ticking.cancel()
         await writer.close(counts)
         progress.update(counts)
+    if refused:
+        raise refused
     if _too_many(counts, max_failures):
         last = counts.last_failure
         raise TooManyFailures(
@@ -172,7 +184,7 @@ async def sample_problems(
     if shard.count > 1 and (waiting := await store(_waiting, problems, run, n)):
         return Sampled(None, counts, waiting)
     await store(run.mend, manifest)  # samples that another client did not write
-    totals, tally = await store(_settled_totals, problems, n, run, manifest)
+    totals, tally = await store(_settled_totals, problems, n, run, manifest, counted)
     if not await store(run.seal, totals):  # another client has sealed it
         completion = await store(run.completion)
         totals = completion.totals if completion else totals
@@ -207,12 +219,14 @@ def _waiting(problems: ProblemSet, run: Run, n: int) -> int:
     return len(problems) * n - len(settled(run, problems, n))
 
 
-def _settled_totals(problems: ProblemSet, n: int, run: Run, manifest: RunManifest) -> tuple[RunTotals, Tally]:
-    """The totals of a RUN that can be sealed, and their tally, read from the store: every key is there or has failed.
+def _settled_totals(
+    problems: ProblemSet, n: int, run: Run, manifest: RunManifest, counted: CountedParts
+) -> tuple[RunTotals, Tally]:
+    """The totals of a RUN that can be sealed, and their tally: the store shows every key as there or as failed.
 
     Raises RunError if a key is missing, or if every problem failed.
     """
-    tally, failures = run.tally(manifest, problems.ids), run.failures()
+    tally, failures = run.tally(manifest, problems.ids, counted), run.failures()
     if lost := Keys(key for key in keys_of(problems, n) if key not in tally.keys and key not in failures):
         raise LostTrajectories(
             f"{run} lacks {len(lost)} trajectories that it held before (one is {min(lost)}): the bucket lost "

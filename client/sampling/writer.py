@@ -19,6 +19,7 @@ from client.runs.keys import Key
 from client.runs.manifest import RunManifest
 from client.runs.run import Run
 from client.runs.samples import Sample
+from client.runs.tally import CountedParts
 from client.sampling.spool import Spool
 from client.storage.bucket import BucketError
 
@@ -113,7 +114,7 @@ class Writer:
     `settled`: keys that the RUN already has; lines for them are ignored. `tell` is called when the store becomes
     unavailable and when it is back. `patience`: how long to wait for the store, in seconds; `stopping` ends the wait.
     `asks_again`: whether the source retries passing failures itself. If not, they are counted but not written.
-    `spool`: keeps what the store refuses to the end.
+    `spool`: keeps what the store refuses to the end. `counted`: counts what is written.
     """
 
     def __init__(
@@ -128,10 +129,11 @@ class Writer:
         patience: float = STORE_PATIENCE_SECONDS,
         asks_again: bool = False,
         spool: Spool | None = None,
+        counted: CountedParts | None = None,
     ) -> None:
         self._run, self._manifest, self._question, self._settled = run, manifest, question, settled
         self._store = StorePatience(run, patience, tell, stopping)
-        self._asks_again, self._spool = asks_again, spool
+        self._asks_again, self._spool, self._counted = asks_again, spool, counted
         self._trajectories: list[Trajectory] = []
         self._failures: list[Failure] = []
         self._bytes = 0
@@ -237,7 +239,7 @@ class Writer:
             self._run.write_failures(failures)
         if not trajectories:
             return []
-        return self._run.write(trajectories, self._questions(trajectories), self._manifest)
+        return self._run.write(trajectories, self._questions(trajectories), self._manifest, self._counted)
 
     def _questions(self, trajectories: Sequence[Trajectory]) -> dict[str, str | None]:
         return {line.problem_id: self._question(line.problem_id) for line in trajectories}

@@ -137,7 +137,10 @@ class Dispatch:
         try:
             while self._ask_more():
                 try:
-                    line = await asyncio.wait_for(self._next_line(), min(OVERDUE_LOOK_SECONDS, self._patience))
+                    if self._lines.empty():
+                        line = await asyncio.wait_for(self._next_line(), min(OVERDUE_LOOK_SECONDS, self._patience))
+                    elif (line := self._lines.get_nowait()) is not None:  # without a timer for each line
+                        self._room.release()
                 except TimeoutError:
                     if time.monotonic() - heard >= self._patience:
                         raise self._out_of_patience() from None

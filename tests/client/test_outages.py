@@ -100,7 +100,7 @@ def test_what_a_store_refuses_for_good_is_kept_here_and_taken_up_by_the_same_cal
     there = len(Run(str(run)).keys())
     (spool,) = base.iterdir()
     kept = len(Run(str(spool)).keys())
-    assert there == 16 and 0 < kept <= 24
+    assert there == 16 and kept == sum(map(len, server.asked)) - 16
     server.asked.clear()
     sampled, said = sample(server, run, spool_base=base)
     assert sampled.totals.trajectories == 40 and sum(map(len, server.asked)) == 24 - kept

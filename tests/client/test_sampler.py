@@ -11,7 +11,9 @@ import client.runs.run
 import client.sampling.sampler
 import client.sampling.writer
 from client.protocol.requests import Failure, Trajectory
+from client.runs.parts import Parts
 from client.runs.run import Run
+from client.runs.tally import CountedParts
 from client.sampling.writer import Counts, Writer
 from client.storage.bucket import BucketError
 
@@ -66,6 +68,31 @@ def test_a_full_part_is_written_while_lines_go_on_and_the_rest_at_the_end(run, m
     assert sorted(len(run.trajectories_of(part)) for part in run.parts("trajectories")) == [3, 4, 4]
     assert counts.done == 11 and counts.steps == 33
     assert counts.kept == sum(len(sample.contrast.steps) for sample in run.samples()) > 0
+
+
+def test_what_one_client_wrote_is_counted_as_it_is_written_and_read_again_only_where_others_wrote_it_too(
+    run, monkeypatch
+):
+    manifest, counted = run.manifest(), CountedParts(run.manifest())
+    run.write(lines(6), {}, manifest)  # another client's
+    run.write(lines(12)[6:9], {}, manifest, counted)
+    run.write(lines(12)[9:], {}, manifest, counted)
+    read, data = [], Parts.data
+    monkeypatch.setattr(Parts, "data", lambda self, *of: read.append(of) or data(self, *of))
+    tally = run.tally(manifest, (), counted)
+    assert [part for _, part in read] == run.parts("trajectories")[:1]
+    assert tally.totals([]) == run.tally(manifest).totals([]) and len(tally.keys) == 12
+    assert tally.shifts.oddest == run.tally(manifest).shifts.oddest
+    run.write(lines(7), {}, manifest)  # p6 twice
+    assert run.tally(manifest, (), counted).totals([]) == run.tally(manifest).totals([]) == tally.totals([])
+
+
+def test_a_part_that_the_store_has_lost_is_not_counted(run):
+    counted = CountedParts(run.manifest())
+    run.write(lines(6), {}, run.manifest(), counted)
+    run.write(lines(12)[6:], {}, run.manifest(), counted)
+    run.bucket.remove(f"trajectories/{run.parts('trajectories')[0]}.parquet")
+    assert len(run.tally(run.manifest(), (), counted).keys) == 6
 
 
 def test_an_old_part_is_written_and_progress_is_told_though_no_line_comes(run, monkeypatch):
