@@ -6,7 +6,7 @@ import sys
 
 from client.cli.jobs import cancel, status, submit, wait
 from client.cli.program import Program
-from client.cli.runs import build, compare, import_file, report
+from client.cli.runs import build, compare, import_file, pull, push, report
 from client.cli.sample import sample
 from client.errors import LightReasonerError, clean_lines
 
@@ -16,6 +16,8 @@ program.command()(report)
 program.command()(build)
 program.command()(compare)
 program.command("import")(import_file)
+program.command()(push)
+program.command()(pull)
 program.command()(submit)
 program.command()(status)
 program.command()(wait)

@@ -32,6 +32,8 @@ from client.contrast import DEFAULT_GAMMA, Labels, Selection
 from client.errors import LightReasonerError
 from client.protocol.requests import DEFAULT_KEEP, ContrastSettings
 
+DATA_SET = "A data set: hf://datasets/OWNER/NAME, with @REVISION for a branch or commit."
+
 
 def report(
     run: SourceRun,
@@ -128,6 +130,32 @@ def compare(
     Console().print(table)
     for figures in compared:
         print_odd_labels(figures.oddest_labels[:LABELS_PRINTED], figures.style_warning, f" in {figures.run}")
+
+
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A complete RUN: a path, file://… or s3://bucket/prefix.")],
+    place: Annotated[str, typer.Argument(metavar="PLACE", help=DATA_SET)],
+) -> None:
+    """Copy RUN into a data set of the Hugging Face Hub, as one commit.
+
+    A data set that is not there yet is made, and is private. A README.md that is there stays, with its licence.
+    """
+    from client.runs.run import Run
+    from client.storage.data_sets import DataSet
+
+    print(Run(run).push(DataSet(place)))
+
+
+def pull(
+    place: Annotated[str, typer.Argument(metavar="PLACE", help=DATA_SET)],
+    run: TargetRun,
+) -> None:
+    """Copy a RUN from a data set of the Hugging Face Hub. To resume, run the same command again."""
+    from client.runs.run import Run
+    from client.storage.data_sets import DataSet
+
+    copied = Run(run).pull(DataSet(place))
+    print(f"{run}: {copied:,} files copied from {place}")
 
 
 def import_file(

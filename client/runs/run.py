@@ -16,6 +16,7 @@ function of trajectories/part-X: after a crash between the two, `mend` writes th
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ from client.runs.samples import Sample, figures_of_each, sample_of
 from client.runs.tally import CountedParts, RunTotals, Tally
 from client.storage.ahead import Found, read_ahead
 from client.storage.bucket import Bucket
+from client.storage.data_sets import DataSet
 
 Keyed = TypeVar("Keyed", Trajectory, Sample)
 
@@ -43,6 +45,11 @@ PARTS_AHEAD, PARTS_LISTED_AHEAD = 4, 16
 MOST_JSON_BYTES = 2**22
 """Most bytes of run.json and complete.json."""
 TOTALS = TypeAdapter(RunTotals)
+FILES = re.compile(
+    r"(run|tokenizer|complete)\.json|README\.md|(samples|trajectories)/part-[^/]+\.parquet|failures/part-[^/]+\.jsonl"
+    r"|(training|evaluation)/[^/]+\.jsonl?"
+)
+"""What belongs to a RUN, of all that may lie beside it."""
 
 
 class Seal(BaseModel):
@@ -125,6 +132,24 @@ class Run:
     def reopen(self) -> None:
         """Remove complete.json, so that failed trajectories can be retried."""
         self.bucket.remove("complete.json")
+
+    def push(self, data_set: DataSet) -> str:
+        """Copy this RUN into a data set of the Hub; returns the commit's address.
+
+        Raises RunError if it is not sealed.
+        """
+        if self.manifest() and self.completion() is None:
+            raise RunError(f"{self} is not complete; run the command that samples it again, then push it")
+        return data_set.push(self.bucket, [name for name in self.bucket.names("") if FILES.fullmatch(name)])
+
+    def pull(self, data_set: DataSet) -> int:
+        """Copy a RUN from a data set of the Hub to here; returns how many files this RUN lacked.
+
+        It resumes. Raises BucketError if another RUN is here.
+        """
+        return data_set.pull(
+            self.bucket, lambda name: bool(FILES.fullmatch(name)), "run.json", "complete.json", MOST_PART_BYTES
+        )
 
     def parts(self, kind: PartKind) -> list[str]:
         """The names of the parts of a kind, sorted, without folder and ending."""

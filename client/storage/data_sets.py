@@ -1,0 +1,106 @@
+"""Copies of a bucket's objects in a data set of the Hugging Face Hub, and back, through huggingface_hub.
+
+In: a bucket, the names of its objects, the Hub's spelling of a place. Out: one commit there that holds them all, or the
+objects here. It never deletes anything, and never replaces an object here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from client.errors import LightReasonerError, reason_of, shorten
+from client.storage.ahead import read_ahead
+from client.storage.bucket import MOST_SAID_CHARACTERS, Bucket, BucketError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+PLACE = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+?))?/?")
+CARD = "README.md"
+FILES_AHEAD = 4
+"""Files of a data set that are fetched at a time."""
+
+
+class DataSet:
+    """A data set of the Hub, as hf://datasets/OWNER/NAME[@REVISION]. Raises LightReasonerError for other spellings."""
+
+    def __init__(self, place: str) -> None:
+        if not (found := PLACE.fullmatch(place)):
+            raise LightReasonerError(f"{shorten(place)!r} names no data set; give hf://datasets/OWNER/NAME[@REVISION]")
+        self._place, self._name, self._revision = place, found["name"], found["revision"]
+
+    def __str__(self) -> str:
+        return self._place
+
+    def push(self, source: Bucket, names: Sequence[str]) -> str:
+        """Commit these objects, all or none; returns the commit's address. A data set that is made for it is private.
+
+        A card that is there already stays: somebody may have filled in its licence.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        with self._naming("write") as api, tempfile.TemporaryDirectory() as folder:
+            api.create_repo(self._name, repo_type="dataset", private=True, exist_ok=True)
+            if api.file_exists(self._name, CARD, repo_type="dataset", revision=self._revision):
+                names = [name for name in names if name != CARD]
+            added = []
+            for number, name in enumerate(names):
+                file = Path(folder) / str(number)
+                file.write_bytes(source.get(name) or b"")
+                added.append(CommitOperationAdd(name, file))
+            return api.create_commit(
+                self._name, added, commit_message="RUN of LightReasoner", repo_type="dataset", revision=self._revision
+            ).commit_url
+
+    def pull(self, target: Bucket, wanted: Callable[[str], bool], first: str, last: str, most: int) -> int:
+        """Write the wanted files that `target` lacks, one of them first and one last; returns how many.
+
+        Raises BucketError where `first` is not there, is another here, or a file has more than `most` bytes.
+        """
+        with self._naming("read") as api:
+            sha = api.repo_info(self._name, repo_type="dataset", revision=self._revision).sha
+            tree: Iterator[Any] = api.list_repo_tree(self._name, recursive=True, repo_type="dataset", revision=sha)
+            sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size") and wanted(entry.path)}
+            if first not in sizes:
+                raise BucketError(f"{self} holds no RUN: it has no {first}")
+            if odd := next((name for name, size in sizes.items() if size > most), None):
+                raise BucketError(f"{self}: {odd} has {sizes[odd]:,} bytes, more than the {most:,} of a RUN's files")
+
+            def fetched(name: str) -> tuple[str, bytes]:
+                with tempfile.TemporaryDirectory() as folder:
+                    file = api.hf_hub_download(self._name, name, repo_type="dataset", revision=sha, local_dir=folder)
+                    return name, Path(file).read_bytes()
+
+            _, data = fetched(first)
+            if not target.create(first, data) and target.get(first) != data:
+                raise BucketError(f"{target} holds another RUN than {self}; name a new one")
+            there = set(target.names(""))
+            others = [name for name in sorted(sizes, key=lambda name: (name == last, name)) if name not in there]
+            for name, data in read_ahead(others, fetched, FILES_AHEAD):
+                target.put(name, data)
+        return len(others)
+
+    @contextmanager
+    def _naming(self, verb: str) -> Iterator[HfApi]:
+        """The Hub's calls; what they raise, which is of every family, names the data set."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+        try:
+            yield HfApi()
+        except LightReasonerError:
+            raise
+        except Exception as error:
+            remedy = ""
+            with contextlib.suppress(AttributeError):
+                if error.response.status_code in (401, 403, 404):  # type: ignore[attr-defined]
+                    remedy = "; check the name, and log in with `hf auth login` or a token in HF_TOKEN"
+            reason = shorten(reason_of(error), MOST_SAID_CHARACTERS)
+            raise BucketError(f"cannot {verb} {self}: {reason}{remedy}") from error
