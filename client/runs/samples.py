@@ -49,8 +49,9 @@ def figures_of_each(trajectories: Sequence[Trajectory], manifest: RunManifest) -
             steps += len(trajectories[end].token_ids)
             end += 1
         some = trajectories[begin:end]
-        logprobs = (np.concatenate([getattr(one, name) for one in some]) for name in Trajectory.ARRAYS[3:])
-        figures = step_figures(*logprobs, manifest.alpha, manifest.expert.vocab_size)
+        expert = np.concatenate([one.expert_logprobs for one in some])
+        amateur = np.concatenate([one.amateur_logprobs for one in some])
+        figures = step_figures(expert, amateur, manifest.alpha, manifest.expert.vocab_size)
         ends = np.cumsum([0, *(len(one.token_ids) for one in some)])
         yield from (figures[a:b] for a, b in pairwise(ends))
         begin = end
