@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ class DataSet:
         """
         with self._naming("read") as api:
             sha = api.repo_info(self._name, repo_type="dataset", revision=self._revision).sha
-            tree: Iterator[Any] = api.list_repo_tree(self._name, recursive=True, repo_type="dataset", revision=sha)
+            tree: Iterable[Any] = api.list_repo_tree(self._name, recursive=True, repo_type="dataset", revision=sha)
             sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size") and wanted(entry.path)}
             if first not in sizes:
                 raise BucketError(f"{self} holds no RUN: it has no {first}")
