@@ -83,7 +83,7 @@ def step_figures(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float
     known, p, q = _probabilities(expert_logprobs, amateur_logprobs)
     p_known, q_known = p.sum(axis=1), q.sum(axis=1)
     mask = plausible(expert_logprobs, alpha)
-    labelled, complete = mask & known, _whole(mask, vocab_size)
+    labelled, complete = mask & known, _none_outside(mask, vocab_size)
     if not known.all():
         complete &= ~(mask & ~known).any(axis=1)
     same, other = _top1(q, q_known, known[:, 0])
@@ -126,7 +126,7 @@ def mask_complete(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: floa
     (`vocab_size` columns).
     """
     mask = plausible(expert_logprobs, alpha)
-    return _whole(mask, vocab_size) & ~(mask & ~np.isfinite(amateur_logprobs)).any(axis=1)
+    return _none_outside(mask, vocab_size) & ~(mask & ~np.isfinite(amateur_logprobs)).any(axis=1)
 
 
 def top1(amateur_logprobs: Floats) -> tuple[Bools, Bools]:
@@ -281,7 +281,7 @@ def _bound(expert_logprobs: Floats, amateur_logprobs: Floats, p: Floats, p_known
     return (p * log_ratio).sum(axis=1) + rest
 
 
-def _whole(mask: Bools, vocab_size: int) -> Bools:
+def _none_outside(mask: Bools, vocab_size: int) -> Bools:
     """Whether no plausible id can be outside the top k: [T, k] -> [T]."""
     return ~mask[:, -1] | (mask.shape[1] >= vocab_size)
 

@@ -44,7 +44,7 @@ def figures_of_each(trajectories: Sequence[Trajectory], manifest: RunManifest) -
         while (
             end < len(trajectories)
             and steps < STEPS_AT_ONCE
-            and _top_k(trajectories, end) == _top_k(trajectories, begin)
+            and _width(trajectories, end) == _width(trajectories, begin)
         ):
             steps += len(trajectories[end].token_ids)
             end += 1
@@ -57,7 +57,7 @@ def figures_of_each(trajectories: Sequence[Trajectory], manifest: RunManifest) -
         begin = end
 
 
-def _top_k(trajectories: Sequence[Trajectory], index: int) -> int:
+def _width(trajectories: Sequence[Trajectory], index: int) -> int:
     return trajectories[index].top_ids.shape[1]
 
 
