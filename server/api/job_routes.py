@@ -59,7 +59,7 @@ def create_job(
 ) -> Job:
     """Create a job: the server samples a problem set into a RUN of its bucket; the client may disconnect."""
     limits = jobs.settings.limits
-    if objection := request.app.state.service.ready_pair().objection(body):
+    if objection := request.app.state.service.ready_pair().accepted.objection(body):
         raise invalid(*objection)
     if (count := len(body.problems or []) * body.n) > limits.job_trajectories:
         raise invalid("problems", f"{count} trajectories; a job of this server has at most {limits.job_trajectories}")

@@ -40,8 +40,9 @@ def caller_of(request: Request) -> Caller:
 class EngineSlots:
     """Slots of the expert's engine, given to keys in turn."""
 
-    def __init__(self, slots: int) -> None:
-        self._slots, self._most = slots, max(1, int(MOST_OF_ONE_KEY * slots))
+    def __init__(self, slots: int | Callable[[], int]) -> None:
+        """`slots`: how many there are, or what says how many there are now."""
+        self._slots: Callable[[], int] = slots if callable(slots) else lambda: slots
         self._held: Counter[str | None] = Counter()
         self._waiting: dict[str | None, deque[asyncio.Future[None]]] = {}  # the key whose turn is next comes first
 
@@ -71,8 +72,10 @@ class EngineSlots:
 
     def _give(self) -> None:
         """Give free slots to the keys in turn, each up to its share."""
-        while sum(self._held.values()) < self._slots:
-            ready = [name for name in self._waiting if self._held[name] < self._most]
+        slots = self._slots()
+        most = max(1, int(MOST_OF_ONE_KEY * slots))
+        while sum(self._held.values()) < slots:
+            ready = [name for name in self._waiting if self._held[name] < most]
             if not ready:
                 return
             queue = self._waiting.pop(ready[0])

@@ -29,7 +29,7 @@ from client.protocol.requests import DEFAULT_TOP_K, FinishReason, ModelCard, Pro
 from server import metrics
 from server.engines.engine import Engine, EngineStartError
 from server.engines.preflight import PairFacts
-from server.engines.prompts import Prompts, TrajectoryError
+from server.engines.prompts import Accepted, Prompts, TrajectoryError
 from server.engines.scoring import scoring_params, scoring_passes
 from server.settings import Role
 
@@ -59,6 +59,7 @@ class Pair:
             {"expert": expert.max_model_len, "amateur": amateur.max_model_len},
             expert.llm.model_config.try_get_generation_config(),
         )
+        self.accepted = Accepted(self.max_top_k, expert.max_model_len, facts.expert.vocab_size, self.prompts.has_own)
         self._native = native  # does vLLM itself score the expert's ids, or our worker?
         self._started_at = int(time.time())
 
@@ -66,12 +67,6 @@ class Pair:
     def max_top_k(self) -> int:
         """The largest top_k that both engines answer for; never more than the expert's head has columns."""
         return min(self.expert.max_logprobs, self.amateur.max_logprobs, self.expert.facts.vocab_size)
-
-    def objection(self, asked: SamplingSettings) -> tuple[str, str] | None:
-        """A field that the schema allows and this pair does not, and why; None where there is none."""
-        if asked.top_k > self.max_top_k:
-            return "top_k", f"{asked.top_k} is more than this pair answers for, {self.max_top_k}"
-        return self.prompts.objection(asked)
 
     def dead(self) -> dict[Role, str]:
         """The engines that have died, each with what vLLM says of it."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from client.errors import ModelError
 from client.models.chat_template import ChatTemplate, Messages
@@ -41,6 +41,30 @@ class TrajectoryError(Exception):
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """What a pair accepts of a request's settings: it can be told without the pair."""
+
+    top_k: int
+    context: int  # the expert's, in tokens
+    vocab_size: int  # columns of the expert's head
+    own_prompt: bool  # the amateur has a chat template of its own
+
+    def objection(self, sampling: SamplingSettings) -> tuple[str, str] | None:
+        """The first field of a request that the schema allows and the pair does not, and why; None if there is none."""
+        if sampling.top_k > self.top_k:
+            return "top_k", f"{sampling.top_k} is more than this pair answers for, {self.top_k}"
+        if (length := len(sampling.system_prompt or "")) > longest(self.context):
+            return "system_prompt", f"{length} characters; {too_long(self.context)}"
+        for name in sampling.chat_template_kwargs.keys() & NO_VARIABLES:
+            return f"chat_template_kwargs.{name}", "not a template's own variable; the service sets it itself"
+        if sampling.amateur_prompt == "own" and not self.own_prompt:
+            return "amateur_prompt", "the amateur has no chat template of its own; add one, or ask for 'same'"
+        for index in (index for index in sampling.stop_token_ids if index >= self.vocab_size):
+            return "stop_token_ids", f"{index} is beyond the expert's vocabulary of {self.vocab_size}"
+        return None
+
+
+@dataclass(frozen=True)
 class Prompt:
     """What stands before a completion: for the expert, and for the amateur where it reads something of its own."""
 
@@ -49,14 +73,16 @@ class Prompt:
 
 
 class TextReader:
-    """A model's tokenizer and chat template: questions become ids."""
+    """A model's tokenizer and chat template: questions become ids, whichever backend transformers has for it."""
 
     def __init__(self, facts: ModelFacts, context: int) -> None:
         self._context = context
-        # tokenizer.json as it is. AutoTokenizer makes many tokenizers anew, as the class has it that
-        # tokenizer_config.json names, and published ones name the wrong class: words lose their spaces. Beside
-        # tekken.json it takes mistral-common, which heeds no chat template.
-        self.tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(facts.folder)
+        # Beside tekken.json transformers would take mistral-common, which heeds no chat template.
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(
+            facts.folder, trust_remote_code=facts.trusted, mistral_format=False
+        )
+        if type(self.tokenizer).__name__ == "MistralCommonBackend":  # tokenizer_config.json asks for it
+            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(facts.folder)
         self.template: ChatTemplate | None = None
         if facts.chat_template_digest:
             tokens = self.tokenizer.special_tokens_map
@@ -152,18 +178,10 @@ class Prompts:
         for index in (index for group in (prompt.expert, completion) for index in group if index >= size):
             raise TrajectoryError("unknown_token", f"token id {index} is beyond the expert's vocabulary of {size}")
 
-    def objection(self, sampling: SamplingSettings) -> tuple[str, str] | None:
-        """The first field of a request that cannot give a prompt or an end, and why; None if there is none."""
-        if (length := len(sampling.system_prompt or "")) > self._longest:
-            return "system_prompt", f"{length} characters; {self._too_long}"
-        for name in sampling.chat_template_kwargs.keys() & NO_VARIABLES:
-            return f"chat_template_kwargs.{name}", "not a template's own variable; the service sets it itself"
-        if sampling.amateur_prompt == "own" and self._amateur_template is None:
-            return "amateur_prompt", "the amateur has no chat template of its own; add one, or ask for 'same'"
-        size = self._pair.expert.vocab_size
-        for index in (index for index in sampling.stop_token_ids if index >= size):
-            return "stop_token_ids", f"{index} is beyond the expert's vocabulary of {size}"
-        return None
+    @property
+    def has_own(self) -> bool:
+        """Whether the amateur has a chat template of its own."""
+        return self._amateur_template is not None
 
     def _render(self, problem: Problem, sampling: SamplingSettings) -> Prompt:
         if problem.prompt_token_ids is not None:
@@ -175,9 +193,10 @@ class Prompts:
                 " add chat_template.jinja to its folder, or start the server with --chat-template FILE",
             )
         messages = _conversation(problem, sampling.system_prompt)
-        if (length := sum(len(message["content"]) for message in messages)) > self._longest:
+        context = self._contexts["expert"]
+        if (length := sum(len(message["content"]) for message in messages)) > longest(context):
             raise TrajectoryError(
-                "context_length_exceeded", f"question and system prompt have {length} characters; {self._too_long}"
+                "context_length_exceeded", f"question and system prompt have {length} characters; {too_long(context)}"
             )
         try:
             prompt = self._expert.prompt(messages, sampling)
@@ -217,14 +236,15 @@ class Prompts:
         known = self._pair.known
         return all(index < len(known) and known[index] for index in prompt)
 
-    @property
-    def _longest(self) -> int:
-        """Characters. A longer text cannot fit. Its tokens are not even counted: that would keep others waiting."""
-        return CHARACTERS_A_TOKEN * self._contexts["expert"]
 
-    @property
-    def _too_long(self) -> str:
-        return f"more than {self._longest} are taken to exceed the expert's context of {self._contexts['expert']}"
+def longest(context: int) -> int:
+    """Characters. A longer text cannot fit. Its tokens are not even counted: that would keep others waiting."""
+    return CHARACTERS_A_TOKEN * context
+
+
+def too_long(context: int) -> str:
+    """What is said of a longer one."""
+    return f"more than {longest(context)} are taken to exceed the expert's context of {context}"
 
 
 def _conversation(problem: Problem, system_prompt: str | None) -> list[dict[str, str]]:

@@ -89,12 +89,10 @@ class PairSource:
         """Every trajectory as it completes. HTTP requests go first. Raises EngineDied."""
         answered: asyncio.Queue[asyncio.Task[Trajectory | Failure]] = asyncio.Queue()
         waiting = ((problem, index) for problem in problems for index in range(sampling.n))
-        share = SHARE_ALONE if self.asks_again else SHARE_OF_SLOTS
-        most = max(1, int(share * min(self.pair.expert.slots, self.pair.amateur.slots)))
         turn = Turn(priority=JOB)
         try:
             while True:
-                while not self.stopping and len(self._running) < most and (asked := next(waiting, None)):
+                while not self.stopping and len(self._running) < self._most and (asked := next(waiting, None)):
                     if reason := self.pair.failure():
                         raise EngineDied(reason)
                     task = asyncio.create_task(self._answer(*asked, sampling, turn))
@@ -114,6 +112,12 @@ class PairSource:
             for task in self._running:
                 task.cancel()
             self._running.clear()
+
+    @property
+    def _most(self) -> int:
+        """Trajectories at a time. Of a pair in several processes, the slots come and go."""
+        share = SHARE_ALONE if self.asks_again else SHARE_OF_SLOTS
+        return max(1, int(share * min(self.pair.expert.slots, self.pair.amateur.slots)))
 
     async def _answer(
         self, problem: Problem, index: int, sampling: SamplingSettings, turn: Turn

@@ -58,13 +58,10 @@ def prompts(expert, questions):
 
 @pytest.fixture(scope="module")
 def base_layout(tmp_path_factory, expert):
-    """The expert as a base model is published: its files end at <|pad|>, and only its template closes with <|end|>.
-
-    It names a wrong class for its tokenizer.
-    """
+    """The expert as a base model is published: its files end at <|pad|>, and only its template closes with <|end|>."""
     folder = shutil.copytree(expert, tmp_path_factory.mktemp("base") / "base")
     for name, ends in (
-        ("tokenizer_config.json", {"eos_token": "<|pad|>", "tokenizer_class": "LlamaTokenizerFast"}),
+        ("tokenizer_config.json", {"eos_token": "<|pad|>"}),
         ("config.json", {"eos_token_id": 0}),
         ("generation_config.json", {"eos_token_id": 0}),
     ):

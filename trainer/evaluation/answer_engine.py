@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from client import child_errors
 from client.errors import ModelError, reason_of
-from client.models.mistral import folder_for_vllm, hugging_face_arguments
+from client.models.mistral import hugging_face_arguments
 from trainer.adapters.adapter import read_config
 from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Examination, Precision
@@ -39,13 +39,12 @@ class AnswerEngine:
         if current_platform.is_cpu():
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
         self.max_model_len, self._ends = max_model_len, model.end_token_ids
-        self._tokenizer: Any = model.tokenizer  # vLLM's own may not be tokenizer.json's
         self._requests = {path: LoRARequest(str(path), number, str(path)) for number, path in enumerate(adapters, 1)}
         with child_errors.collected() as cause:
             try:
                 with _in_process() if current_platform.is_cpu() else contextlib.nullcontext():
                     self.llm = LLM(
-                        model=str(folder_for_vllm(model.path)),
+                        model=str(model),
                         dtype=model.dtype_for(precision),  # type: ignore[arg-type]
                         generation_config="vllm",
                         max_model_len=max_model_len,
@@ -69,7 +68,6 @@ class AnswerEngine:
             seed=examination.seed,
             max_tokens=examination.max_tokens,
             stop_token_ids=self._ends,
-            detokenize=False,
         )
         asked = [index for index, prompt in enumerate(prompts) if len(prompt) < self.max_model_len]
         outputs = self.llm.generate(
@@ -78,17 +76,8 @@ class AnswerEngine:
             lora_request=self._requests[adapter] if adapter else None,
             use_tqdm=False,
         )
-        texts = {
-            index: [self._text(one.token_ids, one.finish_reason == "stop") for one in output.outputs]
-            for index, output in zip(asked, outputs, strict=True)
-        }
+        texts = {index: [one.text for one in output.outputs] for index, output in zip(asked, outputs, strict=True)}
         return [texts.get(index, [""] * examination.n) for index in range(len(prompts))]
-
-    def _text(self, token_ids: Sequence[int], ended: bool) -> str:
-        """An output without its end token."""
-        written = list(token_ids[:-1] if ended else token_ids)
-        text: str = self._tokenizer.backend_tokenizer.decode(written, skip_special_tokens=True)
-        return text
 
     def close(self) -> None:
         """End the engine and give its memory back."""

@@ -1,0 +1,127 @@
+"""The application for `serve run` and `serve deploy`: one front, and replicas of the pair behind it.
+
+In: `args` of a Serve YAML (deploy/ray): settings as server.yaml and the command line have them, and how many replicas
+there may be. Out: the deployments. Routes, keys, streaming and jobs are those of `server.api`; Ray Serve starts, scales
+and replaces replicas. A front that is started again goes on with the bucket's jobs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from client.errors import LightReasonerError
+from server import logs
+from server.api.app import Service, create_app
+from server.api.guard import Guard, load_keys
+from server.api.serving import ENDING_SECONDS
+from server.cluster.remote import RemotePair
+from server.cluster.replica import PairReplica, StartPair, checked_and_started
+from server.configuration import load_settings
+from server.engines.pair import Pair
+from server.logs import log
+from server.memory import SLOTS
+from server.settings import ROLES, ServerSettings, SettingsError
+
+HOST = "0.0.0.0"
+"""Taken to be the proxies' address unless `host` says otherwise: keys are required beyond loopback."""
+BUSY_SHARE = 0.5
+"""Share of its slots that a replica has in use before Ray starts another. A job uses 0.75."""
+HEALTH_SECONDS = 2.0
+"""How often Ray asks whether a replica is well. After three times that it is not, the replica is ended."""
+FRONT_REQUESTS = 4096
+"""Open at one front; `limits` bound what they hold."""
+DESCRIBE_SECONDS = 5.0
+
+
+def application(args: dict[str, Any], start: StartPair = checked_and_started) -> serve.Application:
+    """The application. `args`: `config`, any key of server.yaml, `min_replicas`, `max_replicas`, `gpus` a replica.
+
+    Raises SettingsError. `start`: checks and starts a replica's pair.
+    """
+    given = dict(args)
+    least, gpus = int(given.pop("min_replicas", 1)), float(given.pop("gpus", 1))
+    most = int(given.pop("max_replicas", least))
+    if not 1 <= least <= most:
+        raise SettingsError(f"min_replicas {least} and max_replicas {most}: give 1 or more, and the larger one last")
+    config = given.pop("config", None)
+    settings = load_settings(Path(config) if config else None, **{"host": HOST, **given})
+    load_keys(settings)  # a missing key is said here, before anything starts
+    slots = min(int(settings.arguments(role).get("max_num_seqs") or SLOTS) for role in ROLES)
+    replicas = serve.deployment(PairReplica).options(  # type: ignore[attr-defined]
+        name="Pair",
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        max_ongoing_requests=2 * slots,  # as many wait as run, so that no slot is ever empty
+        autoscaling_config={
+            "min_replicas": least,
+            "max_replicas": most,
+            "target_ongoing_requests": max(1, int(BUSY_SHARE * slots)),
+        },
+        health_check_period_s=HEALTH_SECONDS,
+        graceful_shutdown_timeout_s=settings.grace_seconds + ENDING_SECONDS,
+    )
+    front = serve.deployment(serve.ingress()(Front)).options(  # type: ignore[attr-defined]
+        name="Front",
+        ray_actor_options={"num_cpus": 1},
+        max_ongoing_requests=FRONT_REQUESTS,
+        health_check_period_s=HEALTH_SECONDS,
+        graceful_shutdown_timeout_s=settings.grace_seconds + ENDING_SECONDS,
+    )
+    return front.bind(settings, replicas.bind(settings, start), most)
+
+
+class Front:
+    """The service over HTTP, in front of all replicas."""
+
+    def __init__(self, settings: ServerSettings, replicas: Any, most: int) -> None:
+        logs.configure()
+        self._settings, self._replicas, self._most = settings, replicas, most
+        self._failed: BaseException | None = None
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        keys, limits = load_keys(self._settings), self._settings.limits
+        app = create_app(self._settings, self._remote_pair, self._fail, max(1, len(keys.names)))
+        service: Service = app.state.service
+        guarded = Guard(app, keys, limits.body_bytes, lambda: service.draining, limits.all_bodies_bytes)
+        return Draining(guarded, service, self._settings.grace_seconds)
+
+    def check_health(self) -> None:
+        """Raises RuntimeError where the service could not start."""
+        if self._failed:
+            raise RuntimeError(str(self._failed))
+
+    def _fail(self, error: BaseException) -> None:
+        self._failed = error
+
+    def _remote_pair(self, stopping: threading.Event) -> Pair:
+        """Waits for the first replica."""
+        while not stopping.is_set():
+            try:
+                described = self._replicas.describe.remote().result(timeout_s=DESCRIBE_SECONDS)
+                return RemotePair(self._replicas, described, self._most)
+            except (TimeoutError, RayError) as error:
+                log.info("no replica is ready yet: %s", type(error).__name__)
+                time.sleep(1.0)
+        raise LightReasonerError("told to stop before a replica was ready")
+
+
+class Draining:
+    """An application that ends its work and hands its job back before Ray Serve ends it."""
+
+    def __init__(self, app: ASGIApp, service: Service, grace_seconds: float) -> None:
+        self._app, self._service, self._grace = app, service, grace_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def received() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await self._service.drain(self._grace)
+            return message
+
+        await self._app(scope, received if scope["type"] == "lifespan" else receive, send)

@@ -1,0 +1,114 @@
+"""A pair whose engines are in replicas: the front's routes and jobs use it as they would use a pair of their own.
+
+In: problems. Out: trajectories, from the replica with the fewest requests, as Ray Serve chooses it. What a lost replica
+did not answer is asked again. Cancelling a call frees the replica's engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import ReplicaUnavailableError
+
+from client.protocol.requests import Failure, ModelCard, Problem, SamplingSettings, Trajectory
+from server.cluster.replica import PairDescription
+from server.engines.pair import Pair, Turn
+from server.engines.prompts import TrajectoryError
+from server.logs import log
+from server.settings import Role
+
+REPLICAS_TRIED = 4
+"""At a trajectory whose replica is lost: it may be what ends them."""
+ASKED_AGAIN_SECONDS = 1.0
+REPLICA_COUNT_SECONDS = 2.0
+"""How often the replicas that run are counted."""
+
+
+class RemoteEngine:
+    """What a front knows of one engine in all replicas together."""
+
+    def __init__(self, card: ModelCard, folder: Path) -> None:
+        self.card, self.role, self.replicas = card, card.role, 1
+        self.max_logprobs, self.max_model_len = card.max_logprobs, card.max_model_len
+        self.facts = SimpleNamespace(vocab_size=card.vocab_size, folder=folder)
+
+    @property
+    def slots(self) -> int:
+        """Requests that run at one time, in the replicas that are there."""
+        return self.card.slots * self.replicas
+
+
+class RemotePair(Pair):
+    """All replicas of a pair as one pair."""
+
+    def __init__(self, replicas: Any, described: PairDescription, most: int) -> None:
+        """`replicas`: the handle of their deployment; `most`: how many there may be."""
+        self._replicas, self._most, self.accepted = replicas, most, described.accepted
+        self._folder = tempfile.TemporaryDirectory(prefix="lightreasoner-")
+        folder = Path(self._folder.name)
+        (folder / "tokenizer.json").write_bytes(described.tokenizer)
+        self.expert: Any = RemoteEngine(described.cards.expert, folder)
+        self.amateur: Any = RemoteEngine(described.cards.amateur, folder)
+        self.facts: Any = SimpleNamespace(expert=self.expert.facts, amateur=self.amateur.facts)
+        self.prompts: Any = SimpleNamespace(ends_as_early=described.ends_as_early)
+
+    def dead(self) -> dict[Role, str]:
+        """None: Ray ends a replica whose engine died, and starts another one."""
+        return {}
+
+    async def warm_up(self) -> None:
+        """Every replica does that itself."""
+
+    async def watch(self, seconds: float) -> None:
+        """Count the replicas that run, until cancelled."""
+        application, deployment = serve.get_replica_context().app_name, self._replicas.deployment_name
+        while True:
+            with contextlib.suppress(RayError, KeyError):  # the controller may be starting again
+                status = await asyncio.to_thread(serve.status)
+                states: Any = status.applications[application].deployments[deployment].replica_states
+                self.expert.replicas = self.amateur.replicas = max(1, states.get("RUNNING", 0))
+            await asyncio.sleep(REPLICA_COUNT_SECONDS)
+
+    def card(self, engine: Any) -> ModelCard:
+        """What GET /v1/models says of one of the two: the slots are those of as many replicas as there may be.
+
+        Else a client would never send as much as makes Ray start another one.
+        """
+        return engine.card.model_copy(update={"slots": engine.card.slots * self._most})
+
+    def shutdown(self) -> None:
+        """Replicas are Ray's to end."""
+        self._folder.cleanup()
+
+    async def _trajectory(
+        self, problem: Problem, sample_index: int, sampling: SamplingSettings, turn: Turn
+    ) -> Trajectory:
+        async with turn.slot():
+            for _ in range(REPLICAS_TRIED):
+                call = self._replicas.trajectory.remote(problem, sample_index, sampling, turn.priority)
+                try:
+                    answer = await call
+                    break
+                except asyncio.CancelledError:
+                    call.cancel()
+                    raise
+                except (RayError, ReplicaUnavailableError) as error:
+                    if isinstance(error, RayTaskError):  # the replica answers, with an error
+                        raise
+                    lost = " ".join(str(error).split())
+                    log.warning("a replica was lost, its problems are asked again: %.300s", lost)
+                    await asyncio.sleep(ASKED_AGAIN_SECONDS)
+            else:
+                raise TrajectoryError(
+                    "engine_error", f"{REPLICAS_TRIED} replicas in a row were lost at it; the last: {lost}"
+                )
+        if isinstance(answer, Failure):
+            raise TrajectoryError(answer.type, answer.detail)
+        return answer

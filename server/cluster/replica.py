@@ -1,0 +1,86 @@
+"""A replica: one pair, both engines, in a process that Ray starts, checks and ends.
+
+In: settings, and calls of the front (`server.cluster.remote`). Out: trajectories, or why there is none. Ray ends a
+replica whose engine died, and starts another one; what it was asked is then asked again elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from client.protocol.requests import Failure, PairCards, Problem, SamplingSettings, Trajectory
+from server import logs, watchdog
+from server.engines import forkserver
+from server.engines.pair import Pair, Turn
+from server.engines.preflight import inspect_models
+from server.engines.prompts import Accepted, TrajectoryError
+from server.engines.start import start_pair
+from server.logs import log
+from server.settings import ServerSettings
+
+StartPair = Callable[[ServerSettings], Pair]
+
+
+@dataclass(frozen=True)
+class PairDescription:
+    """What a front tells of a pair without asking: every replica's is the same."""
+
+    cards: PairCards
+    accepted: Accepted
+    ends_as_early: bool
+    tokenizer: bytes
+
+
+class PairReplica:
+    """The pair, as a deployment of Ray Serve."""
+
+    async def __init__(self, settings: ServerSettings, start: StartPair) -> None:  # type: ignore[misc]
+        logs.configure()
+        self.pair = await asyncio.to_thread(start, settings)
+        await self.pair.warm_up()
+        self._watching = asyncio.create_task(self.pair.watch(settings.hang_seconds))
+        log.info("the pair is ready")
+
+    async def describe(self) -> PairDescription:
+        """What the front needs to know of the pair."""
+        pair = self.pair
+        tokenizer = await asyncio.to_thread((pair.facts.expert.folder / "tokenizer.json").read_bytes)
+        cards = PairCards(pair.card(pair.expert), pair.card(pair.amateur))
+        return PairDescription(cards, pair.accepted, pair.prompts.ends_as_early, tokenizer)
+
+    async def trajectory(
+        self, problem: Problem, sample_index: int, sampling: SamplingSettings, priority: int
+    ) -> Trajectory | Failure:
+        """A problem's trajectory, or why it failed. Where an engine has died it never answers."""
+        try:
+            return await self.pair.trajectory(problem, sample_index, sampling, Turn(priority))
+        except TrajectoryError as error:
+            if self.pair.failure():  # a quick answer would draw everybody's problems here, until Ray ends this replica
+                await asyncio.Event().wait()
+            return Failure(problem.id, sample_index, error.type, error.detail)
+
+    async def check_health(self) -> None:
+        """Ray asks every few seconds. Raises RuntimeError where an engine has died."""
+        if reason := self.pair.failure():
+            log.error("this replica ends: %s", reason)
+            raise RuntimeError(reason)
+
+    async def __del__(self) -> None:
+        if hasattr(self, "pair"):
+            await asyncio.to_thread(self.pair.shutdown)
+
+
+_watchdogs: list[subprocess.Popen[bytes]] = []
+"""The pipe of this process's watchdog closes with the process."""
+
+
+def checked_and_started(settings: ServerSettings) -> Pair:
+    """Check the pair and start both engines; blocks. Raises LightReasonerError if the pair cannot serve."""
+    _watchdogs.append(watchdog.start())
+    forkserver.start()
+    settings, facts = inspect_models(settings)
+    return start_pair(settings, facts, threading.Event())

@@ -1,0 +1,98 @@
+"""A Ray cluster of three nodes on this machine, with the application on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from support.cluster.memory_pair import FOLDER, from_memory
+from support.servers.real_server import DEMO, ROOT, free_port
+
+KEY = "a-key-of-the-cluster"
+NODE = {"num_cpus": 4, "object_store_memory": 100 * 1024**2, "include_dashboard": False}
+
+
+class LocalCluster:
+    """Three nodes; `url` answers once `serve` has returned."""
+
+    def __init__(self, folder: Path, real_engines: bool = False) -> None:
+        import ray
+        from ray import serve
+        from ray.cluster_utils import Cluster
+
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        paths = [ROOT, ROOT / "tests", *([] if real_engines else [Path(__file__).parent / "on_path"])]
+        os.environ |= {FOLDER: str(folder), "PYTHONPATH": ":".join(map(str, paths)), "RAY_USAGE_STATS_ENABLED": "0"}
+        os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / ".cache" / "pycache")  # what one process compiled, all read
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        self.cluster = Cluster(initialize_head=True, head_node_args=NODE)
+        self.others = [self.cluster.add_node(**NODE) for _ in range(2)]
+        ray.init(self.cluster.address, log_to_driver=False, logging_level="error")
+        serve.start(http_options={"host": "127.0.0.1", "port": self.port}, proxy_location="HeadOnly")
+
+    def serve(self, start: Callable[..., Any] = from_memory, **args: Any) -> None:
+        """Deploy the application, and wait until replicas and front are ready."""
+        from ray import serve
+
+        from server.cluster.application import application
+
+        models = {"expert": str(DEMO / "expert"), "amateur": str(DEMO / "amateur")}
+        serve.run(application({**models, "gpus": 0, "host": "127.0.0.1", **args}, start), route_prefix="/")
+
+    def replicas(self, deployment: str = "Pair") -> int:
+        """How many run."""
+        from ray import serve
+
+        return serve.status().applications["default"].deployments[deployment].replica_states.get("RUNNING", 0)
+
+    def counts(self, kind: str = "asked") -> dict[int, int]:
+        """Trajectories that each replica was asked for, by its process's id."""
+        return {int(file.stem): file.stat().st_size for file in self.folder.glob(f"*.{kind}")}
+
+    def kill(self, process: int) -> None:
+        os.kill(process, signal.SIGKILL)
+
+    def pid_of(self, deployment: str) -> int:
+        """A process of a deployment."""
+        title, mine = f"ray::ServeReplica:default:{deployment}", f"{FOLDER}={self.folder}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if title in (process / "cmdline").read_text() and mine in (process / "environ").read_bytes():
+                    return int(process.name)
+        raise AssertionError(f"no process of {deployment}")
+
+    def close(self) -> None:
+        import ray
+        from ray import serve
+
+        with contextlib.suppress(Exception):
+            serve.shutdown()
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+@contextlib.contextmanager
+def local_cluster(folder: Path, real_engines: bool = False) -> Iterator[LocalCluster]:
+    before = dict(os.environ)
+    cluster = LocalCluster(folder, real_engines)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What `condition` says, once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it has not come"
+        time.sleep(0.2)
+    return found

@@ -1,0 +1,54 @@
+"""A pair for replicas of a local Ray cluster: it answers from memory, and a folder tells what each replica did.
+
+In: the variable STAND_IN_FOLDER, which a cluster's processes inherit. Out, there: `ID.asked` and `ID.cancelled`, a byte
+for each trajectory of the process ID. Where `die` is found, the engine that takes it has died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from server.engines.pair import Pair
+from server.engines.preflight import inspect_pair
+from server.settings import ServerSettings
+from support.servers.stand_in_engines import StandIn, StandInPair
+
+FOLDER = "STAND_IN_FOLDER"
+
+
+class CountedEngine(StandIn):
+    """Tells what it is asked, and dies when it is told to."""
+
+    async def run(self, prompt_token_ids: list[int], params: Any, priority: int) -> Any:
+        if self.role == "amateur":
+            return await super().run(prompt_token_ids, params, priority)
+        folder = Path(os.environ[FOLDER])
+        try:
+            (folder / "die").unlink()
+            self.llm.errored, self.llm.dead_error = True, EngineDeadError()
+        except FileNotFoundError:
+            pass
+        if self.llm.errored:
+            raise EngineDeadError
+        count(folder / f"{os.getpid()}.asked")
+        try:
+            return await super().run(prompt_token_ids, params, priority)
+        except asyncio.CancelledError:
+            count(folder / f"{os.getpid()}.cancelled")
+            raise
+
+
+def count(file: Path) -> None:
+    with file.open("ab") as stream:
+        stream.write(b".")
+
+
+def from_memory(settings: ServerSettings) -> Pair:
+    facts = inspect_pair(Path(settings.expert["model"]), Path(settings.amateur["model"]))
+    engines = CountedEngine("expert", facts.expert), CountedEngine("amateur", facts.amateur)
+    return StandInPair(*engines, facts, native=False)
