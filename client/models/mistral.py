@@ -5,7 +5,9 @@ In: a model folder. Out: engine arguments, or what to do where only Mistral's ow
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 TEKKEN = "tekken.json"
 """Mistral's own tokenizer. It knows no chat template, so transformers and vLLM render otherwise where they take it."""
@@ -16,6 +18,25 @@ def hugging_face_arguments(folder: Path) -> dict[str, str]:
     if not any(folder.glob("consolidated*.safetensors")):
         return {}
     return {"tokenizer_mode": "hf", "config_format": "hf", "load_format": "hf"}
+
+
+def folder_for_vllm(folder: Path) -> Path:
+    """The folder that vLLM reads: the model's, or one of links into it, which lives as long as this process.
+
+    Without an index vLLM reads every *.safetensors, the copy of the weights under Mistral's own names too, and fails.
+    """
+    twice = (folder / "model.safetensors").is_file() and any(folder.glob("consolidated*.safetensors"))
+    return Path(_without_copy(folder.absolute()).name) if twice else folder
+
+
+@cache
+def _without_copy(folder: Path) -> TemporaryDirectory[str]:
+    """Links to all of a model's files but the weights under Mistral's own names."""
+    made = TemporaryDirectory(prefix=f"{folder.name}-")
+    for file in folder.iterdir():
+        if not file.match("consolidated*.safetensors"):
+            (Path(made.name) / file.name).symlink_to(file)
+    return made
 
 
 def tokenizer_remedy(folder: Path) -> str:

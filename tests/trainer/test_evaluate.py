@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from support.models.tiny_pair import WORDS, load, save_adapter, save_model, save_tokenizer
 from support.processes.forked import ROOT
 from transformers import AutoTokenizer
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
-from client.errors import LightReasonerError
+from client.errors import LightReasonerError, ModelError
 from client.models.fingerprints import model_fingerprint
 from trainer.__main__ import main
 from trainer.adapters.model_folder import ModelFolder
@@ -58,10 +58,13 @@ def prompts(expert, questions):
 
 @pytest.fixture(scope="module")
 def base_layout(tmp_path_factory, expert):
-    """The expert as a base model is published: its files end at <|pad|>, and only its template closes with <|end|>."""
+    """The expert as a base model is published: its files end at <|pad|>, and only its template closes with <|end|>.
+
+    It names a wrong class for its tokenizer.
+    """
     folder = shutil.copytree(expert, tmp_path_factory.mktemp("base") / "base")
     for name, ends in (
-        ("tokenizer_config.json", {"eos_token": "<|pad|>"}),
+        ("tokenizer_config.json", {"eos_token": "<|pad|>", "tokenizer_class": "LlamaTokenizerFast"}),
         ("config.json", {"eos_token_id": 0}),
         ("generation_config.json", {"eos_token_id": 0}),
     ):
@@ -326,6 +329,37 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(tmp_path, 
         found, _, err = trainer_cli("evaluate", *words)
         assert found == code and message in " ".join(err.split()) and "Traceback" not in err, (words, err)
     assert (tmp_path / "mine.md").read_text() == "my own notes"
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"use_dora": True}, "vLLM does not yet support DoRA"),
+        ({"r": 1024}, "its LoRA rank is 1024"),
+        ({"rank_pattern": {"q_proj": 1024}}, "its LoRA rank is 1024"),
+        ({"modules_to_save": ["lm_head"]}, "Unsupported modules_to_save: ['lm_head']"),
+        ({"bias": "all"}, "bias is not supported"),
+    ],
+)
+def test_an_adapter_that_vllm_cannot_do_is_refused_before_an_engine_starts(
+    tmp_path, expert, adapter, trainer_cli, changed, reason
+):
+    odd, file = shutil.copytree(adapter, tmp_path / "odd"), tmp_path / "rows.jsonl"
+    (odd / "adapter_config.json").write_text(
+        json.dumps(json.loads((odd / "adapter_config.json").read_text()) | changed)
+    )
+    file.write_text('{"question": "Ann has 1", "answer": "1"}\n')
+    code, _, err = trainer_cli(
+        "evaluate", expert, "--adapter", odd, "--benchmark", f"one={file}", "-o", tmp_path / "found.json"
+    )
+    assert code == 1 and f"vLLM does not take the adapter {odd}" in err and reason in err and "merge it" in err
+    assert not (tmp_path / "found.jsonl").exists() or len((tmp_path / "found.jsonl").read_text().splitlines()) <= 1
+
+
+def test_an_adapter_whose_layers_vllm_cannot_adapt_is_refused_before_anything_is_asked(tmp_path, expert, evaluation):
+    get_peft_model(load(expert), LoraConfig(target_modules=["embed_tokens"])).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"vLLM does not take the adapter {tmp_path}: .*embed_tokens.*; merge it"):
+        evaluation.engine.load(tmp_path)
 
 
 def test_outputs_that_another_template_or_adapter_gave_are_not_taken_up(tmp_path, expert, adapter, trainer_cli):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.models.tiny_pair import trajectory, write_run
+from support.models.unpacked import save_multimodal
 from support.training.launch import SHARDED, metrics, ranks, torchrun
 
 
@@ -65,6 +66,18 @@ def test_two_ranks_with_sharded_weights_have_the_losses_of_one_and_resume(tmp_pa
     said = ranks(2, *words, "--output", out, "--resume", function=SHARDED)
     assert said.returncode == 0 and "resuming after step 5" in said.stdout, said.stderr[-3000:]
     check_the_same(out, alone)
+
+
+def test_two_ranks_train_the_text_layers_of_a_model_that_reads_pictures_and_no_others(tmp_path):
+    model = save_multimodal(tmp_path / "gemma3")
+    run = write_run(tmp_path / "run", model, 4)
+    words = "train", run, "--model", model, "--output", tmp_path / "out", "--max-steps", 1, "--targets"
+    said = ranks(2, *words, "q_proj,v_proj,lm_head")
+    assert said.returncode == 0, said.stderr[-3000:]
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    layers = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in weights}
+    text = {f"model.language_model.layers.{n}.self_attn.{which}_proj" for n in range(2) for which in "qv"}
+    assert layers == text | {"lm_head"} and all(weights[name].any() for name in weights)
 
 
 def test_what_is_wrong_ends_every_rank_with_the_reason(tmp_path, words, alone):

@@ -72,13 +72,13 @@ class ModelFolder:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Beside tekken.json transformers would take mistral-common's, which heeds no chat template."""
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        """tokenizer.json as it is, which the server reads too. AutoTokenizer makes many tokenizers anew, otherwise."""
+        from transformers import PreTrainedTokenizerFast
 
-        tokenizer = AutoTokenizer.from_pretrained(self.path, mistral_format=False)
-        if type(tokenizer).__name__ == "MistralCommonBackend":  # tokenizer_config.json asks for it
+        try:
             return PreTrainedTokenizerFast.from_pretrained(self.path)
-        return tokenizer
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self} has no tokenizer.json that can be read: {reason_of(error)}") from error
 
     @cached_property
     def template(self) -> ChatTemplate:

@@ -10,14 +10,17 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from client import child_errors
 from client.errors import ModelError, reason_of
-from client.models.mistral import hugging_face_arguments
+from client.models.mistral import folder_for_vllm, hugging_face_arguments
 from trainer.adapters.adapter import read_config
 from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Examination, Precision
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
 
 CPU_CACHE_BYTES = 2**30
 """vLLM's default on a CPU takes nearly all of the memory."""
@@ -30,21 +33,23 @@ class AnswerEngine:
         self, model: ModelFolder, adapters: Sequence[Path], precision: Precision | None, max_model_len: int
     ) -> None:
         from vllm import LLM
-        from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
 
         options: dict[str, Any] = {**hugging_face_arguments(model.path)}
         if adapters:
             options |= {"enable_lora": True, "max_lora_rank": _lora_rank(adapters)}
+            for adapter in adapters:
+                _check_features(adapter)
         if current_platform.is_cpu():
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
         self.max_model_len, self._ends = max_model_len, model.end_token_ids
-        self._requests = {path: LoRARequest(str(path), number, str(path)) for number, path in enumerate(adapters, 1)}
+        self._tokenizer: Any = model.tokenizer  # vLLM's own may not be tokenizer.json's
+        self._requests: dict[Path, LoRARequest] = {}
         with child_errors.collected() as cause:
             try:
                 with _in_process() if current_platform.is_cpu() else contextlib.nullcontext():
                     self.llm = LLM(
-                        model=str(model),
+                        model=str(folder_for_vllm(model.path)),
                         dtype=model.dtype_for(precision),  # type: ignore[arg-type]
                         generation_config="vllm",
                         max_model_len=max_model_len,
@@ -56,6 +61,23 @@ class AnswerEngine:
                 raise ModelError(
                     f"vLLM could not start {model}: {said}; VLLM_LOGGING_LEVEL=INFO shows its log"
                 ) from error
+        try:
+            for adapter in adapters:
+                self.load(adapter)
+        except BaseException:
+            self.close()
+            raise
+
+    def load(self, adapter: Path) -> None:
+        """Make an adapter ready for `answers`. Raises ModelError, with the remedy, if vLLM does not take it."""
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest(str(adapter), len(self._requests) + 1, str(adapter))
+        try:
+            self.llm.llm_engine.add_lora(request)
+        except Exception as error:  # whatever vLLM finds wrong in its weights
+            raise _refused(adapter, reason_of(error)) from error
+        self._requests[adapter] = request
 
     def answers(self, prompts: Sequence[list[int]], examination: Examination, adapter: Path | None) -> list[list[str]]:
         """n outputs for every prompt, cut at the end of the context; '' for a prompt that does not fit."""
@@ -68,6 +90,7 @@ class AnswerEngine:
             seed=examination.seed,
             max_tokens=examination.max_tokens,
             stop_token_ids=self._ends,
+            detokenize=False,
         )
         asked = [index for index, prompt in enumerate(prompts) if len(prompt) < self.max_model_len]
         outputs = self.llm.generate(
@@ -76,8 +99,17 @@ class AnswerEngine:
             lora_request=self._requests[adapter] if adapter else None,
             use_tqdm=False,
         )
-        texts = {index: [one.text for one in output.outputs] for index, output in zip(asked, outputs, strict=True)}
+        texts = {
+            index: [self._text(one.token_ids, one.finish_reason == "stop") for one in output.outputs]
+            for index, output in zip(asked, outputs, strict=True)
+        }
         return [texts.get(index, [""] * examination.n) for index in range(len(prompts))]
+
+    def _text(self, token_ids: Sequence[int], ended: bool) -> str:
+        """An output without its end token."""
+        written = list(token_ids[:-1] if ended else token_ids)
+        text: str = self._tokenizer.backend_tokenizer.decode(written, skip_special_tokens=True)
+        return text
 
     def close(self) -> None:
         """End the engine and give its memory back."""
@@ -106,13 +138,33 @@ def _lora_rank(adapters: Sequence[Path]) -> int:
     """The smallest rank that vLLM supports and that is enough for all adapters."""
     from vllm.config.lora import MaxLoRARanks
 
-    possible = get_args(MaxLoRARanks)
+    possible, most = get_args(MaxLoRARanks), 0
     for adapter in adapters:
-        rank = read_config(adapter).get("r")
-        if rank is None or rank > max(possible):
-            raise ModelError(
-                f"{adapter} has LoRA rank {rank}; vLLM applies 1 to {max(possible)}. Merge it and evaluate the merged"
-                " model"
-            )
-    most = max(read_config(adapter)["r"] for adapter in adapters)
+        config = read_config(adapter)
+        ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+        wrong = [rank for rank in ranks if not isinstance(rank, int) or not 0 < rank <= max(possible)]
+        if wrong:
+            raise _refused(adapter, f"its LoRA rank is {wrong[0]}; vLLM applies 1 to {max(possible)}")
+        most = max(most, *ranks)
     return min(rank for rank in possible if rank >= most)
+
+
+def _check_features(adapter: Path) -> None:
+    """Raises ModelError if the adapter's settings ask for what vLLM cannot do, such as DoRA."""
+    from vllm.config import LoRAConfig
+    from vllm.config.lora import MaxLoRARanks
+    from vllm.lora.peft_helper import PEFTHelper
+
+    try:
+        PEFTHelper.from_local_dir(str(adapter), None).validate_legal(
+            LoRAConfig(max_lora_rank=max(get_args(MaxLoRARanks)))
+        )
+    except (ValueError, TypeError) as error:
+        raise _refused(adapter, reason_of(error)) from error
+
+
+def _refused(adapter: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"vLLM does not take the adapter {adapter}: {reason}; merge it ('lightreasoner-trainer merge') and evaluate the"
+        " merged model"
+    )

@@ -6,6 +6,7 @@ The loss is computed inside forward because DDP and FSDP wrap only that call. Kn
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
     check_targets(model, name, lora)
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora, target_modules=lora.target_modules, task_type="CAUSAL_LM",
+        use_dora=lora.use_dora, target_modules=lora.target_modules, exclude_modules=beside_the_text(model),
+        task_type="CAUSAL_LM",
     )  # fmt: skip
     try:
         adapted = get_peft_model(model, config)
@@ -59,6 +61,25 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
     adapted.peft_config["default"].base_model_name_or_path = name
     compute_loss_in_forward(adapted)
     return adapted
+
+
+def text_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The modules that text goes through, by their names: the decoder's, and the head."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    inner = {id(module) for part in (decoder, head) if part is not None for module in part.modules()}
+    return {name: module for name, module in model.named_modules() if id(module) in inner}
+
+
+def beside_the_text(model: PreTrainedModel) -> str | None:
+    """A pattern for the layers that no text goes through, as those of a vision tower: an adapter there stays untrained.
+
+    None if there are none.
+    """
+    text = text_modules(model)
+    if all(name in text for name, module in model.named_modules() if isinstance(module, nn.Linear)):
+        return None
+    roots = [name for name in text if name.rpartition(".")[0] not in text]
+    return rf"(?!(?:{'|'.join(map(re.escape, roots))})(?:\.|$)).*"
 
 
 def own_dropout(model: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -80,7 +101,7 @@ def switch_off(dropout: list[tuple[nn.Module, str]]) -> None:
 
 def check_targets(model: PreTrainedModel, name: str, lora: Lora) -> None:
     """Raises ModelError if a target is not the name of a layer: peft would ignore it silently."""
-    modules = dict(model.named_modules())
+    modules = text_modules(model)
     wanted = () if lora.targets == (ALL_LINEAR,) else lora.targets
     if unknown := [target for target in wanted if not any(f".{module}".endswith(f".{target}") for module in modules)]:
         linear = sorted({path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, nn.Linear)})

@@ -1,4 +1,4 @@
-"""Tiny models of other architectures with random weights, over the tokenizer of the tiny pair."""
+"""Tiny models of architectures that need care in training: random weights, the tokenizer of the tiny pair."""
 
 from pathlib import Path
 
@@ -53,6 +53,20 @@ def save_family(folder: Path, kind: str, **own) -> Path:
     """A model of this kind; `own`: fields of its configuration."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **{**SMALL, **own})
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_multimodal(folder: Path) -> Path:
+    """A Gemma 3 that reads pictures: its vision tower has layers of the same names as its decoder."""
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    tokens = {"mm_tokens_per_image": 4, "image_token_index": 3, "boi_token_index": 4, "eoi_token_index": 5}
+    config = transformers.Gemma3Config(text_config={**SMALL, "head_dim": 16}, vision_config=vision, **tokens)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
