@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from support.models.tiny_pair import WORDS, load, save_adapter, save_model, save_tokenizer
 from support.processes.forked import ROOT
 from transformers import AutoTokenizer
@@ -356,10 +357,12 @@ def test_an_adapter_that_vllm_cannot_do_is_refused_before_an_engine_starts(
     assert not (tmp_path / "found.jsonl").exists() or len((tmp_path / "found.jsonl").read_text().splitlines()) <= 1
 
 
-def test_an_adapter_whose_layers_vllm_cannot_adapt_is_refused_before_anything_is_asked(tmp_path, expert, evaluation):
-    get_peft_model(load(expert), LoraConfig(target_modules=["embed_tokens"])).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=f"vLLM does not take the adapter {tmp_path}: .*embed_tokens.*; merge it"):
-        evaluation.engine.load(tmp_path)
+def test_an_adapter_whose_layers_vllm_cannot_adapt_is_refused_before_anything_is_asked(tmp_path, adapter, evaluation):
+    odd = shutil.copytree(adapter, tmp_path / "odd")
+    file = odd / "adapter_model.safetensors"
+    save_file({name.replace("q_proj", "rotary"): value for name, value in load_file(file).items()}, file)
+    with pytest.raises(ModelError, match=f"vLLM does not take the adapter {odd}: .*rotary.*; merge it"):
+        evaluation.engine.load(odd)
 
 
 def test_outputs_that_another_template_or_adapter_gave_are_not_taken_up(tmp_path, expert, adapter, trainer_cli):
