@@ -62,7 +62,7 @@ def reason_of(error: BaseException) -> str:
     said = []
     for entry in error.errors():
         message = entry["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        field = f"{entry['loc'][0]} {shown(entry['input'])}: " if entry["loc"] else ""
+        field = f"{shorten(str(entry['loc'][0]))} {shown(entry['input'])}: " if entry["loc"] else ""
         said.append(f"{field}{' '.join(message.split())}")
     return "; ".join(dict.fromkeys(said))
 

@@ -73,7 +73,7 @@ def wait(job: JobId, server: Server, api_key: ApiKey = None) -> None:
         sys.exit(f"\nstopped waiting; job {job} continues on the server")
     print(_line(ended))
     if ended.status != "completed":
-        reason = f": {ended.error.detail}" if ended.error else ""
+        reason = f": {ended.error.detail}".replace("\n", "\n  ") if ended.error else ""
         raise LightReasonerError(f"{job} {ended.status}{reason}")
 
 

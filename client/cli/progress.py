@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from client.errors import clean_lines
+from client.errors import clean_lines, one_line
 
 if TYPE_CHECKING:
     from client.runs.run import Run, RunTotals
@@ -77,7 +77,7 @@ def print_totals(run: str, totals: RunTotals, counts: Counts | None) -> None:
             f"{counts.done:,} trajectories in {counts.seconds:.1f} s, {counts.tokens / counts.seconds:,.0f} tokens/s"
         )
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(Text(one_line(name)), value)
     Console().print(table)
     if totals.cut and totals.cut > MANY_CUT * totals.trajectories:
         print(

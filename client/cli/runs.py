@@ -29,7 +29,7 @@ from client.cli.options import (
     checked,
 )
 from client.contrast import DEFAULT_GAMMA, Labels, Selection
-from client.errors import LightReasonerError
+from client.errors import LightReasonerError, one_line
 from client.protocol.requests import DEFAULT_KEEP, ContrastSettings
 
 DATA_SET = "A data set: hf://datasets/OWNER/NAME, with @REVISION for a branch or commit."
@@ -126,7 +126,7 @@ def compare(
     for run in runs:
         table.add_column(Text(run), justify="right", overflow="fold")
     for name, cells in comparison_rows(compared):
-        table.add_row(name, *map(Text, cells))
+        table.add_row(Text(one_line(name)), *(Text(one_line(cell)) for cell in cells))
     Console().print(table)
     for figures in compared:
         print_odd_labels(figures.oddest_labels[:LABELS_PRINTED], figures.style_warning, f" in {figures.run}")

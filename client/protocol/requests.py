@@ -14,6 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from client.contrast import DEFAULT_GAMMA, Labels, Selection
+from client.protocol.trajectories import MAX_SAMPLES as MAX_SAMPLES
 from client.protocol.trajectories import Encoding as Encoding
 from client.protocol.trajectories import Failure as Failure
 from client.protocol.trajectories import FinishReason as FinishReason
@@ -21,6 +22,7 @@ from client.protocol.trajectories import Trajectory as Trajectory
 from client.protocol.trajectories import fault_of as fault_of
 from client.protocol.trajectories import key_of_line as key_of_line
 from client.protocol.trajectories import parse_line as parse_line
+from client.protocol.trajectories import token_fault as token_fault
 
 SYSTEM_PROMPT = "Please reason step by step."
 """The system prompt of the published sampling code."""
@@ -125,7 +127,9 @@ class Decoding(Strict):
     """How the expert decodes."""
 
     max_tokens: int = Field(128, ge=1, le=1_000_000, description="Maximum length of a trajectory, in tokens.")
-    n: int = Field(1, ge=1, le=256, description="Trajectories per problem. More than 1 needs a temperature above 0.")
+    n: int = Field(
+        1, ge=1, le=MAX_SAMPLES, description="Trajectories per problem. More than 1 needs a temperature above 0."
+    )
     temperature: float = Field(0.0, ge=0.0, le=2.0, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus sampling, with a temperature above 0.")
     seed: int | None = Field(

@@ -69,6 +69,8 @@ class Failure:
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
+MAX_SAMPLES = 256
+"""Most trajectories of a problem."""
 MOST_VALUES, SMALL_LINE_BYTES = 2**22, 2**22
 """Most values of a line, and bytes of a line whose values need no counting. A value may cost 60 bytes and more."""
 MOST_DETAIL_CHARACTERS = 2000
@@ -126,7 +128,7 @@ def _fields_of(line: bytes | str) -> Any:
 
 def _key_in(fields: dict[str, Any]) -> tuple[str, int]:
     problem_id, index = fields["problem_id"], fields["sample_index"]
-    if not isinstance(problem_id, str) or type(index) is not int or not 0 <= index < 2**31:
+    if not isinstance(problem_id, str) or type(index) is not int or not 0 <= index < MAX_SAMPLES:
         raise ValueError(f"{problem_id!r:.100}, {index!r:.100} is not a trajectory's key")
     return problem_id, index
 
@@ -137,7 +139,7 @@ def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
     `vocab_size`: columns of the expert's head.
     """
     shape = line.top_ids.shape
-    if line.sample_index < 0:
+    if not 0 <= line.sample_index < MAX_SAMPLES:
         return f"its sample_index is {line.sample_index}"
     if line.prompt_token_ids.ndim != 1 or line.token_ids.ndim != 1 or len(shape) != 2:
         return "its arrays do not have the dimensions [P], [T] and [T, k]"
@@ -147,9 +149,8 @@ def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
         return "its arrays have different lengths"
     if min(array.min() for array in (line.prompt_token_ids, line.token_ids, line.top_ids)) < 0:
         return "a token id is negative"
-    largest = max(array.max() for array in (line.prompt_token_ids, line.token_ids, line.top_ids))
-    if vocab_size and largest >= vocab_size:
-        return f"token {largest} is beyond the expert's {vocab_size:,} columns"
+    if vocab_size and (fault := token_fault(line, vocab_size)):
+        return fault
     ids = np.sort(line.top_ids, axis=1)
     if (ids[:, 1:] == ids[:, :-1]).any():
         return "a step has the same id twice in its top k"
@@ -164,6 +165,12 @@ def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
     if line.finish_reason not in get_args(FinishReason):
         return f"its finish_reason is {line.finish_reason!r:.100}"
     return None
+
+
+def token_fault(line: Trajectory, vocab_size: int) -> str | None:
+    """Which token of a trajectory the expert, with a head of so many columns, does not have. None: it has all."""
+    largest = max(array.max() for array in (line.prompt_token_ids, line.token_ids, line.top_ids))
+    return f"token {largest} is beyond the expert's {vocab_size:,} columns" if largest >= vocab_size else None
 
 
 def _to_base64(array: npt.NDArray[Any]) -> dict[str, Any]:

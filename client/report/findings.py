@@ -22,8 +22,7 @@ import numpy.typing as npt
 import orjson
 
 from client.contrast import kl_lower_bound
-from client.errors import RunError
-from client.protocol.requests import Trajectory, fault_of
+from client.protocol.requests import Trajectory
 from client.report.analysis import BetaBand, BetaBands, StepAnalysis
 from client.runs.build import trajectory_parts
 from client.runs.keys import Key
@@ -245,8 +244,6 @@ def gather(run: Run) -> Findings:
     drawn, divergent = Largest(DRAWN), Largest(MOST_DIVERGENT)
     trajectory_parts(run, manifest)
     for trajectory in run.trajectories():
-        if fault := fault_of(trajectory, manifest.expert.vocab_size):
-            raise RunError(f"{run} is damaged: problem {trajectory.problem_id!r}: {fault}; sample into a new RUN")
         kept = sample_of(trajectory, manifest).contrast
         tally.add(trajectory, kept)
         log_p, log_q = trajectory.expert_logprobs[first:], trajectory.amateur_logprobs[first:]

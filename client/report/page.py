@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,6 +46,8 @@ from client.report.trajectories import SHADES, key_of, nats, shown_trajectories,
 from client.runs.run import Run
 
 PAGE = Path(__file__).parent / "template"
+UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a page does not show, of which some turn round the text beside them."""
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -66,7 +69,7 @@ def page(findings: Findings, texts: Texts) -> str:
     divergences, first_bar_cut = divergence_chart(findings)
     drawn = {key_of(sample) for sample in findings.drawn}
     others = [sample for sample in findings.most_divergent if key_of(sample) not in drawn]
-    return environment.get_template("report.html").render(
+    made = environment.get_template("report.html").render(
         found=findings,
         totals=findings.totals,
         tally=tally,
@@ -112,6 +115,7 @@ def page(findings: Findings, texts: Texts) -> str:
         shades=[*zip(("0", *map(str, SHADES)), (*map(str, SHADES), None), strict=True)],
         provenance=_provenance(findings),
     )  # fmt: skip
+    return UNSEEN.sub("�", made)
 
 
 def band_words(band: BetaBand) -> str:

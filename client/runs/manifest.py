@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from client.errors import one_line, shorten
 from client.problems.problem_set import DIGEST_SHOWN, Frozen, ProblemSetIdentity
@@ -29,6 +29,8 @@ CARD_MARKS = re.compile(r"[\\`*_<>|\[\]]")
 """What Markdown or HTML would not show as it is."""
 ALIKE_SHOWN = 20
 """Of what two long values have in common, before the place where they part."""
+LAST_SECOND = 253_402_300_800
+"""The first second of the year 10000, which no date can show."""
 EVERY_STEP = 2**62
 """Larger than any step."""
 
@@ -57,7 +59,7 @@ class RunManifest(ContrastSettings, Frozen):
     """
 
     format: int = Field(1, ge=1, le=1)
-    created_at: int
+    created_at: int = Field(ge=0, lt=LAST_SECOND)
     expert: ModelCard
     amateur: ModelCard
     system_prompt: str | None
@@ -73,6 +75,13 @@ class RunManifest(ContrastSettings, Frozen):
     amateur_prompt: AmateurPrompt | None = None  # None: by an early version, which knew "same" alone
     date: str | None = None  # that the chat template writes, where it writes one
     imported_digest: str | None = None  # SHA-256 of that file's lines; RUNs imported by early versions lack it
+
+    @model_validator(mode="after")
+    def _has_vocabularies(self) -> RunManifest:
+        for card in (self.expert, self.amateur):
+            if not self.imported_from and card.vocab_size < 1:
+                raise ValueError(f"{card.role}.vocab_size is {card.vocab_size}")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What two writers must agree in: dotted name -> value. Models are compared by fingerprint, not by path."""

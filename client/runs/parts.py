@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, BinaryIO, Literal, TypeVar
 
 import pyarrow as pa
@@ -18,11 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from client.errors import RunError, reason_of, shorten
-from client.protocol.requests import Failure, Trajectory, parse_line
+from client.protocol.requests import MAX_SAMPLES, Failure, Trajectory, parse_line
 from client.runs.samples import Sample
 from client.runs.tables import (
     SAMPLE_SCHEMA,
     TRAJECTORY_SCHEMA,
+    check_kinds,
     check_no_nulls,
     sample_table,
     samples_in,
@@ -92,10 +94,10 @@ class Parts:
         data = self.data("trajectories", part) if data is None else data
         return self._values(trajectories_in, "trajectories", part, data, TRAJECTORY_SCHEMA)
 
-    def samples(self, part: str, data: bytes | None = None) -> list[Sample]:
+    def samples(self, part: str, data: bytes | None = None, vocab_size: int | None = None) -> list[Sample]:
         """A part's samples."""
         data = self.data("samples", part) if data is None else data
-        return self._values(samples_in, "samples", part, data, SAMPLE_SCHEMA)
+        return self._values(partial(samples_in, vocab_size=vocab_size), "samples", part, data, SAMPLE_SCHEMA)
 
     def failures(self, part: str) -> list[Failure]:
         """A part's failures."""
@@ -114,7 +116,7 @@ class Parts:
 
         def rows(table: pa.Table) -> list[tuple[Any, ...]]:
             found = list(zip(*table.to_pydict().values(), strict=True))
-            if odd := next((row for row in found if row[1] < 0), None):
+            if odd := next((row for row in found if not 0 <= row[1] < MAX_SAMPLES), None):
                 raise ValueError(f"problem {odd[0]!r}: its sample_index is {odd[1]}")
             return found
 
@@ -127,7 +129,9 @@ class Parts:
         """The result of `read` on a part. Raises RunError, naming the part, if it cannot be read."""
         try:
             source = pa.BufferReader(data) if isinstance(data, bytes) else data
-            table = _table_in(source, schema).select(schema.names).cast(schema)
+            table = _table_in(source, schema).select(schema.names)
+            check_kinds(table, schema)
+            table = table.cast(schema)
             check_no_nulls(table)
             return read(table)
         except (pa.ArrowException, KeyError, OSError, ValueError) as error:
@@ -154,9 +158,9 @@ def _table_in(source: pa.BufferReader | BinaryIO, schema: pa.Schema) -> pa.Table
     there = set(metadata.schema.to_arrow_schema().names)
     texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name in there]
     file = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts, pre_buffer=False)
-    table = file.read(
-        columns=schema.names, use_threads=isinstance(source, pa.BufferReader)
-    )  # else they outlive an error
+    # Arrow's threads would release what is Python's. One that does so while the interpreter ends aborts the process:
+    # "terminate called without an active exception".
+    table = file.read(columns=schema.names, use_threads=False)
     for column in (column for column in table.columns if pa.types.is_dictionary(column.type)):
         for chunk in column.chunks:
             size += pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0

@@ -20,14 +20,15 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from client.errors import RunError
-from client.protocol.requests import Failure, Trajectory
+from client.errors import RunError, shorten
+from client.protocol.requests import Failure, Trajectory, token_fault
 from client.runs.keys import Key, Keys
 from client.runs.manifest import RunManifest, dataset_card
 from client.runs.parts import MOST_PART_BYTES, PartKind, Parts
@@ -75,6 +76,7 @@ class Run:
     def __init__(self, url: str, owner: int | None = None) -> None:
         self.bucket = Bucket(url)
         self._parts = Parts(self.bucket, owner)
+        self._head: int | None = None
 
     def __str__(self) -> str:
         return str(self.bucket)
@@ -84,14 +86,16 @@ class Run:
         data = self.bucket.get("run.json", MOST_JSON_BYTES)
         if data is None:
             raise RunError(f"no RUN at {self}: it has no run.json; 'lightreasoner-client sample' makes one")
+        return self._manifest_in(data)
+
+    def _manifest_in(self, data: bytes) -> RunManifest:
         try:
             return RunManifest.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the whole file"
-            raise RunError(
-                f"{self}/run.json is not a run.json that this version reads: {where}: {first['msg']}"
-            ) from None
+            where = shorten(".".join(map(str, first["loc"])))
+            said = f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+            raise RunError(f"{self}/run.json is not a run.json that this version reads: {said}") from None
 
     def date(self) -> str | None:
         """The day that this RUN's prompts write; None where they write none, or it is not made yet."""
@@ -119,7 +123,7 @@ class Run:
             return Completion(sealed_at, TOTALS.validate_json(data, strict=True))
         except ValidationError as error:
             first = error.errors()[0]
-            reason = ": ".join((*map(str, first["loc"]), first["msg"]))
+            reason = shorten(": ".join((*map(str, first["loc"]), first["msg"])))
             raise RunError(f"{self}/complete.json is damaged ({reason}); remove it and sample again") from None
 
     def seal(self, totals: RunTotals) -> bool:
@@ -176,7 +180,7 @@ class Run:
         `write`: copy the trajectories byte for byte, and write the samples.
         """
         data = other._parts.data("trajectories", part)
-        trajectories = other._parts.trajectories(part, data)
+        trajectories = list(other._sound(other._parts.trajectories(part, data), manifest.expert.vocab_size))
         samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
         if write:
             self._parts.copy("trajectories", part, data)
@@ -218,19 +222,20 @@ class Run:
 
     def trajectories(self) -> Iterator[Trajectory]:
         """Every trajectory once."""
-        return _first_of_each_key(chain.from_iterable(self._all("trajectories", self._parts.trajectories)))
+        return _first_of_each_key(self._every_trajectory(self.parts("trajectories"), self._vocab_size))
 
     def samples(self) -> Iterator[Sample]:
         """The samples of every trajectory, each once, also of those without a kept step."""
-        return _first_of_each_key(chain.from_iterable(self._all("samples", self._parts.samples)))
+        read = partial(self._parts.samples, vocab_size=self._vocab_size)
+        return _first_of_each_key(chain.from_iterable(self._all("samples", read, self.parts("samples"))))
 
     def trajectories_of(self, part: str) -> list[Trajectory]:
         """A part's trajectories. Raises RunError, naming the part, if it cannot be read."""
-        return self._parts.trajectories(part)
+        return list(self._sound(self._parts.trajectories(part), self._vocab_size))
 
     def samples_of(self, part: str) -> list[Sample]:
         """A part's samples. Another part may hold the same keys."""
-        return self._parts.samples(part)
+        return self._parts.samples(part, vocab_size=self._vocab_size)
 
     def keys(self) -> Keys:
         """The keys of all trajectories; reads two columns of each part."""
@@ -261,7 +266,7 @@ class Run:
         if counted and (tally := self._tally_beyond(counted)):
             return tally
         tally = Tally(manifest, expected)
-        for trajectory in chain.from_iterable(self._all("trajectories", self._parts.trajectories)):
+        for trajectory in self._every_trajectory(self.parts("trajectories"), manifest.expert.vocab_size):
             tally.add(trajectory)
         return tally
 
@@ -273,7 +278,7 @@ class Run:
         if not (counted.whole and len(own) == len(counted.parts) and there == tally.keys):
             return None
         others = [part for part in parts if part not in counted.parts]
-        for trajectory in chain.from_iterable(self._all("trajectories", self._parts.trajectories, others)):
+        for trajectory in self._every_trajectory(others, tally.manifest.expert.vocab_size):
             if (trajectory.problem_id, trajectory.sample_index) in there:
                 return None
             tally.add(trajectory)
@@ -287,13 +292,30 @@ class Run:
         """What `read` gives for each part, in order; of a remote RUN, some parts are read at a time."""
         return read_ahead(parts, read, ahead) if self.bucket.remote else map(read, parts)
 
+    @property
+    def _vocab_size(self) -> int | None:
+        """Columns of the expert's head; None where there is no run.json."""
+        if self._head is None and (data := self.bucket.get("run.json", MOST_JSON_BYTES)) is not None:
+            self._head = self._manifest_in(data).expert.vocab_size
+        return self._head
+
+    def _every_trajectory(self, parts: Sequence[str], vocab_size: int | None) -> Iterator[Trajectory]:
+        """The trajectories of these parts."""
+        found = chain.from_iterable(self._all("trajectories", self._parts.trajectories, parts))
+        return self._sound(found, vocab_size)
+
+    def _sound(self, trajectories: Iterable[Trajectory], vocab_size: int | None) -> Iterator[Trajectory]:
+        """The same. Raises RunError at a token that the expert, of so many columns, does not have."""
+        for trajectory in trajectories:
+            if vocab_size and (fault := token_fault(trajectory, vocab_size)):
+                raise RunError(f"{self} is damaged: problem {trajectory.problem_id!r}: {fault}; sample into a new RUN")
+            yield trajectory
+
     def _all(
-        self, kind: PartKind, values: Callable[[str, bytes], list[Found]], parts: Sequence[str] | None = None
+        self, kind: PartKind, values: Callable[[str, bytes], list[Found]], parts: Sequence[str]
     ) -> Iterator[list[Found]]:
-        """The values of each part (`parts`: of these); while one is used, the next are on their way."""
-        fetched = self.each(
-            self.parts(kind) if parts is None else parts, lambda part: (part, self._parts.data(kind, part))
-        )
+        """The values of each part; while one is used, the next are on their way."""
+        fetched = self.each(parts, lambda part: (part, self._parts.data(kind, part)))
         return (values(part, data) for part, data in fetched)
 
     def _columns(self, names: Sequence[str], parts: Sequence[str] | None = None) -> Iterator[list[tuple[Any, ...]]]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from client.contrast import Contrast
-from client.protocol.requests import Trajectory, fault_of
+from client.protocol.requests import LARGEST_ID, MAX_SAMPLES, Trajectory, fault_of
 from client.runs.samples import Sample
 
 INTS, FLOATS, BOOLS = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.bool_())
@@ -73,6 +73,23 @@ def trajectory_table(trajectories: Sequence[Trajectory], questions: dict[str, st
         ],
         schema=TRAJECTORY_SCHEMA,
     )
+
+
+def check_kinds(table: pa.Table, schema: pa.Schema) -> None:
+    """Raises ValueError, naming the column, where texts stand for numbers, or numbers for texts.
+
+    A cast would take them.
+    """
+    for field in schema:
+        found, wanted = table.schema.field(field.name).type, field.type
+        found = found.value_type if pa.types.is_dictionary(found) else found
+        while pa.types.is_list(wanted):
+            if not (pa.types.is_list(found) or pa.types.is_large_list(found)):
+                break
+            found, wanted = found.value_type, wanted.value_type
+        texts = [pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in (found, wanted)]
+        if texts[0] != texts[1]:
+            raise ValueError(f"column {field.name!r} holds {found}, expected {wanted}")
 
 
 def check_no_nulls(table: pa.Table) -> None:
@@ -149,10 +166,10 @@ def sample_table(samples: Sequence[Sample]) -> pa.Table:
     )
 
 
-def samples_in(table: pa.Table) -> list[Sample]:
-    """The samples of a table without nulls. Their arrays are views of its buffers.
+def samples_in(table: pa.Table, vocab_size: int | None = None) -> list[Sample]:
+    """The samples of a table without nulls. Their arrays are views of its buffers. `vocab_size`: of the expert.
 
-    Raises ValueError, naming the row, if its arrays have different lengths.
+    Raises ValueError, naming the row, if its arrays have different lengths, or values that no contrast gives.
     """
     plain = {
         name: _from_lists(table[name])
@@ -185,8 +202,27 @@ def samples_in(table: pa.Table) -> list[Sample]:
             incomplete=row["incomplete"],
         )
         tokens = plain["prompt_token_ids"][index], plain["token_ids"][index]
+        if fault := _fault_of_sample(row["sample_index"], kept, tokens, vocab_size or LARGEST_ID + 1):
+            raise ValueError(f"row {index}, problem {row['problem_id']!r:.200}: {fault}")
         samples.append(Sample(row["problem_id"], row["sample_index"], *tokens, kept))
     return samples
+
+
+def _fault_of_sample(
+    sample_index: int, kept: Contrast, tokens: Sequence[npt.NDArray[np.int32]], vocab_size: int
+) -> str | None:
+    """What makes a row of samples invalid; None: it is valid."""
+    if not 0 <= sample_index < MAX_SAMPLES:
+        return f"its sample_index is {sample_index}"
+    steps = kept.steps
+    if len(steps) and not (steps[0] >= 0 and steps[-1] < len(tokens[1]) and (np.diff(steps) > 0).all()):
+        return f"its steps are not ascending within its {len(tokens[1])} tokens"
+    for ids in (*tokens, kept.label_ids):
+        if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
+            return f"a token id is not within the expert's {vocab_size:,} columns"
+    if not (kept.label_weights >= 0).all() or not np.isfinite(kept.label_weights).all():
+        return "a label's weight is negative or not finite"
+    return None
 
 
 def _to_lists(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> pa.ListArray:

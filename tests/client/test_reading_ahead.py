@@ -1,11 +1,14 @@
 """Parts of a remote RUN are read side by side, in few requests each; errors and early ends leave nothing behind."""
 
+import subprocess
+import sys
 import threading
 import time
 
 import obstore
 import pytest
 from support.runs.reported import make_run, trajectories_of
+from support.servers.real_server import ROOT
 
 import client.runs.parts
 from client.errors import RunError
@@ -93,3 +96,19 @@ def test_a_damaged_part_among_many_is_named(run):
     for read in (run.keys, lambda: list(run.trajectories())):
         with pytest.raises(RunError, match=run.parts("trajectories")[5]):
             read()
+
+
+READ_ALL = """
+import os, sys
+from client.runs.run import Run
+run = Run(sys.argv[1])
+run.bucket.get("run.json")  # starts the store's threads
+before = len(os.listdir("/proc/self/task"))
+assert len(list(run.trajectories())) == len(list(run.samples())) == len(run.keys()) == 12
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_reading_starts_no_thread_of_arrow_that_could_outlive_the_interpreter(tmp_path):
+    run = make_run(tmp_path / "run", trajectories_of(12))
+    assert subprocess.check_output([sys.executable, "-c", READ_ALL, str(run)], cwd=ROOT, text=True).strip() == "0"
