@@ -260,29 +260,21 @@ class Run:
     def tally(self, manifest: RunManifest, expected: Iterable[str] = (), counted: CountedParts | None = None) -> Tally:
         """Count the whole RUN in one pass over its trajectories. `expected`: see `Tally`.
 
-        `counted`: parts that were counted as they were written. Only their keys are read, unless other parts hold one
-        of these keys too: then it depends on the parts' names which trajectory counts, so all is read.
+        `counted`: parts that were counted as they were written. Only their keys are read where the RUN has no others.
         """
-        if counted and (tally := self._tally_beyond(counted)):
-            return tally
+        if counted and self._holds_only(counted):
+            return counted.tally
         tally = Tally(manifest, expected)
         for trajectory in self._every_trajectory(self.parts("trajectories"), manifest.expert.vocab_size):
             tally.add(trajectory)
         return tally
 
-    def _tally_beyond(self, counted: CountedParts) -> Tally | None:
-        """The tally of counted parts and all others; None where the parts must be read to know it."""
-        tally, parts = counted.tally, self.parts("trajectories")
-        own = [part for part in parts if part in counted.parts]
-        there = Keys(chain.from_iterable(self._columns(("problem_id", "sample_index"), own)))
-        if not (counted.whole and len(own) == len(counted.parts) and there == tally.keys):
-            return None
-        others = [part for part in parts if part not in counted.parts]
-        for trajectory in self._every_trajectory(others, tally.manifest.expert.vocab_size):
-            if (trajectory.problem_id, trajectory.sample_index) in there:
-                return None
-            tally.add(trajectory)
-        return tally
+    def _holds_only(self, counted: CountedParts) -> bool:
+        """Whether the RUN has these parts, with all that was counted, and no others."""
+        parts = self.parts("trajectories")
+        if set(parts) != set(counted.parts) or not counted.whole:
+            return False
+        return Keys(chain.from_iterable(self._columns(("problem_id", "sample_index"), parts))) == counted.tally.keys
 
     def totals(self, manifest: RunManifest) -> RunTotals:
         """The totals that complete.json would have now."""
@@ -333,7 +325,7 @@ class Run:
         for trajectory, figures in zip(trajectories, figures_of_each(trajectories, manifest), strict=True):
             samples.append(sample := sample_of(trajectory, manifest, figures))
             if counted:
-                counted.add(trajectory, sample.contrast, figures)
+                counted.add(part, trajectory, sample.contrast, figures)
         self._parts.write_samples(part, samples)
         if counted:
             counted.written(part, len(trajectories))

@@ -6,10 +6,11 @@ Memory holds a key per trajectory and a fixed table of counters, for any number 
 
 from __future__ import annotations
 
-import math
 import threading
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -78,22 +79,20 @@ class RunTotals:
     label_shifts: ShiftTotals | None = None  # None: no label
 
 
-class ExactSum:
-    """A sum of numbers that does not depend on their order: parts are counted as they are written, or read."""
-
-    UNIT = 2.0**-60
+class OrderedSum:
+    """A sum in the order of parts by name, in whatever order they come: rounding does not depend on who counts."""
 
     def __init__(self) -> None:
-        self._units, self._not_finite = 0, 0.0
+        self._values: dict[str, array[float]] = {}
 
-    def add(self, value: float) -> None:
-        if math.isfinite(value):
-            self._units += int(value / self.UNIT)
-        else:
-            self._not_finite += value
+    def add(self, value: float, part: str) -> None:
+        self._values.setdefault(part, array("d")).append(value)
 
     def __float__(self) -> float:
-        return self._units * self.UNIT + self._not_finite
+        total = 0.0
+        for value in chain.from_iterable(self._values[part] for part in sorted(self._values)):
+            total += value
+        return total
 
 
 class Divergences:
@@ -152,16 +151,18 @@ class Shifts:
         self.nats = Divergences()
         self.overturned = 0
         self.by_token: dict[int, list[float]] = {}  # heaviest id -> labels, nats
-        self._sum, self._largest = ExactSum(), 0.0
+        self._sum, self._largest = OrderedSum(), 0.0
         self._odd: dict[tuple[int, int], OddLabel] = {}
 
-    def add(self, trajectory: Trajectory, kept: Contrast, alpha: float, labelled: Bools | None = None) -> None:
-        """Count the labels of a trajectory; `labelled`: as in `StepFigures`, if known."""
+    def add(
+        self, trajectory: Trajectory, kept: Contrast, alpha: float, labelled: Bools | None = None, part: str = ""
+    ) -> None:
+        """Count the labels of a trajectory; `labelled`: as in `StepFigures`, if known. `part`: as in `Tally.add`."""
         logprobs = trajectory.expert_logprobs, trajectory.amateur_logprobs
         found = label_shifts(kept, trajectory.top_ids, *logprobs, alpha, labelled)
         self.nats.add(found.nats)
         self.overturned += int(found.overturned.sum())
-        self._sum.add(float(found.nats.sum()))
+        self._sum.add(float(found.nats.sum()), part)
         self._largest = max(self._largest, float(found.nats.max(initial=0.0)))
         for token, nats in zip(found.heaviest.tolist(), found.nats.tolist(), strict=True):
             counted = self.by_token.setdefault(token, [0, 0.0])
@@ -232,10 +233,19 @@ class Tally:
         self.tokens = self.kept = self.incomplete = self.labelled = self.agreeing = self.differing = 0
         self.cut = self.without_kept_steps = 0
         self.shifts = Shifts()
-        self._mass, self._entropy = ExactSum(), ExactSum()
+        self._mass, self._entropy = OrderedSum(), OrderedSum()
 
-    def add(self, trajectory: Trajectory, kept: Contrast | None = None, figures: StepFigures | None = None) -> None:
-        """Count a trajectory. `kept`, `figures`: its samples and steps with the manifest's settings, if known."""
+    def add(
+        self,
+        trajectory: Trajectory,
+        kept: Contrast | None = None,
+        figures: StepFigures | None = None,
+        part: str = "",
+    ) -> None:
+        """Count a trajectory. `kept`, `figures`: its samples and steps with the manifest's settings, if known.
+
+        `part`: its part's name, if parts do not come in the order of their names.
+        """
         if not self.keys.add((trajectory.problem_id, trajectory.sample_index)):
             return
         manifest, first = self.manifest, self.manifest.first_step
@@ -250,12 +260,13 @@ class Tally:
         self.kept += len(kept.steps)
         self.cut += trajectory.finish_reason == "length"
         self.without_kept_steps += not len(kept.steps)
-        self.shifts.add(trajectory, kept, manifest.alpha, figures.labelled)
+        self.shifts.add(trajectory, kept, manifest.alpha, figures.labelled, part)
         self.incomplete += kept.incomplete
         self.labelled += len(kept.label_ids)
-        self._mass.add(float(figures.covered_mass[first:].sum()))
+        self._mass.add(float(figures.covered_mass[first:].sum()), part)
         weights = kept.label_weights.astype(np.float64)
-        self._entropy.add(-float((weights * np.log(weights, where=weights > 0, out=np.zeros_like(weights))).sum()))
+        entropy = -float((weights * np.log(weights, where=weights > 0, out=np.zeros_like(weights))).sum())
+        self._entropy.add(entropy, part)
 
     @property
     def steps(self) -> int:
@@ -298,9 +309,9 @@ class CountedParts:
         self.parts: dict[str, int] = {}  # how many trajectories each has
         self._adding = threading.Lock()
 
-    def add(self, trajectory: Trajectory, kept: Contrast, figures: StepFigures) -> None:
+    def add(self, part: str, trajectory: Trajectory, kept: Contrast, figures: StepFigures) -> None:
         with self._adding:
-            self.tally.add(trajectory, kept, figures)
+            self.tally.add(trajectory, kept, figures, part)
 
     def written(self, part: str, trajectories: int) -> None:
         """Note a part that the store has, with its samples."""

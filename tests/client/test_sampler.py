@@ -70,21 +70,23 @@ def test_a_full_part_is_written_while_lines_go_on_and_the_rest_at_the_end(run, m
     assert counts.kept == sum(len(sample.contrast.steps) for sample in run.samples()) > 0
 
 
-def test_what_one_client_wrote_is_counted_as_it_is_written_and_read_again_only_where_others_wrote_it_too(
-    run, monkeypatch
-):
+def test_what_one_client_wrote_is_counted_as_it_is_written_and_read_again_only_where_others_wrote_too(run, monkeypatch):
     manifest, counted = run.manifest(), CountedParts(run.manifest())
-    run.write(lines(6), {}, manifest)  # another client's
-    run.write(lines(12)[6:9], {}, manifest, counted)
-    run.write(lines(12)[9:], {}, manifest, counted)
+    names = ["part-2", "part-1"]  # the later part is the first by name
+    monkeypatch.setattr(Parts, "new_name", lambda self: names.pop(0))
+    run.write(lines(12)[:6], {}, manifest, counted)
+    run.write(lines(12)[6:], {}, manifest, counted)
     read, data = [], Parts.data
     monkeypatch.setattr(Parts, "data", lambda self, *of: read.append(of) or data(self, *of))
     tally = run.tally(manifest, (), counted)
-    assert [part for _, part in read] == run.parts("trajectories")[:1]
-    assert tally.totals([]) == run.tally(manifest).totals([]) and len(tally.keys) == 12
+    assert not read and len(tally.keys) == 12
+    assert tally.totals([]) == run.tally(manifest).totals([]) and tally.mean_label_entropy > 0
+    assert tally.mean_label_entropy == run.tally(manifest).mean_label_entropy
     assert tally.shifts.oddest == run.tally(manifest).shifts.oddest
-    run.write(lines(7), {}, manifest)  # p6 twice
-    assert run.tally(manifest, (), counted).totals([]) == run.tally(manifest).totals([]) == tally.totals([])
+    names.append("part-3")
+    run.write(lines(15)[9:], {}, manifest)  # another client's, of which three were there
+    assert run.tally(manifest, (), counted).totals([]) == run.tally(manifest).totals([])
+    assert len(run.tally(manifest, (), counted).keys) == 15
 
 
 def test_a_part_that_the_store_has_lost_is_not_counted(run):
