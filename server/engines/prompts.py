@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from client.errors import ModelError
 from client.models.chat_template import ChatTemplate, Messages
@@ -73,16 +73,14 @@ class Prompt:
 
 
 class TextReader:
-    """A model's tokenizer and chat template: questions become ids, whichever backend transformers has for it."""
+    """A model's tokenizer and chat template: questions become ids."""
 
     def __init__(self, facts: ModelFacts, context: int) -> None:
         self._context = context
-        # Beside tekken.json transformers would take mistral-common, which heeds no chat template.
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(
-            facts.folder, trust_remote_code=facts.trusted, mistral_format=False
-        )
-        if type(self.tokenizer).__name__ == "MistralCommonBackend":  # tokenizer_config.json asks for it
-            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(facts.folder)
+        # tokenizer.json as it is. AutoTokenizer makes many tokenizers anew, as the class has it that
+        # tokenizer_config.json names, and published ones name the wrong class: words lose their spaces. Beside
+        # tekken.json it takes mistral-common, which heeds no chat template.
+        self.tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(facts.folder)
         self.template: ChatTemplate | None = None
         if facts.chat_template_digest:
             tokens = self.tokenizer.special_tokens_map

@@ -20,7 +20,7 @@ from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from client.errors import reason_of
-from client.models.mistral import hugging_face_arguments
+from client.models.mistral import folder_for_vllm, hugging_face_arguments
 from server.engines.engine import Engine, EngineStartError, configuration, start_error, workers_of
 from server.engines.pair import Pair
 from server.engines.preflight import ModelFacts, PairFacts
@@ -97,7 +97,9 @@ def sized_arguments(
     """The vLLM engine arguments of both engines. Raises SettingsError where the engines do not fit."""
     folders = {role: models[role].folder for role in ROLES}
     given = {
-        role: hugging_face_arguments(folder) | engine_arguments(settings, role, on_cpu) | {"model": str(folder)}
+        role: hugging_face_arguments(folder)
+        | engine_arguments(settings, role, on_cpu)
+        | {"model": str(folder_for_vllm(folder))}
         for role, folder in folders.items()
     }
     shapes = {role: engine_shape(role, given[role], models[role].weight_bytes) for role in ROLES}

@@ -12,7 +12,7 @@ from vllm.tokenizers.registry import resolve_tokenizer_args
 
 from client.errors import ModelError
 from client.models.fingerprints import chat_template_digest, token_map
-from client.models.mistral import hugging_face_arguments
+from client.models.mistral import folder_for_vllm, hugging_face_arguments
 from client.protocol.requests import SamplingSettings
 from server.engines.preflight import ModelFacts
 from server.engines.prompts import TextReader
@@ -96,3 +96,16 @@ def test_vllm_reads_the_same_files_where_mistrals_own_lie_beside_them(published)
         assert resolve_tokenizer_args(str(published), tokenizer_mode=mode)[0] == "hf"
     finally:
         (published / "consolidated.safetensors").unlink()
+
+
+def test_vllm_is_given_the_weights_once(tmp_path):
+    """Where no index says which of the files are the model's, it reads all."""
+    for name in ("config.json", "model.safetensors", "consolidated.safetensors"):
+        (tmp_path / name).write_text(name)
+    view = folder_for_vllm(tmp_path)
+    assert {file.name: file.read_text() for file in view.iterdir()} == {
+        name: name for name in ("config.json", "model.safetensors")
+    }
+    assert folder_for_vllm(tmp_path) == view, "made once"
+    (tmp_path / "consolidated.safetensors").unlink()
+    assert folder_for_vllm(tmp_path) == tmp_path

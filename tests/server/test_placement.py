@@ -32,15 +32,15 @@ def test_vllm_takes_the_cores_of_each_worker(given, cores, lists):
 
 
 @pytest.mark.long
-def test_engines_of_two_data_parallel_ranks_answer_as_those_of_one_do(tmp_path):
-    given = {"data_parallel_size": 2}
+@pytest.mark.parametrize(("given", "slots"), [({"data_parallel_size": 2}, 256), ({"tensor_parallel_size": 2}, 128)])
+def test_engines_of_two_ranks_answer_as_those_of_one_do(given, slots, tmp_path):
     body = {"problems": [{"id": str(index), "question": f"What is {index} plus 7?"} for index in range(40)]}
     with running_server(
         DEMO / "expert", DEMO / "amateur", tmp_path, expert_arguments=given, amateur_arguments=given
     ) as server:
         cards = httpx.get(f"{server.url}/v1/models").json()["data"]
         answer = httpx.post(f"{server.url}/v1/trajectories", json={**body, "top_k": 5, "max_tokens": 32}, timeout=300)
-    assert [card["slots"] for card in cards] == [256, 256]
+    assert [card["slots"] for card in cards] == [slots, slots]
     lines = [line for text in answer.iter_lines() if (line := parse_line(text))]
     assert sorted(int(line.problem_id) for line in lines) == list(range(40))
     for role in ("expert", "amateur"):

@@ -68,6 +68,8 @@ LLAMA3 = {
 GEMMA3 = {"sliding_window": WINDOW, "query_pre_attn_scalar": 48}
 FAMILIES = {
     "Qwen2.5": Family("qwen2", "Qwen2.5-Math", CHATML, "<|im_end|>", shape={"tie_word_embeddings": True}),
+    "Qwen2.5, base": Family("qwen2", "Qwen2.5-Math", CHATML, "<|endoftext|>", shape={"tie_word_embeddings": True}),
+    "Qwen2.5-Math, base": Family("qwen2", "Qwen2.5-Math", CHATML, "<|endoftext|>"),
     "Qwen2.5-Math": Family(
         "qwen2", "Qwen2.5-Math", CHATML, "<|endoftext|>", ends=("<|im_end|>", "<|endoftext|>")
     ),

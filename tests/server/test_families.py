@@ -1,0 +1,213 @@
+"""Families of models: a tiny pair of each, through real engines in float32, held to transformers' plain computation.
+
+`python -m pytest tests/server/test_families.py -m 'long or not long' -rP` prints the largest differences of all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing.forkserver
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.models.families import COLUMNS, FAMILIES, ORDINARY, Family, save_family
+from support.models.oracle import Oracle
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from client.protocol.requests import Problem, SamplingSettings, Trajectory
+from server import models
+from server.configuration import load_settings
+from server.engines import forkserver
+from server.engines.pair import Pair, Turn
+from server.engines.preflight import ModelFacts, inspect_pair
+from server.engines.prompts import Prompts, TextReader, TrajectoryError
+from server.engines.start import start_pair
+from trainer.adapters.model_folder import ModelFolder
+from trainer.evaluation.benchmarks import render
+from trainer.settings import Examination
+
+TOLERANCE, HALF_TOLERANCE = 2e-4, 0.1
+DAY, WRITTEN = "2026-01-31", {"%d %b %Y": "31 Jan 2026", "%Y-%m-%d": "2026-01-31"}
+QUESTIONS = [f"Ann has {n} apples. How many apples does Ann have now?" for n in range(2, 6)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair, and how it lies on the disk."""
+
+    expert: Family
+    amateur: Family
+    dtype: str = "float32"
+    arrange: Callable[[Path], dict[str, Any]] = lambda folder: {}  # changes the expert's folder; gives settings
+    expert_saved: dict[str, Any] | None = None  # arguments of save_family
+    amateur_saved: dict[str, Any] | None = None
+
+
+def same(name: str, **how: Any) -> Case:
+    return Case(FAMILIES[name], FAMILIES[name], **how)
+
+
+def beside_mistrals_own(folder: Path) -> dict[str, Any]:
+    """As Mistral publishes: the same weights once more, under other names."""
+    save_file({"tok_embeddings.weight": torch.zeros(2, 2)}, folder / "consolidated.safetensors")
+    return {}
+
+
+def behind_links(folder: Path) -> dict[str, Any]:
+    """As the Hub's cache has it: a folder of links, behind a link."""
+    blobs = folder.with_name("blobs")
+    folder.rename(blobs)
+    linked = folder.with_name("snapshot")
+    linked.mkdir()
+    for file in blobs.iterdir():
+        (linked / file.name).symlink_to(Path("..") / "blobs" / file.name)
+    folder.symlink_to(linked)
+    return {}
+
+
+def template_apart(folder: Path) -> dict[str, Any]:
+    """A base model without a template, and the file that --chat-template names."""
+    return {"chat_template": (folder / "chat_template.jinja").rename(folder.with_name("template.jinja"))}
+
+
+R1, QWEN = FAMILIES["DeepSeek-R1-Distill-Qwen"], FAMILIES["Qwen2.5"]
+CASES = {name: same(name) for name in FAMILIES if "base" not in name} | {
+    "Mistral": same("Mistral", arrange=beside_mistrals_own),
+    "DeepSeek-R1-Distill-Qwen with Qwen2.5": Case(R1, QWEN, amateur_saved={"vocab_size": 120}),
+    "Qwen2.5-Math, base with Qwen2.5, base": Case(
+        FAMILIES["Qwen2.5-Math, base"], FAMILIES["Qwen2.5, base"], amateur_saved={"vocab_size": 120}
+    ),
+    "Qwen2.5, no template of its own": same("Qwen2.5", arrange=template_apart),
+    "Llama 3, in shards behind links": same("Llama 3", arrange=behind_links, expert_saved={"shard": "40KB"}),
+    "Qwen2.5, tied, saved in float16": same("Qwen2.5", expert_saved={"dtype": torch.float16}),
+    "Qwen2.5, tied, computed in float16": same("Qwen2.5", dtype="float16", expert_saved={"dtype": torch.float16}),
+}
+AT_EVERY_CHANGE = ("Gemma 2",)
+
+
+@pytest.fixture(scope="module")
+def forking() -> Iterator[None]:
+    """Engines of this process are forked, as a server's are."""
+    forkserver.start()
+    yield
+    multiprocessing.forkserver._forkserver._stop()
+
+
+def started(case: Case, folder: Path) -> Pair:
+    for role, saved in (("expert", case.expert_saved), ("amateur", case.amateur_saved)):
+        save_family(folder / role, getattr(case, role), role, **(saved or {}))
+    settings = load_settings(
+        None, expert=str(folder / "expert"), amateur=str(folder / "amateur"), **case.arrange(folder / "expert")
+    )
+    engine = {"dtype": case.dtype, "kv_cache_memory_bytes": 2**26}
+    settings = models.located(
+        settings.model_copy(update={role: getattr(settings, role) | engine for role in ("expert", "amateur")})
+    )
+    facts = inspect_pair(folder / "expert", folder / "amateur", chat_template_file=settings.chat_template)
+    return start_pair(settings, facts, threading.Event())
+
+
+def rendered(folder: Path, family: Family, question: str) -> list[int]:
+    """A question's prompt, by transformers."""
+    system = [{"role": "system", "content": family.system_prompt}] if family.system_prompt else []
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer.apply_chat_template(
+        [*system, {"role": "user", "content": question}], chat_template=family.template, add_generation_prompt=True,
+        return_dict=False, strftime_now=WRITTEN.__getitem__, **family.variables,
+    )  # fmt: skip
+
+
+def known_ids(case: Case, columns: int) -> np.ndarray:
+    """Which ids the amateur knows, whose head has so many columns: [the expert's columns]."""
+    mine, theirs = (dict(enumerate(family.tokens, ORDINARY)) for family in (case.expert, case.amateur))
+    return np.array([index < columns and mine.get(index) == theirs.get(index) for index in range(COLUMNS)])
+
+
+def difference(rows: np.ndarray, exact: np.ndarray, ids: np.ndarray, known: np.ndarray) -> float:
+    """The largest one between rows [t, k] and the exact [t, V] at the same ids, of those that are known."""
+    exact = np.take_along_axis(exact, np.where(known[ids], ids, 0), 1)
+    return float(np.abs(rows - exact)[known[ids]].max())
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in AT_EVERY_CHANGE else pytest.mark.long) for name in CASES]
+)
+def test_a_familys_pair_agrees_with_transformers(name, forking, tmp_path):
+    case, own = CASES[name], CASES[name].expert != CASES[name].amateur and CASES[name].expert == R1
+    asked = SamplingSettings(
+        max_tokens=24, top_k=20, system_prompt=case.expert.system_prompt, date=DAY,
+        chat_template_kwargs=dict(case.expert.variables),
+    )  # fmt: skip
+    pair = started(case, tmp_path)
+    try:
+
+        async def ask() -> list[Trajectory]:
+            problems = [Problem(id=question, question=question) for question in QUESTIONS]
+            return await asyncio.gather(*(pair.trajectory(problem, 0, asked, Turn()) for problem in problems))
+
+        lines = asyncio.run(ask())
+    finally:
+        pair.shutdown()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "expert")
+    assert pair.prompts.end_tokens == sorted(map(tokenizer.convert_tokens_to_ids, case.expert.end_tokens))
+    assert pair.prompts.amateur_prompt == ("own" if own else "same")
+    expert, amateur = (Oracle(tmp_path / role, attention="eager") for role in ("expert", "amateur"))
+    found, known = {"expert": 0.0, "amateur": 0.0}, known_ids(case, amateur.columns)
+    for line in lines:
+        prompt, ids = line.prompt_token_ids.tolist(), line.top_ids
+        assert prompt == rendered(tmp_path / "expert", case.expert, line.problem_id)
+        begin = tokenizer.bos_token_id
+        assert begin is None or (prompt[0], prompt.count(begin)) == (begin, 1)
+        exact = expert.logprobs(line.prompt_token_ids, line.token_ids)
+        found["expert"] = max(found["expert"], difference(line.expert_logprobs, exact, ids, np.ones(COLUMNS, bool)))
+        read = rendered(tmp_path / "amateur", case.amateur, line.problem_id) if own else prompt
+        assert (np.isneginf(line.amateur_logprobs) == ~known[ids]).all()
+        until = 1 + int(np.argmin([*known[line.token_ids[:-1]], False]))  # a token that it does not know is left out
+        exact = amateur.logprobs(np.array(read), np.where(known[line.token_ids], line.token_ids, 0))[:until]
+        found["amateur"] = max(found["amateur"], difference(line.amateur_logprobs[:until], exact, ids[:until], known))
+    print(f"| {name} | {found['expert']:.1e} | {found['amateur']:.1e} |")
+    assert max(found.values()) <= (TOLERANCE if case.dtype == "float32" else HALF_TOLERANCE), found
+
+
+def test_an_expert_without_a_template_takes_token_ids_and_says_so_of_questions(tmp_path):
+    for role in ("expert", "amateur"):
+        save_family(tmp_path / role, QWEN, role)
+    (tmp_path / "expert" / "chat_template.jinja").unlink()
+    facts = inspect_pair(tmp_path / "expert", tmp_path / "amateur")
+    prompts = Prompts(facts, {"expert": 256, "amateur": 256}, {"eos_token_id": 112})
+    ids = asyncio.run(prompts.render(Problem(id="1", prompt_token_ids=[6, 7]), SamplingSettings()))
+    assert ids.expert == [6, 7] and prompts.end_tokens == [112]
+    with pytest.raises(TrajectoryError, match=r"the expert has no chat template.*--chat-template FILE"):
+        asyncio.run(prompts.render(Problem(id="1", question="How many?"), SamplingSettings()))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "qwen2"])
+def test_a_tokenizer_is_that_of_tokenizer_json_whatever_class_is_named(kind, tmp_path):
+    """As DeepSeek-R1-Distill-Llama and DeepSeek-R1-0528-Qwen3 have it: a byte-level tokenizer, named LlamaTokenizer."""
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "the", "Ġthe", "<|end|>"]
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
+    made = Tokenizer(BPE({piece: index for index, piece in enumerate(pieces)}, merges))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.add_special_tokens(["<|end|>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    named = {"tokenizer_class": "LlamaTokenizerFast", "eos_token": "<|end|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "vocab_size": len(pieces)}))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}{{ eos_token }}")
+    text = "the  the\n1234 é"
+    expected = made.encode(text + "<|end|>").ids
+    facts = ModelFacts(tmp_path, len(pieces), 0, "", "", "digest", trusted=False)
+    asked = SamplingSettings(system_prompt=None)
+    assert TextReader(facts, 256).prompt([{"role": "user", "content": text}], asked) == expected
+    assert render(ModelFolder(tmp_path), text, Examination(system_prompt="")) == expected
