@@ -64,7 +64,7 @@ def test_problems_are_spread_over_the_replicas_and_each_is_answered_once(cluster
     lines = sampled(cluster.url, problems, SHORT)
     assert keys(lines) == once(problems) and all(isinstance(line, Trajectory) for line in lines)
     asked = Counter(cluster.counts()) - before
-    assert len(asked) == 2 and min(asked.values()) > 100
+    assert len(asked) == 2 and min(asked.values()) > 40  # Ray chooses the less busy one of two
 
 
 @pytest.mark.process
