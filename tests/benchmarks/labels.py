@@ -42,7 +42,8 @@ VARIANTS = {
 APART, TABLE = 3, (3, 6, 12, 24)
 """Epochs between two checkpoints; those in the table."""
 STEPS = 60
-"""Optimizer steps an epoch: 950 trajectories that are not held out, 16 a step."""
+"""Optimizer steps an epoch: 950 trajectories that are not held out, 16 a step. `top`, which keeps steps of fewer
+trajectories, takes as many steps as the others, and so more epochs."""
 TABLE_STEPS = [epochs * STEPS for epochs in TABLE]
 EXAMINED = ["--system-prompt", "Please reason step by step.", "--max-tokens", "64"]
 SCORES = ("loss", "loss + other_shift", "agreement", "other_shift")
@@ -118,7 +119,7 @@ def train(trained: Trained, run: str, epochs: int) -> None:
         if not Path(url, "complete.json").exists():
             command("client", "build", run, url, *options)
     if trained.about.get("optimizer_steps", 0) < epochs * STEPS:
-        about = ["--epochs", epochs, "--seed", trained.seed, "--keep", "best", "--resume"]
+        about = ["--max-steps", epochs * STEPS, "--seed", trained.seed, "--keep", "best", "--resume"]
         kept = ["--save-steps", APART * STEPS, "--keep-checkpoints", max(TABLE)]
         command("trainer", "train", url, "--model", DEMO / "expert", "--output", trained.adapter, *about, *kept)
 
