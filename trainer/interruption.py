@@ -1,18 +1,24 @@
 """SIGINT and SIGTERM while a training runs: the step under way ends, a checkpoint is written, the program exits.
 
-In: signals. Out: `Interruption.number`, which the training loop reads between steps; `Interrupted`, for the program.
+In: signals. Out: `Interruption.number`, which the training loop reads between steps; `Interrupted`, for the program;
+`run_training`, for a program that waits for a training in a process of its own.
 """
 
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 from client.errors import LightReasonerError
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ONE_SIGNAL_SECONDS = 0.5
+"""A terminal and a scheduler signal every process of a command, and so a training twice that a process waits for."""
 
 
 class Interrupted(LightReasonerError):
@@ -40,10 +46,46 @@ class Interruption:
         self._before = {}
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.number:
+            return  # the other signal, at the same moment
         self.number = number
         for meant in STOPPING_SIGNALS:
-            signal.signal(meant, signal.SIG_DFL)
+            signal.signal(meant, signal.SIG_IGN)
         print(
             f"{signal.Signals(number).name}: ends this step and writes a checkpoint; a second signal ends at once",
             file=sys.stderr,
         )
+        time.sleep(ONE_SIGNAL_SECONDS)
+        for meant in STOPPING_SIGNALS:
+            signal.signal(meant, signal.SIG_DFL)
+
+
+def run_training(words: Sequence[str], name: str) -> tuple[int, str]:
+    """`lightreasoner-trainer train` with these words, in a process of its own: its exit status and what it complained.
+
+    SIGINT and SIGTERM are passed on to it. Where one came, and the training ended without an error, this raises
+    Interrupted, which calls the training by `name`.
+    """
+    told: list[int] = []
+    started: list[subprocess.Popen[str]] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        print(f"{signal.Signals(number).name}: passed on to the training of {name}", file=sys.stderr)
+        for training in started:
+            training.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOPPING_SIGNALS}
+    try:
+        command = [sys.executable, "-m", "trainer", "train", *words]
+        training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        started.append(training)
+        if told:
+            training.send_signal(told[0])
+        _, complaint = training.communicate()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if told and "error: " not in complaint:
+        raise Interrupted(told[0], f"{name}: stopped; the same command goes on from its last checkpoint")
+    return training.returncode, complaint

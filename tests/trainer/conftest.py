@@ -1,8 +1,6 @@
 """One tiny expert and one RUN of it for the whole directory, and the command line as a user meets it."""
 
-import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,10 +44,8 @@ def trainer_cli(monkeypatch, capsys):
 def forked_trainings(monkeypatch):
     """The trainings that `ablation` and `efficiency` start are forks."""
 
-    def run(command, **_):
-        python, module, package, *words = command
-        assert (python, module, package) == (sys.executable, "-m", "trainer")
-        return forked.run("trainer", *words)
+    def run(words, _name):
+        done = forked.run("trainer", "train", *words)
+        return done.returncode, done.stderr
 
-    channels = {"PIPE": subprocess.PIPE, "DEVNULL": subprocess.DEVNULL}
-    monkeypatch.setattr(paper_tables, "subprocess", SimpleNamespace(run=run, **channels))
+    monkeypatch.setattr(paper_tables, "run_training", run)

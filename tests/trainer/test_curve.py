@@ -1,10 +1,12 @@
 """The checkpoints of one training, evaluated as a curve."""
 
 import json
+import shutil
 import sys
 
 import pytest
 
+from client.errors import ModelError
 from trainer.__main__ import main
 from trainer.evaluation.curve import checkpoints_of, curve_of
 from trainer.evaluation.records import Record
@@ -39,6 +41,19 @@ def test_as_many_checkpoints_are_kept_as_were_asked_for_and_found_by_their_steps
         )
     finally:
         (folder / "checkpoint-5" / "torn.json").rename(folder / "checkpoint-5" / "whole.json")
+
+
+def test_one_checkpoint_is_named_with_what_to_give(training, tmp_path):
+    one = training / "checkpoints" / "checkpoint-5"
+    with pytest.raises(ModelError, match=f"{one} is one checkpoint .*--checkpoints {training}, or --adapter {one} "):
+        checkpoints_of(f"{one}/")
+    copied = shutil.copytree(one, tmp_path / "copied")
+    with pytest.raises(ModelError, match="give --checkpoints the --output of its training, or --adapter"):
+        checkpoints_of(str(copied))
+    for damaged in ("{", "[]"):
+        (copied / "lightreasoner.json").write_text(damaged)
+        with pytest.raises(ModelError, match=r"copied/lightreasoner\.json is damaged"):
+            checkpoints_of(str(copied))
 
 
 def test_a_folder_without_checkpoints_is_named(tmp_path, expert, trainer_cli):

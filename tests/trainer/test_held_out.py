@@ -1,11 +1,13 @@
 """Trajectories that are held out: never trained on, measured on the way, and what is kept by them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from peft.utils import save_and_load
 from safetensors.torch import load_file
 from support.models.tiny_pair import trajectory, write_run
 from support.training.reading import read_training_set
@@ -60,7 +62,7 @@ def test_a_share_of_the_problems_is_held_out_whole_and_the_same_each_time(tmp_pa
     assert held_out_of(few, expert, 0.05)[1] == []
 
 
-def test_samples_of_one_problem_are_never_on_both_sides(tmp_path, expert):
+def test_samples_of_one_problem_are_never_on_both_sides(tmp_path, expert, trainer_cli):
     from dataclasses import replace
 
     trajectories = [replace(trajectory("p", index), problem_id=f"p{index // 4}", sample_index=index % 4)
@@ -69,6 +71,14 @@ def test_samples_of_one_problem_are_never_on_both_sides(tmp_path, expert):
     training_set = TrainingSet(run, Limits(ModelFolder(expert).vocab_size))
     training_set.read()
     whole = len(training_set.examples)
+    assert training_set.hold_out(0.05) == [] and len(training_set.examples) == whole >= 20
+    why = training_set.held_out_none(0.05)
+    assert f"held out none: 0.05 of {whole} trajectories is {whole // 20}, problems are held out whole" in why
+    code, said, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out", "--max-steps", 1)
+    assert code == 0 and why in " ".join(said.split()), err
+    remedy = TrainingSet(run, Limits(ModelFolder(expert).vocab_size))
+    remedy.read()
+    assert remedy.hold_out(float(re.search(r"--held-out (\S+) holds it out", why)[1]))
     held_out = training_set.hold_out(0.25)
     assert 0 < len(held_out) <= whole / 4 and len(held_out) + len(training_set.examples) == whole
     starts = [{tuple(example.input_ids[:3].tolist()) for example in side} for side in (training_set.examples, held_out)]
@@ -167,6 +177,17 @@ def test_the_best_adapter_is_kept_and_a_training_that_goes_past_it_warns(tmp_pat
     assert trainer_cli(*words, "--output", early, "--max-steps", 7, "--keep", "best", "--resume")[0] == 0
     check_equal(tmp_path / "best", early)
     assert [row["step"] for row in rows_of(early)] == [row["step"] for row in rows]
+
+
+def test_the_hub_is_never_asked_about_the_base_of_an_adapter(tmp_path, many, expert, trainer_cli, monkeypatch):
+    """The trained model is a folder here; its adapter records the name that a model of the Hub has."""
+    asked = []
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda *words: asked.append(words))
+    monkeypatch.setattr(ModelFolder, "name", property(lambda _: "Qwen/Qwen2.5-Math-1.5B"))
+    words = ("train", many, "--model", expert, "--output", tmp_path / "out", "--held-out", 0.2, "--keep", "best")
+    assert trainer_cli(*words, *HOT, "--max-steps", 2, "--save-steps", 1)[0] == 0
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "Qwen/Qwen2.5-Math-1.5B" and asked == []
 
 
 def test_what_cannot_be_held_out_is_refused(tmp_path, many, run, expert, trainer_cli):

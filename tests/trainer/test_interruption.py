@@ -1,12 +1,14 @@
 """A training that is told to stop writes a checkpoint and says how to go on; two trainings never share an OUT."""
 
+import os
 import signal
 import time
 
 import pytest
 import torch
 from support.models.tiny_pair import manifest_for, trajectory, write_run
-from support.training.launch import metrics, ranks, started
+from support.processes.forked import fork
+from support.training.launch import ENVIRONMENT, metrics, ranks, started
 
 from client.errors import ModelError
 from client.runs.run import Run
@@ -50,6 +52,8 @@ def test_a_signal_writes_a_checkpoint_says_how_to_go_on_and_exits_as_shells_expe
     process = started(*words)
     wait_for_steps(process, out)
     process.send_signal(number)
+    time.sleep(0.2)
+    process.send_signal(number)  # the same one, which the terminal sends and who waits for the training passes on
     said, _ = process.communicate(timeout=60)
     assert process.returncode == code, said
     done = checkpoint_of(out)
@@ -62,6 +66,32 @@ def test_a_signal_writes_a_checkpoint_says_how_to_go_on_and_exits_as_shells_expe
     code, said, err = trainer_cli(*again, "--resume")
     assert code == 0 and f"resuming after step {done}" in said, err
     assert [line["step"] for line in metrics(out)] == list(range(1, done + 3))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+def test_an_ablation_that_is_stopped_stops_its_training_which_the_same_command_goes_on_with(
+    tmp_path, run, expert, trainer_cli, number
+):
+    benchmark, out = tmp_path / "digits.jsonl", tmp_path / "tables"
+    benchmark.write_text('{"question": "How many ?", "answer": "1"}\n')
+    adapter, light = out / "adapters" / "full-0", ("--batch-size", 2)
+    command = ("ablation", run, "--model", expert, "--output", out, "--benchmark", f"digits={benchmark}", "--",
+               "--max-steps", 20000, *light)  # fmt: skip
+    process = fork("trainer", *command, environment=ENVIRONMENT, one_stream=True, session=True)
+    wait_for_steps(process, adapter)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert "full, seed 0: stopped; the same command goes on" in said and "Traceback" not in said
+    done = checkpoint_of(adapter)
+    assert not (adapter / ".lock").exists()
+    words = ("train", run, "--model", expert, "--output", adapter, "--seed", 0, "--resume", "--max-steps", done + 1)
+    code, said, err = trainer_cli(*words, *light)
+    assert code == 0 and f"resuming after step {done}\n" in said, err
 
 
 def test_ranks_stop_together(tmp_path, words):

@@ -15,6 +15,7 @@ from support.processes.forked import run as run_forked
 from support.training.launch import metrics, started
 
 from client.storage.bucket import Bucket
+from trainer.training.checkpoints import Output
 
 STEPS, EVERY = 40, 5
 
@@ -91,6 +92,31 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path, words, un
     code, said, err = trainer_cli(*words, "--output", out, "--resume")
     assert code == 0 and f"resuming after step {STEPS - EVERY}\n" in said, err
     check_the_same(Bucket(str(out)), uninterrupted, tmp_path)
+
+
+def test_the_newest_whole_checkpoint_stays_until_the_next_is_whole(
+    tmp_path, words, uninterrupted, trainer_cli, monkeypatch
+):
+    """Whatever the clock of the machine was that wrote the older ones."""
+    out, end = shutil.copytree(uninterrupted, tmp_path / "out"), STEPS + 2 * EVERY
+    for folder in (out / "checkpoints").iterdir():
+        os.utime(folder, (time.time() + 3600,) * 2)
+    longer = [*(end if word == STEPS else word for word in words), "--keep-checkpoints", 1]
+    seal = Output.seal
+
+    def crash(self, number, *rest):
+        if number == end:
+            raise SystemExit(9)
+        seal(self, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "seal", crash)
+        assert trainer_cli(*longer, "--output", out, "--resume")[0] == 9
+    left = {folder.name for folder in (out / "checkpoints").iterdir()}
+    assert left == {f"checkpoint-{end - EVERY}", f"checkpoint-{end}"}
+    code, said, err = trainer_cli(*longer, "--output", out, "--resume")
+    assert code == 0 and f"resuming after step {end - EVERY}\n" in said, err
+    assert [folder.name for folder in (out / "checkpoints").iterdir()] == [f"checkpoint-{end}"]
 
 
 def test_what_was_done_is_not_done_again_and_can_be_made_longer(tmp_path, words, uninterrupted, trainer_cli):

@@ -10,6 +10,7 @@ import pytest
 from support.models.tiny_pair import trajectory, write_run
 from test_solutions import saying
 
+from client.errors import LightReasonerError
 from client.protocol.requests import ContrastSettings
 from client.runs.build import build_run
 from client.runs.run import Run
@@ -65,7 +66,7 @@ def test_an_ablation_trains_and_evaluates_its_four_variants_and_does_nothing_twi
     assert "| without either |" in (out / "ablation.md").read_text() and "without either" in shown
 
     before = {file: file.stat().st_mtime_ns for file in (out / "adapters").rglob("*") if file.is_file()}
-    monkeypatch.setattr("trainer.evaluation.paper_tables.subprocess", None)  # no training can be started
+    monkeypatch.setattr("trainer.evaluation.paper_tables.run_training", None)  # no training can be started
     code, shown, err = trainer_cli(*words)
     assert code == 0 and shown.count(" is complete") == len(variants), err
     assert {file: file.stat().st_mtime_ns for file in before} == before
@@ -123,6 +124,16 @@ def test_a_list_names_the_papers_variants_and_its_own():
     settings = found[1].of(ContrastSettings(beta=0.1, labels="expert"))
     assert (settings.beta, settings.labels, settings.gamma) == (0.1, "tilt", 1.0)
     assert found[0].of(ContrastSettings(labels="tilt", max_shift=0.1)) == ContrastSettings(labels="expert")
+
+
+def test_a_list_may_be_long_and_infinite_shifts_are_no_bound():
+    found = variants_of(", ".join(f"name {number}: labels=tilt gamma=0.{number}" for number in range(1, 200)))
+    assert len(found) == 199 and found[-1].settings == {"labels": "tilt", "gamma": 0.199}
+    for spelling in ("inf", "Infinity", "INF"):
+        (variant,) = variants_of(f"max-shift={spelling}")
+        assert variant.of(ContrastSettings(labels="tilt", max_shift=0.1)).max_shift is None
+    with pytest.raises(LightReasonerError, match="max_shift"):
+        variants_of("max-shift=-inf")[0].of(ContrastSettings())
 
 
 @pytest.mark.engine

@@ -96,7 +96,7 @@ class TrainingSet:
         the same ones. At most the share: of a RUN with few trajectories none.
         """
         many = Counter(self._problems)
-        order = sorted(many, key=lambda problem_id: hashlib.sha256(problem_id.encode()).digest())
+        order = sorted(many, key=_digest_order)
         ends = np.cumsum([many[problem_id] for problem_id in order])
         chosen = set(order[: int(np.searchsorted(ends, math.floor(share * len(self.examples)), side="right"))])
         if not chosen:
@@ -116,6 +116,17 @@ class TrainingSet:
             and len(sample.contrast.steps)
             and seen.add((sample.problem_id, sample.sample_index))
         ]
+
+    def held_out_none(self, share: float) -> str:
+        """Why `hold_out` took none of the examples that are here."""
+        many = len(self.examples)
+        least = Counter(self._problems)[min(self._problems, key=_digest_order)]
+        enough = (100 * least // many + 1) / 100
+        remedy = f"--held-out {enough:g} holds it out" if enough < 1 else "sample more problems"
+        return (
+            f"held out none: {share:g} of {many} trajectories is {math.floor(share * many)}, problems are held out "
+            f"whole, and the first one has {least}; {remedy}"
+        )
 
     def check_not_empty(self) -> None:
         """Raises RunError, with the reason, if there is nothing to learn."""
@@ -211,6 +222,11 @@ def _nothing_to_learn(run: Run, trajectories: int) -> str:
         f"none of the {trajectories} trajectories in {run} has a kept step at beta {beta:g}; "
         "make a RUN with a lower --beta, or with an amateur that differs more"
     )
+
+
+def _digest_order(problem_id: str) -> bytes:
+    """Problems are held out in this order."""
+    return hashlib.sha256(problem_id.encode()).digest()
 
 
 def _short(digest: str | None) -> str:

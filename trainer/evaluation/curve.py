@@ -18,7 +18,7 @@ from trainer.evaluation.scores import Comparison
 def checkpoints_of(out: str) -> dict[str, int]:
     """The adapters that a training left, oldest first: URL -> optimizer step; the final one is OUT itself.
 
-    Raises ModelError where there is none.
+    Raises ModelError where there is none, or `out` is a checkpoint or another adapter.
     """
     bucket, url = Bucket(out), out.rstrip("/")
     found: dict[int, str] = {}
@@ -29,13 +29,28 @@ def checkpoints_of(out: str) -> dict[str, int]:
             found[int(number)] = f"{url}/{folder}"
     made = bucket.get(PROVENANCE) if bucket.get(CONFIG) else None
     if made:
-        about = json.loads(made)
-        found.setdefault(about.get("adapter_step", about["optimizer_steps"]), url)
+        found.setdefault(_adapter_step(made, url), url)
     if not found:
         raise ModelError(
             f"{out} holds no checkpoint and no adapter of a training; 'lightreasoner-trainer train' makes one"
         )
     return {found[step]: step for step in sorted(found)}
+
+
+def _adapter_step(made: bytes, url: str) -> int:
+    """The optimizer step of a final adapter, from its lightreasoner.json."""
+    try:
+        about = json.loads(made)
+        step = about.get("adapter_step", about.get("optimizer_steps"))
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{url}/{PROVENANCE} is damaged ({error}); remove it to take the checkpoints alone") from None
+    if isinstance(step, int):
+        return step
+    out = url.rpartition("/checkpoints/")[0] or "the --output of its training"
+    raise ModelError(
+        f"{url} is one checkpoint of a training, not all of it: give --checkpoints {out}, or --adapter {url} to "
+        "evaluate this one alone"
+    )
 
 
 def curve_of(comparisons: Sequence[Comparison], steps: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:

@@ -8,8 +8,6 @@ is not repeated. Source: LightReasoner, arXiv 2510.07962, its efficiency and abl
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from trainer.evaluation.records import Record, Records
 from trainer.evaluation.scores import score
 from trainer.evaluation.summary import markdown_table
 from trainer.evaluation.variants import PAPER_VARIANTS, Variant
+from trainer.interruption import run_training
 from trainer.settings import Examination
 
 
@@ -118,19 +117,20 @@ def efficiency(run_url: str, solutions_url: str, answers: str, plan: Plan, conso
 def train_adapter(
     url: str, name: str, seed: int, plan: Plan, console: Console, options: Sequence[str] = (), folder: str | None = None
 ) -> Path:
-    """Train an adapter, unless it is complete. Raises LightReasonerError with the error of the training."""
+    """Train an adapter, unless it is complete. Raises LightReasonerError with the error of the training.
+
+    Where a signal stops it, `Interrupted`: the same command goes on from its checkpoint.
+    """
     adapter = plan.out / "adapters" / f"{folder or name}-{seed}"
-    words = ["train", url, "--model", plan.model.hub_id or str(plan.model), "--output", str(adapter)]
+    words = [url, "--model", plan.model.hub_id or str(plan.model), "--output", str(adapter)]
     words += ["--seed", str(seed), "--resume", *options, *plan.train_options]
-    complete = plan.is_trained(words[1:], plan.model)
+    complete = plan.is_trained(words, plan.model)
     console.print(f"{name}, seed {seed}: {adapter}{' is complete' if complete else ''}", soft_wrap=True)
     if complete:
         return adapter
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer", *words], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
-    )
-    if done.returncode:
-        said = done.stderr.strip().rpartition("error: ")[2] or f"exit status {done.returncode}"
+    status, complaint = run_training(words, f"{name}, seed {seed}")
+    if status:
+        said = complaint.strip().rpartition("error: ")[2] or f"exit status {status}"
         raise LightReasonerError(f"{name}, seed {seed}: {said}")
     return adapter
 

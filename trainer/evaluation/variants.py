@@ -7,6 +7,8 @@ variants, or an error that names the one at fault. Builds nothing.
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,8 +61,10 @@ def variants_of(text: str | None) -> Sequence[Variant]:
     """
     if text is None:
         return PAPER_VARIANTS
+    # Path.is_file raises where a list is too long for a file's name.
+    is_file = os.path.isfile(text)  # noqa: PTH113
     try:
-        lines = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+        lines = Path(text).read_text(encoding="utf-8").splitlines() if is_file else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
         raise LightReasonerError(f"--variants {text} cannot be read: {error}") from None
     written = [line.partition("#")[0].strip() for line in lines]
@@ -81,6 +85,14 @@ def _setting_value(text: str) -> Any:
         return text
 
 
+def _is_infinite(text: str) -> bool:
+    """Whether it means no bound, in any spelling that --max-shift of build takes."""
+    try:
+        return float(text) == math.inf
+    except ValueError:
+        return False
+
+
 def _variant(written: str) -> Variant:
     if known := next((variant for variant in PAPER_VARIANTS if variant.name == written), None):
         return known
@@ -98,6 +110,8 @@ def _variant(written: str) -> Variant:
                 f"{known_settings}, and {named} are variants by name"
             )
         settings[field] = _setting_value(value)
+        if field == "max_shift" and _is_infinite(value):
+            settings[field] = None
     label = " ".join(name.split()) if colon else " ".join(words)
     if not label or not Variant(label, {}).folder:
         raise LightReasonerError(f"--variants: {written!r} has no name before its colon")

@@ -126,7 +126,7 @@ class Output:
             self.bucket.remove(PROVENANCE)
 
     def seal(self, number: int, state: dict[str, Any], keep: int) -> None:
-        """Complete a checkpoint: write `state` and the list of its files. Older ones in the bucket are removed."""
+        """Complete a checkpoint: write `state` and the list of its files. Then remove all but the newest `keep`."""
         folder = self.checkpoints / f"checkpoint-{number}"
         (folder / PROVENANCE).write_text(json.dumps(state, indent=2) + "\n")
         digests = {file.name: _file_digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
@@ -136,9 +136,9 @@ class Output:
             for name in digests:
                 self.bucket.put(f"{CHECKPOINTS}/{folder.name}/{name}", (folder / name).read_bytes())
             self.bucket.put(f"{CHECKPOINTS}/{folder.name}/{WHOLE_FILE}", whole.encode())
-            for old in sorted(self._numbers())[:-keep]:
-                self._remove(old)
-        (folder / WHOLE_FILE).write_text(whole)
+        write_whole(folder / WHOLE_FILE, whole)
+        for old in sorted(self._numbers())[:-keep]:
+            self._remove(old)
 
     def publish(self) -> None:
         """Upload the final files if OUT is in a bucket; lightreasoner.json last."""

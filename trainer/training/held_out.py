@@ -26,7 +26,7 @@ from trainer.data.example import Example
 from trainer.data.packing import Batch, Layout, micro_batches
 from trainer.settings import Keep
 from trainer.training.checkpoints import write_whole
-from trainer.training.lora import Head, hidden_states
+from trainer.training.lora import ADAPTER_ALONE, Head, hidden_states
 from trainer.training.loss import CHUNK_ELEMENTS, held_out_sums
 
 HELD_OUT = "held_out.jsonl"
@@ -120,7 +120,7 @@ class HeldOutWatch(TrainerCallback):
     def _measure(self, state: TrainerState) -> None:
         found = HeldOutFigures(state.global_step, *self._means())
         if self._keep_best and (not self.figures or found.score < self.best.score):
-            weights = get_peft_model_state_dict(self._adapted)
+            weights = get_peft_model_state_dict(self._adapted, **ADAPTER_ALONE)
             self._best = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in weights.items()}
         self.figures.append(found)
         logged = {f"held_out_{name}": float(getattr(found, name)) for name in MEASURED}

@@ -124,7 +124,7 @@ class ContrastTrainer(Trainer):
         weights = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
         if self.is_world_process_zero():
             adapted: Any = self.accelerator.unwrap_model(self.model)
-            adapted.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
+            adapted.save_pretrained(str(folder), state_dict=weights)
 
     def save_now(self) -> None:
         """Write a checkpoint between two optimizer steps."""
@@ -196,7 +196,7 @@ def arguments(recipe: Recipe, running: Running) -> TrainingArguments:
             logging_nan_inf_filter=False,
             save_strategy="steps",
             save_steps=running.save_steps,
-            save_total_limit=running.keep_checkpoints,
+            save_total_limit=None,  # `seal` removes old ones: transformers would before the new one is whole
             report_to=loggers or "none",
             disable_tqdm=True,
         )

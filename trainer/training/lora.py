@@ -6,6 +6,7 @@ The loss is computed inside forward because DDP and FSDP wrap only that call. Kn
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -17,6 +18,9 @@ from transformers import PreTrainedModel
 from client.errors import ModelError
 from trainer.settings import ALL_LINEAR, Lora
 from trainer.training.loss import StepSums, contrast_sums
+
+ADAPTER_ALONE: dict[str, Any] = {"save_embedding_layers": False}
+"""For PEFT's functions that give or save an adapter: otherwise they ask the Hub whether embeddings changed."""
 
 
 class Head:
@@ -59,6 +63,8 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
     except ValueError as error:
         raise ModelError(f"{name} cannot take the adapter on {', '.join(lora.targets)}: {error}") from error
     adapted.peft_config["default"].base_model_name_or_path = name
+    whole: Any = adapted
+    whole.save_pretrained = functools.partial(adapted.save_pretrained, **ADAPTER_ALONE)
     compute_loss_in_forward(adapted)
     return adapted
 

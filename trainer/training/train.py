@@ -108,6 +108,8 @@ def train(
             raise RunError(
                 f"{run} has too few trajectories to hold out {recipe.held_out:g} of them: increase --held-out"
             )
+        if recipe.held_out and training_set.examples and not held_out:
+            console.print(training_set.held_out_none(recipe.held_out), soft_wrap=True)
         training = Training(run, base, recipe, running, args, training_set, held_out, out, checkpoint, identity)
         try:
             report = carry_out(training, console)
