@@ -30,9 +30,26 @@ MEANT = [
         rf"\b(?:corresponds\s+to|matches|(?:that|which|this)\s+is|is)\s+(?:option|choice|answer|letter)\s+{LETTER}",
         rf"\b(?:it|this|that)(?:'s|\s+is)\s+{OPTION}{LETTER}",
         rf"\b(?:option|choice)\s+{LETTER}\s*[:.-]\s*(?:correct|right|true|yes)\b",
+        rf"\b(?:so|thus|hence|therefore|consequently)\b[\s,:]*{LETTER}[.)\s]*$",
         rf"(?:答案|选项|故选|选)\s*[是为選选：:]*\s*{LETTER}",
     )
 ]
+SUPPOSED = re.compile(
+    r"\b(?:if|whether|suppos\w+|assum\w+|neither|nor|none|unless|doubt\w*|unlikely|mistake|wrong|incorrect|false|never|"
+    r"cannot|not|claims?|check\w*)\b|n't\b",
+    re.IGNORECASE,
+)
+"""Before a letter, in its clause."""
+CLAUSE_END = re.compile(r"[.;:,\n]|\b(?:so|but|thus|hence|therefore|then|because|since)\b", re.IGNORECASE)
+TAKEN_BACK = re.compile(
+    r"[^.\n?]*?(?:\?|\b(?:which|that|this|it)(?:'s|\s+(?:is|was|would\s+be))\s+(?:\w+ly\s+|also\s+)?"
+    r"(?:wrong|incorrect|false|not\s+(?:correct|right|true|the\s+answer))\b"
+    r"|\b(?:which|that|this|it)\s+(?:isn't|wasn't|can't|cannot|contradict\w*)\b)"
+    r"|(?:(?!\bbecause\b|\bsince\b)[^.\n])*?\bif\b[^.\n]*?\bwere\b"
+    r"|[^.\n?]*\.+\s*(?:(?:no|wait|hmm|actually|oops)\s*[,.:!]|(?:that|this|it)(?:'s|\s+is)\s+(?:wrong|incorrect|false|not)\b)",
+    re.IGNORECASE,
+)
+"""Behind a letter: a question, or a denial of what was said."""
 LAST_LINE = re.compile(
     rf"(?:(?:so|thus|hence|therefore|(?:final\s+)?answer|option|choice)\b[\s,:]*)*{LETTER}", re.IGNORECASE
 )
@@ -58,8 +75,10 @@ def choice_of(choices: Sequence[str], output: str) -> tuple[str, str]:
         return letter, marked.text
     if said := said_letter(choices, output):
         return said, said
-    named_by = [(named(choices, answer.text)[0], answer.text) for answer in found]
-    return next((one for one in named_by if one[0]), ("", found[0].text if found else ""))
+    named_by = [(*named(choices, answer.text), answer.text) for answer in found]  # a letter would have been said
+    return next(
+        ((one, text) for one, alone, text in named_by if one and not alone), ("", found[0].text if found else "")
+    )
 
 
 def named(choices: Sequence[str], text: str) -> tuple[str, bool]:
@@ -72,6 +91,8 @@ def named(choices: Sequence[str], text: str) -> tuple[str, bool]:
     spelled = [letters_of(choice) for choice in choices]
     begins = re.fullmatch(rf"\(?([{letters}])\b[).:,]*(.*)", plain, re.DOTALL)
     if (begins := begins or re.fullmatch(r"\(?([a-z])\)?[.:)]?()", plain)) and begins[1].upper() in letters:
+        if "?" in begins[2] and letters_of(begins[2]) == "":
+            return "", True
         letter, rest = begins[1].upper(), letters_of(re.split(r"[\s,;]+(?:because|since|as)\b", begins[2])[0])
         if not rest or rest == spelled[letters.index(letter)]:
             return letter, True
@@ -93,6 +114,8 @@ def said_letter(choices: Sequence[str], output: str) -> str:
         rest = text[match.end() :].split("\n")[0]
         if match.re is LAST_LINE and re.match(r"[).]*[.:]?\s+\w", rest) and not _is_choice(choices, letter, rest):
             continue
+        if _supposed(text, match):
+            continue
         if re.search(r"(?:\b(?:and|or)|[,/&])\s*[(\[]?$", text[: match.start(match.lastindex or 0)]):
             return ""  # one of several
         meant = (
@@ -103,6 +126,14 @@ def said_letter(choices: Sequence[str], output: str) -> str:
         if meant and letter.upper() in LETTERS[: len(choices)]:
             return letter.upper()
     return ""
+
+
+def _supposed(text: str, match: re.Match[str]) -> bool:
+    """Whether a letter is only supposed, asked about, denied, or taken back."""
+    at = match.start(match.lastindex or 0)
+    before = re.sub(r",[^,.\n]*,(?=\s*that\b)", "", text[:at])
+    clause = CLAUSE_END.split(before)[-1]
+    return bool(SUPPOSED.search(clause) or TAKEN_BACK.match(text, match.end(match.lastindex or 0)))
 
 
 def _ends(choices: Sequence[str], letter: str, bracketed: bool, rest: str) -> bool:

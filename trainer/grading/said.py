@@ -92,8 +92,18 @@ PLEASANTRY = re.compile(
     re.IGNORECASE,
 )
 DOUBT = re.compile(
-    DENIED.pattern + r"|\b(?:but|however|unsure|unclear|guess|wait|mistake|hmm|oops|know)\b|\?", re.IGNORECASE
+    DENIED.pattern
+    + r"|\b(?:but|however|unsure|unclear|guess|wait|mistake|hmm|oops|know|next|now|let's|let us|needs?)\b|\?",
+    re.IGNORECASE,
 )
+"""Of a sentence without a number: what stands before it is not the answer yet."""
+ENDED = re.compile(r"[.!?。！？…:$]\W*$")
+CUT_OFF = re.compile(
+    r"\b(?:the|an?|of|to|at|by|from|with|for|in|on|per|and|or|but|so|that|which|who|because|since|if|as|than|is|are|was|were|"
+    r"be|has|have|had|his|her|their|its|my|our)\s*$",
+    re.IGNORECASE,
+)
+"""The last words of a sentence that lacks its end."""
 MATHY = re.compile(r"[\d\\=<>≤≥^√π∞±×÷½]|^[-+*/–—−]$")
 OPERATOR = re.compile(r"^[-+*/=<>≤≥^±×÷(]|[-+*/=<>≤≥^±×÷(]$")
 LETTERS_ALONE = re.compile(r"(?<![A-Za-z\\])(?!x\s*\\?\$?\d|(?:a|I)\s+\\?[$\w])[A-Za-z](?![A-Za-z])")
@@ -173,8 +183,12 @@ def _unmarked(output: str) -> Iterator[Answer]:
         return
     sentences = [one for one in split_sentences(text) if re.search(r"\w|\$", one) and not PLEASANTRY.search(one)]
     for sentence in reversed(sentences[-4:]):
+        if CUT_OFF.search(sentence):
+            return
         yield from _from_sentence(sentence, whole=False)
         if DOUBT.search(sentence) or runs(sentence) or NUMBER_WORD.search(sentence):
+            return
+        if not ENDED.search(sentence) and sentence is sentences[-1]:
             return
 
 
@@ -223,6 +237,8 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
 
 def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     """A sentence without a formula: 'it is purple', 'she has seven'."""
+    if UNDONE.search(clause):
+        return
     if DENIED.search(clause) and not re.match(r"(?:\W|so\b|therefore\b)*no\b", clause, re.IGNORECASE):
         return
     yield Answer(LEAD.sub("", clause).strip(), marked=False)
