@@ -25,6 +25,8 @@ CLOCK = re.compile(r"(\d{1,2}:\d\d)\s*(?:([ap])\.?\s*m\.?)?", re.IGNORECASE)
 ROUNDED = re.compile(r"-?\d*\.\d+|-?\d+(\.\d+)?\s*(e|\\times\s*10\^)\s*\{?[-+]?\d+\}?")
 BRACKETS = re.compile(r"\\(?:left|right|big|Big|bigl|bigr)(?=[\[\](){}.|])|\\[,;! ]|\$")
 """What LaTeX puts around brackets, and between what they hold."""
+HUNDREDS = re.compile(r"[1-9]\d\d(?:, ?[1-9]\d\d)+")
+"""125,150 is a list in MATH. A number, as 12,500 or 125,000, seldom looks so."""
 BRACE = re.compile(r"\\f?boxed\s*\{|[{}]")
 RELATIVE_TOLERANCE = 0.01
 """Of Minerva Math's rounded numbers. Its problems take measured constants, and ask for no number of digits."""
@@ -207,6 +209,8 @@ def _boxed(text: str, relative: bool) -> Gold:
     if box is None:
         return Gold("")
     held, behind = box
+    if HUNDREDS.fullmatch(held):
+        held = ", ".join(elements(held))
     rounded = relative and ROUNDED.fullmatch(held.replace(" ", ""))
     unit = unit_behind(behind)
     unit = unit if unit_of(unit) is not None else ""
@@ -214,6 +218,8 @@ def _boxed(text: str, relative: bool) -> Gold:
 
 
 def _olympiad(text: str, row: dict[str, Any]) -> Gold:
+    if HUNDREDS.fullmatch(plain := text.strip("$ ")) and row.get("is_multiple_answer") is not False:
+        text = ", ".join(elements(plain))
     kind = {"Tuple": Kind.TUPLE, "Interval": Kind.INTERVAL}.get(row["answer_type"]) or _kind(text)
     errors = [float(error) for error in str(row.get("error") or 0.0).split(",")]
     several = len(elements(text)) if kind is Kind.MATH else 1

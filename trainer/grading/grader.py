@@ -15,7 +15,7 @@ from math_verify.errors import TimeoutException
 
 import trainer.grading.mathematics as limits
 from trainer.grading.choices import choice_of
-from trainer.grading.gold import BRACKETS, CLOCK, Gold, Kind, elements
+from trainer.grading.gold import BRACKETS, CLOCK, HUNDREDS, Gold, Kind, elements
 from trainer.grading.mathematics import Mathematics, limited
 from trainer.grading.normalize import (
     ANSWER_CHARACTERS,
@@ -107,6 +107,8 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     if gold.each:
         return _each(gold, answer, maths)
     text, expected = (without_name(tidy(text)) for text in (answer.text, gold.text))
+    if HUNDREDS.fullmatch(expected):
+        text = ", ".join(elements(text))
     value, tail = cut(expected)
     percent = tail.startswith(("%", r"\%"))
     letters = ALGEBRA.match(tail) and not re.search(rf"~\s*{re.escape(tail)}$", expected)

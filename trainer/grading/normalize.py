@@ -57,11 +57,12 @@ TIDY = (
 )
 """What is written in several ways, in one; 3.3e12 would hold Euler's number."""
 NAMED = re.compile(
-    r"^\s*(?:\\?[A-Za-z]+|\\(?:angle|overline|triangle)\s*\{?[A-Z\s]+\}?|[A-Z](?:\s+[A-Z])+|\[[A-Z]+\]|\|[A-Z]+\||"
+    r"^\s*(?!\\?(?:log|ln|lg|exp|sqrt|[dtc]?frac|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?)(?![A-Za-z])[^=]*"
+    r"(?:(?<![\\A-Za-z])[A-Za-z]|\\(?!circ|degree|pi|left|right)[a-z]))(?:\\?[A-Za-z]+|\\(?:angle|overline|triangle)\s*\{?[A-Z\s]+\}?|[A-Z](?:\s+[A-Z])+|\[[A-Z]+\]|\|[A-Z]+\||"
     rf"{TEXT}\s*\{{[^{{}}]*\}})\s*(?:_\s*(?:\{{[^{{}}]*\}}|\w))?\s*(?:\([^()=]*\))?\s*"
     r"(?:=|\\approx\b|≈|\\sim\b)"
 )
-"""x = or f(n) = before a value."""
+"""x = or f(n) = before a value. A known function of an unknown, as in log(x) = 2, makes an equation."""
 NAMED_BRACKETS = re.compile(r"\(?\b[A-Za-z](?:\s*,\s*[A-Za-z])*\)?\s*(?:=|\\in\b)\s*(?=[(\[\\])")
 """x ∈ or (a, b) = before brackets."""
 # fmt: off
@@ -75,26 +76,45 @@ NUMBER_WORD = re.compile(
     rf"(?<![A-Za-z]){_WORD}(?![A-Za-z])(?:(?:[\s-]+(?:and\s+)?)(?:{_WORD}|{'|'.join(SCALES)})(?![A-Za-z]))*",
     re.IGNORECASE,
 )
+PARTS = {
+    "half": 2, "halve": 2, "third": 3, "fourth": 4, "quarter": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
+    "ninth": 9, "tenth": 10, "twelfth": 12, "twentieth": 20, "hundredth": 100, "thousandth": 1000,
+}  # fmt: skip
+_PART = r"(?:s\b|\b(?=\s+of\b|\W*$))"  # not in third graders
+WORDS_OR_FRACTION = re.compile(rf"{NUMBER_WORD.pattern}(?:[\s-]+({'|'.join(PARTS)}){_PART})?", re.IGNORECASE)
+COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|under|over|rather|older|younger)"
+MORE_THAN = re.compile(rf"[^\w$]*{COMPARED}\s+than\b", re.IGNORECASE)
+CHANGED = re.compile(
+    rf"^\W*(?:{'|'.join(PARTS.keys() - {'quarter'})}){_PART}"
+    rf"|\b(?:or|and)\s+(?:an?\s+)?(?:half|third|quarter|{COMPARED}|{NUMBER_WORD.pattern})\b"
+    rf"|(?<!\\)\btimes\s+(?:as|more|less|fewer|the|that|what|his|her|its|their|\w+er|\d+|{NUMBER_WORD.pattern})\b"
+    r"|\b(?:plus|minus|squared|cubed|factorial|doubled|tripled|halved|at\s+(?:least|most)|so\s+far)\b"
+    r"|\b(?:upper|lower)\s+(?:bound|limit)\b"
+    r"|(?:\b(?:is|are|was|were)|[,;(])\s*(?:not|wrong|incorrect|false)\b|^\W*(?:not\b|(?:wrong|incorrect|false)\W*$)",
+    re.IGNORECASE,
+)
+"""Behind a number: what makes it another one, a bound, or none. Coins are quarters."""
 TUPLE = re.compile(r"\(([^()]*(?:\([^()]*\)[^()]*)*)\)")
 BETWEEN_TUPLES = re.compile(rf"(?:[\s,;.]|\\[{{}},; ]|{TEXT}|[{{}}]|\band\b)*")
 SOFT_EDGES = re.compile(r"^(?:the|a|an)\s+|^[\s\"'*]+|[\s.,;:!?'\"*]+$", re.IGNORECASE)
 
 
 def digits_for_words(text: str) -> str:
-    """Number words in digits: twenty-one is 21."""
+    """Number words in digits: twenty-one is 21, two thirds are a fraction."""
 
     def number(words: re.Match[str]) -> str:
         total, part = 0, 0
-        for word in re.findall(r"[a-z]+", words[0].lower()):
+        whole = words[0][: words.start(1) - words.start()] if words[1] else words[0]
+        for word in re.findall(r"[a-z]+", whole.lower()):
             if word in SCALES:
                 part = max(part, 1) * SCALES[word]
                 if word != "hundred":
                     total, part = total + part, 0
             elif word != "and":
                 part += ONES.index(word) if word in ONES else 20 + 10 * TENS.index(word)
-        return str(total + part)
+        return rf"\frac{{{total + part}}}{{{PARTS[words[1].lower()]}}}" if words[1] else str(total + part)
 
-    return NUMBER_WORD.sub(number, text)
+    return WORDS_OR_FRACTION.sub(number, text)
 
 
 def tidy(text: str) -> str:

@@ -12,7 +12,7 @@ import sympy
 
 from trainer.grading.gold import NUMBER, Gold, unit_behind
 from trainer.grading.mathematics import ROUNDING, Mathematics, close
-from trainer.grading.normalize import TEXT
+from trainer.grading.normalize import CHANGED, MORE_THAN, TEXT, plain_text
 from trainer.grading.units import ratio, unit_of
 
 ABOUT = 0.01
@@ -23,7 +23,6 @@ UNIT_COMMANDS = (r"\mu", r"\Omega", r"\AA", r"\degree")
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
-CHANGED = re.compile(r"\b(?:squared|cubed|factorial|or\s+(?:more|less|fewer)|and\s+a\s+(?:half|third|quarter))\b")
 SECOND_NUMBER = re.compile(r"(?<=[\s~,{])\d[\d,]*(?:\.\d+)?(?!\s*\}?\s*\\times)")
 
 
@@ -34,7 +33,7 @@ def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths
     if bases[1] and (bases[0] is None or bases[0][1] != bases[1][1]):
         return False
     numbers = _sides(NUMBER_BASE.sub("", said), maths)
-    if not numbers or CHANGED.search(tail):
+    if not numbers or CHANGED.search(words := plain_text(tail)) or MORE_THAN.match(words):
         return False
     if tail and (second := SECOND_NUMBER.search(tail)):
         total = _added_up(numbers[-1], tail, second.start(), gold.unit, maths)
@@ -58,6 +57,10 @@ def _sides(text: str, maths: Mathematics) -> list[Any]:
         numbers = [maths.number(part) for part in parts]
         if len(parts) > 2 and numbers[-1] is not None:  # a derivation: m + n = 3 + 4 = 7
             numbers = [number for number in numbers if number is not None]
+            if len(numbers) == 1 and re.search(
+                r"[\d^+*/-]", re.sub(r"[A-Za-z]\([^=]*\)", "", parts[0])
+            ):  # x^2 = y = 18
+                return []
         if None in numbers or not all(close(number, numbers[-1], ROUNDING) for number in numbers):
             return []
         found.append(numbers[-1])

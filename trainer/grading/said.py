@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.grading.gold import boxes
-from trainer.grading.normalize import NUMBER_WORD, TEXT, digits_for_words, squeezed
+from trainer.grading.normalize import CHANGED, COMPARED, MORE_THAN, NUMBER_WORD, TEXT, digits_for_words, squeezed
 
 LAST_CHARACTERS = 20_000
 """Of an output, in which its answer is looked for."""
 ANSWER_MARK = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)|<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
-HEADING = re.compile(r"\W*(?:\d+[.):]?\s+|step\b|part\b)[A-Za-z]|[^\n]*:\W*$", re.IGNORECASE)
+HEADING = re.compile(r"\W*(?:\d+[.):]\s+[A-Za-z]|(?:step|part)\b)|[^\n]*:\W*$", re.IGNORECASE)
 """Markdown's headings of the fourth rank have GSM8K's mark."""
 NEXT_STEP = re.compile(
     r"[.!?]\s|\b(?:no|not|wait|actually|corrected|instead|rather|but|so|thus|hence|therefore|then|gives?|answer|which)\b",
@@ -23,6 +23,11 @@ NEXT_STEP = re.compile(
 )
 """Between two boxes: the second one follows from the first, or corrects it."""
 SEPARATOR = re.compile(r"[,;&]|\b(?:and|or)\b", re.IGNORECASE)
+REJECTED = re.compile(
+    r"\b(?:extraneous|reject\w*|discard\w*|exclud\w*|fail\w*|invalid|impossible|wrong|incorrect|not?|only|neither|cannot)\b|n't\b",
+    re.IGNORECASE,
+)
+"""Among boxes: some of them are no answers."""
 MARKUP = re.compile(rf"\\[()\[\],;! ]|\\q?quad\b|[$~*\s]|{TEXT}|[{{}}]|\\(?:begin|end)\{{\w+\*?\}}")
 THOUGHT = re.compile(r".*</think>(?=.*\S)", re.DOTALL)
 
@@ -35,7 +40,7 @@ INLINE = re.compile(r"\\\((.+?)\\\)|(?<![\\$])\$(?!\$)((?:\\.|[^$\\])+?)\$(?!\d)
 ENGLISH = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}(?![A-Za-z}])")
 """In what two dollar signs enclose: they are money."""
 SENTENCE_END = re.compile(
-    r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<![ap]\.m)[.!?](?=[\s*\"')]|$)|[。！？]|\n"
+    r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bsq)(?<![ap]\.m)[.!?](?=[\s*\"')]|$)|[。！？]|\n"
 )
 PART = r"\b(?:first|second|third|next|last|previous|other|parts?|step|sub\w*|case|half|above|wrong|not|n't)\b"
 ANSWER = re.compile(
@@ -63,11 +68,11 @@ CLAUSE = re.compile(
     r"\b(?:so|thus|hence|therefore|consequently|then|which\s+(?:means|gives|is|yields|makes|equals)(?:\s+that)?)\b|(?<=.),(?=\s+(?!and\b|or\b|but\b)[A-Za-z]{2})|;",
     re.IGNORECASE,
 )
-COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|other|under|over|rather|older|younger) than"
 DENIED = re.compile(
     r"\b(?:no|not|never|between|nor|neither|cannot|half|twice|double|triple|third of|quarter of|wrong|incorrect|false|"
-    r"except|exceeds?|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|instead of|almost|nearly|"
-    rf"{COMPARED})\b|n't\b|不|至少|至多|大于|小于",
+    r"(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log|sine|cosine|tangent)s? of|"
+    r"factorial of|except|exceeds?|close to|off by|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|"
+    rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|n't\b|不|至少|至多|大于|小于",
     re.IGNORECASE,
 )
 """Before a number: it is a bound, or no answer at all."""
@@ -83,7 +88,9 @@ UNTRUE = re.compile(
     re.IGNORECASE,
 )
 """Before the verb; the difference between two things is a number."""
-ADDED = re.compile(r"\s+(?:after|in|for|out of|of|that|on|from|with|during|if|when)\b.*\d.*$", re.DOTALL)
+ADDED = re.compile(
+    rf"\s+(?:(?:after|in|for|out of|of|that|on|from|with|during|if|when)\b.*\d|{COMPARED}\s+than\b).*$", re.DOTALL
+)
 """Behind what a computation makes."""
 STEP = re.compile(r"(?:step|case|part|problem|question|example)\s+\d+\b|\d+[.):]\s+[A-Za-z]", re.IGNORECASE)
 PLEASANTRY = re.compile(
@@ -97,7 +104,7 @@ DOUBT = re.compile(
     re.IGNORECASE,
 )
 """Of a sentence without a number: what stands before it is not the answer yet."""
-ENDED = re.compile(r"[.!?。！？…:$]\W*$")
+FULL_STOP = re.compile(r"[.!?。！？…:$]\W*$")
 CUT_OFF = re.compile(
     r"\b(?:the|an?|of|to|at|by|from|with|for|in|on|per|and|or|but|so|that|which|who|because|since|if|as|than|is|are|was|were|"
     r"be|has|have|had|his|her|their|its|my|our)\s*$",
@@ -127,7 +134,9 @@ def answers(output: str, count: int) -> Iterator[Answer]:
     if found and (mark is None or mark.start() < found[-1][0]):
         yield _last_boxes(output, found)
         every = list({squeezed(output[begin:end]): output[begin:end].strip() for _, begin, end in found}.values())
-        if len(every) == count > 1:
+        rest = re.split(r"[.;\n]", output[found[-1][2] + 1 :], maxsplit=1)[0]
+        told = MARKUP.sub(" ", f"{output[found[0][2] + 1 : found[-1][0]]} {rest}")
+        if len(every) == count > 1 and not REJECTED.search(told):
             yield Answer(", ".join(every), output[found[-1][2] + 1 :])
     elif mark is not None:
         text = (mark[1] or mark[2] or "").strip()
@@ -188,7 +197,7 @@ def _unmarked(output: str) -> Iterator[Answer]:
         yield from _from_sentence(sentence, whole=False)
         if DOUBT.search(sentence) or runs(sentence) or NUMBER_WORD.search(sentence):
             return
-        if not ENDED.search(sentence) and sentence is sentences[-1]:
+        if not FULL_STOP.search(sentence) and sentence is sentences[-1]:
             return
 
 
@@ -221,8 +230,9 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     if UNTRUE.search(clause[:verb]) or DENIED.search(text[: where[0][0]]):
         return
     sums = [run for run in where if "=" in text[slice(*run)]]
+    behind = text[(sums[-1] if sums else where[0])[1] :]
     last, text = text[sums[-1][0] if sums else 0 :], text[where[0][0] :]
-    if UNDONE.search(text):
+    if UNDONE.search(text) or CHANGED.search(behind) or (not sums and "$" not in text and MORE_THAN.match(behind)):
         return
     yield Answer(_last_side(text), marked=False)
     if sums:
