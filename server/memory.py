@@ -128,6 +128,8 @@ class EnginePlan:
         self.must = shape.weights + self.beside
         share = _number(given, "gpu_memory_utilization")
         self.cache = int(_number(given, "kv_cache_memory_bytes") or (share * card - self.must if share else 0))
+        self.shared = bool(share)
+        """Whether the user has set its share of the card."""
         self.open = not share and not self.cache
         self._room = 0
         # With a cache of the user's own, only what is certain: an allowance may be more than is needed.
@@ -166,17 +168,33 @@ def _share(plans: Sequence[EnginePlan], card: int) -> None:
         rest -= plan.room
     for plan in undecided[:1]:
         plan.fill(rest)
+    if sum(plan.certain + plan.room for plan in plans) > card and any(plan.shared for plan in plans):
+        raise SettingsError(
+            f"the engines' parts of a card of {card / GIB:.1f} GiB are more than the card ({_listed(plans)}): decrease"
+            f" {_shares(plans)}, or leave it out"
+        )
     for plan in plans:
         needed = min(SMALLEST_CONTEXT, plan.context)
         if not _number(plan.given, "kv_cache_memory_bytes") and plan.shape.tokens(plan.cache) < needed:
-            listed = "; ".join(f"{each.role} {each.must / GIB:.1f} GiB, {each.shape.weights / GIB:.1f} of it weights"
-                               for each in plans)  # fmt: skip
+            remedy = f"Change {_shares(plans)}, take" if any(each.shared for each in plans) else "Take"
             raise SettingsError(
                 f"the {plan.role} does not fit into a card of {card / GIB:.1f} GiB: a cache for {needed} tokens has no"
-                f" room beside what the engines there need ({listed}). Take smaller or quantized models, give each"
-                " engine its own card (device_ids), spread one over several (tensor_parallel_size), or set"
+                f" room beside what the engines there take ({_listed(plans)}). {remedy} smaller or quantized models,"
+                " give each engine its own card (device_ids), spread one over several (tensor_parallel_size), or set"
                 " kv_cache_memory_bytes of both yourself"
             )
+
+
+def _listed(plans: Sequence[EnginePlan]) -> str:
+    return "; ".join(
+        f"{plan.role} {plan.must / GIB:.1f} GiB, {plan.shape.weights / GIB:.1f} of it weights, and a cache of"
+        f" {max(0, plan.room) / GIB:.1f}"
+        for plan in plans
+    )
+
+
+def _shares(plans: Sequence[EnginePlan]) -> str:
+    return " and ".join(f"{plan.role}.gpu_memory_utilization" for plan in plans if plan.shared)
 
 
 def _number(given: EngineArguments, key: str) -> float:

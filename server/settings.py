@@ -26,8 +26,9 @@ RESERVED: dict[str, Any] = {
     "logprobs_mode": "raw_logprobs",
     "generation_config": "vllm",
     "scheduling_policy": "priority",
+    "disable_log_stats": False,
 }
-"""Engine arguments that fix what an answer means, and that put requests before jobs."""
+"""Engine arguments that fix what an answer means, that put requests before jobs, and that show whether it works."""
 RESERVED_AMATEUR: dict[str, Any] = {"enable_prefix_caching": False}
 """With a cached prefix, vLLM would skip rows that must be scored."""
 PREFIX, NESTED = "LIGHTREASONER_", "__"

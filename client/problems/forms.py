@@ -50,6 +50,9 @@ FOREIGN = {
     b"---\n": ("YAML", "save it as JSON lines"),
 }
 """First bytes of what is not read: what it is, and what to do."""
+WORDS = (b"PARE", b"ORC", b"FEA1", b"ARROW1", b"Rar!")
+"""Of these, what a text may begin with too: a file of that form also has bytes that no text has."""
+BINARY = re.compile(rb"[\0-\x08\x0e-\x1f]")
 TAR_AT, TAR = 257, b"ustar"
 ENCODINGS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
              codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
@@ -74,7 +77,10 @@ def told(file: BinaryIO, name: str) -> tuple[Form, BinaryIO]:
 
 
 def _form_of_text(head: bytes, name: str) -> Form:
-    what, remedy = next((said for magic, said in FOREIGN.items() if head.startswith(magic)), ("", ""))
+    what, remedy = next(
+        (said for magic, said in FOREIGN.items()
+         if head.startswith(magic) and (magic not in WORDS or BINARY.search(head))), ("", "")
+    )  # fmt: skip
     if head[TAR_AT:].startswith(TAR):
         what, remedy = "a tar archive", "unpack it"
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()

@@ -171,14 +171,14 @@ def _of_array(file: BinaryIO, name: str, columns: Columns) -> Numbered:
 def _of_csv(file: BinaryIO, name: str, columns: Columns) -> Numbered:
     csv.field_size_limit(MOST_ROW_BYTES)
     lines = _text_lines(file, name)
-    first = next(lines)
+    begin, first = next((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    above = begin - 1
     table = csv.reader(chain([first], lines), delimiter=max(DELIMITERS, key=first.count), strict=True)
-    begin = 1
     try:
         names = [column.strip() for column in next(table)]
         if twice := next((column for column in names if names.count(column) > 1), None):
-            raise ProblemSetError(f"{name}:1: two columns have the name {shown(twice)}; rename one")
-        begin = table.line_num + 1
+            raise ProblemSetError(f"{name}:{begin}: two columns have the name {shown(twice)}; rename one")
+        begin = above + table.line_num + 1
         for cells in table:
             if len(cells) > len(names):
                 raise ProblemSetError(
@@ -187,7 +187,7 @@ def _of_csv(file: BinaryIO, name: str, columns: Columns) -> Numbered:
                 )
             if cells:
                 yield begin, {column: cell or None for column, cell in zip(names, cells, strict=False)}, names
-            begin = table.line_num + 1
+            begin = above + table.line_num + 1
     except csv.Error as error:
         raise ProblemSetError(f"{name}:{begin}: not CSV ({error}); save it again, or as JSON lines") from None
 

@@ -17,6 +17,8 @@ import orjson
 
 from client.errors import shorten
 
+MAX_SAMPLES = 256
+"""Most trajectories of a problem; sample indices are below."""
 FinishReason = Literal["stop", "length"]
 Encoding = Literal["json", "base64"]
 
@@ -69,8 +71,6 @@ class Failure:
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
-MAX_SAMPLES = 256
-"""Most trajectories of a problem."""
 MOST_VALUES, SMALL_LINE_BYTES = 2**22, 2**22
 """Most values of a line, and bytes of a line whose values need no counting. A value may cost 60 bytes and more."""
 MOST_DETAIL_CHARACTERS = 2000

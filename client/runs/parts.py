@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from client.errors import RunError, reason_of, shorten
-from client.protocol.requests import MAX_SAMPLES, Failure, Trajectory, parse_line
+from client.protocol.requests import Failure, Trajectory, parse_line
 from client.runs.samples import Sample
 from client.runs.tables import (
     SAMPLE_SCHEMA,
     TRAJECTORY_SCHEMA,
     check_kinds,
     check_no_nulls,
+    check_sample_indices,
     sample_table,
     samples_in,
     trajectories_in,
@@ -115,10 +116,7 @@ class Parts:
         file = self._bucket.open_end(_object_name("trajectories", part), COLUMN_RANGE_BYTES) or io.BytesIO()
 
         def rows(table: pa.Table) -> list[tuple[Any, ...]]:
-            found = list(zip(*table.to_pydict().values(), strict=True))
-            if odd := next((row for row in found if not 0 <= row[1] < MAX_SAMPLES), None):
-                raise ValueError(f"problem {odd[0]!r}: its sample_index is {odd[1]}")
-            return found
+            return list(zip(*table.to_pydict().values(), strict=True))
 
         with file:
             return self._values(rows, "trajectories", part, file, schema)
@@ -133,6 +131,7 @@ class Parts:
             check_kinds(table, schema)
             table = table.cast(schema)
             check_no_nulls(table)
+            check_sample_indices(table)
             return read(table)
         except (pa.ArrowException, KeyError, OSError, ValueError) as error:
             raise RunError(

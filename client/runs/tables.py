@@ -104,6 +104,15 @@ def check_no_nulls(table: pa.Table) -> None:
             raise ValueError(f"column {name!r} lacks {nulls} values")
 
 
+def check_sample_indices(table: pa.Table) -> None:
+    """Raises ValueError if an index is none that a request can lead to: sets of keys take memory by the largest."""
+    indices = table["sample_index"].to_numpy()
+    if indices.size and not 0 <= (odd := max(indices.min(), indices.max(), key=abs)) < MAX_SAMPLES:
+        (index, *_) = np.flatnonzero(indices == odd)
+        problem_id = table["problem_id"][int(index)].as_py()
+        raise ValueError(f"row {index}, problem {problem_id!r:.200}: its sample_index is {odd}")
+
+
 def trajectories_in(table: pa.Table) -> list[Trajectory]:
     """The trajectories of a table without nulls. Their arrays are views of its buffers.
 
@@ -202,18 +211,16 @@ def samples_in(table: pa.Table, vocab_size: int | None = None) -> list[Sample]:
             incomplete=row["incomplete"],
         )
         tokens = plain["prompt_token_ids"][index], plain["token_ids"][index]
-        if fault := _fault_of_sample(row["sample_index"], kept, tokens, vocab_size or LARGEST_ID + 1):
+        if fault := _fault_of_sample(kept, tokens, vocab_size or LARGEST_ID + 1):
             raise ValueError(f"row {index}, problem {row['problem_id']!r:.200}: {fault}")
         samples.append(Sample(row["problem_id"], row["sample_index"], *tokens, kept))
     return samples
 
 
 def _fault_of_sample(
-    sample_index: int, kept: Contrast, tokens: Sequence[npt.NDArray[np.int32]], vocab_size: int
+    kept: Contrast, tokens: Sequence[npt.NDArray[np.int32]], vocab_size: int
 ) -> str | None:
     """What makes a row of samples invalid; None: it is valid."""
-    if not 0 <= sample_index < MAX_SAMPLES:
-        return f"its sample_index is {sample_index}"
     steps = kept.steps
     if len(steps) and not (steps[0] >= 0 and steps[-1] < len(tokens[1]) and (np.diff(steps) > 0).all()):
         return f"its steps are not ascending within its {len(tokens[1])} tokens"

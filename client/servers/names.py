@@ -34,6 +34,12 @@ class ServerName:
         checked = Connection(url._replace(scheme=scheme).geturl(), api_key)
         self._name = str(checked).replace(scheme, url.scheme, 1)
         self._url, self._host = url._replace(scheme=scheme), url.hostname or ""
+        try:
+            self._host.encode("idna")
+        except UnicodeError as error:
+            raise ServiceError(
+                f"{self._name} is not a valid URL: {self._host!r:.100} is no host's name ({error})"
+            ) from None
         self._port = url.port or SCHEMES[url.scheme]
         self.connections: dict[str, Connection] = {}
         """By their URLs, as of the last `read`."""

@@ -46,24 +46,30 @@ def check_exclusive(store: ObjectStore) -> None:
 def rename_without_links(folder: Path, hidden: str, name: str) -> None:
     """Give a written object its name, unless it is taken. Raises AlreadyExistsError.
 
-    Whoever makes the claim, a file that one alone can make, renames. The claim's own name is one that readers pass over
-    (`client.storage.bucket.HIDDEN`). It may be deleted: the object itself is looked for first.
+    Whoever makes the claim, a file that one alone can make, renames. What a dead process claimed goes to whoever makes
+    the next claim. Claims have names that readers pass over (`client.storage.bucket.HIDDEN`). They may be deleted: the
+    object itself is looked for first.
     """
-    target = folder / name
-    claim = target.with_name(claim_name(name))
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    target, earlier = folder / name, 0
+    while not target.exists():
+        claim = target.with_name(claim_name(name, earlier))
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - claim.stat().st_mtime > CLAIM_SECONDS:
+                    earlier += 1
+                    continue
+            time.sleep(CLAIM_LOOK_SECONDS)
+            continue
         if not target.exists():
             (folder / hidden).replace(target)
             return
-    while not target.exists():
-        if time.time() - claim.stat().st_mtime > CLAIM_SECONDS:
-            (folder / hidden).replace(target)
-            return
-        time.sleep(CLAIM_LOOK_SECONDS)
     raise AlreadyExistsError(f"{name} exists")
 
 
-def claim_name(name: str) -> str:
-    """The file name of an object's claim."""
-    return f".{hashlib.sha256(PurePosixPath(name).name.encode()).hexdigest()[:32]}.tmp"
+def claim_name(name: str, earlier: int = 0) -> str:
+    """The file name of an object's claim; `earlier`: how many were made before it, by processes that died."""
+    last = PurePosixPath(name).name
+    text = f"{last}/{earlier}" if earlier else last
+    return f".{hashlib.sha256(text.encode()).hexdigest()[:32]}.tmp"

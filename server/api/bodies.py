@@ -32,6 +32,8 @@ MOST_STRINGS = 1_000_000
 """Names and texts of a body: what is cut into pieces is bounded by them."""
 TOKEN_FIELDS = frozenset({"prompt_token_ids", "token_ids"})
 """Of a problem."""
+JSON_TYPE = re.compile(r"application/(.+\+)?json")
+"""Another type is refused: a web page may send such to a server on its reader's machine without asking."""
 ERROR_PLACE = re.compile(r" - at `\$(.*)`$")
 FIELD_ERRORS = {"Object contains unknown field": "Extra inputs are not permitted",
                 "Object missing required field": "Field required"}  # fmt: skip
@@ -104,7 +106,7 @@ class BodyReader:
         problems = pieces.pop("problems", None)
         if (size := sum(len(bytes(piece)) for piece in pieces.values())) > SETTINGS_BYTES:
             raise BodyFault((), f"{size:,} bytes beside the problems; at most {SETTINGS_BYTES:,} are allowed")
-        values = {name: _settings.decode(piece) for name, piece in pieces.items()}
+        values = {name: _items((name,), piece, _settings) for name, piece in pieces.items()}
         if problems is not None:
             values["problems"] = self._problem_list(problems)
         return self._model.model_validate(values)
@@ -130,7 +132,7 @@ def _problem_of(index: int, pieces: msgspec.Struct) -> Problem:
         elif name not in TOKEN_FIELDS and name != "messages":
             if first != '"':
                 raise BodyFault(path, "Input should be a valid string")
-            values[name] = _settings.decode(piece)
+            values[name] = _items(path, piece, _settings)
         elif first != "[":
             raise BodyFault(path, "Input should be a valid list")
         elif name in TOKEN_FIELDS:
@@ -151,7 +153,7 @@ def _problem_of(index: int, pieces: msgspec.Struct) -> Problem:
         ) from None  # fmt: skip
 
 
-def _items(path: tuple[str | int, ...], piece: Raw, decoder: msgspec.json.Decoder) -> list[Any]:
+def _items(path: tuple[str | int, ...], piece: Raw, decoder: msgspec.json.Decoder) -> Any:
     try:
         return decoder.decode(piece)
     except msgspec.ValidationError as error:
@@ -173,7 +175,7 @@ def _place(said: str) -> tuple[tuple[str | int, ...], str]:
     """The path and the reason in an error of msgspec: '… - at `$[3].question`'."""
     path: list[str | int] = []
     if place := ERROR_PLACE.search(said):
-        for index, name in re.findall(r"\[(\d+)\]|\.([^.\[]+)", place[1]):
+        for index, name in re.findall(r"\[(\d+)\]|\.([^.\[\]]+)", place[1]):  # [...]: somewhere in an object
             path.append(int(index) if index else name)
     reason = ERROR_PLACE.sub("", said)
     for start, known in FIELD_ERRORS.items():
@@ -202,6 +204,10 @@ class ModelRequest(Request):
             raise
 
 
+def _has_body(request: Request) -> bool:
+    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+
+
 _thread = ThreadPoolExecutor(1, "bodies")
 
 
@@ -215,6 +221,9 @@ class BodyRoute(APIRoute):
         reader = BodyReader(self.body_field.field_info.annotation)  # type: ignore[arg-type]
 
         async def read(request: Request) -> Response:
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if _has_body(request) and not JSON_TYPE.fullmatch(kind):
+                raise HTTPException(415, f"the body is {kind or 'of no type'}: send Content-Type: application/json")
             asked = ModelRequest(request, reader)
             try:
                 return await handle(asked)

@@ -29,6 +29,8 @@ WAITING_BYTES = 512 * 1024**2
 """The most bytes of one request's lines that wait to be read."""
 VALUE_BYTES: dict[Encoding, int] = {"json": 50, "base64": 16}
 """Bytes of one id with both log-probabilities in a line."""
+PIECE_BYTES = 64 * 1024
+"""What a connection is given at a time. More of a line waits here, where it is counted, until that is on its way."""
 QUEUE_RETRY_SECONDS = 2
 NDJSON = "application/x-ndjson"
 
@@ -43,11 +45,16 @@ class UnreadLines:
         self._by_stream: dict[TrajectoryStream, int] = {}
 
     def add(self, stream: TrajectoryStream, size: int) -> None:
-        """Count a line that waits; cut the readers that have taken nothing for longest while there are too many."""
+        """Count a line that waits; cut the readers that have let one wait for longest while there are too many.
+
+        The last one stays: its own window bounds it, and one line may be larger than the bound.
+        """
+        if stream not in self._by_stream:
+            stream.waiting_since = time.monotonic()
         self._by_stream[stream] = self._by_stream.get(stream, 0) + size
         self.bytes += size
-        while self.bytes > self.most and self._by_stream:
-            slowest = min(self._by_stream, key=lambda one: one.taken_at)
+        while self.bytes > self.most and len(self._by_stream) > 1:
+            slowest = min(self._by_stream, key=lambda one: one.waiting_since)
             self.drop(slowest)
             slowest.cut()
 
@@ -134,8 +141,9 @@ class TrajectoryStream(StreamingResponse):
     ) -> None:
         self._trajectory_of, self._encoding, self._key_name = trajectory_of, asked.encoding, key_name
         self._queue, self._unread = queue, unread
-        self.taken_at = time.monotonic()
-        """When its reader took a line last."""
+        self.waiting_since = time.monotonic()
+        """When its reader took something last, or the first line began to wait for it."""
+        self._idle = 0.0
         self._patience = asyncio.timeout(None)
         wanted = [(problem, index) for problem in asked.problems for index in range(asked.n)]
         self._unsent = len(wanted)
@@ -149,8 +157,7 @@ class TrajectoryStream(StreamingResponse):
             async with self._patience:
                 await super().__call__(scope, receive, send)
         except TimeoutError:
-            idle = time.monotonic() - self.taken_at
-            log.warning("too many lines wait to be read: cut the slowest reader, which took none for %.1f s", idle)
+            log.warning("too many lines wait to be read: cut the reader that took nothing for %.1f s", self._idle)
             metrics.ERRORS.labels("slow_reader").inc()
             raise ClientDisconnect from None
         finally:
@@ -161,6 +168,7 @@ class TrajectoryStream(StreamingResponse):
     def cut(self) -> None:
         """End it, and its connection, now."""
         if self._patience.when() is None:
+            self._idle = time.monotonic() - self.waiting_since
             self._patience.reschedule(0)
 
     async def _generate(self, wanted: list[tuple[Problem, int]]) -> AsyncGenerator[bytes, None]:
@@ -173,8 +181,9 @@ class TrajectoryStream(StreamingResponse):
                 except TimeoutError:
                     yield b"\n"
                     continue
-                yield line
-                self.taken_at = time.monotonic()
+                for start in range(0, len(line), PIECE_BYTES):
+                    yield line[start : start + PIECE_BYTES]
+                    self.waiting_since = time.monotonic()
                 self._unread.take(self, len(line))
                 self._unsent -= 1
                 self._queue.leave(1, self._key_name)

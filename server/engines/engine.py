@@ -143,7 +143,7 @@ class Engine:
         Counts only time in which this process could look: a machine that slept has not hung.
         """
         seen, idle = -1, 0.0
-        while self.llm.log_stats and not self.llm.errored:
+        while not self.llm.errored:
             await asyncio.sleep(seconds / LOOKS)
             if self._steps.taken != seen or not self.llm.output_processor.has_unfinished_requests():
                 seen, idle = self._steps.taken, 0.0

@@ -5,6 +5,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import obstore
@@ -132,6 +133,23 @@ def test_a_claim_of_a_process_that_died_is_taken_over(tmp_path, without_links, m
     began = time.monotonic()
     assert Bucket(str(tmp_path)).create("run.json", b"{}") and time.monotonic() - began > 0.1
     assert not Bucket(str(tmp_path)).create("run.json", b"{}")
+
+
+def test_what_a_dead_process_claimed_goes_to_one_alone(tmp_path, without_links, monkeypatch):
+    monkeypatch.setattr(client.storage.claims, "CLAIM_SECONDS", 0.5)
+    replace = Path.replace
+
+    def slow(path, target):
+        time.sleep(0.05)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", slow)
+    claim = tmp_path / claim_name("owner")
+    claim.touch()
+    os.utime(claim, (0, 0))
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda number: Bucket(str(tmp_path)).create("owner", b"%d" % number), range(8)))
+    assert made.count(True) == 1 and (tmp_path / "owner").read_bytes() == b"%d" % made.index(True)
 
 
 # URLs.

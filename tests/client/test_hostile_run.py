@@ -59,6 +59,18 @@ def test_a_part_with_one_long_text_many_times_or_too_many_rows_is_refused(run, m
         run.keys()
 
 
+@pytest.mark.parametrize("kind", ["trajectories", "samples"])
+@pytest.mark.parametrize("index", [-1, 256, 2**31 - 1])
+def test_a_sample_that_no_request_can_lead_to_is_refused(run, kind, index):
+    rows = pq.read_table(f"{run}/{kind}/{run.parts(kind)[0]}.parquet").num_rows
+    spoilt(run, kind, sample_index=pa.array([0] * (rows - 1) + [index], pa.int32()))
+    with pytest.raises(RunError, match=f"its sample_index is {index}"):
+        list(run.trajectories() if kind == "trajectories" else run.samples())
+    if kind == "trajectories":
+        with pytest.raises(RunError, match=f"its sample_index is {index}"):
+            run.keys()
+
+
 def test_parts_as_they_are_written_are_read(run):
     assert len(list(run.trajectories())) == len(list(run.samples())) == 4
     assert run.keys() == {(f"p{index}", 0) for index in range(4)}

@@ -27,6 +27,12 @@ NAME = "servers.test"
 SYSTEM = socket.getaddrinfo
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "." + "a" * 64 + ".b"])
+def test_what_is_no_hosts_name_is_refused_as_an_option(host):
+    with pytest.raises(ServiceError, match=r"is not a valid URL: .* is no host's name"):
+        SamplingClient(f"http+dns://{host}:8000")
+
+
 @pytest.fixture
 def short_polls(monkeypatch):
     monkeypatch.setattr(client.servers.following, "NAME_POLL_SECONDS", 0.2)

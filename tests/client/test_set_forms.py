@@ -138,6 +138,16 @@ def test_what_is_not_read_is_told_its_form_and_the_remedy(tmp_path, content, sai
         read_problems(str(tmp_path / "problems"))
 
 
+@pytest.mark.parametrize("head", ["PARENT_ID,question", "ORCID,question", "ARROW1,question", "FEA1,question"])
+@pytest.mark.parametrize("above", ["", "\n", "\n \r\n"])
+def test_a_table_may_begin_with_the_letters_of_another_form_or_with_empty_lines(tmp_path, head, above):
+    (tmp_path / "problems.csv").write_text(f"{above}{head}\n1,What is 2 + 3?\n")
+    assert [row.question for row in read_problems(str(tmp_path / "problems.csv"))] == ["What is 2 + 3?"]
+    (tmp_path / "problems.csv").write_text(f"{above}{head}\n1,a\n1,2,3\n")
+    with pytest.raises(ProblemSetError, match=rf"problems.csv:{above.count(chr(10)) + 3}: 3 cells"):
+        read_problems(str(tmp_path / "problems.csv"))
+
+
 def test_a_file_that_is_named_parquet_and_is_none_and_other_tables_are_told(tmp_path):
     (tmp_path / "p.parquet").write_bytes(LINES)
     with pytest.raises(ProblemSetError, match="is no Parquet file: it begins with"):

@@ -83,6 +83,9 @@ def test_an_id_is_an_integer_within_its_bounds(value, field):
         ({"problems": [ASKED, ASKED]}, (), "two problems have the id 'a'"),
         ({"problems": [ASKED | {"id": str(index)} for index in range(1025)]}, ("problems",), "at most 1024 items"),
         ({"problems": "a"}, ("problems",), "array"),
+        (b'{"problems": [], "temperature": 1e999}', ("temperature",), "out of range"),
+        (b'{"problems": [], "chat_template_kwargs": {"a": {"b": 1e400}}}', ("chat_template_kwargs",), "out of range"),
+        (b'{"problems": [{"id": "a", "question": "q", "token_ids": [1, 1e999]}]}', ("problems", 0, "token_ids", 1), ""),
         ([ASKED], (), "object"),
         (b"", (), "not valid JSON"),
         (b"{} {}", (), "not valid JSON"),
@@ -151,3 +154,27 @@ def test_a_large_body_is_read_beside_the_event_loop_and_a_small_one_at_once(monk
     answer = asyncio.run(post([7] * 100_000 + [-1]))
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == "problems[0].prompt_token_ids[100000]"
+
+
+def test_a_body_of_another_type_than_json_is_refused_with_the_type_to_send():
+    routes = APIRouter(route_class=BodyRoute)
+
+    @routes.post("/")
+    async def count(asked: TrajectoryRequest) -> int:
+        return len(asked.problems)
+
+    app = FastAPI()
+    add_handlers(app)
+    app.include_router(routes)
+    body = json.dumps({"problems": [ASKED]}).encode()
+
+    async def statuses():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            for kind in ("application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"):
+                assert (await client.post("/", content=body, headers={"content-type": kind})).json() == 1
+            for headers in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
+                answer = await client.post("/", content=body, headers=headers)
+                assert answer.status_code == 415 and "send Content-Type: application/json" in answer.json()["detail"]
+            assert (await client.post("/")).status_code == 422  # it has no body
+
+    asyncio.run(statuses())

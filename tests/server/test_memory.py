@@ -156,6 +156,18 @@ def test_whatever_the_user_sets_vllm_is_told_both_cache_and_utilisation_and_star
         assert given.get(role, {}).items() <= planned[role].items()
 
 
+def test_shares_that_do_not_go_together_are_refused_by_name(shape):
+    """vLLM would load the expert, and refuse the amateur then."""
+    both = {"expert": {"gpu_memory_utilization": 0.6}, "amateur": {"gpu_memory_utilization": 0.6}}
+    said = r"more than the card \(expert .*, and a cache of .*\): decrease expert\.gpu_memory_utilization and amateur\."
+    with pytest.raises(SettingsError, match=said):
+        planned_for(shape, **both)
+    with pytest.raises(
+        SettingsError, match=r"no room beside .* a cache of .*\. Change expert\.gpu_memory_utilization, "
+    ):
+        planned_for(shape, expert={"gpu_memory_utilization": 0.9})
+
+
 def test_on_cards_of_their_own_each_engine_has_nine_tenths_of_its_card(shape):
     planned = planned_for(shape, memory=(80, 24), expert={"device_ids": [0]}, amateur={"device_ids": [1]})
     for arguments in planned.values():

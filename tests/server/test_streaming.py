@@ -8,7 +8,15 @@ from starlette.requests import ClientDisconnect
 from support.runs.made_run import make_trajectory
 
 from client.protocol.requests import TrajectoryRequest
-from server.api.streaming import WAITING_BYTES, WINDOW, RequestQueue, TrajectoryStream, UnreadLines, window_of
+from server.api.streaming import (
+    PIECE_BYTES,
+    WAITING_BYTES,
+    WINDOW,
+    RequestQueue,
+    TrajectoryStream,
+    UnreadLines,
+    window_of,
+)
 
 
 def asked(**fields):
@@ -80,3 +88,60 @@ def test_beyond_the_bound_of_all_lines_the_reader_that_took_none_for_longest_is_
     assert (1, ClientDisconnect) in (told[0], told[2]) and told[0][0] == told[2][0] == 1
     assert told[1] == told[3] == (LINES, type(None))
     assert held <= 60 * line and left == 0 and depth == 0
+
+
+class Held(Reader):
+    """Has one line, of so many tokens, after so long."""
+
+    def __init__(self, queue, unread, tokens, seconds, takes):
+        queue.enter(1)
+        problem = {"id": "a", "question": "q"}
+        self.stream = TrajectoryStream(asked(problems=[problem], max_tokens=1, top_k=1), self.trajectory, queue, unread)
+        self.bytes, self._tokens, self._seconds, self._takes = 0, tokens, seconds, takes
+
+    async def trajectory(self, problem, index):
+        await asyncio.sleep(self._seconds)
+        return make_trajectory(problem.id, seed=1, tokens=self._tokens)
+
+    async def send(self, message):
+        self.bytes += len(message.get("body", b""))
+        if self.bytes >= self._takes:
+            await asyncio.Event().wait()
+
+
+def ends_of(most, readers):
+    """Whether each was cut, and the bytes that are still counted."""
+
+    async def everybody():
+        queue, unread = RequestQueue(100), UnreadLines(most)
+        made = [Held(queue, unread, *reader) for reader in readers]
+        ends = [asyncio.ensure_future(reader.read()) for reader in made]
+        await asyncio.wait(ends, timeout=1)
+        cut = [end.done() and isinstance(end.exception(), ClientDisconnect) for end in ends]
+        held = unread.bytes
+        for end in ends:
+            end.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ClientDisconnect):
+                await end
+        return cut, held, [reader.bytes for reader in made]
+
+    return asyncio.run(everybody())
+
+
+LARGE = len(make_trajectory("a", seed=1, tokens=20_000).to_line("json"))
+NEVER = 10**9
+
+
+def test_a_line_counts_until_its_last_piece_is_on_its_way():
+    cut, held, taken = ends_of(10 * LARGE, [(20_000, 0, 1), (20_000, 0, NEVER)])
+    assert cut == [False, False] and held == LARGE and taken == [PIECE_BYTES, LARGE]
+
+
+def test_who_waits_for_a_line_that_is_not_there_yet_is_not_the_slowest():
+    cut, _, taken = ends_of(LARGE + 10, [(20, 0.5, NEVER), (20_000, 0, 1)])
+    assert cut == [False, True] and taken[0]
+
+
+def test_a_lone_reader_is_not_cut_for_one_line_that_is_larger_than_the_bound():
+    cut, held, taken = ends_of(LARGE // 2, [(20_000, 0, NEVER)])
+    assert cut == [False] and held == 0 and taken == [LARGE]
