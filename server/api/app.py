@@ -140,7 +140,7 @@ def create_app(
     app.state.service = service
     add_handlers(app)
     for router in (routes, job_routes):
-        app.include_router(router, responses=documented(401, 408, 413, 415, 500))
+        app.include_router(router, responses=documented(401, 408, 413, 500))
     app.openapi = functools.partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
 

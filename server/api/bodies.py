@@ -22,6 +22,7 @@ from msgspec import UNSET, Raw, UnsetType
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+from client.errors import shorten
 from client.protocol.requests import LARGEST_ID, MAX_IDS, MAX_SHARED_CHARACTERS, Problem
 
 INLINE_BYTES = 64 * 1024
@@ -204,10 +205,6 @@ class ModelRequest(Request):
             raise
 
 
-def _has_body(request: Request) -> bool:
-    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-
-
 _thread = ThreadPoolExecutor(1, "bodies")
 
 
@@ -221,10 +218,11 @@ class BodyRoute(APIRoute):
         reader = BodyReader(self.body_field.field_info.annotation)  # type: ignore[arg-type]
 
         async def read(request: Request) -> Response:
-            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if _has_body(request) and not JSON_TYPE.fullmatch(kind):
-                raise HTTPException(415, f"the body is {kind or 'of no type'}: send Content-Type: application/json")
             asked = ModelRequest(request, reader)
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if not JSON_TYPE.fullmatch(kind) and await asked.body():
+                said = f"it is {shorten(kind) or 'not given'}; send Content-Type: application/json"
+                raise RequestValidationError([{"loc": ("header", "content-type"), "msg": said, "type": "value_error"}])
             try:
                 return await handle(asked)
             except HTTPException:

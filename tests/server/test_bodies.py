@@ -174,7 +174,8 @@ def test_a_body_of_another_type_than_json_is_refused_with_the_type_to_send():
                 assert (await client.post("/", content=body, headers={"content-type": kind})).json() == 1
             for headers in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
                 answer = await client.post("/", content=body, headers=headers)
-                assert answer.status_code == 415 and "send Content-Type: application/json" in answer.json()["detail"]
+                (error,) = answer.json()["errors"]
+                assert answer.status_code == 422 and "send Content-Type: application/json" in error["detail"], error
             assert (await client.post("/")).status_code == 422  # it has no body
 
     asyncio.run(statuses())

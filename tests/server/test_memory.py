@@ -268,7 +268,7 @@ def test_on_a_cpu_engines_are_given_what_they_always_were():
     found = sized_arguments(settings, {"expert": facts.expert, "amateur": facts.amateur}, on_cpu=True)
     both = {
         "max_logprobs": 128, "use_tqdm_on_load": False, "enforce_eager": True, "logprobs_mode": "raw_logprobs",
-        "generation_config": "vllm", "scheduling_policy": "priority",
+        "generation_config": "vllm", "scheduling_policy": "priority", "disable_log_stats": False,
     }  # fmt: skip
     own = {"model": str(DEMO / "expert"), "kv_cache_memory_bytes": GIB}
     assert found["expert"] == both | own

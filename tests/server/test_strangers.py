@@ -90,6 +90,8 @@ def message(rng, jobs):
         content = b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content) if chunked and content else content
         content = content or (b"0\r\n\r\n" if chunked else b"")
     lines += rng.sample(HEADERS, rng.choice([0, 0, 0, 0, 1, 2]))
+    if "Content-Length: 1" in lines:
+        content = content or b"1"  # a body that does not come is waited for: see test_guard
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "replace") + content, method, path
 
 
