@@ -14,6 +14,7 @@ from support.cluster.memory_pair import FOLDER, from_memory
 from support.servers.real_server import DEMO, ROOT, free_port
 
 KEY = "a-key-of-the-cluster"
+START_TRIES = 3
 NODE = {"num_cpus": 4, "object_store_memory": 100 * 1024**2, "include_dashboard": False}
 
 
@@ -31,8 +32,14 @@ class LocalCluster:
         os.environ |= {FOLDER: str(folder), "PYTHONPATH": ":".join(map(str, paths)), "RAY_USAGE_STATS_ENABLED": "0"}
         os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / ".cache" / "pycache")  # what one process compiled, all read
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        self.cluster = Cluster(initialize_head=True, head_node_args=NODE)
-        self.others = [self.cluster.add_node(**NODE) for _ in range(2)]
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                self.cluster = Cluster(initialize_head=True, head_node_args=NODE)
+                self.others = [self.cluster.add_node(**NODE) for _ in range(2)]
+                break
+            except Exception as error:  # Ray itself gives a node 30 s, which a busy machine may exceed
+                if not tries_left or "timed out during startup" not in str(error):
+                    raise
         ray.init(self.cluster.address, log_to_driver=False, logging_level="error")
         serve.start(http_options={"host": "127.0.0.1", "port": self.port}, proxy_location="HeadOnly")
 
