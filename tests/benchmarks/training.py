@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ HELD_OUT_SHARE = 4
 SHAPES = {name if name == "tiny" else f"qwen2.5-{name}": shape for name, shape in QWEN_SHAPES.items()}
 SHAPE_TRAJECTORIES, PROMPT, COMPLETION, KEPT, LABEL = 1000, 128, 100, 20, 3
 SHAPE_PART = 50
+ATTENTION_KERNELS = "attention", "flash", "fmha", "flex"
+"""Words in the names of kernels that compute attention."""
 
 
 def main() -> None:
@@ -101,7 +103,7 @@ def measure_one(words: argparse.Namespace) -> None:
     passes = packed_passes if words.only == "packed" else published_passes
     part = 1 if words.only == "packed" else words.part
     parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=5e-5)
+    optimizer = torch.optim.AdamW(parameters, lr=5e-5, fused=True)
     loaded = memory(device)
 
     def epoch(limit: int | None = None) -> tuple[int, int]:
@@ -135,6 +137,7 @@ def measure_one(words: argparse.Namespace) -> None:
                 "of which with the model loaded, GiB": loaded / 2**30,
                 "matrix products measured, TFLOP/s": rate / 1e12,
                 "share of that reached": flops / seconds / rate,
+                "share of the time in attention": attention_share(lambda: epoch(limit=2), device),
             }
         )
     )
@@ -204,6 +207,19 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
+
+
+def attention_share(steps: Callable[[], object], device: str) -> float:
+    """Of a few optimizer steps, the share of the time that kernels of attention take, forward and backward."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        steps()
+    kind = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    times = {event.key.lower(): getattr(event, kind) for event in profile.key_averages()}
+    mine = sum(time for key, time in times.items() if any(word in key for word in ATTENTION_KERNELS))
+    return mine / sum(times.values())
 
 
 def shaped(shape: str, attention: str | None) -> Any:

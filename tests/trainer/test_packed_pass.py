@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 
 from client.errors import ModelError
 from trainer.training.lora import compute_loss_in_forward
-from trainer.training.packing_check import check_packing
+from trainer.training.packing_check import attentions, check_packing, choose
 
 SMALL = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -57,3 +57,32 @@ def test_logits_that_are_not_understood_are_refused(kind, monkeypatch):
     monkeypatch.setattr("trainer.training.lora.Head.__call__", lambda self, hidden: self.linear(hidden))
     with pytest.raises(ModelError, match="not its LM head's"):
         check_packing(model, f"some/{kind}")
+
+
+def test_the_first_attention_that_computes_the_same_is_taken_and_the_others_are_named(monkeypatch):
+    wanted = ["flash_attention_2", "eager"], ["flash_attention_3: not installed"]
+    monkeypatch.setattr("trainer.training.packing_check.attentions", lambda model, device: wanted)
+    model = adapted("llama")
+    choice = choose(model, "some/llama", [30, 50], 100, packing=True, attention=None)
+    assert choice.layout.packed and choice.attention == model.config._attn_implementation == "eager"
+    (said,) = choice.said(100, [30, 50], "cpu")
+    assert said.startswith("attention: eager; not flash_attention_3: not installed; not flash_attention_2: ")
+    assert choose(model, "some/llama", [30, 50], 100, packing=True, attention="eager").said(100, [30], "cpu") == []
+
+
+def test_attention_that_computes_something_else_is_left_out(monkeypatch):
+    """sdpa leaves out Gemma 2's cap of attention."""
+    monkeypatch.setattr("trainer.training.packing_check.attentions", lambda model, device: (["sdpa"], []))
+    model = adapted("gemma2", attn_logit_softcapping=0.2)
+    model.get_base_model().set_attn_implementation("eager")
+    choice = choose(model, "some/gemma2", [30, 50], 100, packing=True, attention=None)
+    assert choice.attention == "eager" and "sdpa: logits differ by" in choice.others[0]
+
+
+def test_on_a_gpu_flash_attention_is_wanted_first_then_flex_attention(monkeypatch):
+    half, full = adapted("llama", torch.bfloat16).get_base_model(), adapted("llama").get_base_model()
+    names, others = attentions(half, "cuda")
+    assert names == ["flex_attention"] and others == ["flash_attention_2: flash-attn is not installed"]
+    monkeypatch.setattr("trainer.training.packing_check.is_flash_attn_2_available", lambda: True)
+    assert attentions(half, "cuda")[0] == ["flash_attention_2", "flex_attention"] and attentions(half, "cpu")[0] == []
+    assert attentions(full, "cuda") == (["flex_attention"], ["flash_attention_2: it needs --dtype bfloat16"])

@@ -159,7 +159,7 @@ class TrainingOptions:
         typer.Option(
             rich_help_panel=MACHINE,
             help="Attention of transformers: sdpa, flash_attention_2, flex_attention, …",
-            show_default="chosen by transformers",
+            show_default="on a GPU the best that is exact",
         ),
     ] = None
     report_to: Annotated[

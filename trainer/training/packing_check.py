@@ -1,14 +1,15 @@
 """Decides, before the first step, how trajectories go through a model: packed where that is exact, else one a pass.
 
-In: the adapted model, the lengths to train on. Out: a `Layout` and why, or a ModelError that says what is wrong. It
-costs a few forward passes as long as those of the training. It finds models with a state that runs across packed
-trajectories (Mamba and its hybrids), models that ignore position_ids, models whose position tables depend on the
-longest trajectory of a pass, and models that change the logits after their LM head.
+In: the adapted model, the lengths to train on. Out: a `Layout`, what computes attention, and why; or a ModelError that
+says what is wrong. It costs a few forward passes as long as those of the training. It finds models with a state that
+runs across packed trajectories (Mamba and its hybrids), models that ignore position_ids, models whose position tables
+depend on the longest trajectory of a pass, and models that change the logits after their LM head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from client.errors import ModelError, reason_of
 from trainer.data.packing import Layout
-from trainer.training.lora import Head, hidden_states
+from trainer.training.lora import Head, hidden_states, own_dropout
 from trainer.training.progress import is_out_of_memory
 
 TOKENS = 24, 40
@@ -37,6 +39,106 @@ UNSUPPORTED = TypeError, ValueError, NotImplementedError, AttributeError, IndexE
 
 class PackingError(ModelError):
     """Trajectories of this model may not share a pass."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How trajectories go through a model."""
+
+    layout: Layout
+    unpacked: str | None  # why they are not packed
+    attention: str  # attn_implementation of transformers
+    others: list[str]  # why better ones were left out
+
+    def said(self, budget: int, lengths: Sequence[int], device: str) -> list[str]:
+        """What a user should know of it, a line each."""
+        lines = []
+        if device == "cuda" or self.others:
+            lines.append("; not ".join([f"attention: {self.attention}", *self.others]))
+        if self.unpacked:
+            packed = max(1, budget * len(lengths) // max(1, sum(lengths)))
+            lines.append(
+                f"one trajectory a pass: {self.unpacked}. The adapter is the same; a packed pass would hold about"
+                f" {packed}, so training takes longer, above all on a GPU"
+            )
+        return lines
+
+
+def choose(
+    adapted: PeftModel, name: str, lengths: Sequence[int], budget: int, packing: bool, attention: str | None
+) -> Choice:
+    """How trajectories of these lengths go through the model. The user's `attention` is kept.
+
+    Raises ModelError if it cannot be trained at all.
+    """
+    model: Any = adapted.get_base_model()
+    loaded = _attention_of(model)
+    names, others = attentions(model, model.device.type) if packing and not attention else ([], [])
+    reference = _own_logits(model) if names else None
+    for better in names:
+        if reference is not None and (reason := _refusal(model, better, reference)):
+            others.append(reason)
+            continue
+        try:
+            found, why = layout_for(adapted, name, lengths, budget, packing)
+        except ModelError as error:
+            others.append(f"{better}: {error}")
+            continue
+        if why is None:
+            return Choice(found, why, better, others)
+        others.append(f"{better}: {why}")
+    if names:
+        model.set_attn_implementation(loaded)
+    found, why = layout_for(adapted, name, lengths, budget, packing)
+    return Choice(found, why, loaded, others)
+
+
+def attentions(model: Any, device: str) -> tuple[list[str], list[str]]:
+    """What may compute attention better than sdpa on this device, best first; and why others may not.
+
+    With a mask, as packed sequences have one, sdpa computes all pairs of tokens, also those of two trajectories.
+    """
+    if device != "cuda":
+        return [], []
+    names, others = [], []
+    installed = {"flash_attention_3": is_flash_attn_3_available(), "flash_attention_2": is_flash_attn_2_available()}
+    flash = next((name for name, there in installed.items() if there), None)
+    if flash is None:
+        others.append("flash_attention_2: flash-attn is not installed")
+    elif model.dtype in TOLERANCE:
+        others.append(f"{flash}: it needs --dtype bfloat16")
+    else:
+        names.append(flash)
+    if own_dropout(model):
+        others.append("flex_attention: it has no dropout, and the model has (--dropout 0 switches it off)")
+    else:
+        names.append("flex_attention")
+    return names, others
+
+
+def _refusal(model: Any, attention: str, reference: Tensor) -> str | None:
+    """Why the model does not compute the same with this attention; None if it does, and has it now."""
+    try:
+        model.set_attn_implementation(attention)
+        if _attention_of(model) != attention:
+            return f"{attention}: the model does not take it"
+        found = float(_differences(_own_logits(model), reference).max())
+    except (*UNSUPPORTED, ImportError) as error:
+        if is_out_of_memory(error):
+            raise
+        return f"{attention}: {reason_of(error)}"
+    return f"{attention}: logits differ by {found:.2g} of their size" if found > _tolerance(model) else None
+
+
+def _attention_of(model: Any) -> str:
+    return str(model.get_decoder().config._attn_implementation)
+
+
+def _own_logits(model: Any) -> Tensor:
+    """Of two short sequences, by the model's own forward pass, with gradients as in `check_alone`: [64, V]."""
+    with _Evaluating(model):
+        passes = [type(model).forward(model, input_ids=ids, use_cache=False) for ids, _ in _sequences(model, TOKENS)]
+    return torch.cat([one.logits[0].detach() for one in passes])
 
 
 def layout_for(

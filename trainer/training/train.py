@@ -43,7 +43,7 @@ from trainer.training.held_out import HELD_OUT, HeldOutWatch, measured_every, te
 from trainer.training.loop import ContrastTrainer, arguments
 from trainer.training.lora import own_dropout, switch_off, with_lora
 from trainer.training.model_card import card
-from trainer.training.packing_check import TOKENS, layout_for
+from trainer.training.packing_check import TOKENS, choose
 from trainer.training.progress import CURVE, METRICS, Journal, TrainingError, draw_curve, is_out_of_memory
 
 
@@ -253,15 +253,10 @@ def layout_of(training: Training, adapted: PeftModel, steps: Steps, console: Con
     else:
         lengths = np.append(steps.lengths(), [len(example.input_ids) for example in training.held_out]).astype(int)
     budget, running = steps.token_budget, training.running
-    found = layout_for(adapted, training.base.name, lengths.tolist(), budget, running.packing)
-    layout, why = from_the_first_rank(found)
-    if why:
-        fit = max(1, budget // max(1, round(lengths.mean())))
-        console.print(
-            f"one trajectory a pass: {why}. The adapter is the same; a packed pass would hold about {fit}, so training"
-            " takes longer, above all on a GPU",
-            soft_wrap=True,
-        )
+    choice = choose(adapted, training.base.name, lengths.tolist(), budget, running.packing, running.attention)
+    for line in choice.said(budget, lengths.tolist(), training.args.device.type):
+        console.print(line, soft_wrap=True)
+    layout: Layout = from_the_first_rank(choice.layout)
     return layout
 
 
