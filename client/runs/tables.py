@@ -217,9 +217,7 @@ def samples_in(table: pa.Table, vocab_size: int | None = None) -> list[Sample]:
     return samples
 
 
-def _fault_of_sample(
-    kept: Contrast, tokens: Sequence[npt.NDArray[np.int32]], vocab_size: int
-) -> str | None:
+def _fault_of_sample(kept: Contrast, tokens: Sequence[npt.NDArray[np.int32]], vocab_size: int) -> str | None:
     """What makes a row of samples invalid; None: it is valid."""
     steps = kept.steps
     if len(steps) and not (steps[0] >= 0 and steps[-1] < len(tokens[1]) and (np.diff(steps) > 0).all()):
