@@ -3,15 +3,21 @@
 Engines that answer from memory where the claim is about the process; the demo's pair where it is about what is sampled.
 """
 
+import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.processes.forked import ROOT
 from support.servers.job_calls import wait_until
-from support.servers.real_server import command
+from support.servers.real_server import DEMO, command, engine_processes
 from support.servers.real_store import KEYS
 from support.servers.stand_in import stand_in_sample
 from word_problems import rows
@@ -21,6 +27,8 @@ from client.runs.run import Run
 OPTIONS = ("--max-tokens", 100, "--top-k", 8, "--temperature", 1, "--seed", 1)
 ASKED = 600
 """Problems: the stand-ins take 64 at a time, so these take two seconds."""
+FEW = 90
+REAL = ("--max-tokens", 32, "--top-k", 8)
 
 
 @pytest.fixture
@@ -38,29 +46,31 @@ def test_two_shards_of_an_array_fill_what_one_process_fills(problems, tmp_path):
         {f"SLURM_ARRAY_TASK_{name}": value for name, value in (("ID", "1"), ("COUNT", "2"), ("MIN", "1"))},
         {"JOB_COMPLETION_INDEX": "1", "JOB_COMPLETIONS": "2"},
     ]
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    first = ended(stand_in_sample(problems, run, *OPTIONS, environment=tasks[0]))
-    assert first[0] == 0 and "shard 1/2 is done; the other shards lack 300 trajectories" in first[1]
+    run, whole, options = tmp_path / "run", tmp_path / "whole", (*OPTIONS, "--limit", FEW)
+    first = ended(stand_in_sample(problems, run, *options, environment=tasks[0]))
+    assert first[0] == 0 and "shard 1/2 is done; the other shards lack 45 trajectories" in first[1]
     assert "shard 1/2, from SLURM_ARRAY_TASK_ID 1, SLURM_ARRAY_TASK_COUNT 2" in first[1]
-    second = ended(stand_in_sample(problems, run, *OPTIONS, environment=tasks[1]))
+    second = ended(stand_in_sample(problems, run, *options, environment=tasks[1]))
     assert second[0] == 0 and "shard 2/2, from JOB_COMPLETION_INDEX 1" in second[1]
-    assert ended(stand_in_sample(problems, whole, *OPTIONS, "--shard", "1/1"))[0] == 0
-    assert same(run, whole) == ASKED
-    again = ended(stand_in_sample(problems, run, *OPTIONS, environment=tasks[0]))
+    assert ended(stand_in_sample(problems, whole, *options, "--shard", "1/1"))[0] == 0
+    assert same(run, whole) == FEW
+    again = ended(stand_in_sample(problems, run, *options, environment=tasks[0]))
     assert again[0] == 0 and "is complete: nothing to do" in again[1] and "engines start" not in again[1]
 
 
 def same(run, other):
     """The number of trajectories of both RUNs, which are the same."""
-    found = [
-        {(line.problem_id, line.sample_index): line for line in Run(str(one)).trajectories()} for one in (run, other)
-    ]
+    lines = [Run(str(one)).trajectories() for one in (run, other)]
+    found = [{(line.problem_id, line.sample_index): line for line in each} for each in lines]
     assert found[0].keys() == found[1].keys()
     for key, line in found[0].items():
         assert line.token_ids.tolist() == found[1][key].token_ids.tolist(), key
         np.testing.assert_allclose(line.amateur_logprobs, found[1][key].amateur_logprobs, atol=1e-3)
     said = command("client", "compare", run, other, "--json")
     assert said.returncode == 0, said.stderr
+    one, two = json.loads(said.stdout)["runs"]
+    assert (one["sealed"], one["trajectories"], one["steps"]) == (True, len(found[0]), two["steps"])
+    assert one["kept"] == pytest.approx(two["kept"], abs=2)
     return len(found[0])
 
 
@@ -105,3 +115,46 @@ def test_what_must_be_corrected_first_ends_with_1(problems, tmp_path):
         code, said = ended(process)
         assert (code, words in said) == (1, True), said
         assert "Traceback" not in said
+
+
+def start(problems, run, shard, log, config):
+    """A shard on real engines, as a process group of its own."""
+    words = ["sample", problems, run, *REAL, "--shard", shard, "--config", config]
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "server", *map(str, words)],
+            cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    return SimpleNamespace(process=process, log=log)
+
+
+@pytest.mark.long
+def test_a_killed_process_and_a_dead_engine_cost_nothing_that_another_try_does_not_mend(
+    demo_server, problem_file, tmp_path
+):
+    problems = problem_file([{"id": row["id"], "question": row["question"]} for row in rows("dev", 800)])
+    run, whole, config = tmp_path / "run", tmp_path / "whole", tmp_path / "server.yaml"
+    engine = {"dtype": "float32", "kv_cache_memory_bytes": 128 * 1024**2}
+    roles = {role: engine | {"model": str(DEMO / role)} for role in ("expert", "amateur")}
+    config.write_text(json.dumps(roles))
+    shards = [start(problems, run, f"{index}/2", tmp_path / f"{index}.log", config) for index in (1, 2)]
+    said = command("client", "sample", problems, whole, *demo_server.options, *REAL)
+    assert said.returncode == 0, said.stderr
+    try:
+        wait_until(lambda: Run(str(run)).parts("trajectories"), "a part of the RUN")
+        shards[0].process.kill()
+        os.kill(engine_processes(shards[1])[0], signal.SIGKILL)
+        assert shards[1].process.wait(60) == 75, shards[1].log.read_text()[-3000:]
+        assert "error: the expert's engine died" in shards[1].log.read_text()
+        shards[0].process.wait(60)
+        had = len(Run(str(run)).keys())
+        assert 0 < had < 800
+        shards = [start(problems, run, f"{index}/2", tmp_path / f"{index}.log", config) for index in (1, 2)]
+        for shard in shards:
+            assert shard.process.wait(200) == 0, shard.log.read_text()[-3000:]
+        assert same(run, whole) == 800
+    finally:
+        for shard in shards:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shard.process.pid, signal.SIGKILL)
+            shard.process.wait()
