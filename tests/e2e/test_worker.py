@@ -137,9 +137,9 @@ def test_a_killed_process_and_a_dead_engine_cost_nothing_that_another_try_does_n
     engine = {"dtype": "float32", "kv_cache_memory_bytes": 128 * 1024**2}
     roles = {role: engine | {"model": str(DEMO / role)} for role in ("expert", "amateur")}
     config.write_text(json.dumps(roles))
-    shards = [start(problems, run, f"{index}/2", tmp_path / f"{index}.log", config) for index in (1, 2)]
     said = command("client", "sample", problems, whole, *demo_server.options, *REAL)
     assert said.returncode == 0, said.stderr
+    shards = [start(problems, run, f"{index}/2", tmp_path / f"{index}.log", config) for index in (1, 2)]
     try:
         wait_until(lambda: Run(str(run)).parts("trajectories"), "a part of the RUN")
         shards[0].process.kill()
