@@ -29,7 +29,7 @@ WAITING_BYTES = 512 * 1024**2
 """The most bytes of one request's lines that wait to be read."""
 VALUE_BYTES: dict[Encoding, int] = {"json": 50, "base64": 16}
 """Bytes of one id with both log-probabilities in a line."""
-PIECE_BYTES = 64 * 1024
+LINE_PIECE_BYTES = 64 * 1024
 """What a connection is given at a time. More of a line waits here, where it is counted, until that is on its way."""
 QUEUE_RETRY_SECONDS = 2
 NDJSON = "application/x-ndjson"
@@ -181,8 +181,8 @@ class TrajectoryStream(StreamingResponse):
                 except TimeoutError:
                     yield b"\n"
                     continue
-                for start in range(0, len(line), PIECE_BYTES):
-                    yield line[start : start + PIECE_BYTES]
+                for start in range(0, len(line), LINE_PIECE_BYTES):
+                    yield line[start : start + LINE_PIECE_BYTES]
                     self.waiting_since = time.monotonic()
                 self._unread.take(self, len(line))
                 self._unsent -= 1

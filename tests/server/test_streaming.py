@@ -9,7 +9,7 @@ from support.runs.made_run import make_trajectory
 
 from client.protocol.requests import TrajectoryRequest
 from server.api.streaming import (
-    PIECE_BYTES,
+    LINE_PIECE_BYTES,
     WAITING_BYTES,
     WINDOW,
     RequestQueue,
@@ -134,7 +134,7 @@ NEVER = 10**9
 
 def test_a_line_counts_until_its_last_piece_is_on_its_way():
     cut, held, taken = ends_of(10 * LARGE, [(20_000, 0, 1), (20_000, 0, NEVER)])
-    assert cut == [False, False] and held == LARGE and taken == [PIECE_BYTES, LARGE]
+    assert cut == [False, False] and held == LARGE and taken == [LINE_PIECE_BYTES, LARGE]
 
 
 def test_who_waits_for_a_line_that_is_not_there_yet_is_not_the_slowest():
