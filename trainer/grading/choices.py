@@ -30,13 +30,15 @@ MEANT = [
         rf"\b(?:corresponds\s+to|matches|(?:that|which|this)\s+is|is)\s+(?:option|choice|answer|letter)\s+{LETTER}",
         rf"\b(?:it|this|that)(?:'s|\s+is)\s+{OPTION}{LETTER}",
         rf"\b(?:option|choice)\s+{LETTER}\s*[:.-]\s*(?:correct|right|true|yes)\b",
-        rf"\b(?:so|thus|hence|therefore|consequently)\b[\s,:]*{LETTER}[.)\s]*$",
+        r"\b(?:(?:so|thus|hence|therefore|consequently)\b[\s,:]*(?:(?:we|it|this|that|I)\s+(?:\w+\s+){1,2})?"
+        rf"|(?:gets?|got|gives?|obtain|finds?|found|yields?|leaves?|have)\s+){OPTION}{LETTER}[.)\s]*$",
         rf"(?:答案|选项|故选|选)\s*[是为選选：:]*\s*{LETTER}",
     )
 ]
 SUPPOSED = re.compile(
-    r"\b(?:if|whether|suppos\w+|assum\w+|neither|nor|none|unless|doubt\w*|unlikely|mistake|wrong|incorrect|false|never|"
-    r"cannot|not|claims?|check\w*)\b|n't\b",
+    r"\b(?:if|whether|suppos\w+|assum\w+|neither|nor|none|unless|doubt\w*|claims)\b"
+    r"|(?:\b(?:not|never|cannot|no\s+one|nobody|wrong|incorrect|false|unlikely|impossible|mistake|deny)\b|n't\b).*\bthat\b"
+    r"|(?:\b(?:not|never|cannot|exclud\w+|reject\w*|eliminat\w+|rul\w+\s+out)\b|n't\b)\s*(?:\w+\s+){0,2}\W*$",
     re.IGNORECASE,
 )
 """Before a letter, in its clause."""
@@ -46,7 +48,7 @@ TAKEN_BACK = re.compile(
     r"(?:wrong|incorrect|false|not\s+(?:correct|right|true|the\s+answer))\b"
     r"|\b(?:which|that|this|it)\s+(?:isn't|wasn't|can't|cannot|contradict\w*)\b)"
     r"|(?:(?!\bbecause\b|\bsince\b)[^.\n])*?\bif\b[^.\n]*?\bwere\b"
-    r"|[^.\n?]*\.+\s*(?:(?:no|wait|hmm|actually|oops)\s*[,.:!]|(?:that|this|it)(?:'s|\s+is)\s+(?:wrong|incorrect|false|not)\b)",
+    r"|[^.\n?]*\.+\s*(?:(?:no|wait|hmm|actually|oops)\s*[,.:!]|(?:(?:but|however),?\s+)?(?:that|this|it)(?:'s|\s+is)\s+(?:wrong|incorrect|false|not)\b)",
     re.IGNORECASE,
 )
 """Behind a letter: a question, or a denial of what was said."""
@@ -116,7 +118,8 @@ def said_letter(choices: Sequence[str], output: str) -> str:
             continue
         if _supposed(text, match):
             continue
-        if re.search(r"(?:\b(?:and|or)|[,/&])\s*[(\[]?$", text[: match.start(match.lastindex or 0)]):
+        several = re.search(r"(?:\b(?:and|or)|[,/&])\s*[(\[]?$", text[: match.start(match.lastindex or 0)])
+        if several and match.re is not MEANT[7]:
             return ""  # one of several
         meant = (
             match.re is MEANT[2]

@@ -88,7 +88,8 @@ CHANGED = re.compile(
     rf"^\W*(?:{'|'.join(PARTS.keys() - {'quarter'})}){_PART}"
     rf"|\b(?:or|and)\s+(?:an?\s+)?(?:half|third|quarter|{COMPARED}|{NUMBER_WORD.pattern})\b"
     rf"|(?<!\\)\btimes\s+(?:as|more|less|fewer|the|that|what|his|her|its|their|\w+er|\d+|{NUMBER_WORD.pattern})\b"
-    r"|\b(?:plus|minus|squared|cubed|factorial|doubled|tripled|halved|at\s+(?:least|most)|so\s+far)\b"
+    r"|\b(?:divided|multiplied|increased|decreased|reduced)\s+by\b|\btoo\s+(?:many|much|few|little)\b|\bor\W*\w?\W*$"
+    r"|\b(?:if|unless|cannot|impossible)\b|\b(?:plus|minus|squared|cubed|factorial|doubled|tripled|halved|at\s+(?:least|most)|so\s+far)\b"
     r"|\b(?:upper|lower)\s+(?:bound|limit)\b"
     r"|(?:\b(?:is|are|was|were)|[,;(])\s*(?:not|wrong|incorrect|false)\b|^\W*(?:not\b|(?:wrong|incorrect|false)\W*$)",
     re.IGNORECASE,
