@@ -52,7 +52,7 @@ def test_a_signal_writes_a_checkpoint_says_how_to_go_on_and_exits_as_shells_expe
     process = started(*words)
     wait_for_steps(process, out)
     process.send_signal(number)
-    time.sleep(0.2)
+    time.sleep(0.02)
     process.send_signal(number)  # the same one, which the terminal sends and who waits for the training passes on
     said, _ = process.communicate(timeout=60)
     assert process.returncode == code, said
