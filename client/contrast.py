@@ -187,7 +187,8 @@ def contrast(
     if select == "top":
         assert cut is not None, "select top needs a cut, which depends on the whole RUN"
         least, last = cut
-        chosen = (bound > least) | ((bound == least) & (np.arange(len(bound)) <= last))
+        places = ordered(bound)
+        chosen = (places > least) | ((places == least) & (np.arange(len(bound)) <= last))
     else:
         chosen = np.ones(len(bound), bool) if select == "all" else informative
     steps = np.flatnonzero(may_be_kept & chosen)
@@ -214,6 +215,11 @@ def contrast(
         label_offsets=np.concatenate(([0], mask.sum(axis=1).cumsum())).astype(np.int64),
         incomplete=int((informative & ~complete).sum()),
     )
+
+
+def ordered(bound: Floats) -> Floats:
+    """Bounds as `top` orders them: [T] -> [T]. In float32, for the last digits of float64 depend on the processor."""
+    return bound.astype(np.float32).astype(np.float64)
 
 
 def eligible(

@@ -42,6 +42,11 @@ class Trajectory:
 
     ARRAYS = ("prompt_token_ids", "token_ids", "top_ids", "expert_logprobs", "amateur_logprobs")
 
+    @property
+    def nbytes(self) -> int:
+        """Of its arrays."""
+        return sum(getattr(self, name).nbytes for name in self.ARRAYS)
+
     def to_line(self, encoding: Encoding) -> bytes:
         """One NDJSON line, newline included. JSON writes an unknown id's log-probability as null."""
         encode = _to_base64 if encoding == "base64" else np.ascontiguousarray

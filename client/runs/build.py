@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.contrast import Floats, eligible, kl_lower_bound
+from client.contrast import Floats, eligible, kl_lower_bound, ordered
 from client.errors import RunError
 from client.protocol.requests import ContrastSettings
 from client.runs.keys import Key
@@ -113,7 +113,7 @@ def _eligible_bounds(run: Run, settings: RunManifest) -> Iterator[tuple[Key, npt
                 keep_incomplete=settings.keep_incomplete,
             )
         )
-        yield (trajectory.problem_id, trajectory.sample_index), steps, kl_lower_bound(*logprobs)[steps]
+        yield (trajectory.problem_id, trajectory.sample_index), steps, ordered(kl_lower_bound(*logprobs)[steps])
 
 
 def trajectory_parts(run: Run, manifest: RunManifest) -> list[str]:

@@ -6,10 +6,12 @@ one place and one set of settings; it is a RUN's folder itself, so that nothing 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,7 +30,10 @@ def spool_folder() -> Path:
 
 
 class Spool:
-    """The spool of one RUN, in a folder that many share. It is there only while it holds something."""
+    """The spool of one RUN, in a folder that many share. It is there only while it holds something.
+
+    One process at a time writes or empties it; others wait.
+    """
 
     def __init__(self, base: Path, run: Run, manifest: RunManifest) -> None:
         url = str(run)
@@ -38,24 +43,48 @@ class Spool:
         self.folder = base / hashlib.sha256(identity).hexdigest()[:32]
 
     def keep(
-        self, trajectories: Sequence[Trajectory], questions: dict[str, str | None], failures: Sequence[Failure]
+        self, parts: Iterable[Sequence[Trajectory]], questions: dict[str, str | None], failures: Sequence[Failure]
     ) -> None:
-        """Write them here. Raises BucketError or OSError where that cannot be done either."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        kept = Run(str(self.folder))
-        kept.claim(self._manifest, b"{}")
-        if trajectories:
-            kept.write(trajectories, questions, self._manifest)
-        if failures:
-            kept.write_failures(failures)
+        """Write them here, part by part. Raises BucketError or OSError where that cannot be done either."""
+        with self._held(make=True):
+            kept = Run(str(self.folder))
+            kept.claim(self._manifest, b"{}")
+            for trajectories in parts:
+                kept.write(trajectories, questions, self._manifest)
+            if failures:
+                kept.write_failures(failures)
 
     def take_up(self) -> int:
         """Write into the RUN what is here, and remove it from here; how many trajectories that were."""
-        if not self.folder.is_dir():
-            return 0
-        kept, taken = Run(str(self.folder)), 0
-        for part in kept.parts("trajectories"):
-            taken += len(self._run.adopt(part, kept, self._manifest, write=True)[0])
-        self._run.copy_failures(kept)
-        shutil.rmtree(self.folder)
-        return taken
+        with self._held() as there:
+            if not there:
+                return 0
+            kept, taken = Run(str(self.folder)), 0
+            for part in kept.parts("trajectories"):
+                taken += len(self._run.adopt(part, kept, self._manifest, write=True)[0])
+            self._run.copy_failures(kept)
+            shutil.rmtree(self.folder)
+            return taken
+
+    @contextlib.contextmanager
+    def _held(self, make: bool = False) -> Iterator[bool]:
+        """Lock the folder, which another process may remove meanwhile; whether it is there."""
+        while True:
+            if make:
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                if make:
+                    continue
+                yield False
+                return
+            try:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(folder, fcntl.LOCK_EX)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(folder), self.folder.stat()):
+                        yield True
+                        return
+            finally:
+                os.close(folder)

@@ -150,7 +150,7 @@ class Writer:
             self._oldest = time.monotonic()
         if isinstance(line, Trajectory):
             self._trajectories.append(line)
-            self._bytes += sum(getattr(line, name).nbytes for name in Trajectory.ARRAYS)
+            self._bytes += line.nbytes
             counts.done += 1
             counts.tokens += len(line.token_ids)
         else:
@@ -194,21 +194,23 @@ class Writer:
             return "are lost"
         questions = self._questions(self._trajectories)
         try:
-            await asyncio.to_thread(self._spool.keep, self._trajectories, questions, self._failures)
+            parts = iter(lambda: self._cut(), [])
+            await asyncio.to_thread(self._spool.keep, parts, questions, self._failures)
         except (BucketError, OSError) as error:
             return f"are lost, for {self._spool.folder} cannot keep them either: {error}"
         return f"are kept in {self._spool.folder}, from where the same command takes them"
 
     async def _write_all(self, counts: Counts) -> None:
         self._error = None
-        await self._start_writing(counts)
+        while (self._trajectories or self._failures) and not self._error:
+            await self._start_writing(counts)
         while self._writing:
             await asyncio.wait(self._writing)
 
     async def _start_writing(self, counts: Counts) -> None:
         """Start to write the current part; waits while `PARTS_AT_A_TIME` are being written."""
         await self._room.acquire()
-        trajectories, self._trajectories, self._bytes = self._trajectories, [], 0
+        trajectories = self._cut()
         failures, self._failures = self._failures, []
         self._oldest = time.monotonic()
         if not trajectories and not failures:
@@ -217,6 +219,17 @@ class Writer:
         task = asyncio.create_task(self._put(trajectories, failures, counts))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
+
+    def _cut(self) -> list[Trajectory]:
+        """Take out the first trajectories, as many as a part has. Where parts were refused, there are more."""
+        count = size = 0
+        for line in self._trajectories[:PART_TRAJECTORIES]:
+            count, size = count + 1, size + line.nbytes
+            if size >= PART_BYTES:
+                break
+        part, self._trajectories = self._trajectories[:count], self._trajectories[count:]
+        self._bytes = sum(line.nbytes for line in self._trajectories)
+        return part
 
     async def _put(self, trajectories: list[Trajectory], failures: list[Failure], counts: Counts) -> None:
         """Write one part and count its kept steps. If that fails, put its lines back into the current part."""

@@ -22,8 +22,6 @@ from client.servers.window import ServerWindow, roomiest
 
 LINES_WAITING, BYTES_WAITING = 256, 2**26
 """Most lines, and most bytes of lines, that wait for the reader. Then the servers wait too."""
-BYTES_AN_ID = 12
-"""Size of an entry of the top k: the id and two log-probabilities."""
 ATTEMPTS = 4
 """Attempts at a trajectory with failures that may pass (`PASSING_ERRORS`)."""
 STOPPING = "server_stopping"
@@ -104,8 +102,8 @@ class Dispatch:
         self._patience, self._tell = patience, tell
         self._backlog = Backlog(problems, sampling.n)
         self._lines: asyncio.Queue[Trajectory | Failure | None] = asyncio.Queue()  # None: something else changed
-        size = BYTES_AN_ID * sampling.max_tokens * sampling.top_k
-        self._room = asyncio.Semaphore(min(LINES_WAITING, max(1, BYTES_WAITING // size)))
+        self._waiting = self._waiting_bytes = 0  # lines that are not taken yet
+        self._room = asyncio.Event()
         self._open: set[Request] = set()
         self._usual = 0.0  # seconds that recent requests took, averaged
         self._requests: set[asyncio.Task[None]] = set()
@@ -140,7 +138,7 @@ class Dispatch:
                     if self._lines.empty():
                         line = await asyncio.wait_for(self._next_line(), min(OVERDUE_LOOK_SECONDS, self._patience))
                     elif (line := self._lines.get_nowait()) is not None:  # without a timer for each line
-                        self._room.release()
+                        self._taken(line)
                 except TimeoutError:
                     if time.monotonic() - heard >= self._patience:
                         raise self._out_of_patience() from None
@@ -203,8 +201,13 @@ class Dispatch:
         while (line := await self._lines.get()) is None:
             if not self._ask_more():
                 return None
-        self._room.release()
+        self._taken(line)
         return line
+
+    def _taken(self, line: Trajectory | Failure) -> None:
+        self._waiting -= 1
+        self._waiting_bytes -= _bytes_of(line)
+        self._room.set()
 
     async def _ask(self, request: Request, epoch: int) -> None:
         """Send a request to its server; give back the problems that it did not answer."""
@@ -222,12 +225,15 @@ class Dispatch:
                         trouble = line
                         failed |= {line.problem_id} if line.type != STOPPING else set()
                         continue
-                    await self._room.acquire()
+                    while self._waiting >= LINES_WAITING or self._waiting_bytes >= BYTES_WAITING:
+                        self._room.clear()
+                        await self._room.wait()
                     if line.sample_index not in one.missing:
-                        self._room.release()
                         continue
                     one.missing.discard(line.sample_index)
                     server.line_came()
+                    self._waiting += 1
+                    self._waiting_bytes += _bytes_of(line)
                     self._lines.put_nowait(line)
                     if self._stopping:
                         return
@@ -287,3 +293,7 @@ class Dispatch:
 def _may_pass(failure: Failure, pending: Pending) -> bool:
     """Whether to retry. Failures of a server that stops are not counted: the problem did not cause them."""
     return failure.type == STOPPING or (failure.type in PASSING_ERRORS and pending.failed < ATTEMPTS - 1)
+
+
+def _bytes_of(line: Trajectory | Failure) -> int:
+    return line.nbytes if isinstance(line, Trajectory) else 0

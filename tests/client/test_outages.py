@@ -1,9 +1,12 @@
 """A store that is out at any moment of a run, and one that refuses for good: nothing that was sampled is lost."""
 
 import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from support.runs.made_run import make_manifest, make_trajectory
 from support.runs.sampled import PROBLEMS
 from support.servers.contract_server import ContractServer
 
@@ -12,6 +15,7 @@ from client.problems.problem_set import ProblemSet
 from client.protocol.requests import ContrastSettings, SamplingSettings
 from client.runs.run import Run
 from client.sampling.sampler import sample_problems
+from client.sampling.spool import Spool
 from client.servers.client import SamplingClient
 from client.storage.bucket import Bucket, BucketError
 
@@ -152,3 +156,71 @@ def test_another_run_and_other_settings_take_nothing_up(server, tmp_path, monkey
             sample(server, tmp_path / "a")
     sample(server, tmp_path / "b", spool_base=base)
     assert len(list(base.iterdir())) == 1 and len(Run(str(tmp_path / "b")).parts("trajectories")) == 1
+
+
+def test_what_waits_after_refusals_is_written_in_parts_that_can_be_read(server, tmp_path, monkeypatch):
+    """Refused parts come back: written as one, they might be more than a reader takes."""
+    run, base, sizes = tmp_path / "run", tmp_path / "state", []
+    monkeypatch.setattr(client.sampling.writer, "PART_TRAJECTORIES", 8)
+    put, write = Bucket.put, Run.write
+
+    def forbidden(self, name, data):
+        if self.url == str(run) and name.startswith("trajectories/"):
+            raise BucketError("cannot write: 403")
+        put(self, name, data)
+
+    def noted(self, trajectories, *arguments, **options):
+        sizes.append(len(trajectories))
+        return write(self, trajectories, *arguments, **options)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(Bucket, "put", forbidden)
+        changed.setattr(Run, "write", noted)
+        with pytest.raises(BucketError, match="are kept in"):
+            sample(server, run, spool_base=base)
+    assert max(sizes) == 8 and sum(sizes) >= 24
+    assert sample(server, run, spool_base=base)[0].totals.trajectories == 40
+
+
+def spools(tmp_path, count):
+    manifest, run = make_manifest(beta=0.5), Run(str(tmp_path / "run"))
+    run.claim(manifest, b"{}")
+    return run, [Spool(tmp_path / "state", Run(str(run)), manifest) for _ in range(count)]
+
+
+def kept_line(spool, name):
+    spool.keep([[make_trajectory(name, 1, 20)]], {name: None}, [])
+
+
+def test_two_that_take_up_one_spool_at_a_time_both_go_on(tmp_path):
+    run, found = spools(tmp_path, 4)
+    for index in range(6):
+        kept_line(found[0], str(index))
+    barrier = threading.Barrier(4)
+
+    def take_up(spool):
+        barrier.wait()
+        return spool.take_up()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(take_up, found)) == [0, 0, 0, 6]
+    assert len(run.keys()) == 6 and not list((tmp_path / "state").iterdir())
+
+
+def test_what_is_kept_while_another_takes_up_stays_kept(tmp_path, monkeypatch):
+    run, (first, second) = spools(tmp_path, 2)
+    kept_line(first, "old")
+    adopt, later = Run.adopt, []
+
+    def slow(self, *arguments, **options):
+        later.append(threading.Thread(target=kept_line, args=(second, "new")))
+        later[0].start()
+        time.sleep(0.2)
+        return adopt(self, *arguments, **options)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(Run, "adopt", slow)
+        assert first.take_up() == 1
+    later[0].join()
+    assert {problem for problem, _ in iter(run.keys())} == {"old"}
+    assert second.take_up() == 1 and {problem for problem, _ in iter(run.keys())} == {"old", "new"}

@@ -174,6 +174,23 @@ def test_two_that_answer_the_same_at_once_are_heard_once(servers, monkeypatch):
     assert asked(servers[0]) + asked(servers[1]) > 300
 
 
+def test_lines_that_wait_are_bounded_by_what_they_hold_and_not_by_what_was_asked(servers, monkeypatch):
+    settings = SamplingSettings(max_tokens=100_000)
+    line = sampled(servers[0].url, PROBLEMS[:1], settings)[0]
+    monkeypatch.setattr(client.servers.dispatch, "BYTES_WAITING", 5 * line.nbytes)
+    most = []
+
+    class Watched(asyncio.Queue):
+        def put_nowait(self, item):
+            super().put_nowait(item)
+            most.append(sum(isinstance(one, Trajectory) for one in self._queue))
+
+    monkeypatch.setattr(asyncio, "Queue", Watched)
+    problems = more(100)
+    found = sampled(servers[0].url, problems, settings, on_line=lambda lines: time.sleep(0.2 * (len(lines) == 1)))
+    assert keys(found) == once(problems) and max(most) == 5
+
+
 def test_what_another_server_works_on_is_not_asked_a_third_time_when_its_first_is_lost(servers, monkeypatch):
     monkeypatch.setattr(client.servers.dispatch, "OVERDUE_SECONDS", 0.3)
     lost = threading.Event()
