@@ -224,7 +224,7 @@ def test_a_run_that_was_built_took_the_seconds_of_the_one_that_was_sampled(tmp_p
     sampled = write_run(tmp_path / "run", expert)
     built = Run(str(tmp_path / "built"))
     build_run(Run(str(sampled)), built, ContrastSettings(beta=0.1))
-    manifest = Run(str(sampled)).manifest()
-    body = manifest.model_copy(update={"created_at": manifest.created_at - 500}).model_dump_json()
+    began = int(Run(str(sampled)).completion().sealed_at) - 500
+    body = Run(str(sampled)).manifest().model_copy(update={"created_at": began}).model_dump_json()
     (tmp_path / "run" / "run.json").write_text(body)
     assert sampling_seconds(built) == sampling_seconds(Run(str(sampled))) >= 500
