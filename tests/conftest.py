@@ -17,6 +17,15 @@ from support.servers.real_server import DEMO, SHARED_DATA, SMOLLM2, RunningServe
 from support.servers.real_store import BUCKET, running_s3
 from support.servers.restarting import SERVICE, Restarting
 
+SHOWN_OF_A_PARAMETER = 60
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names of tests stay short enough to be read; pytest numbers those that are then alike."""
+    if isinstance(val, (str, bytes)) and len(val) > SHOWN_OF_A_PARAMETER:
+        return ascii(val[:SHOWN_OF_A_PARAMETER])
+    return None
+
 
 @pytest.hookimpl(tryfirst=True)  # xdist and -m read the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
