@@ -1,4 +1,4 @@
-"""What labels would teach, in words: those farthest from the expert, and a warning where they teach style.
+"""What labels would teach, in words: those farthest from the expert, and a warning where they may teach style.
 
 In: a RUN's tally, the expert's tokens as text. Out: lines and values that a terminal, a table or a page may show. What
 models and problems say is made printable here; escaping it is the page's. Counts nothing.
@@ -92,9 +92,9 @@ def style_warning(kinds: list[KindShift]) -> str | None:
     if share < MUCH:
         return None
     return (
-        f"{share:.0%} of the labels' shift lies on punctuation, white space and end tokens, so training would teach "
-        "style: read the labels farthest from the expert, then choose another amateur, or build with --labels tilt or "
-        "--max-shift"
+        f"{share:.0%} of the labels' shift lies on punctuation, white space and end tokens, so training may teach "
+        "style. Read the labels farthest from the expert: if they are oddities, choose another amateur, or build with "
+        "--labels tilt or --max-shift"
     )
 
 
