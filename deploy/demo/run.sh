@@ -24,7 +24,7 @@ lightreasoner-server --config deploy/demo/server.yaml --port "$PORT" > "$OUT/ser
 server=$!
 
 # The client waits until both engines are ready; it can ask from the moment that the server says where it listens.
-until grep -q "listening on" "$OUT/server.log"; do
+until grep -qs "listening on" "$OUT/server.log"; do
     kill -0 "$server" 2>/dev/null || { tail -n 20 "$OUT/server.log" >&2; exit 1; }
     sleep 0.5
 done

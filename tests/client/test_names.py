@@ -126,7 +126,7 @@ def test_servers_that_appear_get_problems_and_those_that_vanish_end_what_they_ha
     problems = more(2000)
     assert keys(sampled(addresses.url, problems, on_line=change, tell=told.append)) == once(problems)
     assert told == [f"{new.url} has joined", f"{old.url} has left"]
-    assert asked(old) - after["asked"] <= 32  # what was on its way
+    assert asked(old) - after["asked"] <= 256  # a window: what may have been on its way
     assert asked(old) + asked(new) == 2000  # nothing was asked twice
 
 

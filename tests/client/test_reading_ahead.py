@@ -103,9 +103,12 @@ import os, sys
 from client.runs.run import Run
 run = Run(sys.argv[1])
 run.bucket.get("run.json")  # starts the store's threads
-before = len(os.listdir("/proc/self/task"))
+def threads():  # but for the store's, which start when they like
+    names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+    return sum("tokio" not in name for name in names)
+before = threads()
 assert len(list(run.trajectories())) == len(list(run.samples())) == len(run.keys()) == 12
-print(len(os.listdir("/proc/self/task")) - before)
+print(threads() - before)
 """
 
 

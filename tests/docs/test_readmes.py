@@ -31,7 +31,7 @@ OURS = re.compile(r"(?:lightreasoner-|-m )(client|server|trainer)")
 README_NAMES_IN_DEMO = {
     "problems.jsonl": "$OUT/sample.jsonl", "unseen.jsonl": "$OUT/test.jsonl", "runs/first": "$OUT/run",
     "report.html": "$OUT/report.html", "adapter": "$OUT/adapter", "results.json": "$OUT/results.json",
-    "8000": "$PORT", "%1": "$server",
+    "8000": "$PORT", "%1": "$server", "server.log": "$OUT/server.log",
 }  # fmt: skip
 ONLY_IN_DEMO = {"--port", "$PORT", "--run", "$OUT/run", ">", "$OUT/server.log", "2>&1", "&"}
 NO_OPTION_OF_OURS = {"--help", "--version", "--install-completion", "--show-completion"}

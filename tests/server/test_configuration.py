@@ -157,7 +157,7 @@ def test_the_address_of_a_kubernetes_service_is_not_taken_for_a_port(variables, 
 def test_serve_is_the_command_whether_it_is_named_or_not(variables, monkeypatch, words):
     variables(EXPERT__MODEL="one", AMATEUR__MODEL="two", PORT="8")
     started = SimpleNamespace(settings=None)
-    monkeypatch.setattr(command_line, "run", lambda settings: setattr(started, "settings", settings))
+    monkeypatch.setattr("server.cli.serve.listen_and_serve", lambda settings: setattr(started, "settings", settings))
     monkeypatch.setattr("server.logs.configure", lambda: None)
     monkeypatch.setattr(sys, "argv", ["lightreasoner-server", *words])
     with pytest.raises(SystemExit) as ended:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import uvicorn
 
-from server import __main__ as command_line
+from server.cli import serve
 
 FREED_SECONDS = 2.0
 LONG = {"max_tokens": 2000, "top_k": 32, "temperature": 2.0, "seed": 1, "n": 8}
@@ -69,8 +69,8 @@ def test_one_that_leaves_before_its_body_is_whole_is_forgotten(smollm2_server):
 
 def test_a_reader_that_stays_and_takes_nothing_loses_its_connection(monkeypatch):
     """Against a plain application on the server's own socket: what is tested is what connections inherit from it."""
-    monkeypatch.setattr(command_line, "STALLED_MILLISECONDS", 1000)
-    listener = command_line.listen("127.0.0.1", 0)
+    monkeypatch.setattr(serve, "STALLED_MILLISECONDS", 1000)
+    listener = serve.listen("127.0.0.1", 0)
     left = threading.Event()
 
     async def endless(scope, receive, send):

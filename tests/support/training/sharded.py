@@ -21,8 +21,10 @@ SETTINGS = {
 
 def as_accelerators(start):
     def begin(self, *words, **options):
+        first = not PartialState._shared_state  # later ones share what accelerate has made of it since
         start(self, *words, **options)
-        self.distributed_type = DistributedType.MULTI_GPU
+        if first:
+            self.distributed_type = DistributedType.MULTI_GPU
 
     return begin
 
