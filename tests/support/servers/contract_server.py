@@ -105,16 +105,22 @@ class ContractServer:
     @contextlib.contextmanager
     def running(self) -> Iterator[ContractServer]:
         """Serve from a thread until the end of the block, at the same port each time."""
-        server = uvicorn.Server(uvicorn.Config(self.app, log_level="critical", lifespan="off"))
-        listener = socket.create_server((self.host, self.port))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        try:
+        with serving(self.app, socket.create_server((self.host, self.port))):
             yield self
-        finally:
-            server.should_exit = server.force_exit = True
-            thread.join(10)
-            listener.close()
+
+
+@contextlib.contextmanager
+def serving(app: Callable[..., Any], listener: socket.socket) -> Iterator[None]:
+    """Serve an application from a thread until the end of the block."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+        listener.close()
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ import base64
 import contextlib
 import hashlib
 import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from support.servers.contract_server import serving
 
 TOKEN = "hf_of_the_stand_in"
 
@@ -158,15 +158,8 @@ class Hub:
         """Serve from a thread until the end of the block."""
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = uvicorn.Server(uvicorn.Config(self.app, log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        try:
+        with serving(self.app, listener):
             yield self
-        finally:
-            server.should_exit = server.force_exit = True
-            thread.join(10)
-            listener.close()
 
 
 def _sha(number: int) -> str:
