@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -187,6 +188,25 @@ def test_a_stopping_server_has_time_for_what_is_running() -> None:
     assert int(compose()["services"]["server"]["stop_grace_period"].removesuffix("s")) > grace
     warning = re.search(r"--signal=B:TERM@(\d+)", (SLURM / "server.sbatch").read_text())
     assert warning and int(warning[1]) > grace
+
+
+def torchruns() -> Iterator[tuple[list[str], int]]:
+    """What each script gives to torchrun, and the seconds that a training has after its signal."""
+    job = job_of(yaml.safe_load_all((KUBERNETES / "train" / "job.yaml").read_text()))
+    pod = job["spec"]["template"]["spec"]
+    yield [*job["container"]["command"][1:], *job["container"]["args"]], pod["terminationGracePeriodSeconds"]
+    script = (SLURM / "train-nodes.sbatch").read_text().replace("\\\n", " ")
+    (words,) = re.findall(r"torchrun (.*) &\n", script)
+    (warning,) = re.findall(r"--signal=B:USR1@(\d+)", script)
+    yield shlex.split(words), int(warning)
+
+
+def test_torchrun_leaves_a_training_the_time_to_write_a_checkpoint() -> None:
+    launch = pytest.importorskip("torch.distributed.run")
+    for words, grace in torchruns():
+        given = launch.get_args_parser().parse_args([re.sub(r"\$\(\w+\)", "0", word) for word in words])
+        assert (given.module, given.training_script, given.training_script_args[0]) == (True, "trainer", "train")
+        assert grace - 30 <= given.shutdown_timeout < grace
 
 
 def test_both_images_share_their_large_layers() -> None:

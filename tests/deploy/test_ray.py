@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ def test_they_name_the_application_and_arguments_that_it_knows() -> None:
         module, _, name = application["import_path"].partition(":")
         assert f"\ndef {name}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
         assert application["args"].keys() <= OWN_ARGUMENTS | ServerSettings.model_fields.keys()
+
+
+def test_its_secrets_are_those_that_the_readme_makes() -> None:
+    used = set(re.findall(r"(?:secretName: |secretRef: \{name: )([\w-]+)", (RAY / "rayservice.yaml").read_text()))
+    readme = (ROOT / "deploy" / "README.md").read_text()
+    assert used == set(re.findall(r"kubectl create secret generic ([\w-]+)", readme))
 
 
 def test_the_rayservice_runs_the_pinned_ray_and_has_a_gpu_for_each_replica() -> None:

@@ -41,6 +41,7 @@ def test_outside_of_an_array_there_is_no_shard():
         ({"JOB_COMPLETION_INDEX": "8", "JOB_COMPLETIONS": "8"}, "JOB_COMPLETION_INDEX 8 is no place in an array of 8"),
         ({"JOB_COMPLETION_INDEX": "x", "JOB_COMPLETIONS": "8"}, "JOB_COMPLETION_INDEX must be a whole number, not 'x'"),
         ({"SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_COUNT is not set"),
+        (slurm(4, 3, first=1, step=2), "is no place in an array of 3 tasks from 1 to 5"),
         (slurm(3, 2, first=3, last=5), "without gaps"),  # --array=3,5: the first of them too
         (slurm(5, 2, first=3, last=5), "without gaps"),
     ],
