@@ -39,5 +39,6 @@ check: setup ## lint, format and types, of deploy/ too
 	$(BIN)/mypy
 	deploy/check.sh
 
-clean: ## remove what the other targets made
+clean: ## remove what the other targets and README's ten commands made
 	rm -rf .venv .cache demo-output build dist *.egg-info
+	rm -rf problems.jsonl unseen.jsonl server.log runs/first report.html adapter results.json results.md merged

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
 MOST_SHOWN = 100
 """Most characters of a value in a message: a value may be a megabyte."""
+EXPECTED_KINDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "string": "a string", "list": "a list",
+    "dict": "an object", "model": "an object", "model_attributes": "an object", "dataclass": "an object",
+    "tuple": "a list", "path": "a path", "date": "a date, as 2026-01-31", "bytes": "a string",
+}  # fmt: skip
+"""What pydantic's types of error expect, by their first word."""
+EXPECTED_BOUNDS = {
+    "greater_than": "more than {gt}", "greater_than_equal": "at least {ge}", "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}", "literal_error": "{expected}", "enum": "{expected}",
+    "finite_number": "a finite number", "int_from_float": "a whole number", "int_parsing_size": "a smaller number",
+    "multiple_of": "a multiple of {multiple_of}", "string_pattern_mismatch": "a string like {pattern}",
+    "string_too_short": "at least {min_length} characters", "string_too_long": "at most {max_length} characters",
+    "too_short": "at least {min_length} entries", "too_long": "at most {max_length} entries",
+    "string_unicode": "a string in UTF-8", "none_required": "nothing",
+}  # fmt: skip
 
 
 class LightReasonerError(Exception):
@@ -52,6 +69,21 @@ def shown(value: object) -> str:
     return shorten(reprlib.repr(value))
 
 
+def fault_words(entry: Mapping[str, Any]) -> str:
+    """What is wrong with a value, of an entry of pydantic's `errors()`, in the words of our own errors."""
+    kind, context = str(entry["type"]), entry.get("ctx") or {}
+    if kind in ("value_error", "assertion_error"):
+        return " ".join(entry["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").split())
+    if kind in ("missing", "extra_forbidden"):
+        return "it is missing" if kind == "missing" else "no such field"
+    if kind == "json_invalid":
+        return f"not JSON: {context.get('error', '')}"
+    expected = EXPECTED_BOUNDS.get(kind)
+    if expected is None and kind.endswith(("_type", "_parsing")):
+        expected = EXPECTED_KINDS.get(kind.removesuffix("_type").removesuffix("_parsing"))
+    return f"expected {expected.format_map(context)}" if expected else " ".join(entry["msg"].split())
+
+
 def reason_of(error: BaseException) -> str:
     """What an exception of a library says, whole and on one line; its type where it says nothing.
 
@@ -61,9 +93,8 @@ def reason_of(error: BaseException) -> str:
         return one_line(" ".join(str(error).split())) or repr(error)
     said = []
     for entry in error.errors():
-        message = entry["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         field = f"{shorten(str(entry['loc'][0]))} {shown(entry['input'])}: " if entry["loc"] else ""
-        said.append(f"{field}{' '.join(message.split())}")
+        said.append(f"{field}{fault_words(entry)}")
     return "; ".join(dict.fromkeys(said))
 
 

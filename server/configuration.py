@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource
 
+from client.errors import fault_words
 from server.logs import log
 from server.settings import (
     API_KEYS_VARIABLE,
@@ -96,7 +97,7 @@ def load_settings(config: Path | None, **flags: Any) -> ServerSettings:
         first = error.errors()[0]
         keys = [str(key) for key in first["loc"]]
         unknown = first["type"] == "extra_forbidden"
-        raise SettingsError(f"{place_of(*keys)}: {_unknown(keys) if unknown else first['msg']}") from None
+        raise SettingsError(f"{place_of(*keys)}: {_unknown(keys) if unknown else fault_words(first)}") from None
 
 
 def _from_environment() -> dict[str, Any]:

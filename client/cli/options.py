@@ -14,7 +14,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from client.contrast import DEFAULT_GAMMA, Labels
-from client.errors import LightReasonerError, shown
+from client.errors import LightReasonerError, fault_words, shown
 from client.protocol.requests import (
     NO_VARIABLES,
     SYSTEM_PROMPT,
@@ -287,5 +287,5 @@ def checked(model: type[Settings], **values: Any) -> Settings:
         return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        option = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
-        raise LightReasonerError(f"{option}{first['msg'].removeprefix('Value error, ')}") from None
+        option = f"--{str(first['loc'][0]).replace('_', '-')}: {shown(first['input'])}: " if first["loc"] else ""
+        raise LightReasonerError(f"{option}{fault_words(first)}") from None

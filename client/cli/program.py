@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 PACKAGE = "lightreasoner"
 Function = Callable[..., Any]
@@ -43,8 +43,9 @@ class Program(typer.Typer):
 
     def __init__(self, help: str | None = None) -> None:
         super().__init__(
-            help=help, no_args_is_help=help is not None, pretty_exceptions_enable=False, rich_markup_mode="rich"
-        )
+            cls=_Group, help=help, no_args_is_help=help is not None, pretty_exceptions_enable=False,
+            rich_markup_mode="rich",
+        )  # fmt: skip
         if help is not None:
             self.callback(help=help)(_with_version)
 
@@ -82,7 +83,36 @@ class Program(typer.Typer):
         self.command()(function)
 
 
-class _Command(TyperCommand):
+class _PlainWords:
+    """What commands and programs share: flags without a type in the help, and errors without pydantic's words."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc, no-any-return]
+        except typer.BadParameter as error:
+            from pydantic import ValidationError
+
+            from client.errors import fault_words, shown
+
+            if isinstance(error.__cause__, ValidationError):
+                fault = error.__cause__.errors()[0]
+                said = fault_words(fault)
+                error.message = said if fault["type"] == "value_error" else f"{shown(fault['input'])}: {said}"
+            raise
+
+
+class _Group(_PlainWords, TyperGroup):
+    """A program of several commands."""
+
+
+class _Command(_PlainWords, TyperCommand):
     """A command whose usage names its arguments as its help does: PROBLEMS, where typer writes {PROBLEMS}."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:

@@ -96,20 +96,30 @@ def print_labels(run: Run, tally: Tally | None) -> None:
 
     Nothing where the RUN was not counted just now, or its tokenizer.json cannot be read.
     """
-    from client.report.labels import shifts_by_kind, shown_labels, style_warning, texts_where_readable
+    from client.report.labels import (
+        overturns_line,
+        shifts_by_kind,
+        shown_labels,
+        style_warning,
+        texts_where_readable,
+    )
 
     if tally is None or not tally.shifts.oddest or (texts := texts_where_readable(run)) is None:
         return
     lines = [str(label) for label in shown_labels(tally.shifts, texts)[:LABELS_PRINTED]]
-    print_odd_labels(lines, style_warning(shifts_by_kind(tally.shifts, texts, tally.manifest.end_token_ids)))
+    warning = style_warning(shifts_by_kind(tally.shifts, texts, tally.manifest.end_token_ids))
+    print_odd_labels(lines, overturns_line(tally.shifts, texts), warning)
 
 
-def print_odd_labels(lines: Sequence[str], warning: str | None, of: str = "") -> None:
-    """Print labels, the farthest from the expert first, and a warning. `of`: the RUN, where there are several."""
+def print_odd_labels(lines: Sequence[str], overturns: str | None, warning: str | None, of: str = "") -> None:
+    """Print labels, the farthest from the expert first, the commonest overturns and a warning.
+
+    `of`: the RUN, where there are several.
+    """
     if not lines:
         return
     text = "\n  ".join((f"labels farthest from the expert{of}:", *lines))
-    for shown in (text, *([f"warning: {warning}"] if warning else [])):
+    for shown in filter(None, (text, overturns, warning and f"warning: {warning}")):
         Console().print(shown, highlight=False, markup=False, soft_wrap=True)
 
 

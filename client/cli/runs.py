@@ -46,12 +46,21 @@ def report(
     from client.report.page import report_page
     from client.runs.run import Run
 
+    _check_writable(output)
     page = report_page(Run(run))
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
         raise LightReasonerError(f"--output {output} cannot be written: {error.strerror}") from None
     print(f"{output}: {len(page.encode()) / 1e6:.1f} MB in one file; open it in a browser")
+
+
+def _check_writable(output: Path) -> None:
+    """Raises LightReasonerError where the report could not be written: making it may take minutes."""
+    if output.is_dir():
+        raise LightReasonerError(f"--output {output} cannot be written: a folder; give a file, as {output}/report.html")
+    if not output.parent.is_dir():
+        raise LightReasonerError(f"--output {output} cannot be written: no such folder {output.parent}; make it first")
 
 
 def build(
@@ -129,7 +138,8 @@ def compare(
         table.add_row(Text(one_line(name)), *(Text(one_line(cell)) for cell in cells))
     Console().print(table)
     for figures in compared:
-        print_odd_labels(figures.oddest_labels[:LABELS_PRINTED], figures.style_warning, f" in {figures.run}")
+        lines, of = figures.oddest_labels[:LABELS_PRINTED], f" in {figures.run}"
+        print_odd_labels(lines, figures.overturns, figures.style_warning, of)
 
 
 def push(

@@ -21,6 +21,7 @@ from client.errors import Stopped
 
 if TYPE_CHECKING:
     from client.cli.progress import Terminal
+    from client.problems.problem_set import ProblemSet
     from client.sampling.sampler import Sampled, TrajectorySource
     from client.sampling.shards import Shard
     from client.servers.client import SamplingClient
@@ -75,7 +76,7 @@ def fill(
     from client.sampling.spool import spool_folder
 
     settings, contrast = options.settings(), options.contrast()
-    asked = options.read(problems)
+    asked = read_patiently(problems, options, work.patience)
     stopped_by: list[signal.Signals] = []
     stopped_at = -math.inf
 
@@ -135,6 +136,27 @@ def fill(
     print_labels(Run(run), sampled.tally)
     if sampled.totals.failed:
         print("to sample them again, run the same command with --retry-failed")
+
+
+def read_patiently(problems: str, options: SamplingOptions, patience: float) -> ProblemSet:
+    """The problems that are meant. It waits for an unavailable bucket, `patience` seconds at most."""
+    from client.cli.progress import warn
+    from client.retries import retry_blocking
+    from client.sampling.writer import STORE_PAUSE_SECONDS
+    from client.storage.bucket import BucketError
+
+    deadline = time.monotonic() + patience
+    told: set[str] = set()
+
+    def tell_once(error: BaseException) -> None:
+        if not told:
+            warn(f"{error}; trying again")
+        told.add(str(error))
+
+    def may_pass(error: BaseException) -> bool:
+        return isinstance(error, BucketError) and error.may_pass and time.monotonic() < deadline
+
+    return retry_blocking(lambda: options.read(problems), may_pass=may_pass, pause=STORE_PAUSE_SECONDS, tell=tell_once)
 
 
 def stop_at_once(number: int, when: str) -> None:

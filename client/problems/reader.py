@@ -18,7 +18,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from client.errors import ProblemSetError, shorten, shown
+from client.errors import ProblemSetError, fault_words, shorten, shown
 from client.problems.problem_set import ProblemSet
 from client.problems.rows import Columns, JsonRow, SetRow, rows
 from client.protocol.requests import MAX_CHARACTERS, MAX_MESSAGES, Message, Problem
@@ -34,6 +34,10 @@ MOST_EXACT_NUMBER = 2**53
 """A larger one that JSON writes as 1e20 may be another's neighbour."""
 MOST_CHARACTERS = 500_000_000
 """Most characters of all questions together, which are held in memory."""
+WHAT_IT_HOLDS = (
+    'expected JSON lines as {"question": "What is 2 + 3?"}, a JSON array of such objects, CSV with a column question '
+    "in its first line, or Parquet"
+)
 MOST_ROWS_A_FILE = 2**40
 MOST_ROWS_NAMED = 5
 """Most rows that a message names."""
@@ -175,7 +179,7 @@ def _distinct(
     if empty.count:
         raise ProblemSetError(f"{path}: {empty} without a question; remove them")
     if not questions:
-        raise ProblemSetError(f"{path} holds no problem; give a file with one JSON object a line")
+        raise ProblemSetError(f"{path} holds no problem; {WHAT_IT_HOLDS}")
     if again.count:
         tell(f"{path}: {again} that repeat an earlier problem; each problem is asked once")
 
@@ -246,7 +250,7 @@ def _messages(value: list[Any], name: str, where: str) -> tuple[Message, ...]:
         return tuple(Message(role=message["role"], content=message["content"]) for message in value)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ProblemSetError(f"{where}: a {first['loc'][0]} of {name!r}: {first['msg']}") from None
+        raise ProblemSetError(f"{where}: a {first['loc'][0]} of {name!r}: {fault_words(first)}") from None
 
 
 def _at(fields: JsonRow, name: str, missing: Any = None) -> Any:

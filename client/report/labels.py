@@ -15,11 +15,13 @@ from client.models.detokenize import Texts, tokenizer_of, visible
 from client.report.analysis import TokenKind, token_kind
 from client.runs.run import Run
 from client.runs.tally import OddLabel, Shifts, ShiftTotals
+from client.storage.bucket import BucketError
 
 MUCH = 1 / 3
 """Of the whole shift: from here on, labels of marks are warned of."""
 MANY_CUT = 0.1
 """Share of the trajectories from which those cut at --max-tokens are warned of."""
+OVERTURNS_IN_A_LINE = 3
 LONGEST_BEFORE = 40
 """Characters before the step."""
 NAME_SHOWN = 60
@@ -60,7 +62,7 @@ def texts_where_readable(run: Run) -> Texts | None:
     """The expert's tokens as text; None where the RUN's tokenizer.json cannot be read."""
     try:
         return Texts(tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json"))
-    except RunError:
+    except (RunError, BucketError):  # the figures are there all the same
         return None
 
 
@@ -86,6 +88,23 @@ def shifts_by_kind(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -
             if labels]  # fmt: skip
 
 
+def shown_overturns(shifts: Shifts, texts: Texts) -> list[tuple[str, str, int, float]]:
+    """The commonest overturns: the expert's best token, the label's, how many labels, their share of the shift."""
+    return [
+        (printable(texts.alone(one.best)), printable(texts.alone(one.heaviest)), one.labels, one.share)
+        for one in shifts.overturns
+    ]
+
+
+def overturns_line(shifts: Shifts, texts: Texts) -> str | None:
+    """The commonest overturns in a line; None where no label overturns."""
+    listed = [
+        f"{best} → {heaviest} {labels:,} times ({share:.0%} of the shift)"
+        for best, heaviest, labels, share in shown_overturns(shifts, texts)[:OVERTURNS_IN_A_LINE]
+    ]
+    return f"commonest overturns, expert's best → label's best: {', '.join(listed)}" if listed else None
+
+
 def style_warning(kinds: list[KindShift]) -> str | None:
     """What is said where labels of punctuation, white space and end tokens carry much of the shift."""
     share = sum(kind.share for kind in kinds if kind.kind is TokenKind.OTHER)
@@ -93,8 +112,8 @@ def style_warning(kinds: list[KindShift]) -> str | None:
         return None
     return (
         f"{share:.0%} of the labels' shift lies on punctuation, white space and end tokens, so training may teach "
-        "style. Read the labels farthest from the expert: if they are oddities, choose another amateur, or build with "
-        "--labels tilt or --max-shift"
+        "style. Read the commonest overturns and the labels farthest from the expert: if they are oddities, choose "
+        "another amateur, or build with --labels tilt or --max-shift"
     )
 
 

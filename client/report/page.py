@@ -28,6 +28,7 @@ from client.report.labels import (
     selection_words,
     shifts_by_kind,
     shown_labels,
+    shown_overturns,
     style_warning,
 )
 from client.report.settings_charts import (
@@ -97,6 +98,7 @@ def page(findings: Findings, texts: Texts) -> str:
                for band in findings.bands],
         token_kinds=list(TokenKind),
         odd_labels=shown_labels(tally.shifts, texts),
+        overturns=shown_overturns(tally.shifts, texts),
         shift_kinds=(shift_kinds := shifts_by_kind(tally.shifts, texts, findings.manifest.end_token_ids)),
         style_warning=style_warning(shift_kinds),
         many_cut=findings.totals.trajectories and tally.cut > MANY_CUT * findings.totals.trajectories,

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from client.errors import RunError, shorten
+from client.errors import RunError, fault_words, shorten
 from client.protocol.requests import Failure, Trajectory, token_fault
 from client.runs.keys import Key, Keys
 from client.runs.manifest import RunManifest, dataset_card
@@ -94,7 +94,7 @@ class Run:
         except ValidationError as error:
             first = error.errors()[0]
             where = shorten(".".join(map(str, first["loc"])))
-            said = f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+            said = f"{where}: {fault_words(first)}" if where else fault_words(first)
             raise RunError(f"{self}/run.json is not a run.json that this version reads: {said}") from None
 
     def date(self) -> str | None:
@@ -123,7 +123,7 @@ class Run:
             return Completion(sealed_at, TOTALS.validate_json(data, strict=True))
         except ValidationError as error:
             first = error.errors()[0]
-            reason = shorten(": ".join((*map(str, first["loc"]), first["msg"])))
+            reason = shorten(": ".join((*map(str, first["loc"]), fault_words(first))))
             raise RunError(f"{self}/complete.json is damaged ({reason}); remove it and sample again") from None
 
     def seal(self, totals: RunTotals) -> bool:

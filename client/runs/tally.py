@@ -25,6 +25,8 @@ from client.runs.samples import figures_of, sample_of
 KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
 ODD_LABELS, TOKENS_BEFORE = 8, 12
 """How many labels are shown for their shift, each pair of tokens once, and how much of the trajectory before them."""
+OVERTURNS, MOST_OVERTURNS = 8, 2**15
+"""How many pairs of tokens are shown for their number, and how many are counted: beyond, the rarer half is dropped."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,16 @@ class OddLabel:
     def rank(self) -> tuple[float, str, int, int]:
         """The farthest first; among equals the order of problems, samples and steps."""
         return -self.nats, self.problem_id, self.sample_index, self.step
+
+
+@dataclass(frozen=True)
+class Overturn:
+    """The labels with one heaviest token where the expert's best is one other."""
+
+    best: int  # the expert's
+    heaviest: int  # the label's
+    labels: int
+    share: float  # of the whole shift
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,7 @@ class Shifts:
         self.by_token: dict[int, list[float]] = {}  # heaviest id -> labels, nats
         self._sum, self._largest = OrderedSum(), 0.0
         self._odd: dict[tuple[int, int], OddLabel] = {}
+        self._overturns: dict[tuple[int, int], list[float]] = {}  # best, heaviest -> labels, nats
 
     def add(
         self, trajectory: Trajectory, kept: Contrast, alpha: float, labelled: Bools | None = None, part: str = ""
@@ -168,6 +181,16 @@ class Shifts:
             counted = self.by_token.setdefault(token, [0, 0.0])
             counted[0] += 1
             counted[1] += nats
+        best = trajectory.top_ids[kept.steps, 0]
+        where = found.overturned
+        pairs = zip(best[where].tolist(), found.heaviest[where].tolist(), found.nats[where].tolist(), strict=True)
+        for of, over, nats in pairs:
+            counted = self._overturns.setdefault((of, over), [0, 0.0])
+            counted[0] += 1
+            counted[1] += nats
+        if len(self._overturns) > MOST_OVERTURNS:
+            often = sorted(self._overturns.items(), key=lambda pair: -pair[1][0])
+            self._overturns = dict(often[: MOST_OVERTURNS // 2])
         least = min((label.nats for label in self._odd.values()), default=0.0) if len(self._odd) == ODD_LABELS else 0.0
         for index in np.flatnonzero(found.nats >= least):
             step, column = int(kept.steps[index]), int(found.columns[index])
@@ -199,6 +222,13 @@ class Shifts:
     def oddest(self) -> list[OddLabel]:
         """The farthest first."""
         return sorted(self._odd.values(), key=lambda label: label.rank)
+
+    @property
+    def overturns(self) -> list[Overturn]:
+        """The most frequent first."""
+        often = sorted(self._overturns.items(), key=lambda pair: (-pair[1][0], pair[0]))[:OVERTURNS]
+        whole = float(self._sum) or 1.0
+        return [Overturn(*pair, int(labels), nats / whole) for pair, (labels, nats) in often]
 
     def totals(self) -> ShiftTotals | None:
         """The figures; None where there is no label."""

@@ -81,16 +81,11 @@ class SamplingClient:
     async def wait_until_ready(self, tell: Callable[[str], None] = lambda _: None) -> None:
         """Return when every server, and one behind each name, is ready and all serve the same pair.
 
-        `tell` is called with what it waits for. Raises ServiceError if a server cannot be reached, has failed, serves
-        another pair, or takes longer than `patience`.
+        `tell` is called with what it waits for. Raises ServiceError if a server has failed, serves another pair, or
+        takes longer than `patience`, or cannot be reached for as long.
         """
         for connection in self._connections:
-            try:
-                await self._until_ready(connection, tell)
-            except Unreachable as error:
-                if len(self._connections) + len(self._names) == 1:
-                    raise
-                raise ServiceError(f"{error} To sample with the other servers, omit its --server") from error
+            await self._until_ready(connection, tell)
         pairs = {connection: await self._retried(connection.models) for connection in self._connections}
         for name in self._names:
             pairs |= await self._until_one_is_ready(name, tell)
@@ -186,8 +181,11 @@ class SamplingClient:
 
         async def ask() -> None:
             reason: str | None = "it does not respond"
-            with contextlib.suppress(TimeoutError):
-                reason = await asyncio.wait_for(connection.why_not_ready(), max(deadline - time.monotonic(), 0.1))
+            try:
+                with contextlib.suppress(TimeoutError):
+                    reason = await asyncio.wait_for(connection.why_not_ready(), max(deadline - time.monotonic(), 0.1))
+            except Unreachable as error:
+                reason = str(error)
             if reason:
                 raise NotReady(reason)
 
@@ -202,7 +200,11 @@ class SamplingClient:
         except NotReady as reason:
             if self.stopping:
                 raise Stopped(f"stopped waiting for {connection}; it has not been asked yet") from None
-            raise ServiceError(f"{connection} is still not ready after {self._patience:g} s: {reason}") from None
+            alone = len(self._connections) + len(self._names) == 1
+            raise ServiceError(
+                f"{connection} is still not ready after {self._patience:g} s: {reason}"
+                f"{'' if alone else '. To sample with the other servers, omit its --server'}"
+            ) from None
 
     async def _retried(
         self,
@@ -222,7 +224,7 @@ class SamplingClient:
 
 
 class NotReady(Exception):
-    """A server is still starting; the message says what it waits for."""
+    """A server is still starting, or is not there yet; the message says what it waits for."""
 
 
 def _passing(error: ServiceError) -> bool:

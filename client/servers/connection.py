@@ -20,7 +20,7 @@ import httpx
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from client.errors import Busy, LightReasonerError, ServiceError, Unreachable, shorten, shown
+from client.errors import Busy, LightReasonerError, ServiceError, Unreachable, fault_words, shorten, shown
 from client.protocol.requests import (
     Failure,
     Job,
@@ -303,8 +303,7 @@ def _body(problems: list[Problem], sampling: SamplingSettings) -> bytes:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
-        raise LightReasonerError(f"invalid request: {where + ': ' if where else ''}{said}") from None
+        raise LightReasonerError(f"invalid request: {where + ': ' if where else ''}{fault_words(first)}") from None
     return request.model_dump_json(exclude=request.unsaid).encode()
 
 
@@ -348,7 +347,7 @@ def _is_json(text: bytes) -> bool:
 
 def _first_fault(error: ValidationError) -> str:
     first = error.errors(include_input=False)[0]
-    return shorten(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", MOST_REASON_CHARACTERS)
+    return shorten(f"{'.'.join(map(str, first['loc']))}: {fault_words(first)}", MOST_REASON_CHARACTERS)
 
 
 def _retry_after(answer: HttpAnswer) -> float:

@@ -132,10 +132,10 @@ def _problem_of(index: int, pieces: msgspec.Struct) -> Problem:
             values[name] = None
         elif name not in TOKEN_FIELDS and name != "messages":
             if first != '"':
-                raise BodyFault(path, "Input should be a valid string")
+                raise BodyFault(path, "expected a string")
             values[name] = _items(path, piece, _settings)
         elif first != "[":
-            raise BodyFault(path, "Input should be a valid list")
+            raise BodyFault(path, "expected a list")
         elif name in TOKEN_FIELDS:
             ids[name] = _token_ids(path, piece)
             values[name] = ids[name][:1]
@@ -168,7 +168,7 @@ def _token_ids(path: tuple[str | int, ...], piece: Raw) -> list[int]:
     ids = _items(path, piece, _id_lists)
     if ids and not (min(ids) >= 0 and max(ids) <= LARGEST_ID):
         index = next(index for index, token in enumerate(ids) if not 0 <= token <= LARGEST_ID)
-        raise BodyFault((*path, index), f"Input should be from 0 to {LARGEST_ID}")
+        raise BodyFault((*path, index), f"expected a number from 0 to {LARGEST_ID}")
     return ids
 
 

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from client.errors import fault_words
 from client.protocol.requests import ProblemDetails
 
 MEDIA_TYPE = "application/problem+json"
@@ -45,9 +46,7 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
         said = error.errors()[:MOST_ERRORS]
-        errors = [
-            {"field": _field(entry["loc"]), "detail": entry["msg"].removeprefix("Value error, ")} for entry in said
-        ]
+        errors = [{"field": _field(entry["loc"]), "detail": fault_words(entry)} for entry in said]
         detail = "; ".join(f"{entry['field']}: {entry['detail']}" for entry in errors[:5])
         return problem_response(422, detail, errors=errors)
 

@@ -17,6 +17,7 @@ from client.protocol.requests import ContrastSettings
 from client.report.analysis import TokenKind
 from client.report.findings import gather
 from client.report.page import report_page
+from client.runs import tally
 from client.runs.build import build_run
 from client.runs.run import Run
 
@@ -65,6 +66,44 @@ def test_totals_tell_how_far_labels_move_the_expert(tmp_path):
     assert len(odd) == len(set(pairs)) == 8 and odd[0].nats == pytest.approx(nats.max())
     assert (odd[0].problem_id, odd[0].step) == max(plain)[2:]
     assert [label.nats for label in odd] == sorted((label.nats for label in odd), reverse=True)
+
+
+def test_the_commonest_overturns_are_counted_and_told_everywhere(tmp_path):
+    run = run_of(trajectories_of(40), tmp_path / "run")
+    of = {t.problem_id: t for t in run.trajectories()}
+    plain: dict[tuple[int, int], list[float]] = {}
+    for sample in run.samples():
+        t, kept = of[sample.problem_id], sample.contrast
+        for step, a, b in zip(kept.steps, kept.label_offsets, kept.label_offsets[1:], strict=False):
+            ids, weights = kept.label_ids[a:b].tolist(), kept.label_weights[a:b].astype(float)
+            own = np.exp(t.expert_logprobs[step].astype(float))[[t.top_ids[step].tolist().index(i) for i in ids]]
+            pair = int(t.top_ids[step, 0]), ids[int(weights.argmax())]
+            if pair[0] != pair[1]:
+                plain.setdefault(pair, []).append(float((weights * np.log(weights / (own / own.sum()))).sum()))
+    shifts = run.tally(run.manifest()).shifts
+    whole = shifts.totals().mean * run.completion().totals.kept
+    expected = sorted(((-len(nats), pair, sum(nats) / whole) for pair, nats in plain.items()))[:8]
+    assert [(-one.labels, (one.best, one.heaviest)) for one in shifts.overturns] == [row[:2] for row in expected]
+    assert [one.share for one in shifts.overturns] == pytest.approx([row[2] for row in expected], rel=1e-5)
+    rows = [(f"w{b}", f"w{h}", f"{-n:,}", f"{share:.1%}") for n, (b, h), share in expected]
+    row = r'<tr><th scope="row"><code>(w\d+)</code></th><td><code>(w\d+)</code></td><td>(\d+)</td><td>([\d.]+%)</td>'
+    assert re.findall(row, report_page(run)) == rows
+    (best, heaviest, labels, _), share = rows[0], expected[0][2]
+    line = f"label's best: {best} → {heaviest} {labels} times ({share:.0%} of the shift), {rows[1][0]} → "
+    assert line in printed("build", run, tmp_path / "new", "--labels", "contrast")
+    assert line in printed("compare", run, tmp_path / "new")
+
+
+def test_the_pairs_that_are_counted_are_bounded_and_the_frequent_ones_stay(tmp_path, monkeypatch):
+    """Every second trajectory has the same steps."""
+    run = run_of([make_trajectory(f"p{i}", 1 if i % 2 else i, tokens=20) for i in range(60)], tmp_path / "run")
+    exact = run.tally(run.manifest()).shifts
+    monkeypatch.setattr(tally, "MOST_OVERTURNS", 60)
+    bounded = run.tally(run.manifest()).shifts
+    assert len(exact._overturns) > 120 and len(bounded._overturns) <= 60
+    assert {(one.best, one.heaviest) for one in bounded.overturns} >= {
+        (one.best, one.heaviest) for one in exact.overturns if one.labels >= 30
+    }
 
 
 def test_the_shift_of_bounded_and_of_the_experts_own_labels_is_within_what_was_asked_for(tmp_path):

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 from support.runs.made_run import make_manifest, make_trajectory, tokenizer_json
+from typer.testing import CliRunner
 
-from client.__main__ import main
+from client.__main__ import main, program
 from client.runs.run import Run
 
 
@@ -45,7 +46,7 @@ def test_what_is_not_given_to_build_stays_as_it_is_in_the_run(source, tmp_path, 
     ("options", "message"),
     [
         (["--seed", "1"], "--seed needs --select random"),
-        (["--alpha", "0"], "--alpha: Input should be greater than 0"),
+        (["--alpha", "0"], "--alpha: 0.0: expected more than 0"),
         (["--select", "random", "--seed", "-1"], "2"),  # the command line's own refusal
     ],
 )
@@ -58,5 +59,26 @@ def test_report_writes_the_page_where_it_is_told_to(source, tmp_path, client_cli
     code, said = client_cli("report", source, "-o", tmp_path / "page.html")
     assert code == 0 and f"{tmp_path}/page.html: 0." in said
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    code, _ = client_cli("report", source, "-o", tmp_path / "nowhere" / "page.html")
-    assert "cannot be written" in str(code)
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_run_is_read(tmp_path, client_cli):
+    nowhere = tmp_path / "no" / "where"
+    code, _ = client_cli("report", tmp_path / "no-run", "-o", nowhere / "page.html")
+    assert code == f"error: --output {nowhere}/page.html cannot be written: no such folder {nowhere}; make it first"
+    code, _ = client_cli("report", tmp_path / "no-run", "-o", tmp_path)
+    assert code == f"error: --output {tmp_path} cannot be written: a folder; give a file, as {tmp_path}/report.html"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--labels", "foo"), "'--labels': 'foo' is not one of 'contrast', 'expert', 'onehot', 'tilt'."),
+        (("--alpha", "much"), "'--alpha': 'much': expected a number"),
+        (("--seed", "-1"), "'--seed': '-1': expected at least 0"),
+        (("--first-step", "1.5"), "'--first-step': '1.5': expected a whole number"),
+    ],
+)
+def test_values_of_another_kind_are_refused_in_our_words(monkeypatch, words, said):
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = CliRunner().invoke(program, ["build", "run", "new", *words]).output
+    assert f"Invalid value for {said}" in " ".join(shown.split())

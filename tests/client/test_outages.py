@@ -1,6 +1,7 @@
 """A store that is out at any moment of a run, and one that refuses for good: nothing that was sampled is lost."""
 
 import asyncio
+import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from support.runs.sampled import PROBLEMS
 from support.servers.contract_server import ContractServer
 
 import client.sampling.writer
+from client.cli.options import SamplingOptions
+from client.cli.sample import read_patiently
 from client.problems.problem_set import ProblemSet
 from client.protocol.requests import ContrastSettings, SamplingSettings
 from client.runs.run import Run
@@ -84,6 +87,24 @@ def test_a_store_that_stays_out_ends_the_run_after_its_patience(server, tmp_path
     monkeypatch.setattr(Bucket, "get", out)
     with pytest.raises(BucketError, match="out for good"):
         sample(server, tmp_path / "run", patience=0.3)
+
+
+def test_a_problem_set_in_a_store_that_is_out_is_waited_for_as_long(monkeypatch, capsys):
+    monkeypatch.setattr(client.sampling.writer, "STORE_PAUSE_SECONDS", 0.01)
+    left = [3]
+
+    def out(self, *_):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise BucketError("cannot read: out", may_pass=True)
+        return io.BytesIO(b'{"question": "?"}')
+
+    monkeypatch.setattr(Bucket, "open", out)
+    assert len(read_patiently("http://store/set.jsonl", SamplingOptions(), 20.0)) == 1
+    assert capsys.readouterr().err == "cannot read: out; trying again\n"
+    left[0] = 1000
+    with pytest.raises(BucketError, match="cannot read: out"):
+        read_patiently("http://store/set.jsonl", SamplingOptions(), 0.05)
 
 
 def test_what_a_store_refuses_for_good_is_kept_here_and_taken_up_by_the_same_call(server, tmp_path, monkeypatch):

@@ -267,7 +267,7 @@ def test_what_is_no_lightreasoner_server_is_named(server, path, content):
 
 def test_a_password_in_a_servers_url_is_not_told():
     with pytest.raises(ServiceError) as error:
-        sampled("http://user:secret@127.0.0.1:9")
+        sampled("http://user:secret@127.0.0.1:9", patience=0.2)
     assert "secret" not in str(error.value) and "http://127.0.0.1:9" in str(error.value)
 
 

@@ -226,11 +226,11 @@ def test_a_damaged_part_of_failures_is_named(tmp_path, line):
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("failed", "1", "failed: Input should be a valid integer"),
-        ("kept_share", None, "kept_share: Input should be a valid number"),
-        ("kl_quantiles", [], "kl_quantiles: Input should be an object"),
-        ("problems", ..., "problems: Field required"),
-        ("sealed_at", "today", "sealed_at: Input should be a valid integer"),
+        ("failed", "1", "failed: expected a whole number"),
+        ("kept_share", None, "kept_share: expected a number"),
+        ("kl_quantiles", [], "kl_quantiles: expected an object"),
+        ("problems", ..., "problems: it is missing"),
+        ("sealed_at", "today", "sealed_at: expected a whole number"),
     ],
 )
 def test_a_damaged_seal_is_named(run, tmp_path, field, value, said):

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from starlette.responses import Response
@@ -59,10 +60,28 @@ def test_servers_of_different_pairs_are_refused_before_any_work(field):
         assert not one.asked and not other.asked
 
 
-def test_a_server_that_is_not_there_is_named_before_any_work(servers):
-    with pytest.raises(ServiceError, match=r"cannot reach http://127.0.0.1:9 .* omit its --server"):
-        sampled([servers[0].url, "http://127.0.0.1:9"])
+def test_a_server_that_is_not_there_is_waited_for_and_then_named_before_any_work(servers):
+    with pytest.raises(
+        ServiceError,
+        match=r"127.0.0.1:9 is still not ready after 0.3 s: cannot reach http://127.0.0.1:9 .* omit its --server",
+    ):
+        sampled([servers[0].url, "http://127.0.0.1:9"], patience=0.3)
     assert not servers[0].asked
+
+
+def test_a_server_that_comes_after_the_client_is_waited_for(servers):
+    late, told = ContractServer(), []
+
+    def sample():
+        return sampled([servers[0].url, late.url], tell=told.append)
+
+    with ThreadPoolExecutor(1) as pool:
+        lines = pool.submit(sample)
+        while not told:
+            time.sleep(0.01)
+        with late.running():
+            assert keys(lines.result()) == once(PROBLEMS) and late.requests
+    assert f"{late.url}: cannot reach {late.url} " in told[0]
 
 
 def test_the_same_server_named_twice_counts_once(servers):

@@ -131,7 +131,10 @@ def test_users_mistakes_end_in_one_line(demo_server, problem_set, tmp_path):
             sample(problems, tmp_path / "run", demo_server, "--top-k", 111),
             "--top-k: 111 is more than",
         ),
-        (command("client", "sample", problems, tmp_path / "run", "--server", "http://127.0.0.1:9"), "cannot reach"),
+        (
+            command("client", "sample", problems, tmp_path / "run", "--server", "http://127.0.0.1:9", "--patience", 1),
+            "cannot reach",
+        ),
         (command("client", "sample", problems, tmp_path / "run", "--server", "nowhere"), "nowhere"),
         (command("client", "sample", problems, tmp_path / "run", "--server", "http://127.0.0.1:99999"), "99999"),
         (command("client", "sample", problems, "file://host/run", "--server", demo_server.url), "names a host"),

@@ -115,17 +115,17 @@ def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(variables, fil
 @pytest.mark.parametrize(
     ("given", "flags", "said"),
     [
-        ({"PORT": "many"}, {}, "LIGHTREASONER_PORT: Input should be a valid integer"),
-        ({"LIMITS__BODY_BYTES": "1"}, {}, "LIGHTREASONER_LIMITS__BODY_BYTES: Input should be greater"),
-        ({"LIMITS": '{"body_bytes": 1}'}, {}, "LIGHTREASONER_LIMITS: Input should be greater"),
-        ({"LIMITS": '{"open_jobs": 9}', "LIMITS__BODY_BYTES": "1"}, {}, "^LIGHTREASONER_LIMITS__BODY_BYTES: Input"),
+        ({"PORT": "many"}, {}, "LIGHTREASONER_PORT: expected a whole number"),
+        ({"LIMITS__BODY_BYTES": "1"}, {}, "LIGHTREASONER_LIMITS__BODY_BYTES: expected at least"),
+        ({"LIMITS": '{"body_bytes": 1}'}, {}, "LIGHTREASONER_LIMITS: expected at least"),
+        ({"LIMITS": '{"open_jobs": 9}', "LIMITS__BODY_BYTES": "1"}, {}, "^LIGHTREASONER_LIMITS__BODY_BYTES: expected"),
         ({"LIMITS": "{body"}, {}, "LIGHTREASONER_LIMITS: neither JSON nor YAML"),
         ({"LIMITS__BODY_BYTS": "5000"}, {}, "LIGHTREASONER_LIMITS__BODY_BYTS: unknown setting; did you mean 'body_byt"),
         ({"EXPERT": "some/model"}, {}, "LIGHTREASONER_EXPERT must be a mapping.*set .*LIGHTREASONER_EXPERT__MODEL"),
         ({"EXPERT__HF_OVERRIDES": "{a: ["}, {}, "LIGHTREASONER_EXPERT__HF_OVERRIDES: neither JSON nor YAML"),
         ({"EXPERT__GENERATION_CONFIG": "auto"}, {}, "LIGHTREASONER_EXPERT__GENERATION_CONFIG must be 'vllm'"),
-        ({"PORT": "80"}, {"port": 70000}, "^--port: Input should be less"),
-        ({}, {}, r"server\.yaml: limits\.open_jobs: Input should be greater"),
+        ({"PORT": "80"}, {"port": 70000}, "^--port: expected at most"),
+        ({}, {}, r"server\.yaml: limits\.open_jobs: expected at least"),
     ],
 )
 def test_an_error_names_what_holds_the_invalid_value(variables, file, given, flags, said):

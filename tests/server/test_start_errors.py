@@ -16,7 +16,7 @@ from client.errors import reason_of
     ("argument", "words"),
     [
         ({"max_model_len": 8192}, "User-specified max_model_len (8192) is greater than the derived max_model_len"),
-        ({"dtype": "fp16"}, "dtype 'fp16': Input should be 'auto', 'half', 'float16'"),
+        ({"dtype": "fp16"}, "dtype 'fp16': expected 'auto', 'half', 'float16'"),
         ({"quantization": "fp8", "dtype": "float32"}, "torch.float32 is not supported for quantization method fp8"),
         ({"quantization": "none at all"}, "Unknown quantization method: none at all"),
     ],

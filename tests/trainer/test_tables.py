@@ -98,12 +98,12 @@ def test_an_ablation_of_other_variants_has_a_row_for_each(tmp_path, expert, benc
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("labels=tilted", "labels=tilted: labels: Input should be 'contrast', 'expert'"),
+        ("labels=tilted", "labels=tilted: labels: expected 'contrast', 'expert'"),
         ("gamma=0.5", "gamma=0.5: gamma belongs to labels tilt"),
         ("labels", "'labels' in 'labels' is not SETTING=VALUE"),
         ("lables=tilt", "'lables=tilt' in 'lables=tilt' is not SETTING=VALUE, each setting once"),
         ("labels=expert labels=tilt", "each setting once"),
-        ("beta=much", "beta: Input should be a valid number"),
+        ("beta=much", "beta: expected a number"),
         ("full, one: beta=1, one: beta=2", "'one' stands there twice"),
         (": beta=1", "has no name before its colon"),
         (" , ", "names nothing"),

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from client.errors import LightReasonerError
+from client.errors import LightReasonerError, fault_words
 from client.protocol.requests import ContrastSettings
 
 
@@ -40,8 +40,8 @@ class Variant:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            said = first["msg"].removeprefix("Value error, ")
-            raise LightReasonerError(f"--variants: {self.name}: {f'{where}: ' if where else ''}{said}") from None
+            said = f"{where}: {fault_words(first)}" if where else fault_words(first)
+            raise LightReasonerError(f"--variants: {self.name}: {said}") from None
 
 
 PAPER_VARIANTS = (
