@@ -146,6 +146,8 @@ def invocations() -> Iterator[tuple[tuple[str, ...], set[str]]]:
         container = job_of(yaml.safe_load_all((KUBERNETES / name / "job.yaml").read_text()))["container"]
         assert container["args"][0] == name
         yield (package, name), {word for word in container["args"] if word.startswith("--")}
+    by_kubeflow = yaml.safe_load((KUBERNETES / "train" / "trainjob.yaml").read_text())["spec"]["trainer"]
+    yield ("trainer", "train"), {word for word in by_kubeflow["args"] if word.startswith("--")}
 
 
 def compose() -> dict[str, Any]:
@@ -191,10 +193,14 @@ def test_a_stopping_server_has_time_for_what_is_running() -> None:
 
 
 def torchruns() -> Iterator[tuple[list[str], int]]:
-    """What each script gives to torchrun, and the seconds that a training has after its signal."""
+    """What each job gives to torchrun, and the seconds that a training has after its signal."""
     job = job_of(yaml.safe_load_all((KUBERNETES / "train" / "job.yaml").read_text()))
     pod = job["spec"]["template"]["spec"]
     yield [*job["container"]["command"][1:], *job["container"]["args"]], pod["terminationGracePeriodSeconds"]
+    job = yaml.safe_load((KUBERNETES / "train" / "trainjob.yaml").read_text())["spec"]
+    (node,) = job["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = node["template"]["spec"]["template"]["spec"]
+    yield [*job["trainer"]["command"][1:], *job["trainer"]["args"]], pod["terminationGracePeriodSeconds"]
     script = (SLURM / "train-nodes.sbatch").read_text().replace("\\\n", " ")
     (words,) = re.findall(r"torchrun (.*) &\n", script)
     (warning,) = re.findall(r"--signal=B:USR1@(\d+)", script)
