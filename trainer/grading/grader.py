@@ -40,8 +40,10 @@ EXTRACTED_CHARACTERS = 200
 UNION = re.compile(rf"\\cup\b|\\bigcup\b|∪|{TEXT}\s*\{{\s*or\s*\}}|\bor\b")
 OR = rf"{TEXT}\s*\{{\s*(?:or|and)\s*\}}|\b(?:or|and)\b"
 RELATION = re.compile(r"[<>]|\\[lg](?:e|eq|t|eqslant)?\b|[≤≥]")
-ALGEBRA = re.compile(r"(?:\\mu\b\s*)?[A-Za-z](?![A-Za-z])|[^,]*,")
-"""Behind a gold number: no unit, unless a ~ holds it off. \\text, \\mathrm and words of several letters are units."""
+ALGEBRA = re.compile(r"(?:\\mu\b\s*)?[A-Za-z](?![A-Za-z])|\\Omega\b|[^,]*,")
+HELD_OFF = r"(?:~|\\[,;: ])\s*"
+"""Behind a gold number: no unit, unless a ~ or \\, holds it off. \\text, \\mathrm and words of several letters are
+units."""
 ORDINAL = re.compile(rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{TEXT}\s*\{{?)?\s*(st|nd|rd|th)\b\s*\}}*")
 
 
@@ -111,7 +113,7 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         text = ", ".join(elements(text))
     value, tail = cut(expected)
     percent = tail.startswith(("%", r"\%"))
-    letters = ALGEBRA.match(tail) and not re.search(rf"~\s*{re.escape(tail)}$", expected)
+    letters = ALGEBRA.match(tail) and not re.search(rf"{HELD_OFF}{re.escape(tail)}$", expected)
     if tail and not gold.unit and not letters and unit_of(tail) is not None:
         gold, tail = replace(gold, unit=tail), ""
     wanted = maths.number(NUMBER_BASE.sub("", value)) if not tail or percent else None

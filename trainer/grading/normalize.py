@@ -80,6 +80,11 @@ PARTS = {
     "half": 2, "halve": 2, "third": 3, "fourth": 4, "quarter": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
     "ninth": 9, "tenth": 10, "twelfth": 12, "twentieth": 20, "hundredth": 100, "thousandth": 1000,
 }  # fmt: skip
+NEGATIVE = re.compile(
+    rf"{TEXT}\s*\{{\s*(?:minus|negative)\s*\}}\s*|(?<![\d$)}}{{]\s)\b(?:minus|negative)\s+(?=\\?\$?[\d.]|\$\\|{_WORD}\b)",
+    re.IGNORECASE,
+)
+"""Before a number, and no subtraction."""
 _PART = r"(?:s\b|\b(?=\s+of\b|\W*$))"  # not in third graders
 WORDS_OR_FRACTION = re.compile(rf"{NUMBER_WORD.pattern}(?:[\s-]+({'|'.join(PARTS)}){_PART})?", re.IGNORECASE)
 COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|under|over|rather|older|younger)"
@@ -95,6 +100,7 @@ CHANGED = re.compile(
     re.IGNORECASE,
 )
 """Behind a number: what makes it another one, a bound, or none. Coins are quarters."""
+BELOW_ZERO = re.compile(rf"\bbelow(?:[\s{{}}$]|{TEXT})*(?:zero\b|0(?![\d.]))", re.IGNORECASE)
 TUPLE = re.compile(r"\(([^()]*(?:\([^()]*\)[^()]*)*)\)")
 BETWEEN_TUPLES = re.compile(rf"(?:[\s,;.]|\\[{{}},; ]|{TEXT}|[{{}}]|\band\b)*")
 SOFT_EDGES = re.compile(r"^(?:the|a|an)\s+|^[\s\"'*]+|[\s.,;:!?'\"*]+$", re.IGNORECASE)
@@ -121,6 +127,7 @@ def digits_for_words(text: str) -> str:
 def tidy(text: str) -> str:
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(RAISED)}}}", text)
     text = re.sub(r"[₀-₉]+", lambda found: f"_{{{found[0].translate(RAISED)}}}", text).translate(SIGNS)
+    text = NEGATIVE.sub("-", text)
     for pattern, plain in TIDY:
         text = re.sub(pattern, plain, text)
     return text.strip().rstrip(".").strip()

@@ -12,7 +12,7 @@ import sympy
 
 from trainer.grading.gold import NUMBER, Gold, unit_behind
 from trainer.grading.mathematics import ROUNDING, Mathematics, close
-from trainer.grading.normalize import CHANGED, MORE_THAN, TEXT, plain_text
+from trainer.grading.normalize import BELOW_ZERO, CHANGED, MORE_THAN, TEXT, plain_text
 from trainer.grading.units import ratio, unit_of
 
 ABOUT = 0.01
@@ -22,17 +22,25 @@ TOKEN = re.compile(rf"{TEXT}|\\?%|\\?¢|°|\^\s*\{{?\s*\\(?:circ|degree)\b|\\[A-
 UNIT_COMMANDS = (r"\mu", r"\Omega", r"\AA", r"\degree")
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
+SHORT = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "bn": "billion", "m": "million"}
+SHORTENED = re.compile(r"(?<=\d)(?:[kKMB]|bn)(?![A-Za-z])|(?<=\d)m(?=\W*$)")
+"""18K. An m is a metre, but of money."""
+MONEY = re.compile(r"\\\$|[€£¥]")
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 SECOND_NUMBER = re.compile(r"(?<=[\s~,{])\d[\d,]*(?:\.\d+)?(?!\s*\}?\s*\\times)")
 
 
 def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths: Mathematics) -> bool:
     """Whether a text is the number that is wanted, in its unit or in one that can be turned into it."""
-    said, tail = cut(text)
+    said, tail = cut(_spelled_out(text, gold.unit))
     bases = [NUMBER_BASE.search(one) for one in (value, said)]
     if bases[1] and (bases[0] is None or bases[0][1] != bases[1][1]):
         return False
     numbers = _sides(NUMBER_BASE.sub("", said), maths)
+    if numbers and BELOW_ZERO.search(tail):
+        numbers, tail = [-number for number in numbers], BELOW_ZERO.sub("", tail)
+    elif BELOW_ZERO.search(behind):  # it may repeat the question
+        numbers += [-number for number in numbers]
     if not numbers or CHANGED.search(words := plain_text(tail)) or MORE_THAN.match(words):
         return False
     if tail and (second := SECOND_NUMBER.search(tail)):
@@ -123,12 +131,27 @@ def _multiplier(tail: str) -> tuple[int, str]:
     return times, tail
 
 
+def _spelled_out(text: str, expected: str) -> str:
+    """18K as 18 thousand, unless kelvins are asked for."""
+
+    def word(letter: re.Match[str]) -> str:
+        one, other = unit_of(letter[0]), unit_of(expected)
+        metre = letter[0] == "m" and not MONEY.search(text)
+        return letter[0] if metre or (one and other and ratio(one, other) is not None) else f" {SHORT[letter[0]]}"
+
+    return SHORTENED.sub(word, text)
+
+
 def cut(text: str) -> tuple[str, str]:
     """A number's text, and the unit, words or percent sign behind it."""
-    money = re.search(r"\\\$|[€£¥]", text)
-    text = re.sub(r"\\\$|[€£¥]", " ", text).strip()
+    money = MONEY.search(text)
+    text = MONEY.sub(" ", text).strip()
     value, tail = _cut(text)
-    return value, f"{money[0]} {tail}" if money else tail
+    if not money:
+        return value, tail
+    times = MULTIPLIER.match(tail)
+    at = times.end() if times else 0
+    return value, f"{tail[:at]} {money[0]} {tail[at:]}"
 
 
 def _cut(text: str) -> tuple[str, str]:

@@ -10,7 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.grading.gold import boxes
-from trainer.grading.normalize import CHANGED, COMPARED, MORE_THAN, NUMBER_WORD, TEXT, digits_for_words, squeezed
+from trainer.grading.normalize import (
+    BELOW_ZERO,
+    CHANGED,
+    COMPARED,
+    MORE_THAN,
+    NEGATIVE,
+    NUMBER_WORD,
+    TEXT,
+    digits_for_words,
+    squeezed,
+)
 
 LAST_CHARACTERS = 20_000
 """Of an output, in which its answer is looked for."""
@@ -72,7 +82,8 @@ DENIED = re.compile(
     r"\b(?:no|not|never|between|nor|neither|cannot|half|twice|double|triple|third of|quarter of|wrong|incorrect|false|"
     r"(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log|sine|cosine|tangent)s? of|"
     r"factorial of|except|exceeds?|close to|off by|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|"
-    rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|n't\b|不|至少|至多|大于|小于",
+    rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|"
+    r"\b(?:over|under|beyond)\s*(?:\\?\$)?(?=[\d\\]|$)|n't\b|不|至少|至多|大于|小于",
     re.IGNORECASE,
 )
 """Before a number: it is a bound, or no answer at all."""
@@ -239,7 +250,7 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         yield Answer(last, marked=False)
         yield Answer(ADDED.sub("", _last_side(last)), marked=False)
     first = where[0][1] - where[0][0]
-    if len(where) == 1 and not re.search(r"\bor\b", text[first:]):
+    if len(where) == 1 and not re.search(rf"\bor\b|{BELOW_ZERO.pattern}", text[first:]):
         yield Answer(text[:first].strip(".,;:"), text[first:], marked=False)
     elif re.match(r",?\s*(?:for (?:all|any|every|each)|where)\b", text[first:]):
         yield Answer(text[:first].strip(".,;:"), marked=False)
@@ -255,7 +266,8 @@ def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     for verb in reversed(verbs):
         yield Answer(clause[verb.end() :].strip(" :"), marked=False)
     if (word := NUMBER_WORD.search(clause)) and not DENIED.search(clause):
-        yield Answer(digits_for_words(clause[word.start() :]), marked=False)
+        sign = clause[: word.start()].endswith("-")
+        yield Answer(digits_for_words(clause[word.start() - sign :]), marked=False)
 
 
 def _last_side(text: str) -> str:
@@ -272,7 +284,7 @@ def _last_side(text: str) -> str:
 
 def plain_sentences(output: str) -> str:
     """Formulas between single dollars, displays in lines of their own and by their last row; money as \\$."""
-    text = re.sub(r"\*\*|__|`|^[ \t]*(?:>|#+[ \t]|[-*•][ \t])+", "", output, flags=re.MULTILINE)
+    text = re.sub(r"\*\*|__|`|^[ \t]*(?:>|#+[ \t]|[-*•][ \t])+", "", NEGATIVE.sub("-", output), flags=re.MULTILINE)
 
     def display(math: re.Match[str]) -> str:
         row = _last_row(next(filter(None, math.groups())))

@@ -31,12 +31,14 @@ LETTERS_OF_UNITS = "mgslLJNWVAKTFMhΩÅ"
 OTHER_SPELLINGS = {
     "au": "astronomical_unit", "lightyear": "light_year", "lightyears": "light_year", "celsius": "celsius_scale",
     "fahrenheit": "fahrenheit_scale", "kmh": "kilometer_per_hour", "kms": "kilometer", "kgs": "kilogram",
-    "cms": "centimeter", "secs": "second", "arcsecs": "arcsecond", "hrs": "hour", "usd": "dollar",
+    "cms": "centimeter", "secs": "second", "arcsecs": "arcsecond", "kilohm": "kiloohm", "kilohms": "kiloohm",
+    "hrs": "hour", "usd": "dollar",
 }  # fmt: skip
 POWERS = {"square": 2, "sq": 2, "cubic": 3}
 LATEX = (
     (r"\\(?:AA|r?a?angstrom)\b", " Å "),
     (r"\\mu\b\s*(?:\\(?:mathrm|text|rm)\b\s*)?\{?\s*", " μ"),
+    (r"([kMGmμ])[\s}]*\\Omega\b", r"\1Ω "),
     (r"\\Omega\b", " Ω "),
     (r"\{?\s*\}?\s*\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree\b|°", " degree "),
     (r"\\(?:mathrm|text|textrm|textbf|mathbf|textit|operatorname|mbox|rm)\b", " "),
