@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from client.errors import ModelError
+
 ALL_LINEAR = "all-linear"
 """peft's name for every linear layer except the LM head."""
 
@@ -115,6 +117,20 @@ class Running:
     allow_mismatch: bool = False
     packing: bool = True  # several trajectories in one forward pass, where that changes nothing
     keep_checkpoints: int = 2  # the newest, and one before it in case the newest is torn
+
+
+def check_together(recipe: Recipe, running: Running) -> None:
+    """Raises ModelError where settings exclude each other."""
+    if running.follow and recipe.unit == Unit.STEP:
+        raise ModelError("--follow takes trajectories as they come; --preset paper draws from the whole RUN: give one")
+    if (recipe.objective == Objective.SFT) != (recipe.answers is not None):
+        raise ModelError("--objective sft and --answers FILE belong together: sft trains on the correct solutions")
+    if recipe.objective == Objective.SFT and recipe.unit == Unit.STEP:
+        raise ModelError("--preset paper is the contrast's recipe; --objective sft takes whole solutions: give one")
+    if recipe.held_out and (running.follow or recipe.objective == Objective.SFT):
+        raise ModelError("--held-out needs a whole RUN of contrast samples: leave out --follow or --objective sft")
+    if recipe.keep == Keep.BEST and not recipe.held_out:
+        raise ModelError("--keep best needs --held-out above 0: the best is that of the held-out trajectories")
 
 
 @dataclass(frozen=True)

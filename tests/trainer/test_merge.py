@@ -111,6 +111,7 @@ def test_the_merged_folder_is_a_whole_model_with_the_same_tokenizer_and_template
     assert tokenizer_fingerprint(out) == tokenizer_fingerprint(expert)
     assert chat_template_digest(out) == chat_template_digest(expert) is not None
     assert model_fingerprint(out) != model_fingerprint(expert)
+    assert {file.stat().st_mode for file in out.iterdir()} == {(out / "config.json").stat().st_mode}
     assert AutoTokenizer.from_pretrained(out)("Ann has 2 apples").input_ids
 
 

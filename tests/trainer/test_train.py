@@ -162,7 +162,12 @@ def test_weights_are_loaded_in_the_type_that_was_asked_for_and_the_adapter_stays
         out = tmp_path / f"out{index}"
         code, _, err = trainer_cli("train", run, "--model", stored, "--output", out, "--max-steps", 1, *options)
         assert code == 0, err
-        assert {tensor.dtype for tensor in load_file(out / "adapter_model.safetensors").values()} == {torch.float32}
+        weights = [
+            out / "adapter_model.safetensors",
+            out / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors",
+        ]
+        assert {tensor.dtype for tensor in load_file(weights[0]).values()} == {torch.float32}
+        assert {file.stat().st_mode for file in weights} == {(out / "lightreasoner.json").stat().st_mode}
     assert seen == [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16]
 
 
@@ -207,15 +212,65 @@ def test_a_folder_that_holds_no_model_configuration_is_named(tmp_path, run, expe
     broken = shutil.copytree(expert, tmp_path / "broken")
     (broken / "config.json").unlink()
     code, _, err = trainer_cli("train", run, "--model", broken, "--output", tmp_path / "out")
-    assert code == 1 and err.startswith(f"error: {broken} has no config.json") and "Traceback" not in err
+    assert code == 1 and err.startswith(f"error: {broken}/config.json is missing: is this a model folder")
 
 
-def test_help_needs_neither_torch_nor_vllm():
-    script = "import sys, trainer.__main__; print(sorted({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-    shown = subprocess.run([sys.executable, "-m", "trainer", "--help"], capture_output=True, text=True, check=True)
-    assert all(command in shown.stdout for command in ("train", "merge", "evaluate"))
+COMMANDS = """
+import json, sys, trainer.__main__
+for line in sys.stdin:
+    sys.argv = ["lightreasoner-trainer", *json.loads(line)]
+    try:
+        trainer.__main__.main()
+    except SystemExit as ended:
+        heavy = {"torch", "transformers", "vllm", "sympy"} & set(sys.modules)
+        print("exit code", ended.code, *heavy, file=sys.stderr)
+"""
+"""Each line of words as a command, in one process; then what heavy it has loaded."""
+
+
+def test_help_and_errors_of_what_was_named_need_neither_torch_nor_vllm(tmp_path, run, expert):
+    other, empty, bare, file = (
+        save_model(tmp_path / "other", seed=9),
+        tmp_path / "empty",
+        tmp_path / "bare",
+        tmp_path / "f",
+    )
+    shutil.copytree(expert, bare)
+    (bare / "config.json").unlink()
+    empty.mkdir()
+    file.write_text("{}")
+    (taken := tmp_path / "taken").mkdir()
+    (taken / "adapter_config.json").write_text("{}")
+    out = tmp_path / "out"
+    train, evaluate = ("train", run, "--output", out, "--model"), ("evaluate", expert, "--benchmark")
+    expected = {
+        ("--help",): "evaluate",
+        (*train, tmp_path / "none"): "no model folder at",
+        (*train, empty): "config.json is missing",
+        (*train, bare): "config.json is missing",
+        (*train, other): "was not sampled from the model at",
+        ("train", empty, "--output", out, "--model", expert): "no RUN at",
+        ("train", run, "--model", expert, "--output", taken): "taken is not empty",
+        ("train", run, "--model", expert, "--output", file / "out"): f"{file} is no folder",
+        (*train, expert, "--objective", "sft"): "--objective sft and --answers FILE belong together",
+        (*train, expert, "--objective", "sft", "--answers", "none.jsonl"): "no problem set at none.jsonl",
+        (*train, expert, "--keep", "best", "--held-out", 0): "--keep best needs --held-out above 0",
+        ("merge", empty, taken, out): "config.json is missing",
+        ("merge", expert, empty, out): "no adapter at",
+        ("merge", expert, taken, out): "has no adapter_model.safetensors",
+        (*evaluate, "a=none.jsonl"): "no problem set at none.jsonl",
+        (*evaluate, f"a={file}", "--adapter", empty): "no adapter at",
+        (*evaluate, f"a={file}", "--run", empty): "no RUN at",
+        ("evaluate", bare, "--benchmark", f"a={file}"): "config.json is missing",
+    }
+    words = "".join(json.dumps([*map(str, line)]) + "\n" for line in expected)
+    done = subprocess.run([sys.executable, "-c", COMMANDS], input=words, capture_output=True, text=True, check=True)
+    said = done.stderr.split("exit code ")
+    assert all(command in done.stdout for command in ("train", "merge", "evaluate"))
+    assert [one.partition("\n")[0] for one in said[1:]] == ["0", *["1"] * (len(expected) - 1)]
+    for (line, message), told in list(zip(expected.items(), ["", *said[1:]], strict=False))[1:]:
+        assert message in " ".join(told.split()), (line, told)
+    assert not out.exists()
 
 
 def test_a_loss_that_is_no_number_ends_training_without_an_adapter(tmp_path, run, expert, trainer_cli):

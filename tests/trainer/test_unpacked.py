@@ -55,30 +55,31 @@ def long_rope(tmp_path_factory):
     return folder, write_run(tmp_path_factory.mktemp("runs") / "run", folder, 8)
 
 
-def first_loss(trainer_cli, model, out, *options):
+def first_step(trainer_cli, model, out, *options):
     folder, run = model
     words = "train", run, "--model", folder, "--output", out, "--max-steps", 1, "--targets", "qkv_proj", "--dropout", 0
     code, shown, err = trainer_cli(*words, *options)
     assert code == 0, err
-    return metrics(out)[0]["loss"], " ".join(shown.split())
+    step = metrics(out)[0]
+    return {name: step[name] for name in ("loss", "grad_norm")}, " ".join(shown.split())
 
 
 def test_no_pass_holds_trajectories_of_both_sides_of_a_position_switch(tmp_path, long_rope, trainer_cli):
-    alone, said = first_loss(trainer_cli, long_rope, tmp_path / "alone", "--no-packing")
+    alone, said = first_step(trainer_cli, long_rope, tmp_path / "alone", "--no-packing")
     assert "one trajectory a pass: --no-packing asks for it" in said
     for budget in (40, 80, 512):
-        loss, said = first_loss(trainer_cli, long_rope, tmp_path / f"{budget}", "--token-budget", budget)
-        assert loss == pytest.approx(alone, rel=1e-5) and "a pass" not in said
+        step, said = first_step(trainer_cli, long_rope, tmp_path / f"{budget}", "--token-budget", budget)
+        assert step == pytest.approx(alone, rel=1e-5) and "a pass" not in said
 
 
 def test_a_switch_that_no_configuration_tells_of_is_seen_at_the_lengths_of_the_run(
     tmp_path, long_rope, trainer_cli, monkeypatch
 ):
-    alone, _ = first_loss(trainer_cli, long_rope, tmp_path / "alone", "--no-packing")
+    alone, _ = first_step(trainer_cli, long_rope, tmp_path / "alone", "--no-packing")
     monkeypatch.setattr("trainer.training.packing_check.position_switch", lambda config: None)
     monkeypatch.setattr("trainer.training.packing_check.TOKENS", (4, 5))  # lengths that switch nothing
-    loss, said = first_loss(trainer_cli, long_rope, tmp_path / "out")
-    assert loss == pytest.approx(alone, rel=1e-5)
+    step, said = first_step(trainer_cli, long_rope, tmp_path / "out")
+    assert step == pytest.approx(alone, rel=1e-5)
     assert f"one trajectory a pass: {long_rope[0]}: trajectories packed into one sequence disturb each other" in said
 
 

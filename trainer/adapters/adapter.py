@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -22,26 +23,34 @@ WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lightreasoner.json"
 
 
-def new_folder(out: str) -> Path:
-    """A new or empty local folder. Raises ModelError if it is not empty, or cannot be created."""
-    if "://" in out and not out.startswith("file:"):
+def is_local(url: str) -> bool:
+    """Whether a path or URL is of this machine."""
+    return "://" not in url or url.startswith("file:")
+
+
+def free_folder(out: str) -> Path:
+    """A local folder that is empty, or that can be created; it is not. Raises ModelError if it is neither."""
+    if not is_local(out):
         raise ModelError(
             f"{out!r} is not a local folder; give a local path or file://…, and copy the result from there"
         )
-    folder = local_folder(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = any(folder.iterdir())
-    except OSError as error:
-        raise ModelError(f"cannot create the folder {folder}: {error.strerror}; name another") from None
-    if taken:
+    check_writable(folder := local_folder(out))
+    if folder.is_dir() and any(folder.iterdir()):
         raise ModelError(f"{folder} is not empty; name a new folder or remove this one")
     return folder
 
 
+def check_writable(folder: Path) -> None:
+    """Raises ModelError where a folder is there or above that no file can be written to."""
+    there = next(above for above in (folder, *folder.parents) if above.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        trouble = "is no folder" if not there.is_dir() else "cannot be written to"
+        raise ModelError(f"cannot create the folder {folder}: {there} {trouble}; name another")
+
+
 def adapter_folder(adapter: str) -> Path:
     """The local folder of an adapter. From a bucket, it is downloaded to a folder that is removed at the end."""
-    if "://" not in adapter or adapter.startswith("file:"):
+    if is_local(adapter):
         return local_folder(adapter) if adapter.startswith("file:") else Path(adapter)
     bucket, folder = Bucket(adapter), Path(tempfile.mkdtemp(prefix="lightreasoner-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from client.errors import ModelError
-from trainer.adapters.adapter import adapter_folder, check_base, new_folder, read_config
+from trainer.adapters.adapter import adapter_folder, check_base, free_folder, read_config
 from trainer.adapters.matching import check_matches
 from trainer.adapters.model_folder import ModelFolder, load
 from trainer.settings import Precision
@@ -71,7 +71,7 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     base.check_unquantized()
     check_matches(made, base)
     dtype = base.dtype_for(precision)
-    out = new_folder(output)
+    out = free_folder(output)
     whole = load(base, torch.float32)
     try:
         adapted = PeftModel.from_pretrained(whole, made)
@@ -88,6 +88,8 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     for pattern in COPIED_FILES:
         for file in filter(Path.is_file, base.path.glob(pattern)):
             shutil.copy(file, out / file.name)
+    for weights_file in out.glob("*.safetensors"):
+        shutil.copymode(out / "config.json", weights_file)  # safetensors lets nobody else read it
     return update
 
 

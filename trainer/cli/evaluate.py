@@ -14,6 +14,8 @@ import typer
 
 from client.cli.options import template_variables
 from client.errors import LightReasonerError
+from client.runs.run import Run
+from trainer.cli.inputs import check_adapters, check_files, check_model
 from trainer.cli.options import (
     BENCHMARKS,
     DECODING,
@@ -130,17 +132,18 @@ def evaluate_command(
             "--n above 1 needs --temperature above 0: all greedy outputs of a problem are the same"
         )
     variables = template_variables(chat_template_kwargs)
+    files = files_by_name(benchmark)
+    if run:
+        Run(run).manifest()
+    base = check_model(model, chat_template)
+    check_adapters(adapter or [], base)
+    check_files(list(files.values()), question_field)
     quiet_vllm()
     quiet_transformers()
-    from client.runs.run import Run
-    from trainer.adapters.model_folder import ModelFolder
     from trainer.evaluation.curve import checkpoints_of, curve_of
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.summary import figures, markdown, table
 
-    if run:
-        Run(run).manifest()
-    files = files_by_name(benchmark)
     settings = Examination(
         max_tokens,
         system_prompt,
@@ -157,7 +160,7 @@ def evaluate_command(
     )
     steps = checkpoints_of(checkpoints) if checkpoints else {}
     console, adapters = wide_console(), [*steps, *(name for name in adapter or [] if name not in steps)]
-    found = evaluate(ModelFolder.find(model, chat_template), adapters, files, settings, console, kept)
+    found = evaluate(base, adapters, files, settings, console, kept)
     console.print(table(found))
     about: dict[str, Any] = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
     if steps:

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from trainer.adapters.adapter import free_folder
+from trainer.cli.inputs import check_adapters, check_model
 from trainer.cli.options import quiet_transformers
 from trainer.settings import Precision
 
@@ -30,6 +32,8 @@ def merge_command(
     Prints how much of the adapter is left after rounding: bfloat16 loses small updates. If it
     loses too much, use the adapter unmerged, or give --dtype float32.
     """
+    check_adapters([adapter], check_model(model))
+    free_folder(out)
     quiet_transformers()
     from trainer.adapters.merge import merge
 

@@ -12,6 +12,8 @@ import typer
 
 from client.cli.program import Program
 from client.errors import LightReasonerError
+from client.runs.run import Run
+from trainer.cli.inputs import check_files, check_model, check_training
 from trainer.cli.options import (
     ADAPTER,
     MACHINE,
@@ -25,7 +27,7 @@ from trainer.cli.options import (
     quiet_transformers,
     wide_console,
 )
-from trainer.settings import ALL_LINEAR, PRESETS, Keep, Lora, Objective, Preset, Recipe, Running
+from trainer.settings import ALL_LINEAR, PRESETS, Keep, Lora, Objective, Preset, Recipe, Running, check_together
 
 if TYPE_CHECKING:
     from trainer.adapters.model_folder import ModelFolder
@@ -247,10 +249,15 @@ def train_command(
 
     On several GPUs: torchrun --nproc-per-node N -m trainer train … The GPUs share each batch.
     """
+    recipe, running = options.recipe(), options.running()
+    check_together(recipe, running)
+    check_training(Run(run), check_model(model, options.chat_template), output, running)
+    if recipe.answers:
+        check_files([recipe.answers])
     quiet_transformers()
     from trainer.training.train import train
 
-    report = train(run, model, output, options.recipe(), options.running(), wide_console(), options.chat_template)
+    report = train(run, model, output, recipe, running, wide_console(), options.chat_template)
     if report is None:  # a rank that is not the first
         return
     if report.already_done:

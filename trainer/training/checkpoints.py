@@ -29,7 +29,7 @@ from typing import Any
 from client.errors import ModelError
 from client.storage.bucket import Bucket, local_folder
 from client.storage.locks import lock
-from trainer.adapters.adapter import PROVENANCE
+from trainer.adapters.adapter import PROVENANCE, check_writable, is_local
 
 CHECKPOINTS = "checkpoints"
 WHOLE_FILE = "whole.json"
@@ -45,7 +45,7 @@ class Output:
     """
 
     def __init__(self, url: str, staging: Path | None = None) -> None:
-        remote = "://" in url and not url.startswith("file:")
+        remote = not is_local(url)
         self.url = url
         self.bucket = Bucket(url) if remote else None
         if remote:
@@ -64,21 +64,26 @@ class Output:
 
     def claim(self) -> None:
         """Create and own the folder. Raises ModelError if OUT is not empty, cannot be created, or is in use."""
+        self.check_free()
+        self.own()
+
+    def check_free(self) -> None:
+        """Raises ModelError if OUT is not empty, cannot be created, or is in use."""
         if self.bucket is not None:
             taken = any(not name.startswith(f"{OWNERS}/") for name in self.bucket.names(""))
         else:
-            taken = _made(self.folder)
+            check_writable(self.folder)
+            taken = any(file.is_file() and file != self.folder / LOCK for file in self.folder.rglob("*"))
         if taken:
             begun = bool(self._numbers())
             remedy = "go on with --resume, name a new folder" if begun else "name a new folder"
             self._refuse_another()
             raise ModelError(f"{self} is not empty; {remedy} or remove this one")
-        self.own()
 
     def own(self) -> None:
         """Be the training that writes here. Raises ModelError where another does."""
         if self.bucket is None:
-            _made(self.folder)
+            _make(self.folder)
             self._held.enter_context(_in_use(self.folder / LOCK, str(self)))
             return
         self._owner = max(self._owners(), default=0) + 1
@@ -95,7 +100,7 @@ class Output:
     def newest(self) -> Path | None:
         """The newest complete checkpoint, downloaded if needed; None if there is none. Torn ones are removed."""
         if self.bucket is None:
-            _made(self.folder)
+            _make(self.folder)
         for number in sorted(self._numbers(), reverse=True):
             folder = self.checkpoints / f"checkpoint-{number}"
             if self.bucket is not None:
@@ -129,6 +134,8 @@ class Output:
         """Complete a checkpoint: write `state` and the list of its files. Then remove all but the newest `keep`."""
         folder = self.checkpoints / f"checkpoint-{number}"
         (folder / PROVENANCE).write_text(json.dumps(state, indent=2) + "\n")
+        for file in folder.glob("*.safetensors"):
+            shutil.copymode(folder / PROVENANCE, file)  # safetensors lets nobody else read it
         digests = {file.name: _file_digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
         whole = json.dumps(digests, indent=2) + "\n"
         self.check_owned()
@@ -244,10 +251,9 @@ def _file_digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _made(folder: Path) -> bool:
-    """Create a folder; returns whether it holds any file. Raises ModelError if it cannot be created."""
+def _make(folder: Path) -> None:
+    """Create a folder. Raises ModelError if it cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return any(file.is_file() and file != folder / LOCK for file in folder.rglob("*"))
     except OSError as error:
         raise ModelError(f"cannot create the folder {folder}: {error.strerror}; name another") from None

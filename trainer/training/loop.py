@@ -7,6 +7,7 @@ A batch is a whole optimizer step. Its micro-batches are accumulated here, becau
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations import get_reporting_integration_callbacks
 
 from client.errors import ModelError
+from trainer.adapters.adapter import CONFIG, WEIGHTS
 from trainer.data.steps import Step, Steps
 from trainer.interruption import Interruption
 from trainer.settings import Recipe, Running
@@ -125,6 +127,7 @@ class ContrastTrainer(Trainer):
         if self.is_world_process_zero():
             adapted: Any = self.accelerator.unwrap_model(self.model)
             adapted.save_pretrained(str(folder), state_dict=weights)
+            shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read it
 
     def save_now(self) -> None:
         """Write a checkpoint between two optimizer steps."""

@@ -37,7 +37,7 @@ from trainer.data.identity import differences, identity_of, with_dtype
 from trainer.data.packing import Layout
 from trainer.data.steps import Steps
 from trainer.interruption import Interrupted, Interruption
-from trainer.settings import TOKEN_BUDGET, Keep, Objective, Recipe, Running, Unit
+from trainer.settings import TOKEN_BUDGET, Keep, Objective, Recipe, Running, check_together
 from trainer.training.checkpoints import Output, state_of, write_whole
 from trainer.training.held_out import HELD_OUT, HeldOutWatch, measured_every, tell_of, tell_unmeasured
 from trainer.training.loop import ContrastTrainer, arguments
@@ -76,16 +76,7 @@ def train(
 
     Raises RunError where the RUN cannot teach this model, ModelError where `model` or `output` will not do.
     """
-    if running.follow and recipe.unit == Unit.STEP:
-        raise ModelError("--follow takes trajectories as they come; --preset paper draws from the whole RUN: give one")
-    if (recipe.objective == Objective.SFT) != (recipe.answers is not None):
-        raise ModelError("--objective sft and --answers FILE belong together: sft trains on the correct solutions")
-    if recipe.objective == Objective.SFT and recipe.unit == Unit.STEP:
-        raise ModelError("--preset paper is the contrast's recipe; --objective sft takes whole solutions: give one")
-    if recipe.held_out and (running.follow or recipe.objective == Objective.SFT):
-        raise ModelError("--held-out needs a whole RUN of contrast samples: leave out --follow or --objective sft")
-    if recipe.keep == Keep.BEST and not recipe.held_out:
-        raise ModelError("--keep best needs --held-out above 0: the best is that of the held-out trajectories")
+    check_together(recipe, running)
     run, base = Run(run_url), ModelFolder.find(model, chat_template)
     recipe = with_dtype(recipe)
     args = arguments(recipe, running)

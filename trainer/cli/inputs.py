@@ -1,0 +1,52 @@
+"""Checks of what a user named, before torch is imported: a wrong path is an error within a second.
+
+In: models, adapters, problem sets and outputs as they were typed. Out: nothing, or the error of the command itself.
+Imports nothing heavy, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from client.models.fingerprints import model_config
+from client.problems.reader import read_problems
+from client.runs.run import Run
+from trainer.adapters.adapter import adapter_folder, check_base, is_local, read_config
+from trainer.adapters.model_folder import ModelFolder
+from trainer.data.dataset import check_expert
+from trainer.settings import Running
+from trainer.training.checkpoints import Output
+
+
+def check_model(model: str, chat_template: Path | None = None) -> ModelFolder:
+    """The folder of a model, with its configuration and weights. Raises ModelError where one of them is missing."""
+    base = ModelFolder.find(model, chat_template)
+    model_config(base.path)
+    assert base.fingerprint and (chat_template is None or base.template_digest)
+    return base
+
+
+def check_adapters(adapters: Sequence[str], base: ModelFolder) -> None:
+    """Raises ModelError where a local adapter is incomplete, or was made for another model."""
+    for folder in (adapter_folder(adapter) for adapter in adapters if is_local(adapter)):
+        read_config(folder)
+        check_base(folder, base)
+
+
+def check_training(run: Run, base: ModelFolder, output: str, running: Running) -> None:
+    """Raises RunError or ModelError where RUN is none, or of another model, or where OUT is taken."""
+    if running.allow_mismatch:
+        run.manifest()
+    else:
+        check_expert(run, base)
+    if os.environ.get("RANK", "0") == "0" and not running.resume:  # another rank may find what the first has written
+        with Output(output) as out:
+            out.check_free()
+
+
+def check_files(files: Sequence[str], question_field: str | None = None) -> None:
+    """Raises ProblemSetError where a problem set is missing, empty, or cannot be read."""
+    for file in files:
+        read_problems(file, 1, question_field=question_field)
