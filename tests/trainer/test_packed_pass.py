@@ -76,7 +76,8 @@ def test_attention_that_computes_something_else_is_left_out(monkeypatch):
     model = adapted("gemma2", attn_logit_softcapping=0.2)
     model.get_base_model().set_attn_implementation("eager")
     choice = choose(model, "some/gemma2", [30, 50], 100, packing=True, attention=None)
-    assert choice.attention == "eager" and "sdpa: logits differ by" in choice.others[0]
+    assert choice.attention == model.get_base_model().config._attn_implementation == "eager"
+    assert "sdpa: logits differ by" in choice.others[0]
 
 
 def test_on_a_gpu_flash_attention_is_wanted_first_then_flex_attention(monkeypatch):
@@ -86,3 +87,6 @@ def test_on_a_gpu_flash_attention_is_wanted_first_then_flex_attention(monkeypatc
     monkeypatch.setattr("trainer.training.packing_check.is_flash_attn_2_available", lambda: True)
     assert attentions(half, "cuda")[0] == ["flash_attention_2", "flex_attention"] and attentions(half, "cpu")[0] == []
     assert attentions(full, "cuda") == (["flex_attention"], ["flash_attention_2: it needs --dtype bfloat16"])
+    half.model.layers[0].self_attn.attention_dropout = 0.1
+    names, others = attentions(half, "cuda")
+    assert names == ["flash_attention_2"] and others[0].startswith("flex_attention: it has no dropout, and the model")

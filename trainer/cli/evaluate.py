@@ -137,10 +137,12 @@ def evaluate_command(
         Run(run).manifest()
     base = check_model(model, chat_template)
     check_adapters(adapter or [], base)
+    from trainer.evaluation.curve import checkpoints_of, curve_of
+
+    steps = checkpoints_of(checkpoints) if checkpoints else {}
     check_files(list(files.values()), question_field)
     quiet_vllm()
     quiet_transformers()
-    from trainer.evaluation.curve import checkpoints_of, curve_of
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.summary import figures, markdown, table
 
@@ -158,7 +160,6 @@ def evaluate_command(
         choices_field=choices_field,
         answer_field=answer_field,
     )
-    steps = checkpoints_of(checkpoints) if checkpoints else {}
     console, adapters = wide_console(), [*steps, *(name for name in adapter or [] if name not in steps)]
     found = evaluate(base, adapters, files, settings, console, kept)
     console.print(table(found))

@@ -22,8 +22,8 @@ TOKEN = re.compile(rf"{TEXT}|\\?%|\\?¢|°|\^\s*\{{?\s*\\(?:circ|degree)\b|\\[A-
 UNIT_COMMANDS = (r"\mu", r"\Omega", r"\AA", r"\degree")
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
-SHORT = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "bn": "billion", "m": "million"}
-SHORTENED = re.compile(r"(?<=\d)(?:[kKMB]|bn)(?![A-Za-z])|(?<=\d)m(?=\W*$)")
+LETTERED = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "bn": "billion", "m": "million"}
+LETTERED_NUMBER = re.compile(r"(?<=\d)(?:[kKMB]|bn)(?![A-Za-z])|(?<=\d)m(?=\W*$)")
 """18K. An m is a metre, but of money."""
 MONEY = re.compile(r"\\\$|[€£¥]")
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
@@ -137,9 +137,9 @@ def _spelled_out(text: str, expected: str) -> str:
     def word(letter: re.Match[str]) -> str:
         one, other = unit_of(letter[0]), unit_of(expected)
         metre = letter[0] == "m" and not MONEY.search(text)
-        return letter[0] if metre or (one and other and ratio(one, other) is not None) else f" {SHORT[letter[0]]}"
+        return letter[0] if metre or (one and other and ratio(one, other) is not None) else f" {LETTERED[letter[0]]}"
 
-    return SHORTENED.sub(word, text)
+    return LETTERED_NUMBER.sub(word, text)
 
 
 def cut(text: str) -> tuple[str, str]:
