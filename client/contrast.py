@@ -1,4 +1,4 @@
-"""The mathematics of the contrast: one trajectory at a time, with numpy alone.
+"""The mathematics of the contrast, of one trajectory or of several together, with numpy alone.
 
 In: at each step the expert's top-k log-probabilities, and the amateur's of the same ids, as the service returns them.
 Out: which steps to keep, a proved lower bound of their divergence, and their soft labels. Source: LightReasoner,
@@ -12,7 +12,8 @@ label over the whole vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -72,10 +73,6 @@ class StepFigures:
     complete: Bools  # [T], `mask_complete`
     same_top1: Bools  # [T], as `top1`
     other_top1: Bools  # [T]
-
-    def __getitem__(self, steps: slice) -> StepFigures:
-        """Those of some steps."""
-        return StepFigures(*(getattr(self, field.name)[steps] for field in fields(self)))
 
 
 def step_figures(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float, vocab_size: int) -> StepFigures:
@@ -179,21 +176,74 @@ def contrast(
         seed: seed of "random", at least 0. Give each trajectory its own, or all draw alike.
         figures: `step_figures` of the same arguments, if they are there already.
     """
+    whole, _ = contrast_together(
+        np.array([0, len(top_ids)]),
+        top_ids,
+        expert_logprobs,
+        amateur_logprobs,
+        alpha=alpha,
+        beta=beta,
+        first_step=first_step,
+        vocab_size=vocab_size,
+        keep_incomplete=keep_incomplete,
+        select=select,
+        labels=labels,
+        gamma=gamma,
+        max_shift=max_shift,
+        cuts=[cut] if cut else (),
+        token_ids=token_ids,
+        seeds=[seed],
+        figures=figures,
+    )
+    return whole
+
+
+def contrast_together(
+    begins: npt.NDArray[np.integer],
+    top_ids: npt.NDArray[np.int32],
+    expert_logprobs: Floats,
+    amateur_logprobs: Floats,
+    *,
+    alpha: float,
+    beta: float,
+    first_step: int,
+    vocab_size: int,
+    keep_incomplete: bool,
+    select: Selection,
+    labels: Labels,
+    gamma: float,
+    max_shift: float | None,
+    cuts: Sequence[tuple[float, int]],
+    token_ids: npt.NDArray[np.int32] | None,
+    seeds: Sequence[int],
+    figures: StepFigures | None,
+) -> tuple[Contrast, npt.NDArray[np.integer]]:
+    """`contrast` of m trajectories whose steps follow one another, and its `incomplete` of each: [m].
+
+    `begins`: where each begins among all steps, and the end: [m + 1]. `cuts`, `seeds`: one of each trajectory, for
+    "top" and "random". `steps` of the result count through all trajectories; `divided` takes it apart.
+    """
     figures = figures or step_figures(expert_logprobs, amateur_logprobs, alpha, vocab_size)
     bound, complete, labelled = figures.kl_lower_bound, figures.complete, figures.labelled
-    reached = np.arange(len(bound)) >= first_step
+    owners = owners_of(begins)
+    places = np.arange(len(bound)) - begins[:-1][owners]
+    reached = places >= first_step
     may_be_kept = reached & (labelled.any(axis=1) if keep_incomplete else complete)
     informative = reached & (bound > beta)
     if select == "top":
-        assert cut is not None, "select top needs a cut, which depends on the whole RUN"
-        least, last = cut
-        places = ordered(bound)
-        chosen = (places > least) | ((places == least) & (np.arange(len(bound)) <= last))
+        assert cuts, "select top needs a cut, which depends on the whole RUN"
+        least, last = (np.array(values)[owners] for values in zip(*cuts, strict=True))
+        order = ordered(bound)
+        chosen = (order > least) | ((order == least) & (places <= last))
     else:
         chosen = np.ones(len(bound), bool) if select == "all" else informative
     steps = np.flatnonzero(may_be_kept & chosen)
     if select == "random":
-        steps = _drawn(np.flatnonzero(reached & complete), len(steps), seed)
+        may_be_drawn = reached & complete
+        steps = np.concatenate([
+            begin + _drawn(np.flatnonzero(may_be_drawn[begin:end]), int(((steps >= begin) & (steps < end)).sum()), seed)
+            for begin, end, seed in zip(begins[:-1], begins[1:], seeds, strict=True)
+        ])  # fmt: skip
     if labels == "onehot":
         assert token_ids is not None, "onehot labels are the trajectory's own tokens"
         ids, mask = token_ids[:, None][steps], np.ones((len(steps), 1), bool)
@@ -205,7 +255,8 @@ def contrast(
         if max_shift is not None:
             log_label = _bounded_labels(max_shift, log_label, _log_labels("expert", 0.0, *logprobs, mask))
         weights = np.exp(log_label)
-    return Contrast(
+    incomplete = np.bincount(owners[informative & ~complete], minlength=len(begins) - 1)
+    whole = Contrast(
         steps=steps.astype(np.int32),
         kl_lower_bound=bound[steps].astype(np.float32),
         covered_mass=figures.covered_mass[steps].astype(np.float32),
@@ -213,8 +264,34 @@ def contrast(
         label_ids=ids[mask].astype(np.int32),
         label_weights=weights[mask].astype(np.float32),
         label_offsets=np.concatenate(([0], mask.sum(axis=1).cumsum())).astype(np.int64),
-        incomplete=int((informative & ~complete).sum()),
+        incomplete=int(incomplete.sum()),
     )
+    return whole, incomplete
+
+
+def divided(
+    whole: Contrast, begins: npt.NDArray[np.integer], incomplete: npt.NDArray[np.integer]
+) -> Iterator[Contrast]:
+    """The contrast of each of several trajectories, as `contrast` gives it; its arrays are views of `whole`'s."""
+    places = np.searchsorted(whole.steps, begins).tolist()
+    labels = whole.label_offsets[places].tolist()
+    for index, (begin, missed) in enumerate(zip(begins[:-1].tolist(), incomplete.tolist(), strict=True)):
+        here, there = slice(*places[index : index + 2]), slice(*labels[index : index + 2])
+        yield Contrast(
+            steps=whole.steps[here] - np.int32(begin),
+            kl_lower_bound=whole.kl_lower_bound[here],
+            covered_mass=whole.covered_mass[here],
+            mask_complete=whole.mask_complete[here],
+            label_ids=whole.label_ids[there],
+            label_weights=whole.label_weights[there],
+            label_offsets=whole.label_offsets[here.start : here.stop + 1] - there.start,
+            incomplete=missed,
+        )
+
+
+def owners_of(begins: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:
+    """Which of m parts each of n places belongs to, where `begins` says where each begins, and n: [m + 1] -> [n]."""
+    return np.repeat(np.arange(len(begins) - 1), np.diff(begins))
 
 
 def ordered(bound: Floats) -> Floats:

@@ -6,20 +6,20 @@ check them number by number. No I/O. `client.protocol.requests` exports these na
 
 from __future__ import annotations
 
-import base64
-import binascii
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import orjson
+import pybase64
 
 from client.errors import shorten
 
 MAX_SAMPLES = 256
 """Most trajectories of a problem; sample indices are below."""
 FinishReason = Literal["stop", "length"]
+FINISH_REASONS = get_args(FinishReason)
 Encoding = Literal["json", "base64"]
 
 
@@ -91,7 +91,7 @@ def parse_line(line: bytes | str, vocab_size: int | None = None) -> Trajectory |
 
     Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for an invalid line.
     """
-    if not line.strip():
+    if not line or line.isspace():
         return None
     fields = _fields_of(line)
     key = _key_in(fields)
@@ -167,7 +167,7 @@ def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
         return "the expert's best token has a log-probability of minus infinity"
     if (line.expert_logprobs[:, 1:] > line.expert_logprobs[:, :-1] + LOGPROB_ROUNDING).any():
         return "its top k are not in order, best first"
-    if line.finish_reason not in get_args(FinishReason):
+    if line.finish_reason not in FINISH_REASONS:
         return f"its finish_reason is {line.finish_reason!r:.100}"
     return None
 
@@ -180,8 +180,8 @@ def token_fault(line: Trajectory, vocab_size: int) -> str | None:
 
 def _to_base64(array: npt.NDArray[Any]) -> dict[str, Any]:
     dtype = "<f4" if array.dtype.kind == "f" else "<i4"
-    data = base64.b64encode(np.ascontiguousarray(array, dtype=dtype).tobytes())
-    return {"dtype": dtype, "shape": list(array.shape), "data": data.decode()}
+    data = pybase64.b64encode_as_string(np.ascontiguousarray(array, dtype=dtype).tobytes())
+    return {"dtype": dtype, "shape": list(array.shape), "data": data}
 
 
 def _ids(value: Any) -> npt.NDArray[np.int32]:
@@ -214,4 +214,4 @@ def _array(value: Any, kinds: set[type], dtype: type[np.generic]) -> npt.NDArray
 def _unpacked(value: dict[str, Any], dtype: str) -> npt.NDArray[Any]:
     if value["dtype"] != dtype:
         raise ValueError(f"an array has dtype {value['dtype']!r:.100}, expected {dtype!r}")
-    return np.frombuffer(binascii.a2b_base64(value["data"]), dtype=dtype).reshape(value["shape"])
+    return np.frombuffer(pybase64.b64decode(value["data"], validate=True), dtype=dtype).reshape(value["shape"])

@@ -89,8 +89,7 @@ def compare_runs(runs: Sequence[Run]) -> list[Figures]:
 
 def _figures(run: Run, manifest: RunManifest) -> Figures:
     tally = Tally(manifest)
-    for trajectory in run.trajectories():
-        tally.add(trajectory)
+    tally.add_all(run.trajectories())
     totals, steps = tally.totals(set(run.failures())), max(tally.steps, 1)
     shifts, texts = totals.label_shifts, texts_where_readable(run)
     return Figures(

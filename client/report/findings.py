@@ -13,7 +13,7 @@ import hashlib
 import heapq
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from client.contrast import kl_lower_bound
+from client.contrast import Contrast, kl_lower_bound
 from client.protocol.requests import Trajectory
 from client.report.analysis import BetaBand, BetaBands, StepAnalysis
 from client.runs.build import trajectory_parts
@@ -29,7 +29,7 @@ from client.runs.keys import Key
 from client.runs.manifest import RunManifest
 from client.runs.parts import MOST_PART_BYTES
 from client.runs.run import Run, RunTotals
-from client.runs.samples import Sample, sample_of
+from client.runs.samples import Sample, sample_of, sampled_groups
 from client.runs.tally import Tally
 
 DRAWN, MOST_DIVERGENT, DIVERGENT_TOKENS = 5, 3, 25
@@ -243,9 +243,7 @@ def gather(run: Run) -> Findings:
     bands = BetaBands(manifest.beta)
     drawn, divergent = Largest(DRAWN), Largest(MOST_DIVERGENT)
     trajectory_parts(run, manifest)
-    for trajectory in run.trajectories():
-        kept = sample_of(trajectory, manifest).contrast
-        tally.add(trajectory, kept)
+    for trajectory, kept in _counted(run, manifest, tally):
         log_p, log_q = trajectory.expert_logprobs[first:], trajectory.amateur_logprobs[first:]
         bounds = kl_lower_bound(log_p, log_q)
         above = bounds > manifest.beta
@@ -280,6 +278,14 @@ def gather(run: Run) -> Findings:
         benchmarks=_evaluated_benchmarks(run),
         curves=_accuracy_curves(run),
     )
+
+
+def _counted(run: Run, manifest: RunManifest, tally: Tally) -> Iterator[tuple[Trajectory, Contrast]]:
+    """Every trajectory with its samples, once the tally has it."""
+    for group in sampled_groups(run.trajectories(), manifest):
+        tally.add(group)
+        for trajectory, sample in zip(group.trajectories, group.samples, strict=True):
+            yield trajectory, sample.contrast
 
 
 def _lot(trajectory: Trajectory) -> float:

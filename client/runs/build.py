@@ -64,11 +64,9 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
     done = set(target.parts("samples"))
     tally = Tally(made)  # over every part, those of earlier attempts too
     remote = source if source.bucket.remote else target
-    for trajectories, samples in remote.each(
-        track(parts), lambda part: target.adopt(part, source, made, write=part not in done)
-    ):
-        for trajectory, sample in zip(trajectories, samples, strict=True):
-            tally.add(trajectory, sample.contrast)
+    for groups in remote.each(track(parts), lambda part: target.adopt(part, source, made, write=part not in done)):
+        for group in groups:
+            tally.add(group)
     target.copy_failures(source)
     totals = tally.totals(set(target.failures()))
     if complete:

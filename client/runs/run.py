@@ -32,7 +32,7 @@ from client.protocol.requests import Failure, Trajectory, token_fault
 from client.runs.keys import Key, Keys
 from client.runs.manifest import RunManifest, dataset_card
 from client.runs.parts import MOST_PART_BYTES, PartKind, Parts
-from client.runs.samples import Sample, figures_of_each, sample_of
+from client.runs.samples import Sample, SampledGroup, sampled_groups
 from client.runs.tally import CountedParts, RunTotals, Tally
 from client.storage.ahead import Found, read_ahead
 from client.storage.bucket import Bucket
@@ -174,18 +174,18 @@ class Run:
         self._parts.write_trajectories(part, trajectories, questions)
         return self._write_samples_of(part, trajectories, manifest, counted)
 
-    def adopt(self, part: str, other: Run, manifest: RunManifest, write: bool) -> tuple[list[Trajectory], list[Sample]]:
-        """A part of another RUN's trajectories, and its samples with this RUN's settings.
+    def adopt(self, part: str, other: Run, manifest: RunManifest, write: bool) -> list[SampledGroup]:
+        """A part of another RUN's trajectories, with their samples by this RUN's settings.
 
         `write`: copy the trajectories byte for byte, and write the samples.
         """
         data = other._parts.data("trajectories", part)
-        trajectories = list(other._sound(other._parts.trajectories(part, data), manifest.expert.vocab_size))
-        samples = [sample_of(trajectory, manifest) for trajectory in trajectories]
+        trajectories = other._sound(other._parts.trajectories(part, data), manifest.expert.vocab_size)
+        groups = list(sampled_groups(trajectories, manifest))
         if write:
             self._parts.copy("trajectories", part, data)
-            self._parts.write_samples(part, samples)
-        return trajectories, samples
+            self._parts.write_samples(part, [sample for group in groups for sample in group.samples])
+        return groups
 
     def copy_failures(self, other: Run) -> None:
         """Copy the failures of another RUN."""
@@ -265,8 +265,7 @@ class Run:
         if counted and self._holds_only(counted):
             return counted.tally
         tally = Tally(manifest, expected)
-        for trajectory in self._every_trajectory(self.parts("trajectories"), manifest.expert.vocab_size):
-            tally.add(trajectory)
+        tally.add_all(self._every_trajectory(self.parts("trajectories"), manifest.expert.vocab_size))
         return tally
 
     def _holds_only(self, counted: CountedParts) -> bool:
@@ -321,11 +320,11 @@ class Run:
         manifest: RunManifest,
         counted: CountedParts | None = None,
     ) -> list[Sample]:
-        samples = []
-        for trajectory, figures in zip(trajectories, figures_of_each(trajectories, manifest), strict=True):
-            samples.append(sample := sample_of(trajectory, manifest, figures))
+        samples: list[Sample] = []
+        for group in sampled_groups(trajectories, manifest):
+            samples += group.samples
             if counted:
-                counted.add(part, trajectory, sample.contrast, figures)
+                counted.add(part, group)
         self._parts.write_samples(part, samples)
         if counted:
             counted.written(part, len(trajectories))

@@ -1,17 +1,16 @@
-"""A trajectory's contrast samples: a pure function of the trajectory and the RUN's settings. No I/O."""
+"""Trajectories' contrast samples: a pure function of the trajectories and the RUN's settings. No I/O."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from client.contrast import DEFAULT_GAMMA, Contrast, StepFigures, contrast, step_figures
+from client.contrast import DEFAULT_GAMMA, Contrast, Floats, StepFigures, contrast_together, divided, step_figures
 from client.protocol.requests import Trajectory
 from client.runs.manifest import RunManifest
 
@@ -28,69 +27,89 @@ class Sample:
 
 
 STEPS_AT_ONCE = 1024
-"""Steps of which figures are computed at once: numpy's calls cost little then, and the arrays stay in the cache."""
+"""Steps that are computed at once: numpy's calls cost little then, and the arrays stay in the cache."""
 
 
-def figures_of(trajectory: Trajectory, manifest: RunManifest) -> StepFigures:
-    """What a trajectory's steps are with a RUN's settings, for `sample_of` and a tally."""
-    return next(figures_of_each([trajectory], manifest))
+@dataclass(frozen=True)
+class SampledGroup:
+    """A few trajectories of one top k, what their steps are, and their samples: computed together.
 
-
-def figures_of_each(trajectories: Sequence[Trajectory], manifest: RunManifest) -> Iterator[StepFigures]:
-    """`figures_of` each trajectory, several computed together. All have the same top k, or come one by one."""
-    begin = 0
-    while begin < len(trajectories):
-        end, steps = begin, 0
-        while (
-            end < len(trajectories)
-            and steps < STEPS_AT_ONCE
-            and _width(trajectories, end) == _width(trajectories, begin)
-        ):
-            steps += len(trajectories[end].token_ids)
-            end += 1
-        some = trajectories[begin:end]
-        expert = np.concatenate([one.expert_logprobs for one in some])
-        amateur = np.concatenate([one.amateur_logprobs for one in some])
-        figures = step_figures(expert, amateur, manifest.alpha, manifest.expert.vocab_size)
-        ends = np.cumsum([0, *(len(one.token_ids) for one in some)])
-        yield from (figures[a:b] for a, b in pairwise(ends))
-        begin = end
-
-
-def _width(trajectories: Sequence[Trajectory], index: int) -> int:
-    return trajectories[index].top_ids.shape[1]
-
-
-def sample_of(trajectory: Trajectory, manifest: RunManifest, figures: StepFigures | None = None) -> Sample:
-    """The samples of a trajectory with a RUN's settings. The same inputs always give the same samples.
-
-    `figures`: those of `figures_of`, if they are there already.
-
-    The seed of a random selection depends on (select_seed, problem_id, sample_index) only, not on parts or order.
+    Arrays of steps hold those of all trajectories, one trajectory after the other.
     """
-    cut = manifest.top_cut
-    drawn_by = orjson.dumps([manifest.select_seed, trajectory.problem_id, trajectory.sample_index])
-    return Sample(
-        problem_id=trajectory.problem_id,
-        sample_index=trajectory.sample_index,
-        prompt_token_ids=trajectory.prompt_token_ids,
-        token_ids=trajectory.token_ids,
-        contrast=contrast(
-            trajectory.top_ids,
-            trajectory.expert_logprobs,
-            trajectory.amateur_logprobs,
-            alpha=manifest.alpha,
-            beta=manifest.beta,
-            first_step=manifest.first_step,
-            vocab_size=manifest.expert.vocab_size,
-            keep_incomplete=manifest.keep_incomplete,
-            select=manifest.select,
-            labels=manifest.labels,
-            gamma=DEFAULT_GAMMA if manifest.gamma is None else manifest.gamma,
-            max_shift=manifest.max_shift,
-            cut=cut.for_trajectory(trajectory.problem_id, trajectory.sample_index) if cut else None,
-            token_ids=trajectory.token_ids,
-            seed=int.from_bytes(hashlib.sha256(drawn_by).digest()[:16], "little"),
-            figures=figures,
-        ),
+
+    trajectories: Sequence[Trajectory]
+    begins: npt.NDArray[np.int64]  # [m + 1], where each trajectory begins, and the end
+    top_ids: npt.NDArray[np.int32]  # [steps, k]
+    expert_logprobs: Floats  # [steps, k], as the next
+    amateur_logprobs: Floats
+    figures: StepFigures
+    kept: Contrast  # its `steps` count through all trajectories
+    incomplete: npt.NDArray[np.integer]  # [m], as in `Contrast`
+
+    @property
+    def samples(self) -> list[Sample]:
+        """One of each trajectory."""
+        each = divided(self.kept, self.begins, self.incomplete)
+        return [
+            Sample(one.problem_id, one.sample_index, one.prompt_token_ids, one.token_ids, kept)
+            for one, kept in zip(self.trajectories, each, strict=True)
+        ]
+
+
+def sampled_groups(trajectories: Iterable[Trajectory], manifest: RunManifest) -> Iterator[SampledGroup]:
+    """The trajectories in their order, with their samples by a RUN's settings.
+
+    The same trajectory always has the same samples, whatever group it is in. The seed of a random selection depends on
+    (select_seed, problem_id, sample_index) only.
+    """
+    some: list[Trajectory] = []
+    steps = 0
+    for trajectory in trajectories:
+        if some and (steps >= STEPS_AT_ONCE or trajectory.top_ids.shape[1] != some[0].top_ids.shape[1]):
+            yield sampled_group(some, manifest)
+            some, steps = [], 0
+        some.append(trajectory)
+        steps += len(trajectory.token_ids)
+    if some:
+        yield sampled_group(some, manifest)
+
+
+def sampled_group(some: Sequence[Trajectory], manifest: RunManifest) -> SampledGroup:
+    """Trajectories of one top k as a group."""
+    begins = np.cumsum([0, *(len(one.token_ids) for one in some)])
+    top_ids, expert, amateur = (
+        np.concatenate([getattr(one, name) for one in some]) if len(some) > 1 else getattr(some[0], name)
+        for name in ("top_ids", "expert_logprobs", "amateur_logprobs")
     )
+    figures = step_figures(expert, amateur, manifest.alpha, manifest.expert.vocab_size)
+    cut = manifest.top_cut
+    kept, incomplete = contrast_together(
+        begins,
+        top_ids,
+        expert,
+        amateur,
+        alpha=manifest.alpha,
+        beta=manifest.beta,
+        first_step=manifest.first_step,
+        vocab_size=manifest.expert.vocab_size,
+        keep_incomplete=manifest.keep_incomplete,
+        select=manifest.select,
+        labels=manifest.labels,
+        gamma=DEFAULT_GAMMA if manifest.gamma is None else manifest.gamma,
+        max_shift=manifest.max_shift,
+        cuts=[cut.for_trajectory(one.problem_id, one.sample_index) for one in some] if cut else (),
+        token_ids=np.concatenate([one.token_ids for one in some]) if manifest.labels == "onehot" else None,
+        seeds=[_seed(one, manifest) for one in some] if manifest.select == "random" else (),
+        figures=figures,
+    )
+    return SampledGroup(some, begins, top_ids, expert, amateur, figures, kept, incomplete)
+
+
+def sample_of(trajectory: Trajectory, manifest: RunManifest) -> Sample:
+    """The samples of one trajectory, as `sampled_groups` makes them."""
+    return sampled_group([trajectory], manifest).samples[0]
+
+
+def _seed(trajectory: Trajectory, manifest: RunManifest) -> int:
+    drawn_by = orjson.dumps([manifest.select_seed, trajectory.problem_id, trajectory.sample_index])
+    return int.from_bytes(hashlib.sha256(drawn_by).digest()[:16], "little")

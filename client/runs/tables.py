@@ -55,21 +55,21 @@ def trajectory_table(trajectories: Sequence[Trajectory], questions: dict[str, st
     def column(name: str) -> list[Any]:
         return [getattr(trajectory, name) for trajectory in trajectories]
 
-    def ragged(name: str, dtype: type[np.generic]) -> pa.ListArray:
+    def ragged(name: str, dtype: type[np.generic]) -> pa.Array:
         return _to_lists([array.ravel() for array in column(name)], dtype)
 
-    return pa.table(
+    return pa.Table.from_arrays(
         [
-            pa.array(column("problem_id"), pa.string()),
-            pa.array(column("sample_index"), pa.int32()),
-            pa.array([questions.get(trajectory.problem_id) for trajectory in trajectories], pa.string()),
+            _to_texts(column("problem_id")),
+            _to_numbers(np.array(column("sample_index"), np.int32)),
+            _to_texts([questions.get(trajectory.problem_id) for trajectory in trajectories]),
             ragged("prompt_token_ids", np.int32),
             ragged("token_ids", np.int32),
-            pa.array([trajectory.top_ids.shape[1] for trajectory in trajectories], pa.int32()),
+            _to_numbers(np.array([trajectory.top_ids.shape[1] for trajectory in trajectories], np.int32)),
             ragged("top_ids", np.int32),
             ragged("expert_logprobs", np.float32),
             ragged("amateur_logprobs", np.float32),
-            pa.array(column("finish_reason"), pa.string()),
+            _to_texts(column("finish_reason")),
         ],
         schema=TRAJECTORY_SCHEMA,
     )
@@ -149,22 +149,21 @@ def trajectories_in(table: pa.Table) -> list[Trajectory]:
 def sample_table(samples: Sequence[Sample]) -> pa.Table:
     """One row per trajectory (`SAMPLE_SCHEMA`)."""
     kept = [sample.contrast for sample in samples]
-    steps = _to_lists([contrast.steps for contrast in kept], np.int32)
+    step_counts = np.array([len(contrast.steps) for contrast in kept])
+    label_counts = [np.diff(contrast.label_offsets) for contrast in kept]
 
-    def labels(values: list[npt.NDArray[Any]], dtype: type[np.generic]) -> pa.ListArray:
-        inner = _to_lists(
-            [values[i][a:b] for i, contrast in enumerate(kept) for a, b in pairwise(contrast.label_offsets)], dtype
-        )
-        return pa.ListArray.from_arrays(steps.offsets, inner)
+    def labels(values: list[npt.NDArray[Any]], dtype: type[np.generic]) -> pa.Array:
+        counts = np.concatenate([np.empty(0, np.int64), *label_counts])
+        return _lists_of(step_counts, _lists_of(counts, _to_numbers(_joined(values, dtype))))
 
-    return pa.table(
+    return pa.Table.from_arrays(
         [
-            pa.array([sample.problem_id for sample in samples], pa.string()),
-            pa.array([sample.sample_index for sample in samples], pa.int32()),
+            _to_texts([sample.problem_id for sample in samples]),
+            _to_numbers(np.array([sample.sample_index for sample in samples], np.int32)),
             _to_lists([sample.prompt_token_ids for sample in samples], np.int32),
             _to_lists([sample.token_ids for sample in samples], np.int32),
-            pa.array([contrast.incomplete for contrast in kept], pa.int32()),
-            steps,
+            _to_numbers(np.array([contrast.incomplete for contrast in kept], np.int32)),
+            _to_lists([contrast.steps for contrast in kept], np.int32),
             _to_lists([contrast.kl_lower_bound for contrast in kept], np.float32),
             _to_lists([contrast.covered_mass for contrast in kept], np.float32),
             _to_lists([contrast.mask_complete for contrast in kept], np.bool_),
@@ -230,10 +229,34 @@ def _fault_of_sample(kept: Contrast, tokens: Sequence[npt.NDArray[np.int32]], vo
     return None
 
 
-def _to_lists(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> pa.ListArray:
-    offsets = np.concatenate(([0], np.cumsum([len(array) for array in arrays], dtype=np.int64)))
-    values = np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype, copy=False)
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+# Arrays are made of buffers: pa.array would import pandas, where it is installed, for a second and 40 MB.
+
+
+def _to_lists(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> pa.Array:
+    return _lists_of(np.array([len(array) for array in arrays]), _to_numbers(_joined(arrays, dtype)))
+
+
+def _lists_of(counts: npt.NDArray[np.integer], values: pa.Array) -> pa.Array:
+    """Lists of so many of the values each."""
+    offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+    return pa.Array.from_buffers(pa.list_(values.type), len(counts), [None, pa.py_buffer(offsets)], children=[values])
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype, copy=False)
+
+
+def _to_numbers(values: npt.NDArray[Any]) -> pa.Array:
+    bits = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(bits)])
+
+
+def _to_texts(texts: Sequence[str | None]) -> pa.Array:
+    data = [(text or "").encode() for text in texts]
+    offsets = np.concatenate(([0], np.cumsum([len(text) for text in data]))).astype(np.int32)
+    there = np.packbits([text is not None for text in texts], bitorder="little")
+    buffers = [pa.py_buffer(there), pa.py_buffer(offsets), pa.py_buffer(b"".join(data))]
+    return pa.Array.from_buffers(pa.string(), len(data), buffers)
 
 
 def _from_lists(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:

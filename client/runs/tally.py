@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.contrast import Bools, Contrast, StepFigures, label_shifts
+from client.contrast import LabelShifts, label_shifts, owners_of
 from client.protocol.requests import Trajectory
 from client.runs.keys import Key, Keys
 from client.runs.manifest import RunManifest
-from client.runs.samples import figures_of, sample_of
+from client.runs.samples import SampledGroup, sampled_group, sampled_groups
 
 KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
 ODD_LABELS, TOKENS_BEFORE = 8, 12
@@ -97,8 +97,8 @@ class OrderedSum:
     def __init__(self) -> None:
         self._values: dict[str, array[float]] = {}
 
-    def add(self, value: float, part: str) -> None:
-        self._values.setdefault(part, array("d")).append(value)
+    def add(self, values: Iterable[float], part: str) -> None:
+        self._values.setdefault(part, array("d")).extend(values)
 
     def __float__(self) -> float:
         total = 0.0
@@ -159,64 +159,80 @@ class Divergences:
 class Shifts:
     """Adds up how far labels move the expert; memory does not grow with the labels, but for a number a token."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocab_size: int) -> None:
         self.nats = Divergences()
         self.overturned = 0
-        self.by_token: dict[int, list[float]] = {}  # heaviest id -> labels, nats
+        self._labels, self._nats = np.zeros(vocab_size, np.int64), np.zeros(vocab_size)  # by heaviest id
         self._sum, self._largest = OrderedSum(), 0.0
         self._odd: dict[tuple[int, int], OddLabel] = {}
         self._overturns: dict[tuple[int, int], list[float]] = {}  # best, heaviest -> labels, nats
 
-    def add(
-        self, trajectory: Trajectory, kept: Contrast, alpha: float, labelled: Bools | None = None, part: str = ""
-    ) -> None:
-        """Count the labels of a trajectory; `labelled`: as in `StepFigures`, if known. `part`: as in `Tally.add`."""
-        logprobs = trajectory.expert_logprobs, trajectory.amateur_logprobs
-        found = label_shifts(kept, trajectory.top_ids, *logprobs, alpha, labelled)
+    def add(self, group: SampledGroup, alpha: float, part: str = "") -> None:
+        """Count the labels of a group. `part`: as in `Tally.add`."""
+        kept, logprobs = group.kept, (group.expert_logprobs, group.amateur_logprobs)
+        found = label_shifts(kept, group.top_ids, *logprobs, alpha, group.figures.labelled)
+        owners = owners_of(group.begins)[kept.steps]
         self.nats.add(found.nats)
-        self.overturned += int(found.overturned.sum())
-        self._sum.add(float(found.nats.sum()), part)
+        self.overturned += int(np.count_nonzero(found.overturned))
+        self._sum.add(np.bincount(owners, found.nats, len(group.trajectories)).tolist(), part)
         self._largest = max(self._largest, float(found.nats.max(initial=0.0)))
-        for token, nats in zip(found.heaviest.tolist(), found.nats.tolist(), strict=True):
-            counted = self.by_token.setdefault(token, [0, 0.0])
-            counted[0] += 1
-            counted[1] += nats
-        best = trajectory.top_ids[kept.steps, 0]
-        where = found.overturned
-        pairs = zip(best[where].tolist(), found.heaviest[where].tolist(), found.nats[where].tolist(), strict=True)
-        for of, over, nats in pairs:
-            counted = self._overturns.setdefault((of, over), [0, 0.0])
+        np.add.at(self._labels, found.heaviest, 1)
+        np.add.at(self._nats, found.heaviest, found.nats)
+        best = group.top_ids[kept.steps, 0]
+        over = found.overturned
+        for of, by, nats in zip(
+            best[over].tolist(), found.heaviest[over].tolist(), found.nats[over].tolist(), strict=True
+        ):
+            counted = self._overturns.setdefault((of, by), [0, 0.0])
             counted[0] += 1
             counted[1] += nats
         if len(self._overturns) > MOST_OVERTURNS:
             often = sorted(self._overturns.items(), key=lambda pair: -pair[1][0])
             self._overturns = dict(often[: MOST_OVERTURNS // 2])
         least = min((label.nats for label in self._odd.values()), default=0.0) if len(self._odd) == ODD_LABELS else 0.0
-        for index in np.flatnonzero(found.nats >= least):
-            step, column = int(kept.steps[index]), int(found.columns[index])
-            best = int(trajectory.top_ids[step, 0])
-            self._note(
-                OddLabel(
-                    nats=float(found.nats[index]),
+        self._note_odd(group, found, owners, np.flatnonzero(found.nats >= least))
+
+    def _note_odd(
+        self, group: SampledGroup, found: LabelShifts, owners: npt.NDArray[np.intp], among: npt.NDArray[np.intp]
+    ) -> None:
+        """Keep the few labels that lie farthest, of each pair of tokens the one that lies farthest."""
+        names = [(one.problem_id, one.sample_index) for one in group.trajectories]
+        order = np.argsort(sorted(range(len(names)), key=names.__getitem__))  # each one's place by its key
+        pairs: set[tuple[int, int]] = set()
+        for index in among[np.lexsort((among, order[owners[among]], -found.nats[among]))].tolist():
+            row = int(group.kept.steps[index])
+            pair = int(group.top_ids[row, 0]), int(found.heaviest[index])
+            if pair in pairs:
+                continue
+            pairs.add(pair)
+            trajectory, step = group.trajectories[owners[index]], row - int(group.begins[owners[index]])
+            nats = float(found.nats[index])
+            rank = -nats, trajectory.problem_id, trajectory.sample_index, step
+            if pair not in self._odd or rank < self._odd[pair].rank:
+                column = int(found.columns[index])
+                self._odd[pair] = OddLabel(
+                    nats=nats,
                     problem_id=trajectory.problem_id,
                     sample_index=trajectory.sample_index,
                     step=step,
                     before=tuple(trajectory.token_ids[max(step - TOKENS_BEFORE, 0) : step].tolist()),
-                    best=best,
-                    heaviest=int(found.heaviest[index]),
+                    best=pair[0],
+                    heaviest=pair[1],
                     weight=float(found.weight[index]),
-                    expert=_two(trajectory.expert_logprobs[step], column),
-                    amateur=_two(trajectory.amateur_logprobs[step], column),
+                    expert=_two(group.expert_logprobs[row], column),
+                    amateur=_two(group.amateur_logprobs[row], column),
                 )
-            )
+                if len(self._odd) > ODD_LABELS:
+                    del self._odd[max(self._odd, key=lambda pair: self._odd[pair].rank)]
+            if len(pairs) == ODD_LABELS:
+                return
 
-    def _note(self, label: OddLabel) -> None:
-        """Keep the few that lie farthest, of each pair of tokens the one that lies farthest."""
-        pair = label.best, label.heaviest
-        if pair not in self._odd or label.rank < self._odd[pair].rank:
-            self._odd[pair] = label
-        if len(self._odd) > ODD_LABELS:
-            del self._odd[max(self._odd, key=lambda pair: self._odd[pair].rank)]
+    @property
+    def by_token(self) -> dict[int, tuple[int, float]]:
+        """Labels and their nats by heaviest id."""
+        return {
+            int(token): (int(self._labels[token]), float(self._nats[token])) for token in np.flatnonzero(self._labels)
+        }
 
     @property
     def oddest(self) -> list[OddLabel]:
@@ -262,41 +278,44 @@ class Tally:
         self.complete_bounds = Divergences()  # those with a complete plausible set
         self.tokens = self.kept = self.incomplete = self.labelled = self.agreeing = self.differing = 0
         self.cut = self.without_kept_steps = 0
-        self.shifts = Shifts()
+        self.shifts = Shifts(manifest.expert.vocab_size)
         self._mass, self._entropy = OrderedSum(), OrderedSum()
 
-    def add(
-        self,
-        trajectory: Trajectory,
-        kept: Contrast | None = None,
-        figures: StepFigures | None = None,
-        part: str = "",
-    ) -> None:
-        """Count a trajectory. `kept`, `figures`: its samples and steps with the manifest's settings, if known.
+    def add_all(self, trajectories: Iterable[Trajectory]) -> None:
+        """Count trajectories, in the order of their parts."""
+        for group in sampled_groups(trajectories, self.manifest):
+            self.add(group)
+
+    def add(self, group: SampledGroup, part: str = "") -> None:
+        """Count a group with the manifest's settings.
 
         `part`: its part's name, if parts do not come in the order of their names.
         """
-        if not self.keys.add((trajectory.problem_id, trajectory.sample_index)):
+        new = [one for one in group.trajectories if self.keys.add((one.problem_id, one.sample_index))]
+        if not new:
             return
-        manifest, first = self.manifest, self.manifest.first_step
-        figures = figures or figures_of(trajectory, manifest)
-        kept = kept or sample_of(trajectory, manifest, figures).contrast
-        bounds = figures.kl_lower_bound[first:]
+        if len(new) < len(group.trajectories):
+            group = sampled_group(new, self.manifest)
+        kept, figures, count = group.kept, group.figures, len(new)
+        owners = owners_of(group.begins)
+        counted = np.arange(len(owners)) - group.begins[owners] >= self.manifest.first_step
+        bounds = figures.kl_lower_bound[counted]
         self.bounds.add(bounds)
-        self.complete_bounds.add(bounds[figures.complete[first:]])
-        self.agreeing += int(np.count_nonzero(figures.same_top1[first:]))
-        self.differing += int(np.count_nonzero(figures.other_top1[first:]))
-        self.tokens += len(trajectory.token_ids)
+        self.complete_bounds.add(bounds[figures.complete[counted]])
+        self.agreeing += int(np.count_nonzero(figures.same_top1[counted]))
+        self.differing += int(np.count_nonzero(figures.other_top1[counted]))
+        self.tokens += len(owners)
         self.kept += len(kept.steps)
-        self.cut += trajectory.finish_reason == "length"
-        self.without_kept_steps += not len(kept.steps)
-        self.shifts.add(trajectory, kept, manifest.alpha, figures.labelled, part)
+        self.cut += sum(one.finish_reason == "length" for one in new)
+        self.without_kept_steps += count - len(np.unique(owners[kept.steps]))
+        self.shifts.add(group, self.manifest.alpha, part)
         self.incomplete += kept.incomplete
         self.labelled += len(kept.label_ids)
-        self._mass.add(float(figures.covered_mass[first:].sum()), part)
+        self._mass.add(np.bincount(owners[counted], figures.covered_mass[counted], count).tolist(), part)
         weights = kept.label_weights.astype(np.float64)
-        entropy = -float((weights * np.log(weights, where=weights > 0, out=np.zeros_like(weights))).sum())
-        self._entropy.add(entropy, part)
+        entropies = -weights * np.log(weights, where=weights > 0, out=np.zeros_like(weights))
+        of_labels = np.repeat(owners[kept.steps], np.diff(kept.label_offsets))
+        self._entropy.add(np.bincount(of_labels, entropies, count).tolist(), part)
 
     @property
     def steps(self) -> int:
@@ -339,9 +358,9 @@ class CountedParts:
         self.parts: dict[str, int] = {}  # how many trajectories each has
         self._adding = threading.Lock()
 
-    def add(self, part: str, trajectory: Trajectory, kept: Contrast, figures: StepFigures) -> None:
+    def add(self, part: str, group: SampledGroup) -> None:
         with self._adding:
-            self.tally.add(trajectory, kept, figures, part)
+            self.tally.add(group, part)
 
     def written(self, part: str, trajectories: int) -> None:
         """Note a part that the store has, with its samples."""

@@ -61,7 +61,9 @@ class Spool:
                 return 0
             kept, taken = Run(str(self.folder)), 0
             for part in kept.parts("trajectories"):
-                taken += len(self._run.adopt(part, kept, self._manifest, write=True)[0])
+                taken += sum(
+                    len(group.trajectories) for group in self._run.adopt(part, kept, self._manifest, write=True)
+                )
             self._run.copy_failures(kept)
             shutil.rmtree(self.folder)
             return taken
