@@ -5,13 +5,13 @@ import json
 
 import orjson
 import pytest
-from support.runs.made_run import make_manifest
+from support.runs.made_run import make_manifest, make_trajectory
 from support.servers.contract_server import ContractServer
 
 from client.cli.options import SamplingOptions
 from client.errors import LightReasonerError, ModelError
 from client.models.fingerprints import model_folder
-from client.protocol.requests import JobRequest, Problem, SamplingSettings
+from client.protocol.requests import JobRequest, Problem, SamplingSettings, parse_line
 from client.servers.connection import Connection, _body
 
 PROBLEMS = [Problem(id="a", question="How many?")]
@@ -89,3 +89,13 @@ def test_an_adapter_that_is_given_as_a_model_is_named_with_the_way_to_merge_it(t
         model_folder(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     assert model_folder(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.5, float("inf")])
+@pytest.mark.parametrize("name", ["expert_logprobs", "amateur_logprobs"])
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_log_probability_that_no_model_gives_is_found_wherever_it_stands(name, value, step):
+    line = make_trajectory("p", seed=1, tokens=4)
+    getattr(line, name)[step, 5] = value
+    with pytest.raises(ValueError, match="NaN or above 0"):
+        parse_line(line.to_line("base64"))

@@ -11,6 +11,9 @@ from client.errors import RunError
 from client.runs.run import Run
 from trainer.adapters.model_folder import ModelFolder
 from trainer.data.dataset import Limits, check_ranges
+from trainer.data.steps import Steps
+from trainer.settings import Recipe, Running
+from trainer.training.train import read
 
 LIMITS = Limits(VOCABULARY)
 
@@ -120,6 +123,20 @@ def test_a_key_that_two_parts_hold_is_read_once(tmp_path, expert):
     run.write([trajectory("p0", 77), trajectory("new", 78)], {}, run.manifest())
     found = read_training_set(run, ModelFolder(expert), LIMITS)
     assert len(found.examples) == 7 and found.kept_steps == sum(len(s.contrast.steps) for s in run.samples())
+
+
+def test_a_seed_means_the_same_steps_however_the_answers_came(tmp_path, expert):
+    """Two RUNs with the same trajectories, in other parts and another order."""
+    many = [trajectory(f"p{index}", 60 + index) for index in range(12)]
+    recipe, found = Recipe(batch_size=4, seed=3), []
+    for name, order in (("one", many), ("other", [*many[7:], *many[:7]])):
+        run = write_run(tmp_path / name, expert, trajectories=order[:5], sealed=False)
+        run.write(order[5:], {}, run.manifest())
+        training_set = read(run, ModelFolder(expert), recipe, Running(token_budget=512))
+        held_out = training_set.hold_out(0.25)
+        steps = [step["micro_batches"][0]["input_ids"].tolist() for step in Steps(training_set, recipe, 512)]
+        found.append((steps, [example.input_ids.tolist() for example in held_out]))
+    assert found[0] == found[1] and len(found[0][1]) == 3 and len(found[0][0]) > 1
 
 
 def test_one_kept_step_alone_has_its_own_prefix_and_label(examples):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from client.errors import RunError
 from client.models.fingerprints import tokenizer_fingerprint
 from client.protocol.requests import Trajectory
-from client.runs.keys import Keys
+from client.runs.keys import Key, Keys
 from client.runs.run import Run
 from client.runs.samples import Sample
 from trainer.adapters.model_folder import ModelFolder
@@ -36,7 +37,7 @@ class Limits:
 
 
 class TrainingSet:
-    """The examples of a RUN, part after part. A key that comes twice is read once."""
+    """The examples of a RUN, part after part or in the order of their keys. A key that comes twice is read once."""
 
     def __init__(self, run: Run, limits: Limits) -> None:
         self.run = run
@@ -45,9 +46,9 @@ class TrainingSet:
         self.ends: list[int] = []  # kept steps of all examples up to and with each
         self.parts: list[str] = []  # the parts that were read, in that order
         self.without_kept_steps = 0  # trajectories without a kept step, which are left out
-        self.sealed = False
+        self.sealed = self.sorted = False
         self._keys = Keys()
-        self._problems: list[str] = []  # of each example
+        self._owners: list[Key] = []  # of each example
 
     @property
     def kept_steps(self) -> int:
@@ -66,16 +67,31 @@ class TrainingSet:
                 check_ranges(self.run, sample, self.limits.vocab_size)
                 example = example_of(sample)
                 check_length(self.run, sample, len(example.input_ids), self.limits)
-                self.take(example)
-                self._problems.append(sample.problem_id)
+                self.take(example, (sample.problem_id, sample.sample_index))
             else:
                 self.without_kept_steps += 1
         self.parts.append(part)
 
-    def take(self, example: Example) -> None:
+    def take(self, example: Example, key: Key) -> None:
         """Add an example."""
         self.examples.append(example)
         self.ends.append(self.kept_steps + len(example.positions))
+        self._owners.append(key)
+
+    def sort(self) -> None:
+        """Bring the examples into the order of their keys, so that a seed means the same however a RUN was sampled.
+
+        Answers come in another order each time, and parts with them.
+        """
+        self._keep(sorted(range(len(self.examples)), key=self._owners.__getitem__))
+        self.sorted = True
+
+    def _keep(self, indices: Sequence[int]) -> None:
+        """Only these examples, in this order."""
+        chosen = [(self.examples[index], self._owners[index]) for index in indices]
+        self.examples, self.ends, self._owners = [], [], []
+        for example, key in chosen:
+            self.take(example, key)
 
     def all_parts(self) -> list[str]:
         """The parts of the RUN to train on."""
@@ -95,32 +111,26 @@ class TrainingSet:
         Whole problems, the first by a digest of their ids, so that no problem is on both sides and the same RUN gives
         the same ones. At most the share: of a RUN with few trajectories none.
         """
-        many = Counter(self._problems)
+        many = Counter(problem_id for problem_id, _ in self._owners)
         order = sorted(many, key=_digest_order)
         ends = np.cumsum([many[problem_id] for problem_id in order])
         chosen = set(order[: int(np.searchsorted(ends, math.floor(share * len(self.examples)), side="right"))])
         if not chosen:
             return []
-        kept = [index for index, problem_id in enumerate(self._problems) if problem_id not in chosen]
-        remaining = [self.examples[index] for index in kept]
-        self.examples, self.ends = [], []
-        for example in remaining:
-            self.take(example)
-        self._problems = [self._problems[index] for index in kept]
-        first_step, seen = self.run.manifest().first_step, Keys()
-        return [
-            held_out_example(sample, first_step)
-            for part in self.parts
-            for sample in self.run.samples_of(part)
-            if sample.problem_id in chosen
-            and len(sample.contrast.steps)
-            and seen.add((sample.problem_id, sample.sample_index))
-        ]
+        self._keep([index for index, (problem_id, _) in enumerate(self._owners) if problem_id not in chosen])
+        first_step, held_out = self.run.manifest().first_step, dict[Key, Example]()
+        for part in self.parts:
+            for sample in self.run.samples_of(part):
+                key = sample.problem_id, sample.sample_index
+                if sample.problem_id in chosen and len(sample.contrast.steps) and key not in held_out:
+                    held_out[key] = held_out_example(sample, first_step)
+        return [held_out[key] for key in sorted(held_out)]
 
     def held_out_none(self, share: float) -> str:
         """Why `hold_out` took none of the examples that are here."""
         many = len(self.examples)
-        least = Counter(self._problems)[min(self._problems, key=_digest_order)]
+        problems = [problem_id for problem_id, _ in self._owners]
+        least = Counter(problems)[min(problems, key=_digest_order)]
         enough = (100 * least // many + 1) / 100
         remedy = f"--held-out {enough:g} holds it out" if enough < 1 else "sample more problems"
         return (

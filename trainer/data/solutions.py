@@ -49,7 +49,7 @@ class SolutionSet(TrainingSet):
             elif trajectory.finish_reason == "stop" and grade(gold, self._text(trajectory)).correct:
                 example = solution_example(trajectory)
                 check_length(self.run, trajectory, len(example.input_ids), self.limits)
-                self.take(example)
+                self.take(example, key)
             else:
                 self.without_kept_steps += 1
         self.parts.append(part)

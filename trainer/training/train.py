@@ -92,8 +92,9 @@ def train(
         if done:
             return report_of(done, 0.0, already_done=True)
         if training_set is None:
-            parts = state_of(checkpoint)["parts"] if checkpoint else ([] if running.follow else None)
-            training_set = read(run, base, recipe, running, parts)
+            state = state_of(checkpoint) if checkpoint else {}
+            parts = state.get("parts", [] if running.follow else None)
+            training_set = read(run, base, recipe, running, parts, sort=state.get("sorted", not state))
         held_out = training_set.hold_out(recipe.held_out)
         if recipe.keep == Keep.BEST and not held_out:
             raise RunError(
@@ -136,7 +137,8 @@ class Training:
     def state(self) -> dict[str, Any]:
         """What a resumed training must agree with, and the parts that were read."""
         ranks = self.args.world_size
-        return {**self.identity, "run": str(self.run), "ranks": ranks, "parts": self.training_set.parts}
+        parts, in_order = self.training_set.parts, self.training_set.sorted
+        return {**self.identity, "run": str(self.run), "ranks": ranks, "parts": parts, "sorted": in_order}
 
 
 def carry_out(training: Training, console: Console) -> TrainReport | None:
@@ -321,8 +323,13 @@ def provenance_of(
     }
 
 
-def read(run: Run, base: ModelFolder, recipe: Recipe, running: Running, parts: list[str] | None = None) -> TrainingSet:
-    """The training set: all parts of the RUN, or `parts`."""
+def read(
+    run: Run, base: ModelFolder, recipe: Recipe, running: Running, parts: list[str] | None = None, sort: bool = True
+) -> TrainingSet:
+    """The training set: all parts of the RUN, or `parts`.
+
+    `sort`: in the order of keys, unless it follows a RUN. A checkpoint of an early version has the order of the parts.
+    """
     limits = Limits(base.vocab_size, base.context, running.token_budget)
     if recipe.objective == Objective.SFT:
         from trainer.data.solutions import SolutionSet, read_answers  # loads the grader
@@ -333,6 +340,8 @@ def read(run: Run, base: ModelFolder, recipe: Recipe, running: Running, parts: l
     else:
         training_set = TrainingSet(run, limits)
     training_set.read(parts)
+    if sort and not running.follow:
+        training_set.sort()
     return training_set
 
 
