@@ -5,6 +5,7 @@ In: the bytes of tokenizer.json. Out: text. The text is not escaped: the page th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,13 @@ from client.errors import RunError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+PRINTED_AS_THEMSELVES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_OF_LETTER = {chr(byte): byte for byte in PRINTED_AS_THEMSELVES} | {
+    chr(0x100 + index): byte for index, byte in enumerate(sorted({*range(0x100)} - {*PRINTED_AS_THEMSELVES}))
+}
+"""The alphabet in which GPT-2's kind of vocabulary writes bytes."""
 
 
 def tokenizer_of(data: bytes, where: str) -> Tokenizer:
@@ -32,11 +40,11 @@ class Texts:
         self._known: dict[int, str] = {}
 
     def alone(self, token_id: int) -> str:
-        """One token with visible spaces and line ends. A part of a character: as the vocabulary writes it."""
+        """One token with visible spaces and line ends. Bytes of a part of a character: as <0xF0>."""
         if token_id not in self._known:
             text = self._tokenizer.decode([token_id], skip_special_tokens=False)
             if not text or "\ufffd" in text:
-                text = self._tokenizer.id_to_token(token_id) or f"#{token_id}"
+                text = _with_bytes(self._tokenizer.id_to_token(token_id) or f"#{token_id}")
             self._known[token_id] = visible(text)
         return self._known[token_id]
 
@@ -47,6 +55,10 @@ class Texts:
     def whole(self, token_ids: Iterable[int]) -> str:
         """A sequence as text."""
         return self._tokenizer.decode([int(token) for token in token_ids], skip_special_tokens=False)
+
+    def tail(self, token_ids: Iterable[int]) -> str:
+        """The end of a longer sequence as text, without the rest of a character that began before it."""
+        return self.whole(token_ids).lstrip("\ufffd")
 
     def pieces(self, token_ids: Iterable[int]) -> list[str]:
         """A sequence token by token. Joined, the pieces are always the text of `whole`.
@@ -63,6 +75,14 @@ class Texts:
                 end += 1
             pieces.append(whole[begin:end])
         return pieces
+
+
+def _with_bytes(token: str) -> str:
+    """A token of a vocabulary of bytes: its characters, and <0xF0> for bytes that make none. Others stay."""
+    if re.fullmatch(r"<0x[0-9A-F]{2}>|#\d+", token) or not BYTE_OF_LETTER.keys() >= set(token):
+        return token
+    text = bytes(map(BYTE_OF_LETTER.__getitem__, token)).decode("utf-8", "backslashreplace")
+    return re.sub(r"\\x([89a-f][0-9a-f])", lambda byte: f"<0x{byte[1].upper()}>", text)
 
 
 def visible(text: str) -> str:

@@ -146,7 +146,7 @@ def printable(text: str) -> str:
 
 
 def _label_text(label: OddLabel, texts: Texts) -> ShownLabel:
-    before = printable(texts.whole(label.before))
+    before = printable(texts.tail(label.before))
     where = label.problem_id + (f", sample {label.sample_index}" if label.sample_index else "")
     return ShownLabel(
         where=f"{printable(where)[:NAME_SHOWN]}, step {label.step}",

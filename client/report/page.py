@@ -94,7 +94,7 @@ def page(findings: Findings, texts: Texts) -> str:
         agreement=_agreement(findings),
         place_chart=place_chart(findings),
         bands=[(band_words(band), band.steps, kind_shares(band.tokens, texts.raw),
-                [(printable(texts.whole(step.before)), printable(texts.alone(step.token))) for step in band.drawn])
+                [(printable(texts.tail(step.before)), printable(texts.alone(step.token))) for step in band.drawn])
                for band in findings.bands],
         token_kinds=list(TokenKind),
         odd_labels=shown_labels(tally.shifts, texts),

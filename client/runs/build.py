@@ -70,7 +70,7 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
     target.copy_failures(source)
     totals = tally.totals(set(target.failures()))
     if complete:
-        target.seal(totals)
+        target.seal(totals, tally)
     return Built(totals, complete, tally)
 
 

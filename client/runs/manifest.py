@@ -5,8 +5,9 @@ In: models, settings, problems. Out: `RunManifest`, and differences as lines of 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -29,6 +30,9 @@ CARD_MARKS = re.compile(r"[\\`*_<>|\[\]]")
 """What Markdown or HTML would not show as it is."""
 ALIKE_SHOWN = 20
 """Of what two long values have in common, before the place where they part."""
+PICTURE = "divergence.svg"
+PICTURE_WIDTH, PICTURE_HEIGHT, PICTURE_TEXT = 640, 240, 40
+"""Of a card's picture, in pixels; the last is the room for its text below the bars, and above them."""
 LAST_SECOND = 253_402_300_800
 """The first second of the year 10000, which no date can show."""
 EVERY_STEP = 2**62
@@ -127,11 +131,14 @@ def _against(name: str, mine: Any, theirs: Any) -> str:
     return said + (BEFORE_ENDS if name == "end_token_ids" and None in (mine, theirs) else "")
 
 
-def dataset_card(manifest: RunManifest, totals: Mapping[str, Any]) -> str:
+def dataset_card(manifest: RunManifest, totals: Mapping[str, Any], pictured: bool = False) -> str:
     """README.md of a RUN: what made it, what it holds, and the configurations that `datasets` and the Hub load.
 
     `totals`: the fields of complete.json. Without configurations, all files of a RUN would be taken for one table.
+    `pictured`: `PICTURE` lies beside it.
     """
+    words = "Steps by the proved divergence of the expert from the amateur, in nats; those above β are blue"
+    picture = f"![{words}]({PICTURE})\n\n{words}.\n\n" * pictured
     kinds = ("samples",) if manifest.imported_from else ("samples", "trajectories")
     configurations = "\n".join(f"- config_name: {kind}\n  data_files: {kind}/part-*.parquet" for kind in kinds)
     configurations = configurations.replace("\n", "\n  default: true\n", 1)
@@ -150,9 +157,34 @@ def dataset_card(manifest: RunManifest, totals: Mapping[str, Any]) -> str:
         f"---\nlicense:\ntags:\n- lightreasoner\nconfigs:\n{configurations}\n---\n\n"
         "# Contrast samples of LightReasoner\n\n"
         "Steps at which an expert language model disagrees with a weaker amateur, with labels from their contrast\n"
-        f"([LightReasoner](https://arxiv.org/abs/2510.07962)).\n\n| | |\n| --- | --- |\n{table}\n\n"
+        f"([LightReasoner](https://arxiv.org/abs/2510.07962)).\n\n| | |\n| --- | --- |\n{table}\n\n{picture}"
         '`datasets.load_dataset(FOLDER, split="train")` loads it; `run.json` has every setting. Fill in\n'
         "the licence before you publish it: that of the problems, and of the models' output.\n"
+    )
+
+
+def divergence_picture(edges: Sequence[float], counts: Sequence[int], beta: float) -> str:
+    """The card's picture as SVG: a bar for the steps between each two edges, in nats, ascending, and a line at beta.
+
+    The first bar holds all steps below its end too. A bar's height is the square root of its share of the highest:
+    few steps lie above beta, and those count.
+    """
+    wide, high = PICTURE_WIDTH / len(counts), PICTURE_HEIGHT - 2 * PICTURE_TEXT
+    ground, most = PICTURE_HEIGHT - PICTURE_TEXT, max(*counts, 1)
+    drawn = []
+    for index, count in enumerate(counts):
+        tall = high * math.sqrt(count / most)
+        colour = "#2a6fdb" if edges[index] >= beta else "#b8bec8"
+        drawn.append(
+            f'<rect x="{index * wide + 1:.1f}" y="{ground - tall:.1f}" width="{wide - 2:.1f}" height="{tall:.1f}" '
+            f'fill="{colour}"><title>{edges[index]:.3g} to {edges[index + 1]:.3g} nats: {count:,} steps</title></rect>'
+        )
+        drawn.append(f'<text x="{index * wide:.1f}" y="{ground + 16}">{edges[index]:.2g}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {PICTURE_WIDTH} {PICTURE_HEIGHT}" font-size="11" '
+        f'font-family="sans-serif" fill="#444"><rect width="100%" height="100%" fill="#fff"/>{"".join(drawn)}'
+        f'<text x="0" y="{PICTURE_TEXT / 2:g}">β = {beta:g} nats; heights are square roots of the number of steps'
+        f'</text><text x="0" y="{ground + 34}">proved divergence, nats</text></svg>\n'
     )
 
 

@@ -5,7 +5,7 @@
     RUN/trajectories/part-*.parquet   one row per trajectory; costly, written first
     RUN/samples/part-*.parquet        one row per trajectory: its kept steps and labels
     RUN/failures/part-*.jsonl         trajectories that failed, and why
-    RUN/README.md                     for `datasets`, the Hub and people; written when the RUN is sealed
+    RUN/README.md, RUN/divergence.svg for `datasets`, the Hub and people; written when the RUN is sealed
     RUN/complete.json                 written last: the RUN is sealed (complete)
     RUN/training, RUN/evaluation      results of the trainer, for the report
 
@@ -30,7 +30,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from client.errors import RunError, fault_words, shorten
 from client.protocol.requests import Failure, Trajectory, token_fault
 from client.runs.keys import Key, Keys
-from client.runs.manifest import RunManifest, dataset_card
+from client.runs.manifest import PICTURE, RunManifest, dataset_card, divergence_picture
 from client.runs.parts import MOST_PART_BYTES, PartKind, Parts
 from client.runs.samples import Sample, SampledGroup, sampled_groups
 from client.runs.tally import CountedParts, RunTotals, Tally
@@ -47,7 +47,7 @@ MOST_JSON_BYTES = 2**22
 """Most bytes of run.json and complete.json."""
 TOTALS = TypeAdapter(RunTotals)
 FILES = re.compile(
-    r"(run|tokenizer|complete)\.json|README\.md|(samples|trajectories)/part-[^/]+\.parquet|failures/part-[^/]+\.jsonl"
+    r"(run|tokenizer|complete)\.json|README\.md|divergence\.svg|(samples|trajectories)/part-[^/]+\.parquet|failures/part-[^/]+\.jsonl"
     r"|(training|evaluation)/[^/]+\.jsonl?"
 )
 """What belongs to a RUN, of all that may lie beside it."""
@@ -126,11 +126,18 @@ class Run:
             reason = shorten(": ".join((*map(str, first["loc"]), fault_words(first))))
             raise RunError(f"{self}/complete.json is damaged ({reason}); remove it and sample again") from None
 
-    def seal(self, totals: RunTotals) -> bool:
-        """Write README.md, and complete.json if there is none. Returns whether this call wrote the latter."""
+    def seal(self, totals: RunTotals, tally: Tally | None = None) -> bool:
+        """Write README.md, and complete.json if there is none. Returns whether this call wrote the latter.
+
+        `tally`: what the totals are of, for the card's picture.
+        """
         body = {"sealed_at": int(time.time()), **asdict(totals)}
         if self.bucket.get("complete.json") is None:
-            self.bucket.put("README.md", dataset_card(self.manifest(), body).encode())
+            manifest = self.manifest()
+            if tally:
+                edges, counts = tally.bounds.histogram(manifest.beta)
+                self.bucket.put(PICTURE, divergence_picture(edges, counts, manifest.beta).encode())
+            self.bucket.put("README.md", dataset_card(manifest, body, pictured=tally is not None).encode())
         return self.bucket.create("complete.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
 
     def reopen(self) -> None:

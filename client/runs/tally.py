@@ -25,6 +25,7 @@ from client.runs.samples import SampledGroup, sampled_group, sampled_groups
 KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
 ODD_LABELS, TOKENS_BEFORE = 8, 12
 """How many labels are shown for their shift, each pair of tokens once, and how much of the trajectory before them."""
+HISTOGRAM_POWERS, HISTOGRAM_MIDDLE = range(-6, 5), 0.4
 OVERTURNS, MOST_OVERTURNS = 8, 2**15
 """How many pairs of tokens are shown for their number, and how many are counted: beyond, the rarer half is dropped."""
 
@@ -131,6 +132,15 @@ class Divergences:
         """How many steps have a bound above each threshold: [m] -> [m]."""
         up_to = self._counts.cumsum()
         return up_to[-1] - up_to[self._cells(thresholds)]
+
+    def histogram(self, beta: float) -> tuple[list[float], list[int]]:
+        """Edges, doubling from beta both ways, and how many steps lie between each two; the outer ones take the rest.
+
+        m + 1 edges and m numbers.
+        """
+        edges = [(beta or HISTOGRAM_MIDDLE) * 2.0**power for power in HISTOGRAM_POWERS]
+        above = self.above(np.array(edges[1:-1])).tolist()
+        return edges, [int(many) for many in -np.diff([self.count, *above, 0])]
 
     def place(self, rank: int) -> tuple[int, int]:
         """The counter of the rank-th largest bound, and how many steps the counters above it hold."""

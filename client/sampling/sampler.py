@@ -185,7 +185,7 @@ async def sample_problems(
         return Sampled(None, counts, waiting)
     await store(run.mend, manifest)  # samples that another client did not write
     totals, tally = await store(_settled_totals, problems, n, run, manifest, counted)
-    if not await store(run.seal, totals):  # another client has sealed it
+    if not await store(run.seal, totals, tally):  # another client has sealed it
         completion = await store(run.completion)
         totals = completion.totals if completion else totals
     return Sampled(totals, counts, tally=tally)

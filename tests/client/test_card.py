@@ -1,10 +1,14 @@
 """The card of a sealed RUN: `datasets` loads the RUN by it, whatever else lies there; texts are shown as they are."""
 
+import re
+from xml.etree import ElementTree
+
 import pytest
 from support.runs.made_run import make_manifest
-from support.runs.reported import make_run, trajectories_of
+from support.runs.reported import make_run, plain_bounds, trajectories_of
 
 from client.runs.manifest import dataset_card
+from client.runs.tally import Divergences
 
 
 @pytest.fixture
@@ -31,6 +35,23 @@ def test_the_card_says_what_made_the_run_and_shows_texts_as_they_are(sealed):
     card = sealed.bucket.get("README.md").decode()
     assert "\nlicense:\n" in card and r"| system prompt | a \| b \<b\>\_c\_\</b\> |" in card
     assert "| problems, trajectories | 6, 6 |" in card and "| α, β, first step | 0.2, 0.4 nats, 1 |" in card
+
+
+def test_the_card_has_a_picture_of_every_step_with_those_above_beta_in_another_colour(tmp_path):
+    run = make_run(tmp_path / "run", trajectories_of(12))
+    tally = run.tally(run.manifest())
+    run.seal(tally.totals([]), tally)
+    (image,) = re.findall(r"!\[[^]]*\]\((.*)\)", run.bucket.get("README.md").decode())
+    picture = ElementTree.fromstring(run.bucket.get(image))
+    bars = [(bar.get("fill"), bar[0].text) for bar in picture if len(bar)]
+    counts = {colour: [] for colour, _ in bars}
+    for colour, said in bars:
+        counts[colour].append(int(re.search(r"nats: ([\d,]+) steps", said)[1].replace(",", "")))
+    low, high = counts.values()
+    bounds = plain_bounds(trajectories_of(12))[0]
+    assert sum(high) == (bounds > 0.4).sum() and sum(low) == (bounds <= 0.4).sum() and len(low) == 6
+    assert low[-1] == ((bounds > 0.2) & (bounds <= 0.4)).sum() and "β = 0.4 nats" in "".join(picture.itertext())
+    assert Divergences().histogram(0.0)[1] == [0] * 10
 
 
 def test_an_imported_run_has_samples_alone():

@@ -27,7 +27,19 @@ def test_tokens_read_as_the_whole_does_though_characters_span_several(bytes_toke
         texts.alone(bytes_tokenizer.encode(" ").ids[0]) == "␣"
         and texts.alone(bytes_tokenizer.encode("\n").ids[0]) == "⏎"
     )
-    assert texts.alone(bytes_tokenizer.encode("×").ids[0]) == "Ã" and texts.alone(10_000) == "#10000"
+    assert texts.alone(10_000) == "#10000"
+
+
+def test_parts_of_an_emoji_are_shown_as_bytes_and_a_slice_does_not_begin_with_one(bytes_tokenizer):
+    texts, ids = Texts(bytes_tokenizer), bytes_tokenizer.encode("🙂 é").ids
+    assert [texts.alone(token) for token in ids] == ["<0xF0>", "<0x9F>", "<0x99>", "<0x82>", "␣", "<0xC3>", "<0xA9>"]
+    assert [texts.tail(ids[begin:]) for begin in range(5)] == ["🙂 é", " é", " é", " é", " é"]
+    assert texts.tail(ids[2:6]) == " \ufffd"  # the step stands within the last character
+    merged = {"ðŁ": 0, "ĻĤĠ": 1, "Ġb": 2, "\ufffd": 3}
+    tokenizer = Tokenizer(models.BPE(merged, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    several = Texts(tokenizer)
+    assert [several.alone(token) for token in range(4)] == ["<0xF0><0x9F>", "<0x99><0x82>␣", "␣b", "\ufffd"]
 
 
 @pytest.fixture(scope="module", params=["kept", "stripped"])
