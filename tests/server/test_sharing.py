@@ -96,7 +96,9 @@ def test_a_slot_of_one_that_leaves_is_given_on():
         holders[1].task.cancel()  # while it waits
         await settle()
         holders[0].enough.set()
-        holders[2].task.cancel()  # as it is given the slot
+        while not slots._held["c"]:
+            await asyncio.sleep(0)
+        holders[2].task.cancel()  # as it is given the slot: before it knows
         with contextlib.suppress(asyncio.CancelledError):
             await holders[2].task
         await settle()
