@@ -20,6 +20,8 @@ VARIABLE = "LIGHTREASONER_CHILD_ERRORS"
 """Names the file, in the environment of the children."""
 SAYS_NOTHING = ("initialization failed", "See root cause", "see stack trace")
 """In messages that only pass on that another process failed."""
+LOOKED_AT = "Error raised in subprocess:"
+"""vLLM looks at a model's class in a process of its own. If that fails, it logs this and the process's traceback."""
 
 
 @contextlib.contextmanager
@@ -27,11 +29,14 @@ def collected() -> Iterator[Callable[[], str | None]]:
     """Processes that start meanwhile tell of their errors; yields what gives the last cause, or None."""
     with tempfile.TemporaryDirectory(prefix="lightreasoner-") as folder:
         file = Path(folder) / "errors"
-        before = os.environ.get(VARIABLE)
+        before, own = os.environ.get(VARIABLE), _ToFile(file)
+        own.addFilter(_is_of_a_look)
         os.environ[VARIABLE] = str(file)
+        logging.getLogger("vllm").addHandler(own)
         try:
             yield lambda: _cause(file)
         finally:
+            logging.getLogger("vllm").removeHandler(own)
             os.environ.pop(VARIABLE)
             if before is not None:
                 os.environ[VARIABLE] = before
@@ -54,8 +59,14 @@ class _ToFile(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return
+        reason = str(error).strip().splitlines()[-1] if _is_of_a_look(record) else reason_of(error)
         with contextlib.suppress(OSError), self._file.open("a", encoding="utf-8") as file:
-            file.write(reason_of(error) + "\n")
+            file.write(reason + "\n")
+
+
+def _is_of_a_look(record: logging.LogRecord) -> bool:
+    """Whether vLLM logs here that it could not look at a model's class."""
+    return bool(record.exc_info and str(record.exc_info[1]).startswith(LOOKED_AT))
 
 
 def _cause(file: Path) -> str | None:

@@ -71,11 +71,12 @@ class StepCounter(StatLoggerBase):
 
 def configuration(role: Role, arguments: EngineArguments) -> VllmConfig:
     """vLLM's own configuration of an engine; loads and starts nothing. Raises EngineStartError."""
-    try:
-        with held():  # vLLM may look at a model's class in a process of its own
-            return AsyncEngineArgs(**arguments).create_engine_config()
-    except Exception as error:
-        raise start_error(role, arguments["model"], reason_of(error)) from error
+    with child_errors.collected() as cause:
+        try:
+            with held():  # vLLM may look at a model's class in a process of its own
+                return AsyncEngineArgs(**arguments).create_engine_config()
+        except Exception as error:
+            raise start_error(role, arguments["model"], cause() or reason_of(error)) from error
 
 
 class Engine:

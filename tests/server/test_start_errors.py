@@ -49,6 +49,10 @@ def test_the_last_cause_is_told_and_not_that_another_process_failed(monkeypatch)
                           RuntimeError("WorkerProc initialization failed due to an exception")):  # fmt: skip
                 log.getChild("v1").error("failed", exc_info=error)
             assert cause() == "no room for blocks"
+        with child_errors.collected() as cause:  # of a process that looks at a model's class, vLLM logs in this one
+            said = "Error raised in subprocess:\nTraceback (…):\nModuleNotFoundError: No module named 'torchvision'\n"
+            log.error("in inspecting", exc_info=RuntimeError(said))
+            assert cause() == "ModuleNotFoundError: No module named 'torchvision'"
     finally:
         log.handlers[:] = before
     assert child_errors.VARIABLE not in os.environ

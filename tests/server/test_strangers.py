@@ -22,6 +22,9 @@ PATHS = [
     "/v1/trajectories", "/v1/jobs", "/v1/jobs/{job}", "/v1/jobs/{job}/cancel", "/v1/models", "/v1/tokenizer", "/health",
     "/ready", "/metrics", "/version", "/openapi.json", "/docs", "/", "*", "/v1/jobs?limit=%s", "/v1/jobs?after=%s",
 ]  # fmt: skip
+BODIES = PATHS[:2]
+"""Where a body is read, which half of all are sent to."""
+METHODS = ["GET", "GET", "POST", "POST", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "X", "get"]
 VALUES = [
     None, True, 0, 1, -1, 2, 1.0, 0.5, 1e300, 2**31, 2**63, 10**400, "", "3", "x", "\N{GRINNING FACE}" * 300,
     "\x00\x1b[31m",
@@ -74,11 +77,13 @@ def body(rng):
 
 def message(rng, jobs):
     """A whole request, and its method and path."""
-    path = rng.choice(PATHS).replace("{job}", rng.choice([*jobs[-20:], "job-1", "..", "%2e%2e", "\N{SNOWMAN}"]))
+    path = rng.choice(BODIES if rng.random() < 0.5 else PATHS)
+    posts = path in BODIES and rng.random() < 0.8
+    path = path.replace("{job}", rng.choice([*jobs[-20:], "job-1", "..", "%2e%2e", "\N{SNOWMAN}"]))
     path = path.replace("%s", rng.choice(["1", "0", "x", "1e9", "9" * 5000, "%00", "job-0000000000000-00000000"]))
     if rng.random() < 0.1:
         path += rng.choice(["/", "?", "#", "%", "%00", "//", "?a=b" * 50, ";", "\\", "/" + "z" * 9000])
-    method = rng.choice(["GET", "GET", "POST", "POST", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "X", "get"])
+    method = "POST" if posts else rng.choice(METHODS)
     lines = [f"{method} {path} HTTP/{rng.choice(['1.1'] * 9 + ['1.0', '2.0', 'x'])}", "Host: x", "Connection: close"]
     if rng.random() < 0.8:
         lines.append(f"Authorization: Bearer {rng.choice(list(KEYS.values()))}")
