@@ -6,11 +6,13 @@ In: engine arguments, as `server.settings` makes them. Out: vLLM's answers as th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import multiprocessing
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -69,14 +71,21 @@ class StepCounter(StatLoggerBase):
     def log_engine_initialized(self) -> None: ...
 
 
-def configuration(role: Role, arguments: EngineArguments) -> VllmConfig:
-    """vLLM's own configuration of an engine; loads and starts nothing. Raises EngineStartError."""
+@contextlib.contextmanager
+def reading(role: Role, model: str) -> Iterator[None]:
+    """vLLM reads an engine's arguments meanwhile. Raises EngineStartError with the cause where it refuses them."""
     with child_errors.collected() as cause:
         try:
             with held():  # vLLM may look at a model's class in a process of its own
-                return AsyncEngineArgs(**arguments).create_engine_config()
+                yield
         except Exception as error:
-            raise start_error(role, arguments["model"], cause() or reason_of(error)) from error
+            raise start_error(role, model, cause() or reason_of(error)) from error
+
+
+def configuration(role: Role, arguments: EngineArguments) -> VllmConfig:
+    """vLLM's own configuration of an engine; loads and starts nothing. Raises EngineStartError."""
+    with reading(role, arguments["model"]):
+        return AsyncEngineArgs(**arguments).create_engine_config()
 
 
 class Engine:

@@ -19,9 +19,8 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from client.errors import reason_of
 from client.models.mistral import folder_for_vllm, hugging_face_arguments
-from server.engines.engine import Engine, EngineStartError, configuration, start_error, workers_of
+from server.engines.engine import Engine, EngineStartError, configuration, reading, workers_of
 from server.engines.pair import Pair
 from server.engines.preflight import ModelFacts, PairFacts
 from server.logs import log
@@ -116,11 +115,9 @@ def engine_shape(role: Role, given: EngineArguments, weight_bytes: int) -> Engin
     for name in given:
         if name not in AsyncEngineArgs.__dataclass_fields__:
             raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
-    try:
+    with reading(role, given["model"]):
         arguments = AsyncEngineArgs(**given)
         model: Any = arguments.create_model_config()
-    except Exception as error:
-        raise start_error(role, given["model"], reason_of(error)) from error
     config: Any = model.hf_text_config
     tensor, pipeline = arguments.tensor_parallel_size, arguments.pipeline_parallel_size
     value_bytes, saved = model.dtype.itemsize, getattr(model.hf_config, "dtype", None) or model.dtype
