@@ -40,11 +40,16 @@ FRONT_REQUESTS = 4096
 DESCRIBE_SECONDS = 5.0
 
 
-def application(args: dict[str, Any], start: StartPair = checked_and_started) -> serve.Application:
+def application(args: dict[str, Any]) -> serve.Application:
     """The application. `args`: `config`, any key of server.yaml, `min_replicas`, `max_replicas`, `gpus` a replica.
 
-    Raises SettingsError. `start`: checks and starts a replica's pair.
+    Ray Serve calls it, with nothing else. Raises SettingsError.
     """
+    return application_over(checked_and_started, args)
+
+
+def application_over(start: StartPair, args: dict[str, Any]) -> serve.Application:
+    """The same, over pairs that `start` checks and starts in each replica."""
     given = dict(args)
     least, gpus = int(given.pop("min_replicas", 1)), float(given.pop("gpus", 1))
     most = int(given.pop("max_replicas", least))

@@ -173,3 +173,5 @@ class Engine:
             if process.pid and process.is_alive():
                 os.kill(process.pid, STOP)
         self.llm.shutdown()
+        # At the interpreter's end vLLM's __del__ calls it again, when the modules that it uses are gone.
+        self.llm.shutdown = lambda *_, **__: None  # type: ignore[method-assign]

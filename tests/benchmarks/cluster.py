@@ -2,7 +2,8 @@
 
 Engines answer from memory, 128 tokens with top-k 20 in 0.26 s, 64 at a time: a replica has at most 250 a second, and
 what is below that is HTTP, Ray and our own code. All of it shares this machine's cores; three replicas are faster than
-one only where there are cores for them. Prints JSON, with ratios of the one run. Take an idle machine.
+one only where there are cores for them. Prints JSON, with ratios of the one run, and the front's peak memory. Take an
+idle machine.
 
     .venv/bin/python tests/benchmarks/cluster.py [--problems 2000]
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -43,7 +45,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--problems", type=int, default=2000)
-    count, found = parser.parse_args().problems, {}
+    count, found, memory = parser.parse_args().problems, {}, {}
     folder = Path(tempfile.mkdtemp())
     with stand_in_server(folder) as server:
         found["plain server"] = rate(server.url, count)
@@ -54,10 +56,13 @@ def main() -> None:
             cluster.serve(min_replicas=replicas)
             until(lambda cluster=cluster: is_ready(cluster), 300)
             found[f"Ray Serve, replicas {replicas}"] = rate(cluster.url, count)
+            status = Path(f"/proc/{cluster.pid_of('Front')}/status").read_text()
+            memory[replicas] = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) // 1024
     plain = found["plain server"]
     ratios = {name: round(value / plain, 2) for name, value in found.items()}
     figures = {name: round(value, 1) for name, value in found.items()}
-    print(json.dumps({"cores": os.cpu_count(), "problems/s": figures, "of the plain server": ratios}, indent=1))
+    printed = {"cores": os.cpu_count(), "problems/s": figures, "of the plain server": ratios, "front, MiB": memory}
+    print(json.dumps(printed, indent=1))
 
 
 if __name__ == "__main__":

@@ -152,6 +152,7 @@ def test_a_killed_process_and_a_dead_engine_cost_nothing_that_another_try_does_n
         shards = [start(problems, run, f"{index}/2", tmp_path / f"{index}.log", config) for index in (1, 2)]
         for shard in shards:
             assert shard.process.wait(200) == 0, shard.log.read_text()[-3000:]
+            assert "Exception ignored" not in shard.log.read_text()
         assert same(run, whole) == 800
     finally:
         for shard in shards:

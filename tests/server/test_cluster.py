@@ -1,16 +1,15 @@
 """The application on Ray Serve: one address, replicas that are lost, a front that is started again.
 
-A local Ray cluster of three nodes; the replicas' engines answer from memory. All else is real.
+A local Ray cluster; the replicas' engines answer from memory, and wait while a test counts. All else is real.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,18 @@ import pytest
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'lightreasoner[ray]'")
 
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from support.cluster.cluster_jobs import completed, done, in_run, is_ready, submitted
 from support.cluster.local_cluster import LocalCluster, local_cluster, until
-from support.runs.sampled import keys, more, once, sampled
+from support.runs.sampled import more
+from support.servers.real_server import DEMO
+from support.servers.stand_in_engines import SLOTS
 
-from client.protocol.requests import SamplingSettings, Trajectory
+from server.api.streaming import WINDOW
 from server.cluster.application import application
+from server.jobs.pair_source import SHARE_OF_SLOTS
 from server.settings import SettingsError
 
-SHORT = SamplingSettings(max_tokens=8, top_k=4)
 LEASE_SECONDS = 2.0
 
 
@@ -38,75 +40,103 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, bucket: Path) -> Any:
+    """Two replicas."""
     with local_cluster(tmp_path_factory.mktemp("cluster")) as running:
         running.serve(min_replicas=2, bucket=str(bucket), lease_seconds=LEASE_SECONDS, grace_seconds=2)
         until(lambda: is_ready(running), 120)
         yield running
 
 
-def answered(cluster: LocalCluster, count: int, disturb: Callable[[], None]) -> Counter[str]:
-    """How often each problem of one request gets a trajectory; `disturb` is called after the first 20."""
-    body = {"problems": [{"id": f"{index}", "question": "?"} for index in range(count)], "max_tokens": 50, "top_k": 4}
-    found: Counter[str] = Counter()
+def answered(cluster: LocalCluster, count: int) -> Counter[str]:
+    """How often each problem of one request gets a trajectory."""
+    body = {"problems": [{"id": f"{index}", "question": "?"} for index in range(count)], "max_tokens": 8, "top_k": 4}
     with httpx.stream("POST", f"{cluster.url}/v1/trajectories", json=body, timeout=120) as answer:
-        for line in filter(None, answer.iter_lines()):
-            told = json.loads(line)
-            assert "error" not in told, told
-            found[told["problem_id"]] += 1
-            if found.total() == 20:
-                disturb()
-    return found
+        lines = [json.loads(line) for line in answer.iter_lines() if line]
+    assert not [line for line in lines if "error" in line]
+    return Counter(line["problem_id"] for line in lines)
+
+
+def each_once(count: int) -> Counter[str]:
+    return Counter(f"{index}" for index in range(count))
+
+
+def open_at(cluster: LocalCluster, before: Counter[int], count: int) -> Counter[int]:
+    """What each replica was asked since then, once that is so many in all and stays so."""
+
+    def asked() -> Counter[int]:
+        return Counter(cluster.counts()) - before
+
+    until(lambda: asked().total() >= count)
+    time.sleep(0.5)
+    assert asked().total() == count
+    return asked()
 
 
 @pytest.mark.process
-def test_problems_are_spread_over_the_replicas_and_each_is_answered_once(cluster: LocalCluster) -> None:
-    before, problems = Counter(cluster.counts()), more(400)
-    lines = sampled(cluster.url, problems, SHORT)
-    assert keys(lines) == once(problems) and all(isinstance(line, Trajectory) for line in lines)
-    asked = Counter(cluster.counts()) - before
-    assert len(asked) == 2 and min(asked.values()) > 40  # Ray chooses the less busy one of two
+def test_a_request_goes_to_all_replicas_and_each_problem_is_answered_once(cluster: LocalCluster) -> None:
+    before, count = Counter(cluster.counts()), WINDOW + 30
+    with ThreadPoolExecutor() as pool:
+        with cluster.held():
+            found = pool.submit(answered, cluster, count)
+            assert len(open_at(cluster, before, WINDOW)) == 2
+        assert found.result() == each_once(count)
+    assert (Counter(cluster.counts()) - before).total() == count
 
 
 @pytest.mark.process
-def test_a_killed_replica_costs_its_requests_only(cluster: LocalCluster) -> None:
-    """They are asked again by the front: no client needs to."""
-    before = cluster.counts()
-
-    def kill() -> None:
-        asked = Counter(cluster.counts()) - Counter(before)
-        cluster.kill(max(asked, key=lambda process: asked[process]))
-
-    assert answered(cluster, 250, kill) == Counter(f"{index}" for index in range(250))
+def test_a_job_has_its_share_of_the_slots_of_all_replicas(cluster: LocalCluster, bucket: Path) -> None:
+    before = Counter(cluster.counts())
+    with cluster.held():
+        job_id = submitted(cluster, 150, "all")
+        assert len(open_at(cluster, before, int(SHARE_OF_SLOTS * 2 * SLOTS))) == 2
+    assert completed(cluster, job_id)["request_counts"] == {"total": 150, "completed": 150, "failed": 0}
+    assert in_run(bucket, "all") == Counter(problem.id for problem in more(150))
 
 
-@pytest.mark.long
-def test_a_replica_whose_engine_died_is_ended_and_its_requests_are_asked_elsewhere(cluster: LocalCluster) -> None:
-    assert answered(cluster, 250, (cluster.folder / "die").touch) == Counter(f"{index}" for index in range(250))
-    assert not (cluster.folder / "die").exists()
+@pytest.mark.process
+def test_what_a_replica_knows_and_refuses_is_told_by_the_front(cluster: LocalCluster) -> None:
+    tokenizer = httpx.get(f"{cluster.url}/v1/tokenizer").raise_for_status().content
+    assert tokenizer == (DEMO / "expert" / "tokenizer.json").read_bytes()
+    body = {"problems": [{"id": "long", "question": "? " * 300}], "max_tokens": 8}
+    (line,) = httpx.post(f"{cluster.url}/v1/trajectories", json=body).raise_for_status().text.splitlines()
+    assert json.loads(line)["error"]["type"] == "context_length_exceeded"
 
 
 @pytest.mark.process
 def test_a_client_that_leaves_frees_the_replicas_engines(cluster: LocalCluster) -> None:
-    until(lambda: cluster.replicas() == 2, 120)
-    before = sum(cluster.counts("cancelled").values())
-    body = {"problems": [{"id": str(i), "question": "?"} for i in range(16)], "max_tokens": 100}  # 0.2 s each
+    before, cancelled = Counter(cluster.counts()), sum(cluster.counts("cancelled").values())
+    body = {"problems": [{"id": f"{index}", "question": "?"} for index in range(16)], "max_tokens": 8}
 
     async def leave() -> None:
         async with httpx.AsyncClient() as http:
-            with contextlib.suppress(TimeoutError):
-                async with (
-                    asyncio.timeout(0.15),
-                    http.stream("POST", f"{cluster.url}/v1/trajectories", json=body) as one,
-                ):
-                    async for _ in one.aiter_lines():
-                        break
+            asking = asyncio.create_task(http.post(f"{cluster.url}/v1/trajectories", json=body, timeout=60))
+            await asyncio.to_thread(open_at, cluster, before, 16)
+            asking.cancel()
 
-    def left() -> bool:
+    with cluster.held():
         asyncio.run(leave())
-        time.sleep(0.5)
-        return sum(cluster.counts("cancelled").values()) > before
+        until(lambda: sum(cluster.counts("cancelled").values()) == cancelled + 16)
 
-    until(left, 20)
+
+@pytest.mark.process
+def test_a_killed_replica_costs_its_requests_only(cluster: LocalCluster) -> None:
+    """The front asks again what was at that replica, and nothing else: no client needs to."""
+    before, count = Counter(cluster.counts()), 150
+    with ThreadPoolExecutor() as pool:
+        with cluster.held():
+            found = pool.submit(answered, cluster, count)
+            killed, lost = open_at(cluster, before, count).most_common(1)[0]
+            cluster.kill(killed)
+        assert found.result() == each_once(count)
+    assert (Counter(cluster.counts()) - before).total() == count + lost
+
+
+@pytest.mark.long
+def test_a_replica_whose_engine_died_is_ended_and_its_requests_are_asked_elsewhere(cluster: LocalCluster) -> None:
+    until(lambda: cluster.replicas() == 2, 120)
+    (cluster.folder / "die").touch()
+    assert answered(cluster, 250) == each_once(250)
+    assert not (cluster.folder / "die").exists()
 
 
 @pytest.mark.long
@@ -117,6 +147,17 @@ def test_a_job_goes_on_when_the_front_is_killed(cluster: LocalCluster, bucket: P
     ended = completed(cluster, job_id)
     assert ended["request_counts"] == {"total": 1500, "completed": 1500, "failed": 0}
     assert in_run(bucket, "front") == Counter(problem.id for problem in more(1500))
+
+
+@pytest.mark.long
+def test_a_front_that_is_told_to_stop_hands_its_job_back(cluster: LocalCluster, bucket: Path) -> None:
+    before = Counter(cluster.counts())
+    with cluster.held():
+        job_id = submitted(cluster, 150, "back")
+        until(lambda: Counter(cluster.counts()) - before)
+        cluster.end()
+    (heartbeat,) = (bucket / "jobs" / job_id).glob("beat-*")
+    assert json.loads(heartbeat.read_text())["released"] is True
 
 
 @pytest.mark.parametrize(
@@ -133,8 +174,9 @@ def test_invalid_arguments_are_named_before_anything_starts(args: dict[str, Any]
         application(args)
 
 
-def test_a_replica_is_given_as_many_requests_as_its_slots_allow() -> None:
-    front = application({"host": "127.0.0.1", "expert": "x", "amateur": "y", "min_replicas": 1, "max_replicas": 3})
+def test_ray_builds_it_and_gives_a_replica_as_many_requests_as_its_slots_allow() -> None:
+    args = {"host": "127.0.0.1", "expert": "x", "amateur": "y", "min_replicas": 1, "max_replicas": 3}
+    front = call_user_app_builder_with_args_if_necessary(application, args)
     pair = front._bound_deployment.init_args[1]._bound_deployment
     assert pair.max_ongoing_requests == 512
     assert pair._deployment_config.autoscaling_config.target_ongoing_requests == 128

@@ -15,6 +15,7 @@ pytest.importorskip("ray", reason="ray is not installed: pip install 'lightreaso
 from support.cluster.cluster_jobs import completed, done, in_run, is_ready, submitted
 from support.cluster.local_cluster import LocalCluster, local_cluster, until
 from support.runs.sampled import keys, more, once, sampled
+from support.servers.stand_in_engines import SLOTS
 
 from client.protocol.requests import SamplingSettings, Trajectory
 from server.cluster.replica import checked_and_started
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.long
 
 def test_a_node_killed_in_a_job_of_20_000_problems(tmp_path: Path) -> None:
     bucket = tmp_path / "bucket"
-    with local_cluster(tmp_path) as cluster:
+    with local_cluster(tmp_path, nodes=3) as cluster:
         cluster.serve(min_replicas=3, bucket=str(bucket), lease_seconds=2)
         until(lambda: is_ready(cluster), 300)
         job_id = submitted(cluster, 20_000, "run")
@@ -32,6 +33,7 @@ def test_a_node_killed_in_a_job_of_20_000_problems(tmp_path: Path) -> None:
         asked = cluster.counts()
         assert len(asked) == 3 and max(asked.values()) < 1.5 * min(asked.values())
         cluster.cluster.remove_node(cluster.others[0], allow_graceful=False)
+        assert [process for process in asked if not Path(f"/proc/{process}").exists()]
         ended = completed(cluster, job_id, 1200)
         assert ended["request_counts"] == {"total": 20_000, "completed": 20_000, "failed": 0}
         assert in_run(bucket, "run") == Counter(problem.id for problem in more(20_000))
@@ -42,6 +44,8 @@ def test_replicas_come_and_go_with_the_work(tmp_path: Path) -> None:
         cluster.serve(min_replicas=1, max_replicas=3, bucket=str(tmp_path / "bucket"))
         until(lambda: is_ready(cluster), 300)
         assert cluster.replicas() == 1
+        cards = httpx.get(f"{cluster.url}/v1/models").raise_for_status().json()["data"]
+        assert [card["slots"] for card in cards] == [3 * SLOTS] * 2  # so that clients send enough for all three
         job_id = submitted(cluster, 20_000, "run", max_tokens=100)
         until(lambda: cluster.replicas() == 3, 600)
         httpx.post(f"{cluster.url}/v1/jobs/{job_id}/cancel", timeout=60).raise_for_status()

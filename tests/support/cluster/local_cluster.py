@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes on this machine, with the application on it."""
+"""A Ray cluster of one node or several on this machine, with the application on it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from typing import Any
 from support.cluster.memory_pair import FOLDER, from_memory
 from support.servers.real_server import DEMO, ROOT, free_port
 
-KEY = "a-key-of-the-cluster"
 START_TRIES = 3
-NODE = {"num_cpus": 4, "object_store_memory": 100 * 1024**2, "include_dashboard": False}
+NODE = {
+    "num_cpus": 4, "object_store_memory": 100 * 1024**2, "include_dashboard": False, "include_log_monitor": False,
+    "no_monitor": True,
+}  # fmt: skip
+RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_niceness": "0",
+}  # fmt: skip
+"""No process that nobody asks for, each of which costs seconds; workers are not nicer than other tests."""
 
 
 class LocalCluster:
-    """Three nodes; `url` answers once `serve` has returned."""
+    """`url` answers once `serve` has returned."""
 
-    def __init__(self, folder: Path, real_engines: bool = False) -> None:
+    def __init__(self, folder: Path, nodes: int, real_engines: bool) -> None:
         import ray
         from ray import serve
         from ray.cluster_utils import Cluster
@@ -29,13 +36,13 @@ class LocalCluster:
         self.folder, self.port = folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         paths = [ROOT, ROOT / "tests", *([] if real_engines else [Path(__file__).parent / "on_path"])]
-        os.environ |= {FOLDER: str(folder), "PYTHONPATH": ":".join(map(str, paths)), "RAY_USAGE_STATS_ENABLED": "0"}
+        os.environ |= RAY | {FOLDER: str(folder), "PYTHONPATH": ":".join(map(str, paths))}
         os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / ".cache" / "pycache")  # what one process compiled, all read
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         for tries_left in reversed(range(START_TRIES)):
             try:
                 self.cluster = Cluster(initialize_head=True, head_node_args=NODE)
-                self.others = [self.cluster.add_node(**NODE) for _ in range(2)]
+                self.others = [self.cluster.add_node(**NODE) for _ in range(nodes - 1)]
                 break
             except Exception as error:  # Ray itself gives a node 30 s, which a busy machine may exceed
                 if not tries_left or "timed out during startup" not in str(error):
@@ -47,10 +54,16 @@ class LocalCluster:
         """Deploy the application, and wait until replicas and front are ready."""
         from ray import serve
 
-        from server.cluster.application import application
+        from server.cluster.application import application_over
 
         models = {"expert": str(DEMO / "expert"), "amateur": str(DEMO / "amateur")}
-        serve.run(application({**models, "gpus": 0, "host": "127.0.0.1", **args}, start), route_prefix="/")
+        serve.run(application_over(start, {**models, "gpus": 0, "host": "127.0.0.1", **args}), route_prefix="/")
+
+    def end(self) -> None:
+        """Delete the application, as `serve shutdown` does."""
+        from ray import serve
+
+        serve.delete("default")
 
     def replicas(self, deployment: str = "Pair") -> int:
         """How many run."""
@@ -61,6 +74,15 @@ class LocalCluster:
     def counts(self, kind: str = "asked") -> dict[int, int]:
         """Trajectories that each replica was asked for, by its process's id."""
         return {int(file.stem): file.stat().st_size for file in self.folder.glob(f"*.{kind}")}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """No trajectory ends meanwhile."""
+        (self.folder / "hold").touch()
+        try:
+            yield
+        finally:
+            (self.folder / "hold").unlink()
 
     def kill(self, process: int) -> None:
         os.kill(process, signal.SIGKILL)
@@ -85,9 +107,9 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def local_cluster(folder: Path, real_engines: bool = False) -> Iterator[LocalCluster]:
+def local_cluster(folder: Path, nodes: int = 1, real_engines: bool = False) -> Iterator[LocalCluster]:
     before = dict(os.environ)
-    cluster = LocalCluster(folder, real_engines)
+    cluster = LocalCluster(folder, nodes, real_engines)
     try:
         yield cluster
     finally:

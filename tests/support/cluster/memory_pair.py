@@ -1,7 +1,8 @@
 """A pair for replicas of a local Ray cluster: it answers from memory, and a folder tells what each replica did.
 
 In: the variable STAND_IN_FOLDER, which a cluster's processes inherit. Out, there: `ID.asked` and `ID.cancelled`, a byte
-for each trajectory of the process ID. Where `die` is found, the engine that takes it has died.
+for each trajectory of the process ID. Where `die` is found, the engine that takes it has died; while `hold` is there,
+no trajectory ends.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class CountedEngine(StandIn):
             raise EngineDeadError
         count(folder / f"{os.getpid()}.asked")
         try:
+            while (folder / "hold").exists():  # noqa: ASYNC110 -- another process removes it
+                await asyncio.sleep(0.05)
             return await super().run(prompt_token_ids, params, priority)
         except asyncio.CancelledError:
             count(folder / f"{os.getpid()}.cancelled")
