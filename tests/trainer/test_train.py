@@ -171,6 +171,18 @@ def test_weights_are_loaded_in_the_type_that_was_asked_for_and_the_adapter_stays
     assert seen == [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16]
 
 
+def test_the_update_of_a_model_in_half_precision_is_computed_in_it_from_weights_in_float32(expert):
+    half = randomised(with_lora(load(expert).to(torch.bfloat16), "some/model", Lora(dropout=0.0)))
+    layer = half.get_base_model().model.layers[0].self_attn.q_proj
+    first, second = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    states = torch.randn(3, 64, dtype=torch.bfloat16)
+    update = states @ first.bfloat16().T @ second.bfloat16().T
+    found = layer(states)
+    assert torch.equal(found, layer.base_layer(states) + update * 2)
+    found.sum().backward()
+    assert {first.dtype, second.dtype, first.grad.dtype, second.grad.dtype} == {torch.float32}
+
+
 def test_an_unsealed_run_trains_and_says_so(tmp_path, expert, trainer_cli):
     write_run(tmp_path / "run", expert, sealed=False)
     code, shown, _ = trainer_cli(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -50,6 +51,8 @@ class Head:
 def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
     """The model with a new adapter. The adapter is in float32, whatever the model's type, and records `name`.
 
+    With a model in half precision its update is computed in that type, as vLLM computes it.
+
     Raises ModelError if the model lacks one of the layers.
     """
     check_targets(model, name, lora)
@@ -65,8 +68,23 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
     adapted.peft_config["default"].base_model_name_or_path = name
     whole: Any = adapted
     whole.save_pretrained = functools.partial(adapted.save_pretrained, **ADAPTER_ALONE)
+    if model.dtype != torch.float32 and not lora.use_dora:
+        multiply_in_the_models_type(adapted)
     compute_loss_in_forward(adapted)
     return adapted
+
+
+def multiply_in_the_models_type(adapted: PeftModel) -> None:
+    """Round A and B, which stay in float32, where they are multiplied. A GPU multiplies half precision faster."""
+    for layer in adapted.modules():
+        if isinstance(layer, Linear):
+            layer.cast_input_dtype_enabled = False
+            for half in (*layer.lora_A.values(), *layer.lora_B.values()):
+                half.forward = functools.partial(_rounded, half)
+
+
+def _rounded(layer: nn.Linear, states: Tensor) -> Tensor:
+    return nn.functional.linear(states, layer.weight.to(states.dtype))
 
 
 def text_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
