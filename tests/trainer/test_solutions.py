@@ -77,7 +77,11 @@ def test_right_and_finished_solutions_are_kept_whole(solved):
     tokens = sum(len(row.token_ids) for row in kept)
     assert str(found) == (
         f"2 right solutions of {tokens} tokens; 2 wrong or unfinished are left out, and 1 whose problem has no answer"
+        rf"; the system prompt of {run} asks for no \boxed{{}}, where an answer is read most safely"
     )
+    boxed = run.manifest().model_copy(update={"system_prompt": r"Put your final answer within \boxed{}."})
+    run.bucket.put("run.json", boxed.model_dump_json().encode())
+    assert str(solutions(Run(str(run)), answers)).endswith("no answer")
 
 
 def test_the_loss_on_them_is_cross_entropy(solved, expert):

@@ -23,6 +23,9 @@ from trainer.data.dataset import Example, Limits, TrainingSet, check_length
 from trainer.grading.gold import Gold, check_shape, gold_answer
 from trainer.grading.grader import grade
 
+BOX = r"\boxed"
+"""What a system prompt has in it that asks for answers in boxes."""
+
 
 class SolutionSet(TrainingSet):
     """The correct solutions of a RUN, part after part."""
@@ -62,6 +65,8 @@ class SolutionSet(TrainingSet):
         left_out = f"{self.without_kept_steps} wrong or unfinished are left out"
         if self.unanswered:
             left_out += f", and {self.unanswered} whose problem has no answer"
+        if BOX not in (self.run.manifest().system_prompt or ""):
+            left_out += f"; the system prompt of {self.run} asks for no {BOX}{{}}, where an answer is read most safely"
         return f"{len(self.examples)} right solutions of {self.kept_steps} tokens; {left_out}"
 
     def check_not_empty(self) -> None:

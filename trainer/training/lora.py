@@ -83,7 +83,7 @@ def multiply_in_the_models_type(adapted: PeftModel) -> None:
                 half.forward = functools.partial(_rounded, half)
 
 
-def _rounded(layer: nn.Linear, states: Tensor) -> Tensor:
+def _rounded(layer: Any, states: Tensor) -> Tensor:
     return nn.functional.linear(states, layer.weight.to(states.dtype))
 
 
