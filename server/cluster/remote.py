@@ -27,6 +27,8 @@ from server.settings import Role
 REPLICAS_TRIED = 4
 """At a trajectory whose replica is lost: it may be what ends them."""
 ASKED_AGAIN_SECONDS = 1.0
+SENT_APART_SECONDS = 0.001
+"""Ray gives a request to the replica that has the fewest, but all requests of one moment to the same one."""
 REPLICA_COUNT_SECONDS = 2.0
 """How often the replicas that run are counted."""
 
@@ -51,6 +53,7 @@ class RemotePair(Pair):
     def __init__(self, replicas: Any, described: PairDescription, most: int) -> None:
         """`replicas`: the handle of their deployment; `most`: how many there may be."""
         self._replicas, self._most, self.accepted = replicas, most, described.accepted
+        self._sending = asyncio.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="lightreasoner-")
         folder = Path(self._folder.name)
         (folder / "tokenizer.json").write_bytes(described.tokenizer)
@@ -92,6 +95,8 @@ class RemotePair(Pair):
     ) -> Trajectory:
         async with turn.slot():
             for _ in range(REPLICAS_TRIED):
+                async with self._sending:
+                    await asyncio.sleep(SENT_APART_SECONDS)
                 call = self._replicas.trajectory.remote(problem, sample_index, sampling, turn.priority)
                 try:
                     answer = await call
