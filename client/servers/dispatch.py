@@ -216,6 +216,8 @@ class Dispatch:
         failed: set[str] = set()
         problems = [one.problem for one in request.batch]
         try:
+            if server.leaving:  # it has left since this request was made
+                return
             async with aclosing(server.connection.answer(problems, self._sampling, server.vocab_size)) as answer:
                 async for line in answer:
                     one = pending[line.problem_id]

@@ -18,7 +18,9 @@ from client.servers.names import ServerName
 from client.servers.window import ServerWindow, pair_differences
 
 NAME_POLL_SECONDS = 5.0
-"""How often names are read again, and how long each server that is new has for an answer."""
+"""How often names are read again."""
+NEW_SERVER_SECONDS = 5.0
+"""How long each server that is new has for an answer."""
 
 
 class Following:
@@ -80,7 +82,7 @@ class Following:
 async def pair_if_ready(server: Connection) -> PairCards | ServiceError:
     """The pair of a server that is ready now, or why it is not; an Unreachable where that may pass."""
     try:
-        async with asyncio.timeout(NAME_POLL_SECONDS):
+        async with asyncio.timeout(NEW_SERVER_SECONDS):
             try:
                 reason = await server.why_not_ready()
             except ServiceError as error:  # what failed may be started again
