@@ -120,6 +120,16 @@ def test_a_client_that_leaves_frees_the_replicas_engines(cluster: LocalCluster) 
 
 
 @pytest.mark.process
+def test_a_cancelled_job_frees_the_replicas_engines(cluster: LocalCluster) -> None:
+    before, cancelled = Counter(cluster.counts()), sum(cluster.counts("cancelled").values())
+    with cluster.held():
+        job_id = submitted(cluster, 150, "cancelled")
+        count = open_at(cluster, before, int(SHARE_OF_SLOTS * 2 * SLOTS)).total()
+        httpx.post(f"{cluster.url}/v1/jobs/{job_id}/cancel", timeout=60).raise_for_status()
+        until(lambda: sum(cluster.counts("cancelled").values()) == cancelled + count)
+
+
+@pytest.mark.process
 def test_a_killed_replica_costs_its_requests_only(cluster: LocalCluster) -> None:
     """The front asks again what was at that replica, and nothing else: no client needs to."""
     before, count = Counter(cluster.counts()), 150
