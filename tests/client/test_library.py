@@ -77,26 +77,30 @@ def test_settings_that_no_server_takes_are_refused_where_they_are_made(field, va
         SamplingSettings(**{field: value})
 
 
-def test_two_calls_of_one_client_at_a_time_wait_for_each_others_connections(monkeypatch):
-    monkeypatch.setattr(client.servers.connection, "READ_TIMEOUT_SECONDS", 0.5)
+def test_two_calls_of_one_client_at_a_time_wait_for_no_connection():
+    """No line comes before the requests of both have come: more of them than httpx would have connections."""
+    per_call = 1024
+    server = ContractServer(slots=per_call)
 
-    async def slowly():
-        await asyncio.sleep(0.04)
+    async def when_all_have_come():
+        while sum(map(len, server.asked)) < 2 * per_call:
+            await asyncio.sleep(0.01)
 
-    async def ask(url):
+    async def ask():
         told = []
-        async with SamplingClient(url, tell=told.append) as asked:
+        async with SamplingClient(server.url, tell=told.append) as asked:
 
             async def one(name):
-                problems = [Problem(id=f"{name}{index}", question="?") for index in range(500)]
+                problems = [Problem(id=f"{name}{index}", question="unanswerable") for index in range(per_call)]
                 return [line async for line in asked.trajectories(problems)]
 
             return await asyncio.gather(one("a"), one("b")), told
 
-    with ContractServer().running() as server:
-        server.before_line = slowly
-        lines, told = asyncio.run(ask(server.url))
-    assert [len(some) for some in lines] == [500, 500] and told == []
+    server.before_line = when_all_have_come
+    with server.running():
+        lines, told = asyncio.run(ask())
+    assert len(server.asked) == 128  # by itself, httpx has 100 connections
+    assert [len(some) for some in lines] == [per_call, per_call] and told == []
 
 
 def test_what_a_run_holds_is_read_back(bucket):
