@@ -80,11 +80,12 @@ def test_settings_that_no_server_takes_are_refused_where_they_are_made(field, va
 def test_two_calls_of_one_client_at_a_time_wait_for_no_connection():
     """No line comes before the requests of both have come: more of them than httpx would have connections."""
     per_call = 1024
-    server = ContractServer(slots=per_call)
+    server, all_have_come = ContractServer(slots=per_call), asyncio.Event()
 
     async def when_all_have_come():
-        while sum(map(len, server.asked)) < 2 * per_call:
-            await asyncio.sleep(0.01)
+        if sum(map(len, server.asked)) == 2 * per_call:
+            all_have_come.set()
+        await all_have_come.wait()
 
     async def ask():
         told = []
