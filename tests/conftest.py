@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """The demo pair in float32, open to all, without a bucket."""
+    """The demo pair in float32, open to all, without a bucket; started by the public command, as no other one is."""
     folder = tmp_path_factory.mktemp("demo-server")
     with running_server(DEMO / "expert", DEMO / "amateur", folder, grace_seconds=60) as server:
         yield server
@@ -54,7 +54,7 @@ def service_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(service_bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarting]:
     """The demo pair with all that a server can have: a key, a bucket, low limits. It can be killed and restarted."""
     models, folder = (DEMO / "expert", DEMO / "amateur"), tmp_path_factory.mktemp("service")
-    server = Restarting(partial(running_server, *models, folder, bucket=str(service_bucket), **SERVICE))
+    server = Restarting(partial(running_server, *models, folder, imported=True, bucket=str(service_bucket), **SERVICE))
     yield server
     server.close()
 
@@ -63,7 +63,7 @@ def service(service_bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def equal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The demo's expert as both models; an engine that takes no step for 4 s is taken to hang."""
     folder = tmp_path_factory.mktemp("equal-server")
-    with running_server(DEMO / "expert", DEMO / "expert", folder, hang_seconds=4) as server:
+    with running_server(DEMO / "expert", DEMO / "expert", folder, imported=True, hang_seconds=4) as server:
         yield server
 
 
@@ -105,5 +105,5 @@ def shared_data() -> Path:
 def smollm2_server(smollm2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The SmolLM2 pair in float32, with room for long trajectories."""
     folder = tmp_path_factory.mktemp("smollm2-server")
-    with running_server(*smollm2, folder, max_model_len=2304, cache_bytes=2 * 1024**3) as server:
+    with running_server(*smollm2, folder, max_model_len=2304, cache_bytes=2 * 1024**3, imported=True) as server:
         yield server

@@ -43,7 +43,7 @@ def paper(tmp_path_factory):
     )
     (expert / "chat_template.jinja").write_text(EXPERT_TEMPLATE)
     (amateur / "chat_template.jinja").write_text(AMATEUR_TEMPLATE)
-    with running_server(expert, amateur, folder) as server:
+    with running_server(expert, amateur, folder, imported=True) as server:
         yield server
 
 

@@ -22,7 +22,7 @@ def unlike(tmp_path_factory):
     expert = save_small_model(folder / "expert", VOCABULARY, 1, {THINK: "<|think|>", TOOL: "<|tool|>"})
     amateur = save_small_model(folder / "amateur", AMATEUR_VOCABULARY, 2, {THINK: "<|other|>"})
     with running_server(
-        expert, amateur, folder, amateur_arguments={"max_num_batched_tokens": 16, "max_num_seqs": 4}
+        expert, amateur, folder, imported=True, amateur_arguments={"max_num_batched_tokens": 16, "max_num_seqs": 4}
     ) as server:
         yield server
 

@@ -23,6 +23,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from server.engines.forkserver import PRELOADED as ENGINES_PRELOADED
+
 ROOT = Path(__file__).parents[3]
 PATH = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "deploy" / "demo")))}
 """The environment in which a process of its own finds what tests import."""
@@ -34,11 +36,11 @@ PRELOADED = {
         "transformers.models.llama.modeling_llama", "transformers.trainer", "support.training.one_step",
         "support.training.sharded",
     ),
-    "server": ("support.servers.stand_in_engines",),
+    "server": (*ENGINES_PRELOADED, "support.servers.stand_in_engines", "support.servers.imported"),
 }  # fmt: skip
-"""What a package's server imports beside the package."""
-NOT_IMPORTED = ("server.engines.worker",)
-"""Made for vLLM's own processes."""
+"""What a package's server imports beside the package, before it."""
+MAIN = {"server": "support.servers.imported:main"}
+"""What a package's command calls, if not its `main`."""
 
 
 class Forked:
@@ -97,12 +99,11 @@ class ForkServer:
     def __init__(self, package: str) -> None:
         folder = ROOT / package
         modules = [module.name for module in pkgutil.walk_packages([str(folder)], f"{package}.")]
-        modules = [name for name in modules if name not in NOT_IMPORTED]
         self._lock = threading.Lock()
         self._socket, theirs = socket.socketpair()
         self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno()), *modules,
-             *PRELOADED[package]],
+            [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno()), *PRELOADED[package],
+             *modules],
             env={**os.environ, **PATH, **ONE_THREAD}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd=ROOT,
         )  # fmt: skip
         theirs.close()
@@ -149,7 +150,7 @@ def fork_server(package: str) -> ForkServer:
 def fork(package: str, *words: object, **options) -> Forked:
     """`lightreasoner-PACKAGE WORDS` as a fork."""
     command = [f"lightreasoner-{package}", *words]
-    return fork_server(package).fork(f"{package}.__main__:main", command, **options)
+    return fork_server(package).fork(MAIN.get(package, f"{package}.__main__:main"), command, **options)
 
 
 def run(package: str, *words: object, timeout: float = 600, **options) -> subprocess.CompletedProcess[str]:
