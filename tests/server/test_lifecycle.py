@@ -17,7 +17,16 @@ import httpx
 import pytest
 from support.processes.forked import ROOT
 from support.servers.job_calls import ended, owners, posted, questions, read_by_others
-from support.servers.real_server import DEMO, children_of, engine_processes, free_port, is_engine, mark_of, processes_of
+from support.servers.real_server import (
+    DEMO,
+    START_SECONDS,
+    children_of,
+    engine_processes,
+    free_port,
+    is_engine,
+    mark_of,
+    processes_of,
+)
 from support.servers.restarting import LEASE_SECONDS
 from support.servers.stand_in import stand_in_server
 from word_problems import rows
@@ -72,7 +81,7 @@ def test_a_signal_to_all_while_the_engines_start_ends_well_and_leaves_no_process
         server = subprocess.Popen(
             [*map(str, command), "--port", str(free_port())], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + START_SECONDS
     while not any(is_engine(pid) for pid in processes_of(server.pid)):
         assert server.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)

@@ -84,8 +84,11 @@ def become(asked):
         os.setsid()
     if asked["file_bytes"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_bytes"], asked["file_bytes"]))
-    os.environ.clear()
-    os.environ.update(asked["environment"])
+    wanted = asked["environment"]
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    # Only what differs: a process that lost its first variable could not take another title.
+    os.environ.update(dict(wanted.items() - os.environ.items()))
     os.chdir(asked["folder"])
     sys.argv = asked["words"]
     module, _, name = asked["function"].partition(":")

@@ -39,6 +39,8 @@ PRELOADED = {
     "server": (*ENGINES_PRELOADED, "support.servers.stand_in_engines", "support.servers.imported"),
 }  # fmt: skip
 """What a package's server imports beside the package, before it."""
+FIRST = {"FORKED_BY_TESTS": "1"}
+"""The first variable of the fork server and of its children: one that never changes, or they could not take a title."""
 MAIN = {"server": "support.servers.imported:main"}
 """What a package's command calls, if not its `main`."""
 
@@ -104,7 +106,7 @@ class ForkServer:
         self._process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno()), *PRELOADED[package],
              *modules],
-            env={**os.environ, **PATH, **ONE_THREAD}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd=ROOT,
+            env={**FIRST, **os.environ, **PATH, **ONE_THREAD}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd=ROOT,
         )  # fmt: skip
         theirs.close()
         atexit.register(self._socket.close)  # which ends the server; what it has forked lives on
@@ -127,7 +129,7 @@ class ForkServer:
         said = [str(word) for word in words]
         asked = {
             "function": function, "words": said, "session": session, "file_bytes": file_bytes, "folder": str(ROOT),
-            "environment": {**os.environ, **(environment or {})},
+            "environment": {**FIRST, **os.environ, **(environment or {})},
         }  # fmt: skip
         body = pickle.dumps(asked)
         reading, writing = os.pipe() if output is None else (os.open(os.devnull, os.O_RDONLY), os.dup(output))
