@@ -106,7 +106,8 @@ class ForkServer:
         self._process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno()), *PRELOADED[package],
              *modules],
-            env={**FIRST, **os.environ, **PATH, **ONE_THREAD}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd=ROOT,
+            env={**FIRST, **os.environ, **PATH, **ONE_THREAD}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+            cwd=ROOT,
         )  # fmt: skip
         theirs.close()
         atexit.register(self._socket.close)  # which ends the server; what it has forked lives on
