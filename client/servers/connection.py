@@ -291,8 +291,11 @@ class Connection:
                 "the compression of its proxy"
             )
 
-    def _unreachable(self, error: Exception) -> Unreachable:
+    def _unreachable(self, error: Exception) -> ServiceError:
+        """An `Unreachable`; for an invalid certificate, which no waiting mends, a ServiceError."""
         reason = shorten(str(error), MOST_REASON_CHARACTERS) or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            return ServiceError(f"cannot reach {self} ({reason}); SSL_CERT_FILE names the certificates to trust")
         return Unreachable(f"cannot reach {self} ({reason}); is lightreasoner-server running there?")
 
 
