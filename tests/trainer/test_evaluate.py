@@ -343,8 +343,9 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(tmp_path, 
     ],
 )
 def test_an_adapter_that_vllm_cannot_do_is_refused_before_an_engine_starts(
-    tmp_path, expert, adapter, trainer_cli, changed, reason
+    tmp_path, expert, adapter, trainer_cli, monkeypatch, changed, reason
 ):
+    monkeypatch.setattr("vllm.LLM", None)  # an engine that starts fails
     odd, file = shutil.copytree(adapter, tmp_path / "odd"), tmp_path / "rows.jsonl"
     (odd / "adapter_config.json").write_text(
         json.dumps(json.loads((odd / "adapter_config.json").read_text()) | changed)

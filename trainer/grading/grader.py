@@ -8,8 +8,9 @@ Runs in a main thread only: that limit is a signal.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from math_verify.errors import TimeoutException
 
@@ -95,14 +96,23 @@ def _count(gold: Gold) -> int:
 
 def _each(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     """Several numbers, each within its own tolerance, in any order."""
-    given = elements(tidy(re.sub(OR, ",", answer.text)))
-    for text, room in zip(elements(gold.text), gold.each, strict=True):
-        one = replace(gold, text=text, absolute=room, each=())
-        match = next((other for other in given if _value(one, replace(answer, text=other), maths)), None)
+    golds = [
+        replace(gold, text=text, absolute=room, each=())
+        for text, room in zip(elements(gold.text), gold.each, strict=True)
+    ]
+    given = [replace(answer, text=text) for text in elements(tidy(re.sub(OR, ",", answer.text)))]
+    return _paired(golds, given, lambda one, other: _value(one, other, maths))
+
+
+def _paired(wanted: Sequence[Any], given: Sequence[Any], same: Callable[[Any, Any], bool]) -> bool:
+    """Whether each that is wanted is the same as one of its own of the given, in any order, and none is left."""
+    left = list(given)
+    for one in wanted:
+        match = next((other for other in left if same(one, other)), None)
         if match is None:
             return False
-        given.remove(match)
-    return not given
+        left.remove(match)
+    return not left
 
 
 def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
@@ -145,12 +155,7 @@ def _tuples(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         return False
     if not given and len(wanted) == 1:
         given = [elements(BRACKETS.sub("", tidy(answer.text)))]
-    for one in wanted:
-        match = next((other for other in given if _same_parts(one, other, maths)), None)
-        if match is None:
-            return False
-        given.remove(match)
-    return not given
+    return _paired(wanted, given, lambda one, other: _same_parts(one, other, maths))
 
 
 def _same_parts(one: Sequence[str], other: Sequence[str], maths: Mathematics) -> bool:

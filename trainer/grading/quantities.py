@@ -160,11 +160,7 @@ def _cut(text: str) -> tuple[str, str]:
         sign, begin = token[0], token.start()
         if sign in "{}":
             depth += 1 if sign == "{" else -1
-        elif depth == 0 and (
-            not re.match(r"\\[A-Za-z]", sign)
-            or re.match(TEXT, sign)
-            or sign in UNIT_COMMANDS
-        ):  # fmt: skip
+        elif depth == 0 and (not re.match(r"\\[A-Za-z]", sign) or re.match(TEXT, sign) or sign in UNIT_COMMANDS):
             number = re.search(r"\d", text[:begin])
             if re.fullmatch(r"[A-Za-z]", sign) and (not number or unit_of(text[begin:]) is None):
                 continue

@@ -329,9 +329,7 @@ def runs(text: str) -> list[tuple[int, int]]:
 
     def mathy(index: int) -> bool:
         token = tokens[index][0]
-        if MATHY.search(token) or token in ("+", "-", "*", "/"):
-            return True
-        if token.startswith("$"):
+        if MATHY.search(token) or token.startswith("$"):
             return True
         if (
             token == "x"
