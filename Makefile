@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-SPREAD = $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadgroup)
+WORKERS ?= 2
+SPREAD = --numprocesses $(WORKERS) --dist loadgroup
 
 .PHONY: help setup demo test test-fast test-long gpu-check check clean
 
@@ -16,7 +17,7 @@ setup: .venv/ready ## fill .venv with server (CPU), trainer and development tool
 demo: setup ## sample, train and evaluate with a small pair of models; needs no GPU
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo/run.sh
 
-test: setup ## the whole test suite, on real engines; WORKERS=2 runs two at a time, all engines in one
+test: setup ## the whole test suite, on real engines, in two processes; WORKERS=0 runs it in one
 	$(BIN)/python -m pytest $(SPREAD)
 
 test-fast: setup ## the tests that start no process and no engine

@@ -35,10 +35,13 @@ def test_help_needs_only_the_base(package):
     ("package", "words", "extra"),
     [
         ("server", ["--expert", "deploy/demo/expert", "--amateur", "deploy/demo/amateur", "--port", "0"], "server"),
-        ("trainer", ["merge", "deploy/demo/expert", "nowhere", "out"], "trainer"),
+        ("trainer", ["merge", "deploy/demo/expert", "{adapter}", "out"], "trainer"),
     ],
 )
-def test_what_is_not_installed_is_named_with_its_extra(package, words, extra):
+def test_what_is_not_installed_is_named_with_its_extra(package, words, extra, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")  # an adapter as far as can be seen without torch
+    (tmp_path / "adapter_model.safetensors").touch()
+    words = [word.format(adapter=tmp_path) for word in words]
     said = without(HEAVY, package, *words)
     assert said.returncode == 1 and f"is not installed: pip install 'lightreasoner[{extra}]'" in said.stderr
     assert f"(in a checkout: pip install '.[{extra}]')" in said.stderr

@@ -195,7 +195,7 @@ def test_a_job_whose_end_outlasts_the_grace_is_handed_back(quick, tmp_path, monk
     released = threading.Event()
     sealing = threading.Event()
 
-    def seal(self, totals):
+    def seal(self, *ended):
         sealing.set()
         released.wait(30)
 

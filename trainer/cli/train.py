@@ -251,13 +251,14 @@ def train_command(
     """
     recipe, running = options.recipe(), options.running()
     check_together(recipe, running)
-    check_training(Run(run), check_model(model, options.chat_template), output, running)
+    base = check_model(model, options.chat_template)
+    check_training(Run(run), base, output, running)
     if recipe.answers:
         check_files([recipe.answers])
     quiet_transformers()
     from trainer.training.train import train
 
-    report = train(run, model, output, recipe, running, wide_console(), options.chat_template)
+    report = train(run, base, output, recipe, running, wide_console())
     if report is None:  # a rank that is not the first
         return
     if report.already_done:

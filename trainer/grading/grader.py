@@ -101,10 +101,10 @@ def _each(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         for text, room in zip(elements(gold.text), gold.each, strict=True)
     ]
     given = [replace(answer, text=text) for text in elements(tidy(re.sub(OR, ",", answer.text)))]
-    return _paired(golds, given, lambda one, other: _value(one, other, maths))
+    return _matched(golds, given, lambda one, other: _value(one, other, maths))
 
 
-def _paired(wanted: Sequence[Any], given: Sequence[Any], same: Callable[[Any, Any], bool]) -> bool:
+def _matched(wanted: Sequence[Any], given: Sequence[Any], same: Callable[[Any, Any], bool]) -> bool:
     """Whether each that is wanted is the same as one of its own of the given, in any order, and none is left."""
     left = list(given)
     for one in wanted:
@@ -155,7 +155,7 @@ def _tuples(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         return False
     if not given and len(wanted) == 1:
         given = [elements(BRACKETS.sub("", tidy(answer.text)))]
-    return _paired(wanted, given, lambda one, other: _same_parts(one, other, maths))
+    return _matched(wanted, given, lambda one, other: _same_parts(one, other, maths))
 
 
 def _same_parts(one: Sequence[str], other: Sequence[str], maths: Mathematics) -> bool:

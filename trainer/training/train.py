@@ -62,22 +62,14 @@ class TrainReport:
 
 
 def train(
-    run_url: str,
-    model: str,
-    output: str,
-    recipe: Recipe,
-    running: Running,
-    console: Console,
-    chat_template: Path | None = None,
+    run_url: str, base: ModelFolder, output: str, recipe: Recipe, running: Running, console: Console
 ) -> TrainReport | None:
-    """Train an adapter for `model` on the RUN, and write it to `output`. Returns None on all ranks but the first.
+    """Train an adapter for the model in `base` on the RUN, and write it to `output`. None on all ranks but the first.
 
-    `chat_template`: the file that took the place of the model's chat template when the RUN was sampled.
-
-    Raises RunError where the RUN cannot teach this model, ModelError where `model` or `output` will not do.
+    Raises RunError where the RUN cannot teach this model, ModelError where the model or `output` will not do.
     """
     check_together(recipe, running)
-    run, base = Run(run_url), ModelFolder.find(model, chat_template)
+    run = Run(run_url)
     recipe = with_dtype(recipe)
     args = arguments(recipe, running)
     console.quiet = args.process_index != 0

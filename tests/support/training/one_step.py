@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import trainer.training.train
 from support.models.tiny_pair import randomised
+from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Lora, Recipe, Running
 from trainer.training.loop import ContrastTrainer
 
@@ -35,7 +36,10 @@ def one_step(run, model, out, gradients, **options):
     trainer.training.train.with_lora = lambda *words: randomised(with_lora(*words))
     clip, ContrastTrainer._clip_grad_norm = ContrastTrainer._clip_grad_norm, keep
     try:
-        return trainer.training.train.train(str(run), str(model), str(out), recipe, Running(**of(Running)), Console())
+        base, running = ModelFolder.find(str(model)), Running(**of(Running))
+        return trainer.training.train.train(str(run), base, str(out), recipe, running, Console())
+            str(run), ModelFolder.find(str(model)), str(out), recipe, Running(**of(Running)), Console()
+        )
     finally:
         trainer.training.train.with_lora, ContrastTrainer._clip_grad_norm = with_lora, clip
 
