@@ -38,8 +38,6 @@ def one_step(run, model, out, gradients, **options):
     try:
         base, running = ModelFolder.find(str(model)), Running(**of(Running))
         return trainer.training.train.train(str(run), base, str(out), recipe, running, Console())
-            str(run), ModelFolder.find(str(model)), str(out), recipe, Running(**of(Running)), Console()
-        )
     finally:
         trainer.training.train.with_lora, ContrastTrainer._clip_grad_norm = with_lora, clip
 
