@@ -157,6 +157,7 @@ def test_efficiency_sets_the_contrast_beside_sft_over_seeds(tmp_path, expert, be
     assert "tuned tokens" in shown and "gain" in shown
 
 
+@pytest.mark.process
 def test_what_cannot_be_done_is_said(tmp_path, expert, run, benchmark, trainer_cli, forked_trainings):
     words = ("ablation", run, "--model", expert, "--output", tmp_path / "out", "--benchmark", f"digits={benchmark}")
     for more, code, message in (
