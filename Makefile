@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 WORKERS ?= 2
-SPREAD = --numprocesses $(WORKERS) --dist loadgroup
+SPREAD = --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup demo test test-fast test-long gpu-check check clean
 
@@ -40,6 +40,5 @@ check: setup ## lint, format and types, of deploy/ too
 	$(BIN)/mypy
 	deploy/check.sh
 
-clean: ## remove what the other targets and README's ten commands made
+clean: ## remove what the other targets made
 	rm -rf .venv .cache demo-output build dist *.egg-info
-	rm -rf problems.jsonl unseen.jsonl server.log runs/first report.html adapter results.json results.md merged

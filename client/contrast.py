@@ -411,8 +411,6 @@ def _bounded_labels(most: float, log_label: Floats, log_expert: Floats) -> Float
     bounded = log_label.copy()
     far = np.flatnonzero(_divergence(log_label, log_expert) > most)
     label, expert = log_label[far], log_expert[far]
-    columns = np.isfinite(expert).any(axis=0)
-    label, expert = label[:, columns], expert[:, columns]
     inside = np.isfinite(expert)
     toward = np.subtract(label, expert, where=inside, out=np.zeros_like(expert))
 
@@ -424,7 +422,7 @@ def _bounded_labels(most: float, log_label: Floats, log_expert: Floats) -> Float
         middle = (low + high) / 2
         near = _divergence(moved(middle), expert) <= most
         low, high = np.where(near, middle, low), np.where(near, high, middle)
-    bounded[np.ix_(far, np.flatnonzero(columns))] = moved(low)
+    bounded[far] = moved(low)
     return bounded
 
 

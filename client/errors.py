@@ -19,10 +19,11 @@ EXPECTED_KINDS = {
 EXPECTED_BOUNDS = {
     "greater_than": "more than {gt}", "greater_than_equal": "at least {ge}", "less_than": "less than {lt}",
     "less_than_equal": "at most {le}", "literal_error": "{expected}", "enum": "{expected}",
-    "finite_number": "a finite number", "int_from_float": "a whole number", "int_parsing_size": "a smaller number",
-    "multiple_of": "a multiple of {multiple_of}", "string_pattern_mismatch": "a string like {pattern}",
+    "finite_number": "a finite number", "int_from_float": "a whole number",
+    "int_parsing_size": "a number of fewer digits", "multiple_of": "a multiple of {multiple_of}",
+    "string_pattern_mismatch": "a string like {pattern}",
     "string_too_short": "at least {min_length} characters", "string_too_long": "at most {max_length} characters",
-    "too_short": "at least {min_length} entries", "too_long": "at most {max_length} entries",
+    "too_short": "a list of at least {min_length}", "too_long": "a list of at most {max_length}",
     "string_unicode": "a string in UTF-8", "none_required": "nothing",
 }  # fmt: skip
 
@@ -128,6 +129,12 @@ class Unreachable(ServiceError):
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class InvalidCertificate(Unreachable):
+    """No waiting mends a server's certificate; only a server that answered before may have it renewed."""
+
+    may_pass = False
 
 
 class Busy(Unreachable):

@@ -246,7 +246,8 @@ class WorkOptions:
         typer.Option(
             min=0.0,
             rich_help_panel=WORK_PANEL,
-            help="Give up after this many seconds in which the bucket, or every server, does not respond.",
+            help="Give up after this many seconds in which the bucket, or every server, does not respond; at the "
+            "start, any server.",
         ),
     ] = 1800.0
 

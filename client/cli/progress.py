@@ -100,6 +100,7 @@ def print_labels(run: Run, tally: Tally | None) -> None:
         overturns_line,
         shifts_by_kind,
         shown_labels,
+        shown_overturns,
         style_warning,
         texts_where_readable,
     )
@@ -108,7 +109,7 @@ def print_labels(run: Run, tally: Tally | None) -> None:
         return
     lines = [str(label) for label in shown_labels(tally.shifts, texts)[:LABELS_PRINTED]]
     warning = style_warning(shifts_by_kind(tally.shifts, texts, tally.manifest.end_token_ids))
-    print_odd_labels(lines, overturns_line(tally.shifts, texts), warning)
+    print_odd_labels(lines, overturns_line(shown_overturns(tally.shifts, texts)), warning)
 
 
 def print_odd_labels(lines: Sequence[str], overturns: str | None, warning: str | None, of: str = "") -> None:

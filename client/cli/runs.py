@@ -57,9 +57,13 @@ def report(
 
 def _check_writable(output: Path) -> None:
     """Raises LightReasonerError where the report could not be written: making it may take minutes."""
-    if output.is_dir():
+    try:
+        is_folder, has_folder = output.is_dir(), output.parent.is_dir()
+    except OSError as error:
+        raise LightReasonerError(f"--output {output} cannot be written: {error.strerror}") from None
+    if is_folder:
         raise LightReasonerError(f"--output {output} cannot be written: a folder; give a file, as {output}/report.html")
-    if not output.parent.is_dir():
+    if not has_folder:
         raise LightReasonerError(f"--output {output} cannot be written: no such folder {output.parent}; make it first")
 
 
@@ -125,6 +129,7 @@ def compare(
 
     from client.cli.progress import LABELS_PRINTED, print_odd_labels
     from client.report.compare import compare_runs, comparison_rows
+    from client.report.labels import overturns_line
     from client.runs.run import Run
 
     compared = compare_runs([Run(run) for run in runs])
@@ -139,7 +144,7 @@ def compare(
     Console().print(table)
     for figures in compared:
         lines, of = figures.oddest_labels[:LABELS_PRINTED], f" in {figures.run}"
-        print_odd_labels(lines, figures.overturns, figures.style_warning, of)
+        print_odd_labels(lines, overturns_line(figures.overturns, of), figures.style_warning, of)
 
 
 def push(

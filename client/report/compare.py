@@ -11,11 +11,12 @@ from functools import partial
 
 from client.errors import RunError
 from client.report.labels import (
+    ShownOverturn,
     label_words,
-    overturns_line,
     selection_words,
     shifts_by_kind,
     shown_labels,
+    shown_overturns,
     style_warning,
     texts_where_readable,
 )
@@ -66,7 +67,7 @@ class Figures:
     largest_shift: float
     style_warning: str | None
     oddest_labels: list[str]  # the farthest first
-    overturns: str | None  # the commonest, in a line
+    overturns: list[ShownOverturn]  # the commonest first
 
 
 def compare_runs(runs: Sequence[Run]) -> list[Figures]:
@@ -127,7 +128,7 @@ def _figures(run: Run, manifest: RunManifest) -> Figures:
         largest_shift=shifts.largest if shifts else 0.0,
         style_warning=style_warning(shifts_by_kind(tally.shifts, texts, manifest.end_token_ids)) if texts else None,
         oddest_labels=[str(label) for label in shown_labels(tally.shifts, texts)] if texts else [],
-        overturns=overturns_line(tally.shifts, texts) if texts else None,
+        overturns=shown_overturns(tally.shifts, texts) if texts else [],
     )
 
 

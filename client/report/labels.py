@@ -7,7 +7,7 @@ models and problems say is made printable here; escaping it is the page's. Count
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from client.errors import RunError
@@ -88,21 +88,41 @@ def shifts_by_kind(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -
             if labels]  # fmt: skip
 
 
-def shown_overturns(shifts: Shifts, texts: Texts) -> list[tuple[str, str, int, float]]:
-    """The commonest overturns: the expert's best token, the label's, how many labels, their share of the shift."""
+@dataclass(frozen=True)
+class ShownOverturn:
+    """An overturn of `Shifts`, its tokens as text."""
+
+    best: str  # the expert's
+    heaviest: str  # the label's
+    labels: int
+    share: float  # of the whole shift
+    at_least: bool  # there may be more labels
+
+    @property
+    def times(self) -> str:
+        return "at least " * self.at_least + f"{self.labels:,}"
+
+
+def shown_overturns(shifts: Shifts, texts: Texts) -> list[ShownOverturn]:
+    """The commonest overturns, the most frequent first."""
     return [
-        (printable(texts.alone(one.best)), printable(texts.alone(one.heaviest)), one.labels, one.share)
+        ShownOverturn(
+            printable(texts.alone(one.best)), printable(texts.alone(one.heaviest)), one.labels, one.share, one.at_least
+        )
         for one in shifts.overturns
     ]
 
 
-def overturns_line(shifts: Shifts, texts: Texts) -> str | None:
-    """The commonest overturns in a line; None where no label overturns."""
+def overturns_line(overturns: Iterable[ShownOverturn], of: str = "") -> str | None:
+    """The overturns that are common in a line; None where none occurs twice. `of`: the RUN, where there are several."""
     listed = [
-        f"{best} → {heaviest} {labels:,} times ({share:.0%} of the shift)"
-        for best, heaviest, labels, share in shown_overturns(shifts, texts)[:OVERTURNS_IN_A_LINE]
+        f"{one.best} → {one.heaviest} {one.times} times ({one.share:.1%} of the shift)"
+        for one in overturns
+        if one.labels > 1
     ]
-    return f"commonest overturns, expert's best → label's best: {', '.join(listed)}" if listed else None
+    if not listed:
+        return None
+    return f"commonest overturns{of}, expert's best → label's best: {', '.join(listed[:OVERTURNS_IN_A_LINE])}"
 
 
 def style_warning(kinds: list[KindShift]) -> str | None:

@@ -164,22 +164,27 @@ def dataset_card(manifest: RunManifest, totals: Mapping[str, Any], pictured: boo
 
 
 def divergence_picture(edges: Sequence[float], counts: Sequence[int], beta: float) -> str:
-    """The card's picture as SVG: a bar for the steps between each two edges, in nats, ascending, and a line at beta.
+    """The card's picture as SVG: a bar for the steps between each two edges, in nats, ascending.
 
-    The first bar holds all steps below its end too. A bar's height is the square root of its share of the highest:
-    few steps lie above beta, and those count.
+    The first bar holds all steps below its end, the last all above its begin. Bars above beta are blue; with beta 0 the
+    first, which holds the bounds of 0, is not. A bar's height is the square root of its share of the highest: few steps
+    lie above beta, and those count.
     """
     wide, high = PICTURE_WIDTH / len(counts), PICTURE_HEIGHT - 2 * PICTURE_TEXT
     ground, most = PICTURE_HEIGHT - PICTURE_TEXT, max(*counts, 1)
     drawn = []
     for index, count in enumerate(counts):
         tall = high * math.sqrt(count / most)
-        colour = "#2a6fdb" if edges[index] >= beta else "#b8bec8"
+        colour = "#2a6fdb" if index and edges[index] >= beta else "#b8bec8"
+        between = f"{edges[index]:.3g} to {edges[index + 1]:.3g}"
+        if index in (0, len(counts) - 1):
+            between = f"above {edges[index]:.3g}" if index else f"up to {edges[1]:.3g}"
         drawn.append(
             f'<rect x="{index * wide + 1:.1f}" y="{ground - tall:.1f}" width="{wide - 2:.1f}" height="{tall:.1f}" '
-            f'fill="{colour}"><title>{edges[index]:.3g} to {edges[index + 1]:.3g} nats: {count:,} steps</title></rect>'
+            f'fill="{colour}"><title>{between} nats: {count:,} steps</title></rect>'
         )
-        drawn.append(f'<text x="{index * wide:.1f}" y="{ground + 16}">{edges[index]:.2g}</text>')
+        if index:
+            drawn.append(f'<text x="{index * wide:.1f}" y="{ground + 16}">{edges[index]:.2g}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {PICTURE_WIDTH} {PICTURE_HEIGHT}" font-size="11" '
         f'font-family="sans-serif" fill="#444"><rect width="100%" height="100%" fill="#fff"/>{"".join(drawn)}'

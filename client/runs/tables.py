@@ -106,7 +106,7 @@ def check_no_nulls(table: pa.Table) -> None:
 
 def check_sample_indices(table: pa.Table) -> None:
     """Raises ValueError if an index is none that a request can lead to: sets of keys take memory by the largest."""
-    indices = table["sample_index"].to_numpy()
+    indices = _numbers_of(table["sample_index"].combine_chunks())
     if indices.size and not 0 <= (odd := max(indices.min(), indices.max(), key=abs)) < MAX_SAMPLES:
         (index, *_) = np.flatnonzero(indices == odd)
         problem_id = table["problem_id"][int(index)].as_py()
@@ -184,8 +184,8 @@ def samples_in(table: pa.Table, vocab_size: int | None = None) -> list[Sample]:
         for name in ("prompt_token_ids", "token_ids", "steps", "kl_lower_bound", "covered_mass", "mask_complete")
     }
     ids, weights = table["label_ids"].combine_chunks(), table["label_weights"].combine_chunks()
-    flat_ids, flat_weights = ids.values.values.to_numpy(), weights.values.values.to_numpy()
-    outer, inner = ids.offsets.to_numpy(), ids.values.offsets.to_numpy()
+    flat_ids, flat_weights = _numbers_of(ids.values.values), _numbers_of(weights.values.values)
+    outer, inner = _numbers_of(ids.offsets), _numbers_of(ids.values.offsets)
     if not (weights.offsets.equals(ids.offsets) and weights.values.offsets.equals(ids.values.offsets)):
         raise ValueError("label_ids and label_weights have different lengths")
     scalars = table.select(["problem_id", "sample_index", "incomplete"]).to_pylist()
@@ -229,7 +229,8 @@ def _fault_of_sample(kept: Contrast, tokens: Sequence[npt.NDArray[np.int32]], vo
     return None
 
 
-# Arrays are made of buffers: pa.array would import pandas, where it is installed, for a second and 40 MB.
+# Arrays are made of buffers and read from them: pa.array and to_numpy would import pandas, where it is installed, for a
+# second and 40 MB.
 
 
 def _to_lists(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> pa.Array:
@@ -254,12 +255,22 @@ def _to_numbers(values: npt.NDArray[Any]) -> pa.Array:
 def _to_texts(texts: Sequence[str | None]) -> pa.Array:
     data = [(text or "").encode() for text in texts]
     offsets = np.concatenate(([0], np.cumsum([len(text) for text in data]))).astype(np.int32)
-    there = np.packbits([text is not None for text in texts], bitorder="little")
+    there = np.packbits(np.array([text is not None for text in texts], np.bool_), bitorder="little")
     buffers = [pa.py_buffer(there), pa.py_buffer(offsets), pa.py_buffer(b"".join(data))]
     return pa.Array.from_buffers(pa.string(), len(data), buffers)
 
 
 def _from_lists(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:
     array = column.combine_chunks()
-    values = array.values.to_numpy(zero_copy_only=False)
-    return [values[a:b] for a, b in pairwise(array.offsets.to_numpy())]
+    values = _numbers_of(array.values)
+    return [values[a:b] for a, b in pairwise(_numbers_of(array.offsets))]
+
+
+def _numbers_of(array: pa.Array) -> npt.NDArray[Any]:
+    """The values of an array of numbers or booleans without nulls, not to be written to: a view, but of booleans."""
+    whole, buffer = slice(array.offset, array.offset + len(array)), array.buffers()[1]
+    if buffer is None:
+        return np.empty(0, array.type.to_pandas_dtype())
+    if pa.types.is_boolean(array.type):
+        return np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")[whole].astype(np.bool_)
+    return np.frombuffer(buffer, array.type.to_pandas_dtype(), count=whole.stop)[whole]

@@ -70,6 +70,7 @@ class Overturn:
     heaviest: int  # the label's
     labels: int
     share: float  # of the whole shift
+    at_least: bool  # there were so many pairs that labels of this one may not have been counted
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ class Divergences:
         return float(edges.mean()) if cell else 0.0
 
     def _cells(self, values: npt.NDArray[np.floating]) -> npt.NDArray[np.integer[Any]]:
-        positive = np.maximum(values.astype(np.float32), np.float32(0.0)) + np.float32(0.0)  # -0.0 becomes 0.0
+        largest = np.finfo(np.float32).max
+        positive = np.clip(values, 0.0, largest).astype(np.float32) + np.float32(0.0)  # -0.0 becomes 0.0
         return positive.view(np.uint32) >> self.DROPPED_BITS
 
 
@@ -176,6 +178,7 @@ class Shifts:
         self._sum, self._largest = OrderedSum(), 0.0
         self._odd: dict[tuple[int, int], OddLabel] = {}
         self._overturns: dict[tuple[int, int], list[float]] = {}  # best, heaviest -> labels, nats
+        self._forgotten = False  # the rare ones of too many pairs
 
     def add(self, group: SampledGroup, alpha: float, part: str = "") -> None:
         """Count the labels of a group. `part`: as in `Tally.add`."""
@@ -198,7 +201,7 @@ class Shifts:
             counted[1] += nats
         if len(self._overturns) > MOST_OVERTURNS:
             often = sorted(self._overturns.items(), key=lambda pair: -pair[1][0])
-            self._overturns = dict(often[: MOST_OVERTURNS // 2])
+            self._overturns, self._forgotten = dict(often[: MOST_OVERTURNS // 2]), True
         least = min((label.nats for label in self._odd.values()), default=0.0) if len(self._odd) == ODD_LABELS else 0.0
         self._note_odd(group, found, owners, np.flatnonzero(found.nats >= least))
 
@@ -254,7 +257,7 @@ class Shifts:
         """The most frequent first."""
         often = sorted(self._overturns.items(), key=lambda pair: (-pair[1][0], pair[0]))[:OVERTURNS]
         whole = float(self._sum) or 1.0
-        return [Overturn(*pair, int(labels), nats / whole) for pair, (labels, nats) in often]
+        return [Overturn(*pair, int(labels), nats / whole, self._forgotten) for pair, (labels, nats) in often]
 
     def totals(self) -> ShiftTotals | None:
         """The figures; None where there is no label."""

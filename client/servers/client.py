@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Self, TypeVar
 
-from client.errors import ServiceError, Stopped, Unreachable
+from client.errors import InvalidCertificate, ServiceError, Stopped, Unreachable
 from client.protocol.requests import Failure, PairCards, Problem, SamplingSettings, Trajectory
 from client.retries import retry
 from client.servers.connection import Connection
@@ -24,6 +25,7 @@ from client.servers.following import Following, pair_if_ready
 from client.servers.names import ServerName, names_and_urls
 from client.servers.window import ServerWindow, pair_differences
 
+LOG = logging.getLogger(__name__)
 Answered = TypeVar("Answered")
 SERVER_PATIENCE_SECONDS = 1800.0
 """How long to wait for servers to start (large models take long), and for any answer."""
@@ -40,8 +42,8 @@ class SamplingClient:
             ...
 
     `http+dns://name:8000` stands for a server at each address behind the name; they may come and go.
-    `patience`: how long to wait for servers to become ready, and for any answer, in seconds. `tell` is called when a
-    server is lost and when it is back.
+    `patience`: how long to wait for servers to become ready, and for any answer, in seconds. `tell` is called with what
+    it waits for, and when a server is lost and when it is back; by default these are warnings of `logging`.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class SamplingClient:
         servers: str | Sequence[str],
         api_key: str | None = None,
         patience: float = SERVER_PATIENCE_SECONDS,
-        tell: Callable[[str], None] = lambda _: None,
+        tell: Callable[[str], None] = LOG.warning,
     ) -> None:
         self.stopping = False
         self.asks_again = True
@@ -184,6 +186,8 @@ class SamplingClient:
             try:
                 with contextlib.suppress(TimeoutError):
                     reason = await asyncio.wait_for(connection.why_not_ready(), max(deadline - time.monotonic(), 0.1))
+            except InvalidCertificate:
+                raise
             except Unreachable as error:
                 reason = str(error)
             if reason:
@@ -212,10 +216,13 @@ class SamplingClient:
         passing: type[Exception] = Unreachable,
         tell: Callable[[BaseException], None] = lambda _: None,
     ) -> Answered:
-        """What a server answers. Retried after a `passing` error, for at most `patience` seconds."""
+        """What a server answers. Retried after a `passing` error, for at most `patience` seconds.
+
+        An invalid certificate is not: a person has to correct it.
+        """
         return await retry(
             ask,
-            may_pass=lambda error: isinstance(error, passing),
+            may_pass=lambda error: isinstance(error, passing) and not isinstance(error, InvalidCertificate),
             pause=READY_POLL_SECONDS,
             seconds=self._patience,
             stopping=lambda: self.stopping,
@@ -228,7 +235,7 @@ class NotReady(Exception):
 
 
 def _passing(error: ServiceError) -> bool:
-    return isinstance(error, Unreachable)
+    return isinstance(error, Unreachable) and error.may_pass
 
 
 def _least(pairs: Sequence[PairCards]) -> PairCards:

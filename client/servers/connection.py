@@ -20,7 +20,16 @@ import httpx
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from client.errors import Busy, LightReasonerError, ServiceError, Unreachable, fault_words, shorten, shown
+from client.errors import (
+    Busy,
+    InvalidCertificate,
+    LightReasonerError,
+    ServiceError,
+    Unreachable,
+    fault_words,
+    shorten,
+    shown,
+)
 from client.protocol.requests import (
     Failure,
     Job,
@@ -291,11 +300,13 @@ class Connection:
                 "the compression of its proxy"
             )
 
-    def _unreachable(self, error: Exception) -> ServiceError:
-        """An `Unreachable`; for an invalid certificate, which no waiting mends, a ServiceError."""
+    def _unreachable(self, error: Exception) -> Unreachable:
         reason = shorten(str(error), MOST_REASON_CHARACTERS) or type(error).__name__
         if "CERTIFICATE_VERIFY_FAILED" in reason:
-            return ServiceError(f"cannot reach {self} ({reason}); SSL_CERT_FILE names the certificates to trust")
+            return InvalidCertificate(
+                f"cannot reach {self} ({reason}); correct the URL or the certificate. To trust one of your own, name "
+                "its file in SSL_CERT_FILE"
+            )
         return Unreachable(f"cannot reach {self} ({reason}); is lightreasoner-server running there?")
 
 

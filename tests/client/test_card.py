@@ -3,11 +3,12 @@
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from support.runs.made_run import make_manifest
 from support.runs.reported import make_run, plain_bounds, trajectories_of
 
-from client.runs.manifest import dataset_card
+from client.runs.manifest import dataset_card, divergence_picture
 from client.runs.tally import Divergences
 
 
@@ -51,7 +52,12 @@ def test_the_card_has_a_picture_of_every_step_with_those_above_beta_in_another_c
     bounds = plain_bounds(trajectories_of(12))[0]
     assert sum(high) == (bounds > 0.4).sum() and sum(low) == (bounds <= 0.4).sum() and len(low) == 6
     assert low[-1] == ((bounds > 0.2) & (bounds <= 0.4)).sum() and "β = 0.4 nats" in "".join(picture.itertext())
-    assert Divergences().histogram(0.0)[1] == [0] * 10
+    assert bars[0][1].startswith("up to 0.0125 nats") and bars[-1][1].startswith("above 3.2 nats")
+    edges, counts = Divergences().histogram(0.0)
+    assert counts == [0] * 10
+    colours = re.findall(r'<rect [^>]*fill="(\S+)"><title>', divergence_picture(edges, [9] * 10, 0.0))
+    assert len(set(colours)) == 2 and colours.count(colours[0]) == 1, "bounds of 0 are not above 0"
+    assert tally.bounds.above(np.array([1e300])) == 0
 
 
 def test_an_imported_run_has_samples_alone():

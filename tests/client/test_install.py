@@ -1,5 +1,7 @@
 """The base install is the client alone: the other commands say what they lack."""
 
+import importlib.util
+import os
 import subprocess
 import sys
 
@@ -59,3 +61,16 @@ def test_the_client_is_imported_without_torch_or_vllm(imports):
     code = f"import sys; {imports}; print({HEAVY_IMPORTS} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert said.stdout.strip() == "set()", said.stderr
+
+
+def test_a_run_is_written_and_read_without_pandas():
+    """Arrow imports it where it may, which costs a second and 40 MB."""
+    assert importlib.util.find_spec("pandas")
+    code = (
+        "import sys, tempfile; from support.runs.reported import make_run, trajectories_of\n"
+        "run = make_run(tempfile.mkdtemp(), trajectories_of(3))\n"
+        "print(len(list(run.trajectories())), len(list(run.samples())), len(run.keys()), 'pandas' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert said.stdout.strip() == "3 3 3 False", said.stderr

@@ -89,9 +89,16 @@ def test_the_commonest_overturns_are_counted_and_told_everywhere(tmp_path):
     row = r'<tr><th scope="row"><code>(w\d+)</code></th><td><code>(w\d+)</code></td><td>(\d+)</td><td>([\d.]+%)</td>'
     assert re.findall(row, report_page(run)) == rows
     (best, heaviest, labels, _), share = rows[0], expected[0][2]
-    line = f"label's best: {best} → {heaviest} {labels} times ({share:.0%} of the shift), {rows[1][0]} → "
-    assert line in printed("build", run, tmp_path / "new", "--labels", "contrast")
-    assert line in printed("compare", run, tmp_path / "new")
+    line = f"expert's best → label's best: {best} → {heaviest} {labels} times ({share:.1%} of the shift), "
+    assert f"commonest overturns, {line}" in printed("build", run, tmp_path / "new", "--labels", "contrast")
+    assert f"commonest overturns in {run}, {line}" in printed("compare", run, tmp_path / "new")
+    (told, _) = json.loads(printed("compare", run, tmp_path / "new", "--json"))["runs"]
+    first = {"best": best, "heaviest": heaviest, "labels": int(labels), "at_least": False}
+    assert told["overturns"][0] == first | {"share": pytest.approx(share)} and len(told["overturns"]) == len(rows)
+    alone = run_of(trajectories_of(1), tmp_path / "alone")
+    once = alone.tally(alone.manifest()).shifts.overturns
+    assert once and {one.labels for one in once} == {1}
+    assert "commonest overturns," not in printed("build", alone, tmp_path / "again", "--labels", "contrast")
 
 
 def test_the_pairs_that_are_counted_are_bounded_and_the_frequent_ones_stay(tmp_path, monkeypatch):
@@ -100,6 +107,9 @@ def test_the_pairs_that_are_counted_are_bounded_and_the_frequent_ones_stay(tmp_p
     exact = run.tally(run.manifest()).shifts
     monkeypatch.setattr(tally, "MOST_OVERTURNS", 60)
     bounded = run.tally(run.manifest()).shifts
+    page = report_page(run)
+    assert f"<td>at least {bounded.overturns[0].labels}</td>" in page
+    assert all(one.at_least for one in bounded.overturns) and not any(one.at_least for one in exact.overturns)
     assert len(exact._overturns) > 120 and len(bounded._overturns) <= 60
     assert {(one.best, one.heaviest) for one in bounded.overturns} >= {
         (one.best, one.heaviest) for one in exact.overturns if one.labels >= 30

@@ -144,8 +144,10 @@ def test_a_server_that_is_named_again_joins_again(addresses, server_at):
     for server in (one, other):
         server.before_line = wait_a_little
     addresses[:] = [one.host, other.host]
+    before = 0  # problems, when it joins again
 
     def change(lines):
+        nonlocal before
         if len(lines) == 100:
             addresses[:] = [other.host]
         if f"{one.url} has left" in told and len(addresses) == 1:
@@ -153,10 +155,12 @@ def test_a_server_that_is_named_again_joins_again(addresses, server_at):
             other.before_line = wait_longer  # until it has joined, however busy the machine is
         if f"{one.url} has joined" in told:
             other.before_line = wait_a_little
+        else:
+            before = asked(one)
 
     problems = more(1500)
     assert keys(sampled(addresses.url, problems, on_line=change, tell=told.append)) == once(problems)
-    assert f"{one.url} has joined" in told
+    assert f"{one.url} has joined" in told and before < asked(one)
 
 
 def test_dead_servers_are_replaced_at_other_addresses(addresses, server_at):
@@ -298,6 +302,11 @@ def test_certificates_are_checked_for_the_name(addresses, tmp_path, monkeypatch)
         assert keys(sampled(addresses.url.replace("http", "https", 1))) == once(PROBLEMS)
         with pytest.raises(ServiceError, match="certificate"):
             sampled(f"https://127.0.0.2:{addresses.port}")
+        monkeypatch.delenv("SSL_CERT_FILE")
+        told = []
+        with pytest.raises(ServiceError, match=r"certificate.*; correct the URL or the certificate"):
+            sampled(addresses.url.replace("http", "https", 1), tell=told.append)  # not after 1,800 s
+        assert not told
     finally:
         server.should_exit = True
         thread.join(10)

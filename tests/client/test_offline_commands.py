@@ -67,6 +67,8 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run_is_read(tmp_p
     assert code == f"error: --output {nowhere}/page.html cannot be written: no such folder {nowhere}; make it first"
     code, _ = client_cli("report", tmp_path / "no-run", "-o", tmp_path)
     assert code == f"error: --output {tmp_path} cannot be written: a folder; give a file, as {tmp_path}/report.html"
+    code, _ = client_cli("report", tmp_path / "no-run", "-o", long := tmp_path / ("page" * 100))
+    assert code == f"error: --output {long} cannot be written: File name too long"
 
 
 @pytest.mark.parametrize(

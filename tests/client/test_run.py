@@ -1,6 +1,7 @@
 """A RUN in a bucket: what is written is what is read, under the names of the contract."""
 
 import dataclasses
+import io
 import json
 import re
 
@@ -18,7 +19,8 @@ from client.report.compare import compare_runs
 from client.report.page import report_page
 from client.runs.build import build_run
 from client.runs.run import Run
-from client.runs.samples import sample_of
+from client.runs.samples import sample_of, sampled_groups
+from client.runs.tables import trajectory_table
 
 
 @pytest.fixture
@@ -319,3 +321,29 @@ def test_commands_name_the_damaged_part(damaged, command, tmp_path):
     }
     with pytest.raises(RunError, match=f"run/{name} cannot be read"):
         calls[command]()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"max_shift": 0.0}, {"max_shift": 1e-12}, {"max_shift": 0.05}, {"labels": "tilt"}, {"labels": "onehot"},
+     {"select": "random"}, {"keep_incomplete": True}],
+    ids=str,
+)  # fmt: skip
+def test_a_trajectory_has_the_same_samples_whatever_group_it_is_in(settings):
+    """Bit by bit, also beside trajectories with larger plausible sets and with another top k."""
+    sizes = [(index % 7 + 2, 20 if index < 25 else 8) for index in range(40)]
+    trajectories = [make_trajectory(f"p{index}", index, *size) for index, size in enumerate(sizes)]
+    manifest = make_manifest(beta=0.05, alpha=0.02, **settings)
+    together = [sample for group in sampled_groups(trajectories, manifest) for sample in group.samples]
+    for trajectory, sample in zip(trajectories, together, strict=True):
+        same(sample_of(trajectory, manifest), sample)
+
+
+def test_a_part_without_rows_is_read(run, trajectories):
+    run.write(trajectories, {}, run.manifest())
+    (part,) = run.parts("trajectories")
+    file = io.BytesIO()
+    pq.write_table(trajectory_table([], {}), file)
+    run.bucket.put(f"trajectories/{part.replace('part-', 'part-0')}.parquet", file.getvalue())
+    run.mend(run.manifest())
+    assert len(run.parts("samples")) == 2 and len(list(run.samples())) == len(trajectories)

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from starlette.responses import Response
 from support.runs.sampled import PROBLEMS, keys, more, once, sampled
@@ -82,6 +83,28 @@ def test_a_server_that_comes_after_the_client_is_waited_for(servers):
         with late.running():
             assert keys(lines.result()) == once(PROBLEMS) and late.requests
     assert f"{late.url}: cannot reach {late.url} " in told[0]
+
+
+def test_a_certificate_that_expires_meanwhile_may_be_renewed(servers, monkeypatch):
+    """The error is made up, for no certificate expires within a test."""
+    sends, posts = httpx.AsyncHTTPTransport.handle_async_request, []
+
+    async def expired_once(transport, request):
+        posts.append(request.method == "POST")
+        if sum(posts) == 2 and posts[-1]:
+            raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate has expired")
+        return await sends(transport, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", expired_once)
+    told, problems = [], more(1000)
+    assert keys(sampled(servers[0].url, problems, tell=told.append)) == once(problems)
+    assert "certificate has expired" in told[0] and told[0].endswith("; trying again")
+
+
+def test_a_call_of_the_library_says_what_it_waits_for(caplog):
+    with pytest.raises(ServiceError):
+        asyncio.run(SamplingClient("http://127.0.0.1:9", patience=0.1).models())
+    assert "cannot reach http://127.0.0.1:9 " in caplog.text
 
 
 def test_the_same_server_named_twice_counts_once(servers):

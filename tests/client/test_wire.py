@@ -99,3 +99,11 @@ def test_a_log_probability_that_no_model_gives_is_found_wherever_it_stands(name,
     getattr(line, name)[step, 5] = value
     with pytest.raises(ValueError, match="NaN or above 0"):
         parse_line(line.to_line("base64"))
+
+
+@pytest.mark.parametrize("data", ["AAAA\nAAAA", "AAA", "AAAA!", "AA==AAAA", "AAAAAA==", "é", 5, None])
+def test_what_is_no_base64_of_the_array_makes_the_line_invalid(data):
+    line = orjson.loads(make_trajectory("p", seed=1, tokens=4).to_line("base64"))
+    line["token_ids"]["data"] = data
+    with pytest.raises((ValueError, TypeError)):
+        parse_line(orjson.dumps(line))
