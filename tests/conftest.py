@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.costs import ENGINE, cost
+from support.costs import ENGINE, PROCESS, UNIT, cost, shares_engines
 from support.servers.real_server import DEMO, SHARED_DATA, SMOLLM2, RunningServer, running_server
 from support.servers.real_store import BUCKET, running_s3
 from support.servers.restarting import SERVICE, Restarting
@@ -29,11 +29,18 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist and -m read the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what each test costs; keep a file's tests in one worker, and all that need an engine in the same one."""
+    """Mark what each test costs. Tests of one file stay in one worker, as do all that share a server of the session.
+
+    The dearest groups come first: what is left for the end is small, and both workers end at about the same time.
+    """
+    order = {}
     for item in items:
         item.add_marker(found := cost(item))
-        item.add_marker(pytest.mark.xdist_group(ENGINE if found == ENGINE else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+        shares = found == ENGINE and shares_engines(item)
+        item.add_marker(pytest.mark.xdist_group("servers" if shares else item.nodeid.partition("::")[0]))
+        last = item.get_closest_marker("last") is not None
+        order[item] = (not shares, (ENGINE, PROCESS, UNIT).index(found), last)
+    items.sort(key=order.__getitem__)
 
 
 @pytest.fixture(scope="session")

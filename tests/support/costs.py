@@ -28,6 +28,12 @@ def cost(item: pytest.Item) -> str:
     return dearest(functions_of(item))
 
 
+def shares_engines(item: pytest.Item) -> bool:
+    """Whether it asks for engines that serve the whole session."""
+    fixtures = (made for definitions in item._fixtureinfo.name2fixturedefs.values() for made in definitions)
+    return dearest(made.func for made in fixtures if made.scope == "session") == ENGINE
+
+
 def functions_of(item: pytest.Item) -> Iterator[object]:
     """The test's function and those of its fixtures, of fixtures' fixtures too."""
     if isinstance(item, pytest.Function):
