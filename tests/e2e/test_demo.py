@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.servers.real_server import DEMO, ROOT, command
+from support.servers.stand_in import stand_in_server
 
 from client.runs.run import Run
 
@@ -59,12 +60,13 @@ def test_what_it_leaves_is_a_sealed_run_and_an_adapter(demo):
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_the_two_commands_of_the_readme_that_the_demo_does_not_run_work_too(demo, demo_server, tmp_path):
-    """tests/docs/test_readmes.py holds the others against the demo's."""
+def test_the_two_commands_of_the_readme_that_the_demo_does_not_run_work_too(demo, tmp_path):
+    """tests/docs/test_readmes.py holds the others against the demo's. The server that is waited for has stand-ins."""
     lines = (ROOT / "README.md").read_text().splitlines()
     wait, merge = (next(line for line in lines if line.startswith(start)) for start in READMES_OWN)
-    wait = wait.replace("http://127.0.0.1:8000", demo_server.url)
-    assert subprocess.run(shlex.split(wait), capture_output=True, timeout=60).returncode == 0
+    with stand_in_server(tmp_path) as server:
+        wait = wait.replace("http://127.0.0.1:8000", server.url)
+        assert subprocess.run(shlex.split(wait), capture_output=True, timeout=60).returncode == 0
     given = {"adapter": str(demo[0] / "adapter"), "merged": str(tmp_path / "merged")}
     said = command("trainer", *(given.get(word, word) for word in shlex.split(merge)[1:]))
     assert said.returncode == 0, said.stderr
