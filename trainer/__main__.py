@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from client.cli.program import Program
-from client.errors import LightReasonerError, clean_lines, missing_extra
+from client.errors import LightReasonerError, clean_lines, missing_extra, one_line
 from trainer.cli.evaluate import evaluate_command
 from trainer.cli.merge import merge_command
 from trainer.cli.paper_tables import EXTRA, ablation_command, efficiency_command
@@ -34,6 +34,11 @@ def main() -> None:
         extra = "server" if getattr(error, "name", None) == "vllm" else "trainer"
         said = missing_extra(error, extra) if isinstance(error, ModuleNotFoundError) else error
         print(f"error: {clean_lines(str(said))}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: cannot use {one_line(str(error.filename))}: {error.strerror}; give another", file=sys.stderr)
         sys.exit(1)
 
 

@@ -61,9 +61,12 @@ def inspect_models(settings: ServerSettings) -> tuple[ServerSettings, PairFacts]
 
     Raises SettingsError or ModelError.
     """
-    settings = models.located(settings)
-    folders = Path(settings.expert["model"]), Path(settings.amateur["model"])
-    facts = inspect_pair(*folders, models.trusted(settings), settings.chat_template)
+    try:
+        settings = models.located(settings)
+        folders = Path(settings.expert["model"]), Path(settings.amateur["model"])
+        facts = inspect_pair(*folders, models.trusted(settings), settings.chat_template)
+    except OSError as error:
+        raise ModelError(f"a model cannot be read ({error}); give a folder whose files this user may read") from error
     log.info("expert %s, amateur %s", facts.expert.folder, facts.amateur.folder)
     if facts.differences:
         listed = ", ".join(f"{entry.id} {entry.expert!r} / {entry.amateur!r}" for entry in facts.differences)

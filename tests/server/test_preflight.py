@@ -8,7 +8,8 @@ from support.models.small_models import save_small_model
 from support.servers.real_server import DEMO, command
 
 from client.errors import ModelError
-from server.engines.preflight import inspect_pair
+from server.engines.preflight import inspect_models, inspect_pair
+from server.settings import ServerSettings
 
 
 def test_the_demo_pair_shares_every_token():
@@ -64,6 +65,9 @@ def test_a_damaged_tokenizer_is_named(tmp_path, content):
 def test_a_model_that_is_no_folder_is_named(tmp_path):
     said = command("server", "--expert", tmp_path / "nowhere", "--amateur", DEMO / "amateur", "--port", 0)
     assert said.returncode != 0 and f"no model folder at '{tmp_path}/nowhere'" in said.stderr
+    long = str(tmp_path / ("x" * 300))
+    with pytest.raises(ModelError, match=r"a model cannot be read \(.*File name too long"):
+        inspect_models(ServerSettings(expert={"model": long}, amateur={"model": str(DEMO / "amateur")}))
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -1,5 +1,6 @@
 """Evaluation through a real vLLM engine, against transformers and peft on the same prompts."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -301,10 +302,13 @@ def test_the_merged_model_loads_in_vllm_and_scores_what_the_adapter_scored(
     assert "accuracy" in shown and "McNemar" not in shown
 
 
-def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(tmp_path, expert, adapter, trainer_cli):
+def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(
+    tmp_path, expert, adapter, trainer_cli, monkeypatch
+):
     (tmp_path / "good.jsonl").write_text('{"question": "Ann has 2", "answer": "2"}\n')
     (tmp_path / "bad.jsonl").write_text('{"question": "Ann has", "answer": "2"}\n{"question": "How many"}\n')
     good = ("--benchmark", f"good={tmp_path / 'good.jsonl'}")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "bad.jsonl").read_bytes())))
     foreign = shutil.copytree(adapter, tmp_path / "foreign")
     other = save_model(tmp_path / "other", seed=9)
     (foreign / "lightreasoner.json").write_text(json.dumps({"base_model_fingerprint": model_fingerprint(other)}))
@@ -315,6 +319,7 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(tmp_path, 
     for words, code, message in (
         ((expert, *good, "-o", tmp_path / "mine.json"), 1, "mine.md exists, but "),
         ((expert, "--benchmark", f"bad={tmp_path / 'bad.jsonl'}"), 1, "bad.jsonl:2: no answer"),
+        ((expert, "--benchmark", "bad=-"), 1, "standard input:2: no answer"),
         ((expert, "--benchmark", "bad=none.jsonl"), 1, "no problem set at none.jsonl"),
         ((expert, *good, "--adapter", tmp_path), 1, "no adapter at"),
         ((expert, *good, "--adapter", foreign), 1, "was made for other weights"),

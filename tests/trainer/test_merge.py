@@ -1,6 +1,7 @@
 """Merging: the same function in one folder."""
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -137,6 +138,13 @@ def test_what_is_missing_or_in_the_way_is_named(tmp_path, expert, adapter, train
     (broken / "adapter_config.json").write_text(json.dumps(config))
     code, _, err = trainer_cli("merge", smaller, broken, tmp_path / "out")
     assert code == 1 and "does not fit" in err and "Traceback" not in err
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, most[1]))  # stands for a disk that is full
+    try:
+        code, _, err = trainer_cli("merge", expert, adapter, tmp_path / "disk")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert code == 1 and f"{tmp_path / 'disk'} cannot be written (" in err and "make room" in err, err
 
 
 def test_an_odd_generation_config_is_copied_as_it_is(tmp_path, expert, adapter, trainer_cli):

@@ -195,11 +195,13 @@ def test_an_adapter_that_is_made_longer_is_not_called_finished_until_it_is(tmp_p
     assert not (out / "lightreasoner.json").exists()
 
 
-def test_a_lightreasoner_json_that_is_damaged_is_named(tmp_path, words, uninterrupted, trainer_cli):
+def test_a_lightreasoner_json_that_cannot_be_read_is_named(tmp_path, words, uninterrupted, trainer_cli):
     out = shutil.copytree(uninterrupted, tmp_path / "out")
     (out / "lightreasoner.json").write_text('{"recipe"')
     code, _, err = trainer_cli(*words, "--output", out, "--resume")
     assert code == 1 and "lightreasoner.json is damaged" in err and "Traceback" not in err
+    code, _, err = trainer_cli(*words, "--output", tmp_path / ("x" * 300), "--resume")
+    assert code == 1 and "lightreasoner.json cannot be read: File name too long" in err and "Traceback" not in err
 
 
 def test_other_numbers_of_processes_are_told_of(tmp_path, words, uninterrupted, trainer_cli):

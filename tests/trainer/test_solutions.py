@@ -1,7 +1,11 @@
 """The SFT baseline: which solutions are trained on, and that the loss on them is plain cross-entropy."""
 
 import ast
+import contextlib
+import io
 import json
+import os
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -102,16 +106,28 @@ def test_the_loss_on_them_is_cross_entropy(solved, expert):
 
 
 def test_a_run_is_trained_on_from_the_command_line(tmp_path, solved, expert, trainer_cli):
-    run, answers, _ = solved
-    words = ("train", run, "--model", expert, "--objective", "sft", "--max-steps", 2, "--batch-size", 2)
-    code, out, err = trainer_cli(*words, "--answers", answers, "--output", tmp_path / "adapter")
+    """With answers that come through a pipe, as of a shell's <(zcat FILE): it gives them once."""
+    run, file, _ = solved
+    with piped(file.read_bytes()) as answers:
+        words = ("train", run, "--model", expert, "--objective", "sft", "--max-steps", 2, "--batch-size", 2)
+        code, out, err = trainer_cli(*words, "--answers", answers, "--output", tmp_path / "adapter")
     assert code == 0, err
     assert "2 right solutions of" in out and "2 optimizer steps" in out
     recipe = json.loads((tmp_path / "adapter" / "lightreasoner.json").read_text())["recipe"]
-    assert (recipe["objective"], recipe["answers"]) == ("sft", str(answers))
+    assert (recipe["objective"], recipe["answers"]) == ("sft", answers)
 
 
-def test_what_cannot_be_trained_on_is_said(tmp_path, solved, expert, trainer_cli):
+@contextlib.contextmanager
+def piped(data):
+    """The path of a pipe that holds these bytes."""
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    yield f"/dev/fd/{reader}"
+    os.close(reader)
+
+
+def test_what_cannot_be_trained_on_is_said(tmp_path, solved, expert, trainer_cli, monkeypatch):
     run, answers, _ = solved
     nobody, wrong = tmp_path / "nobody.jsonl", tmp_path / "wrong.jsonl"
     nobody.write_text('{"id": "nobody", "question": "q", "answer": "7"}\n')
@@ -119,11 +135,12 @@ def test_what_cannot_be_trained_on_is_said(tmp_path, solved, expert, trainer_cli
     choices = tmp_path / "choices.jsonl"
     choices.write_text('{"id": "right", "question": "q", "choices": ["a", "b"], "answer": 0}\n')
     empty = write_run(tmp_path / "empty", expert, trajectories=[])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(nobody.read_bytes())))
     for words, message in (
         ((run, "--objective", "sft"), "--answers FILE belong together"),
         ((run, "--answers", answers), "--answers FILE belong together"),
         ((run, "--objective", "sft", "--answers", answers, "--preset", "paper"), "--preset paper"),
-        ((run, "--objective", "sft", "--answers", nobody), "answers none of the problems"),
+        ((run, "--objective", "sft", "--answers", "-"), "answers none of the problems"),
         ((run, "--objective", "sft", "--answers", wrong), "none of the 1 solutions"),
         ((run, "--objective", "sft", "--answers", choices), "choices.jsonl:1: a question with choices"),
         ((run, "--objective", "sft", "--answers", answers, "--token-budget", 5), "--token-budget is 5"),
@@ -132,6 +149,10 @@ def test_what_cannot_be_trained_on_is_said(tmp_path, solved, expert, trainer_cli
         code, _, err = trainer_cli("train", *words, "--model", expert, "--output", tmp_path / "out")
         assert code == 1 and message in err, (words, err)
         assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = "--objective", "sft", "--answers", "-", "--output", tmp_path / "out"
+    code, _, err = trainer_cli("train", run, "--model", expert, *words)
+    assert code == 1 and "--answers -: a pipe can be read once, and every process" in err
 
 
 def test_a_solution_that_comes_twice_is_read_once(solved):

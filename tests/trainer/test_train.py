@@ -12,7 +12,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from support.models.tiny_pair import VOCABULARY, load, randomised, save_model, write_run
+from support.models.tiny_pair import VOCABULARY, load, randomised, save_adapter, save_model, write_run
 from support.training.launch import ONE_STEP, metrics
 from support.training.launch import ranks as ranks_of
 from support.training.one_step import one_step
@@ -251,7 +251,11 @@ def test_help_and_errors_of_what_was_named_need_neither_torch_nor_vllm(tmp_path,
     (bare / "config.json").unlink()
     empty.mkdir()
     file.write_text("{}")
+    (nothing := tmp_path / "nothing.jinja").write_text("")
+    (dangling := tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    long = tmp_path / ("x" * 300)
     (taken := tmp_path / "taken").mkdir()
+    adapter = save_adapter(tmp_path / "adapter", expert)
     (taken / "adapter_config.json").write_text("{}")
     out = tmp_path / "out"
     train, evaluate = ("train", run, "--output", out, "--model"), ("evaluate", expert, "--benchmark")
@@ -264,15 +268,24 @@ def test_help_and_errors_of_what_was_named_need_neither_torch_nor_vllm(tmp_path,
         ("train", empty, "--output", out, "--model", expert): "no RUN at",
         ("train", run, "--model", expert, "--output", taken): "taken is not empty",
         ("train", run, "--model", expert, "--output", file / "out"): f"{file} is no folder",
+        ("train", run, "--model", expert, "--output", dangling): f"{dangling} is no folder",
+        ("train", run, "--model", expert, "--output", long): f"cannot create the folder {long}: File name too long",
+        (*train, long): f"cannot use {long}: File name too long",
+        (*train, expert, "--chat-template", nothing): "in run.json, none in the model",
         (*train, expert, "--objective", "sft"): "--objective sft and --answers FILE belong together",
         (*train, expert, "--objective", "sft", "--answers", "none.jsonl"): "no problem set at none.jsonl",
         (*train, expert, "--keep", "best", "--held-out", 0): "--keep best needs --held-out above 0",
         ("merge", empty, taken, out): "config.json is missing",
         ("merge", expert, empty, out): "no adapter at",
         ("merge", expert, taken, out): "has no adapter_model.safetensors",
+        ("merge", expert, long, out): f"no adapter at {long}: adapter_config.json cannot be read: File name too long",
+        ("merge", expert, adapter, dangling): f"{dangling} is no folder",
+        ("merge", expert, adapter, long / "out"): f"cannot create the folder {long}/out: File name too long",
         (*evaluate, "a=none.jsonl"): "no problem set at none.jsonl",
         (*evaluate, f"a={file}", "--adapter", empty): "no adapter at",
         (*evaluate, f"a={file}", "--run", empty): "no RUN at",
+        (*evaluate, f"a={file}", "--output", f"{long}.json"): f"--output {long}.json cannot be written: File name too",
+        ("ablation", run, "--model", expert, "--output", out, "--benchmark", "a=-"): "--benchmark a -: a pipe can be",
         ("evaluate", bare, "--benchmark", f"a={file}"): "config.json is missing",
     }
     words = "".join(json.dumps([*map(str, line)]) + "\n" for line in expected)

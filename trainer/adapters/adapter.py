@@ -42,10 +42,35 @@ def free_folder(out: str) -> Path:
 
 def check_writable(folder: Path) -> None:
     """Raises ModelError where a folder is there or above that no file can be written to."""
-    there = next(above for above in (folder, *folder.parents) if above.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        trouble = "is no folder" if not there.is_dir() else "cannot be written to"
-        raise ModelError(f"cannot create the folder {folder}: {there} {trouble}; name another")
+    try:
+        there = next(above for above in (folder, *folder.parents) if _is_there(above))
+    except OSError as error:
+        raise _not_created(folder, error.strerror) from None
+    if not os.path.isdir(there):  # noqa: PTH112 - Path.is_dir raises where a link leads to what nobody may see
+        raise _not_created(folder, f"{there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _not_created(folder, f"{there} cannot be written to")
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder. Raises ModelError if it cannot be created."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_created(folder, error.strerror) from None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path names something, be it a link that leads nowhere."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _not_created(folder: Path, why: str) -> ModelError:
+    return ModelError(f"cannot create the folder {folder}: {why}; name another")
 
 
 def adapter_folder(adapter: str) -> Path:
@@ -70,6 +95,8 @@ def read_config(adapter: Path) -> dict[str, Any]:
         raise ModelError(
             f"no adapter at {adapter}: it has no {CONFIG}; 'lightreasoner-trainer train' makes one"
         ) from None
+    except OSError as error:
+        raise ModelError(f"no adapter at {adapter}: {CONFIG} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ModelError(f"{adapter / CONFIG} is not valid JSON ({error})") from error
     if not isinstance(config, dict):

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from client.errors import ModelError
-from trainer.adapters.adapter import adapter_folder, check_base, free_folder, read_config
+from trainer.adapters.adapter import adapter_folder, check_base, free_folder, make_folder, read_config
 from trainer.adapters.matching import check_matches
 from trainer.adapters.model_folder import ModelFolder, load
 from trainer.settings import Precision
@@ -71,7 +71,7 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     base.check_unquantized()
     check_matches(made, base)
     dtype = base.dtype_for(precision)
-    out = free_folder(output)
+    make_folder(out := free_folder(output))
     whole = load(base, torch.float32)
     try:
         adapted = PeftModel.from_pretrained(whole, made)
@@ -81,16 +81,24 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
             merged = adapted.merge_and_unload()
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(f"{adapter} does not fit {base}, or is damaged: {error}") from error
+    try:
+        save(merged.to(dtype), base, out)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{out} cannot be written ({error}); make room there, remove {out} and merge again") from error
+    return update
+
+
+def save(merged: PreTrainedModel, base: ModelFolder, out: Path) -> None:
+    """Write a merged model with the files of `base` that it shares. Raises OSError or SafetensorError."""
     # The model's own file is copied below: transformers refuses to save some valid ones.
     merged.generation_config = GenerationConfig()
-    merged.to(dtype).save_pretrained(out)
+    merged.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     for pattern in COPIED_FILES:
         for file in filter(Path.is_file, base.path.glob(pattern)):
             shutil.copy(file, out / file.name)
     for weights_file in out.glob("*.safetensors"):
         shutil.copymode(out / "config.json", weights_file)  # safetensors lets nobody else read it
-    return update
 
 
 def untie(model: PreTrainedModel) -> None:

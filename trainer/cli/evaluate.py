@@ -33,6 +33,7 @@ from trainer.cli.options import (
     share,
     wide_console,
 )
+from trainer.cli.results import check_results, write_results
 from trainer.settings import Examination
 
 
@@ -116,17 +117,9 @@ def evaluate_command(
 
     Decoding is greedy by default. math-verify compares the answers.
     """
-    if output and (output.suffix != ".json" or output.is_dir() or not output.absolute().parent.is_dir()):
-        raise LightReasonerError(
-            f"--output {output} cannot be written: name a file that ends in .json, in an existing folder"
-        )
     kept = output and output.with_suffix(".jsonl")
-    if output and kept and not kept.exists():
-        for file in (output, output.with_suffix(".md")):
-            if file.exists():
-                raise LightReasonerError(
-                    f"{file} exists, but {kept}, which it came from, does not; move {file} or name another --output"
-                )
+    if output and kept:
+        check_results(output, kept)
     if n > 1 and temperature == 0:
         raise LightReasonerError(
             "--n above 1 needs --temperature above 0: all greedy outputs of a problem are the same"
@@ -167,8 +160,7 @@ def evaluate_command(
     if steps:
         about["curve"] = curve_of(found, steps)
     text = json.dumps(figures(found) | about, indent=2) + "\n"
-    if output:
-        output.write_text(text)
-        output.with_suffix(".md").write_text(markdown(found))
+    if output and kept:
+        write_results({output: text, output.with_suffix(".md"): markdown(found)}, kept)
     if run:
         Run(run).write_evaluation(output.stem if output else "evaluation", text.encode())

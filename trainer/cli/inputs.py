@@ -1,7 +1,7 @@
 """Checks of what a user named, before torch is imported: a wrong path is an error within a second.
 
 In: models, adapters, problem sets and outputs as they were typed. Out: nothing, or the error of the command itself.
-Imports nothing heavy, and writes nothing.
+Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from client.errors import ProblemSetError
 from client.models.fingerprints import model_config
+from client.problems.files import PIPES, STANDARD_INPUT
 from client.problems.reader import read_problems
 from client.runs.run import Run
+from client.storage.bucket import local_folder
 from trainer.adapters.adapter import adapter_folder, check_base, is_local, read_config
 from trainer.adapters.model_folder import ModelFolder
 from trainer.data.dataset import check_expert
@@ -24,7 +27,7 @@ def check_model(model: str, chat_template: Path | None = None) -> ModelFolder:
     """The folder of a model, with its configuration and weights. Raises ModelError where one of them is missing."""
     base = ModelFolder.find(model, chat_template)
     model_config(base.path)
-    assert base.fingerprint and (chat_template is None or base.template_digest)
+    _ = base.fingerprint, chat_template and base.template_digest  # which raise, and are kept
     return base
 
 
@@ -47,6 +50,25 @@ def check_training(run: Run, base: ModelFolder, output: str, running: Running) -
 
 
 def check_files(files: Sequence[str], question_field: str | None = None) -> None:
-    """Raises ProblemSetError where a problem set is missing, empty, or cannot be read."""
+    """Raises ProblemSetError where a problem set is missing, empty, or cannot be read. Streams are left unread."""
     for file in files:
-        read_problems(file, 1, question_field=question_field)
+        if not is_stream(file):
+            read_problems(file, 1, question_field=question_field)
+
+
+def check_answers(file: str) -> None:
+    """Raises ProblemSetError where the answers of a training are missing, or cannot be read by all its processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        refuse_stream("--answers", file, "every process of a training reads it")
+    check_files([file])
+
+
+def is_stream(file: str) -> bool:
+    """Whether a problem set comes through a pipe, which gives it only once: standard input, or a shell's <(…)."""
+    return file == STANDARD_INPUT or (is_local(file) and str(local_folder(file)).startswith(PIPES))
+
+
+def refuse_stream(option: str, file: str, readers: str) -> None:
+    """Raises ProblemSetError where a problem set comes through a pipe, and `readers` need it more than once."""
+    if is_stream(file):
+        raise ProblemSetError(f"{option} {file}: a pipe can be read once, and {readers}; save it to a file")

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from client.cli.options import template_variables
 from client.errors import LightReasonerError
+from trainer.cli.inputs import refuse_stream
 from trainer.cli.options import (
     Benchmarks,
     ChatTemplateFile,
@@ -26,6 +27,7 @@ from trainer.cli.options import (
     quiet_transformers,
     wide_console,
 )
+from trainer.cli.results import write_results
 from trainer.cli.train import is_trained
 from trainer.settings import Examination
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 OWN = ("--model", "--output", "--chat-template", "--seed", "--resume", "--objective", "--answers", "--follow")
 """Options of `train` that differ from row to row."""
+READ_AGAIN = "a table reads it for every training"
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": False}
 """Settings that let typer accept options after --."""
 
@@ -67,6 +70,8 @@ class TableOptions:
     def plan(self, context: typer.Context) -> Plan:
         """The settings for every row. Raises LightReasonerError for invalid seeds, or options after --."""
         variables = template_variables(self.chat_template_kwargs)
+        for name, file in files_by_name(self.benchmark).items():
+            refuse_stream(f"--benchmark {name}", file, READ_AGAIN)
         trained_with = ["--chat-template", str(self.chat_template)] if self.chat_template else []
         quiet_transformers()
         from trainer.adapters.model_folder import ModelFolder
@@ -110,7 +115,7 @@ def ablation_command(
     plan = options.plan(context)
     from trainer.evaluation.paper_tables import ablation
 
-    _show(ablation(run, plan, console := wide_console(), chosen), "ablation", plan.out, console)
+    _show(ablation(run, plan, console := wide_console(), chosen), "ablation", plan, console)
 
 
 def efficiency_command(
@@ -127,10 +132,11 @@ def efficiency_command(
 
     Options after -- go to every training: … -- --epochs 6
     """
+    refuse_stream("--answers", answers, READ_AGAIN)
     plan = options.plan(context)
     from trainer.evaluation.paper_tables import efficiency
 
-    _show(efficiency(run, solutions, answers, plan, console := wide_console()), "efficiency", plan.out, console)
+    _show(efficiency(run, solutions, answers, plan, console := wide_console()), "efficiency", plan, console)
 
 
 def seeds_of(text: str) -> list[int]:
@@ -152,10 +158,11 @@ def train_options(words: list[str]) -> list[str]:
     return words
 
 
-def _show(rows: list[Row], title: str, out: Path, console: Console) -> None:
+def _show(rows: list[Row], title: str, plan: Plan, console: Console) -> None:
+    out = plan.out
     from trainer.evaluation.paper_tables import table_figures, table_markdown, terminal_table
 
     console.print(terminal_table(rows, title))
-    (out / f"{title}.json").write_text(json.dumps(table_figures(rows), indent=2) + "\n")
-    (out / f"{title}.md").write_text(table_markdown(rows, title))
+    figures = json.dumps(table_figures(rows), indent=2) + "\n"
+    write_results({out / f"{title}.json": figures, out / f"{title}.md": table_markdown(rows, title)}, plan.records)
     console.print(f"{out / title}.json and .md hold the same table", soft_wrap=True)

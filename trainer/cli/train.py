@@ -13,7 +13,7 @@ import typer
 from client.cli.program import Program
 from client.errors import LightReasonerError
 from client.runs.run import Run
-from trainer.cli.inputs import check_files, check_model, check_training
+from trainer.cli.inputs import check_answers, check_model, check_training
 from trainer.cli.options import (
     ADAPTER,
     MACHINE,
@@ -254,7 +254,7 @@ def train_command(
     base = check_model(model, options.chat_template)
     check_training(Run(run), base, output, running)
     if recipe.answers:
-        check_files([recipe.answers])
+        check_answers(recipe.answers)
     quiet_transformers()
     from trainer.training.train import train
 

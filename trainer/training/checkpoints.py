@@ -29,7 +29,7 @@ from typing import Any
 from client.errors import ModelError
 from client.storage.bucket import Bucket, local_folder
 from client.storage.locks import lock
-from trainer.adapters.adapter import PROVENANCE, check_writable, is_local
+from trainer.adapters.adapter import PROVENANCE, check_writable, is_local, make_folder
 
 CHECKPOINTS = "checkpoints"
 WHOLE_FILE = "whole.json"
@@ -83,7 +83,7 @@ class Output:
     def own(self) -> None:
         """Be the training that writes here. Raises ModelError where another does."""
         if self.bucket is None:
-            _make(self.folder)
+            make_folder(self.folder)
             self._held.enter_context(_in_use(self.folder / LOCK, str(self)))
             return
         self._owner = max(self._owners(), default=0) + 1
@@ -100,7 +100,7 @@ class Output:
     def newest(self) -> Path | None:
         """The newest complete checkpoint, downloaded if needed; None if there is none. Torn ones are removed."""
         if self.bucket is None:
-            _make(self.folder)
+            make_folder(self.folder)
         for number in sorted(self._numbers(), reverse=True):
             folder = self.checkpoints / f"checkpoint-{number}"
             if self.bucket is not None:
@@ -112,11 +112,12 @@ class Output:
 
     def finished(self) -> dict[str, Any] | None:
         """lightreasoner.json of a complete training; None if OUT has none."""
-        if self.bucket is not None:
-            data = self.bucket.get(PROVENANCE)
-        else:
-            file = self.folder / PROVENANCE
-            data = file.read_bytes() if file.is_file() else None
+        try:
+            data = (self.folder / PROVENANCE).read_bytes() if self.bucket is None else self.bucket.get(PROVENANCE)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise ModelError(f"{self}/{PROVENANCE} cannot be read: {error.strerror}; name another --output") from None
         try:
             return json.loads(data) if data is not None else None
         except ValueError as error:
@@ -249,11 +250,3 @@ def _is_whole(folder: Path) -> bool:
 def _file_digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _make(folder: Path) -> None:
-    """Create a folder. Raises ModelError if it cannot be created."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(f"cannot create the folder {folder}: {error.strerror}; name another") from None

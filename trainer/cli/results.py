@@ -1,0 +1,42 @@
+"""Files of results: looked at before the work whose results they take, and written after it.
+
+In: paths as a user named them, texts. Out: files, or an error of one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from client.errors import LightReasonerError
+
+
+def check_results(output: Path, kept: Path) -> None:
+    """Raises LightReasonerError where results cannot be written to `output`, or another thing than results is there.
+
+    `kept`: the file of all outputs, which is beside every file of results.
+    """
+    try:
+        if output.suffix != ".json" or output.is_dir() or not output.absolute().parent.is_dir():
+            raise LightReasonerError(
+                f"--output {output} cannot be written: name a file that ends in .json, in an existing folder"
+            )
+        others = [] if kept.exists() else [file for file in (output, output.with_suffix(".md")) if file.exists()]
+    except OSError as error:
+        raise LightReasonerError(f"--output {output} cannot be written: {error.strerror}; name another") from None
+    if others:
+        raise LightReasonerError(
+            f"{others[0]} exists, but {kept}, which it came from, does not; move {others[0]} or name another --output"
+        )
+
+
+def write_results(files: Mapping[Path, str], kept: Path) -> None:
+    """Write texts to files. Raises LightReasonerError where one cannot be written."""
+    for file, text in files.items():
+        try:
+            file.write_text(text)
+        except OSError as error:
+            raise LightReasonerError(
+                f"{file} cannot be written: {error.strerror}; {kept} holds every output: mend that, and repeat the "
+                "command, which then asks nothing again"
+            ) from None
