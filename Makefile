@@ -1,7 +1,6 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-WORKERS ?= 2
-SPREAD = --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+SPREAD = --numprocesses $(or $(WORKERS),2) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup demo test test-fast test-long gpu-check check clean
 

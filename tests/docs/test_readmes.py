@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -155,6 +156,12 @@ def test_every_command_is_one_that_exists(file: Path) -> None:
             assert (ROOT / words[-1 if words[0] in ("bash", "sh") else 0]).exists(), said
         else:
             assert words[0] in SHELL or words[:3] == [".venv/bin/python", "-m", "pytest"], said
+
+
+@pytest.mark.parametrize(("given", "workers"), [([], "2"), (["WORKERS="], "2"), (["WORKERS=0"], "0")])
+def test_make_test_runs_in_as_many_processes_as_are_named_and_else_in_two(given: list[str], workers: str) -> None:
+    said = subprocess.run(["make", "-n", "test", *given], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f" --numprocesses {workers} --dist " in said
 
 
 @pytest.mark.parametrize("file", READMES, ids=lambda file: str(file.relative_to(ROOT)))
