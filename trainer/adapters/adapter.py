@@ -69,7 +69,7 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _not_created(folder: Path, why: str) -> ModelError:
+def _not_created(folder: Path, why: str | None) -> ModelError:
     return ModelError(f"cannot create the folder {folder}: {why}; name another")
 
 
