@@ -18,6 +18,9 @@ from support.servers.real_store import BUCKET, running_s3
 from support.servers.restarting import SERVICE, Restarting
 
 SHOWN_OF_A_PARAMETER = 60
+# Threads that spin while they wait for each other, on cores that other processes use, take minutes for seconds.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

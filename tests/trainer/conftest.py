@@ -3,14 +3,11 @@
 import sys
 
 import pytest
-import torch
 from support.models.tiny_pair import save_model, write_run
 from support.processes import forked
 
 from trainer.__main__ import main
 from trainer.evaluation import paper_tables
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
