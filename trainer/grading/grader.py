@@ -21,6 +21,7 @@ from trainer.grading.mathematics import Mathematics, limited
 from trainer.grading.normalize import (
     ANSWER_CHARACTERS,
     NAMED_BRACKETS,
+    NEGATIVE,
     NUMBER_WORD,
     TEXT,
     digits_for_words,
@@ -32,7 +33,7 @@ from trainer.grading.normalize import (
     without_unit,
     words_of,
 )
-from trainer.grading.quantities import NUMBER_BASE, cut, is_number
+from trainer.grading.quantities import NUMBER_BASE, cut, is_number, multiplier, spelled_out
 from trainer.grading.said import Answer, answers
 from trainer.grading.units import unit_of
 
@@ -42,9 +43,9 @@ UNION = re.compile(rf"\\cup\b|\\bigcup\b|∪|{TEXT}\s*\{{\s*or\s*\}}|\bor\b")
 OR = rf"{TEXT}\s*\{{\s*(?:or|and)\s*\}}|\b(?:or|and)\b"
 RELATION = re.compile(r"[<>]|\\[lg](?:e|eq|t|eqslant)?\b|[≤≥]")
 ALGEBRA = re.compile(r"(?:\\mu\b\s*)?[A-Za-z](?![A-Za-z])|\\Omega\b|[^,]*,")
-HELD_OFF = r"(?:~|\\[,;: ])\s*"
-"""Behind a gold number: no unit, unless a ~ or \\, holds it off. \\text, \\mathrm and words of several letters are
-units."""
+"""Behind a gold number: no unit, unless a ~ or, behind plain digits, a \\, holds it off. \\text, \\mathrm and words of
+several letters are units."""
+HELD_OFF = r"(?:.*~|.*\\[,;: ](?=\s*\\)|-?[\d.,]+\\[,;: ])\s*"
 ORDINAL = re.compile(rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{TEXT}\s*\{{?)?\s*(st|nd|rd|th)\b\s*\}}*")
 
 
@@ -121,19 +122,25 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     text, expected = (without_name(tidy(text)) for text in (answer.text, gold.text))
     if HUNDREDS.fullmatch(expected):
         text = ", ".join(elements(text))
+    if sign := NEGATIVE.match(plain := plain_text(text)):
+        text = f"-{plain[sign.end() :]}"
     value, tail = cut(expected)
     percent = tail.startswith(("%", r"\%"))
-    letters = ALGEBRA.match(tail) and not re.search(rf"{HELD_OFF}{re.escape(tail)}$", expected)
-    if tail and not gold.unit and not letters and unit_of(tail) is not None:
+    letters = ALGEBRA.match(tail)
+    held = letters and re.fullmatch(rf"{HELD_OFF}{re.escape(tail)}", expected)
+    if held and _formula(gold, answer, expected, text, maths):
+        return True
+    times, tail = multiplier(tail)
+    if tail and not gold.unit and (held or not letters) and unit_of(tail) is not None:
         gold, tail = replace(gold, unit=tail), ""
-    wanted = maths.number(NUMBER_BASE.sub("", value)) if not tail or percent else None
+    wanted = maths.number(NUMBER_BASE.sub("", value)) if not tail.strip(" {}") or percent else None
     if wanted is None:
         return _formula(gold, answer, expected, without_unit(text) if gold.unit else text, maths)
     if not re.search(r"\d", text) and NUMBER_WORD.search(text):
         text = digits_for_words(plain_text(text)).strip()
-    if percent and "%" not in text and is_number(wanted / 100, value, gold, text, answer.behind, maths):
-        return True
-    return is_number(wanted, value, gold, text, answer.behind, maths)
+    golds = [wanted * times, *([wanted / 100] if percent and "%" not in text else [])]
+    told = spelled_out(text, gold.unit)
+    return any(is_number(one, value, gold, each, answer.behind, maths) for one in golds for each in told)
 
 
 def _formula(gold: Gold, answer: Answer, expected: str, text: str, maths: Mathematics) -> bool:

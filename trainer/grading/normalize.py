@@ -73,25 +73,22 @@ TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "nin
 SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _WORD = rf"(?:{'|'.join((*ONES[::-1], *TENS))})"
 NUMBER_WORD = re.compile(
-    rf"(?<![A-Za-z]){_WORD}(?![A-Za-z])(?:(?:[\s-]+(?:and\s+)?)(?:{_WORD}|{'|'.join(SCALES)})(?![A-Za-z]))*",
+    rf"(?<![A-Za-z]){_WORD}(?![A-Za-z])(?:(?:-|\s+(?:and\s+)?)(?:{_WORD}|{'|'.join(SCALES)})(?![A-Za-z]))*",
     re.IGNORECASE,
 )
 PARTS = {
     "half": 2, "halve": 2, "third": 3, "fourth": 4, "quarter": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
     "ninth": 9, "tenth": 10, "twelfth": 12, "twentieth": 20, "hundredth": 100, "thousandth": 1000,
 }  # fmt: skip
-NEGATIVE = re.compile(
-    rf"{TEXT}\s*\{{\s*(?:minus|negative)\s*\}}\s*|(?<![\d$)}}{{]\s)\b(?:minus|negative)\s+(?=\\?\$?[\d.]|\$\\|{_WORD}\b)",
-    re.IGNORECASE,
-)
-"""Before a number, and no subtraction."""
+NEGATIVE = re.compile(rf"\s*(?:minus|negative)\s+(?=\\?\$?[\d.]|\\[dt]?frac|\\sqrt|{_WORD}\b)", re.IGNORECASE)
+"""At the start of an answer."""
 _PART = r"(?:s\b|\b(?=\s+of\b|\W*$))"  # not in third graders
 WORDS_OR_FRACTION = re.compile(rf"{NUMBER_WORD.pattern}(?:[\s-]+({'|'.join(PARTS)}){_PART})?", re.IGNORECASE)
 COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|under|over|rather|older|younger)"
 MORE_THAN = re.compile(rf"[^\w$]*{COMPARED}\s+than\b", re.IGNORECASE)
 CHANGED = re.compile(
     rf"^\W*(?:{'|'.join(PARTS.keys() - {'quarter'})}){_PART}"
-    rf"|\b(?:or|and)\s+(?:an?\s+)?(?:half|third|quarter|{COMPARED}|{NUMBER_WORD.pattern})\b"
+    rf"|\b(?:or|and|less)\s+(?:an?\s+)?(?:half|third|quarter|{COMPARED}|{NUMBER_WORD.pattern})\b"
     rf"|(?<!\\)\btimes\s+(?:as|more|less|fewer|the|that|what|his|her|its|their|\w+er|\d+|{NUMBER_WORD.pattern})\b"
     r"|\b(?:divided|multiplied|increased|decreased|reduced)\s+by\b|\btoo\s+(?:many|much|few|little)\b|\bor\W*\w?\W*$"
     r"|\b(?:if|unless|cannot|impossible)\b|\b(?:plus|minus|squared|cubed|factorial|doubled|tripled|halved|at\s+(?:least|most)|so\s+far)\b"
@@ -100,7 +97,8 @@ CHANGED = re.compile(
     re.IGNORECASE,
 )
 """Behind a number: what makes it another one, a bound, or none. Coins are quarters."""
-BELOW_ZERO = re.compile(rf"\bbelow(?:[\s{{}}$]|{TEXT})*(?:zero\b|0(?![\d.]))", re.IGNORECASE)
+BELOW = re.compile(rf"(?i)(?:[^\w.,;]|circ|{TEXT}|degrees?|celsius|[CF]\b)*\bbelow(?:\W|{TEXT})*(?:zero\b|0(?![\d.]))")
+"""Below zero, right behind a number and its unit."""
 TUPLE = re.compile(r"\(([^()]*(?:\([^()]*\)[^()]*)*)\)")
 BETWEEN_TUPLES = re.compile(rf"(?:[\s,;.]|\\[{{}},; ]|{TEXT}|[{{}}]|\band\b)*")
 SOFT_EDGES = re.compile(r"^(?:the|a|an)\s+|^[\s\"'*]+|[\s.,;:!?'\"*]+$", re.IGNORECASE)
@@ -127,7 +125,6 @@ def digits_for_words(text: str) -> str:
 def tidy(text: str) -> str:
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(RAISED)}}}", text)
     text = re.sub(r"[₀-₉]+", lambda found: f"_{{{found[0].translate(RAISED)}}}", text).translate(SIGNS)
-    text = NEGATIVE.sub("-", text)
     for pattern, plain in TIDY:
         text = re.sub(pattern, plain, text)
     return text.strip().rstrip(".").strip()

@@ -12,7 +12,7 @@ import sympy
 
 from trainer.grading.gold import NUMBER, Gold, unit_behind
 from trainer.grading.mathematics import ROUNDING, Mathematics, close
-from trainer.grading.normalize import BELOW_ZERO, CHANGED, MORE_THAN, TEXT, plain_text
+from trainer.grading.normalize import BELOW, CHANGED, MORE_THAN, TEXT, plain_text
 from trainer.grading.units import ratio, unit_of
 
 ABOUT = 0.01
@@ -23,25 +23,27 @@ UNIT_COMMANDS = (r"\mu", r"\Omega", r"\AA", r"\degree")
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
 LETTERED = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "bn": "billion", "m": "million"}
-LETTERED_NUMBER = re.compile(r"(?<=\d)(?:[kKMB]|bn)(?![A-Za-z])|(?<=\d)m(?=\W*$)")
-"""18K. An m is a metre, but of money."""
+LETTERED_NUMBER = re.compile(rf"(?<=\d)(?:[\s~]|\\[,;! ])*({TEXT}[\s{{~]*)?(k|K|M|B|bn|m)(?![A-Za-z])")
+"""18K."""
 MONEY = re.compile(r"\\\$|[€£¥]")
+OPERATION = re.compile(r"(?<=[\s})])(?<!\{\s)-\s*\\?\$?\d|[*/]\s*\\?\$?\d|[-+*]\s+(?![aI]\b)[A-Za-z]\b")
+"""Behind a unit."""
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
-SECOND_NUMBER = re.compile(r"(?<=[\s~,{])\d[\d,]*(?:\.\d+)?(?!\s*\}?\s*\\times)")
+SECOND_NUMBER = re.compile(r"(?<=[\s~,{+])\d[\d,]*(?:\.\d+)?(?!\s*\}?\s*\\times)")
 
 
 def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths: Mathematics) -> bool:
     """Whether a text is the number that is wanted, in its unit or in one that can be turned into it."""
-    said, tail = cut(_spelled_out(text, gold.unit))
+    said, tail = cut(text)
     bases = [NUMBER_BASE.search(one) for one in (value, said)]
     if bases[1] and (bases[0] is None or bases[0][1] != bases[1][1]):
         return False
     numbers = _sides(NUMBER_BASE.sub("", said), maths)
-    if numbers and BELOW_ZERO.search(tail):
-        numbers, tail = [-number for number in numbers], BELOW_ZERO.sub("", tail)
-    elif BELOW_ZERO.search(behind):  # it may repeat the question
-        numbers += [-number for number in numbers]
-    if not numbers or CHANGED.search(words := plain_text(tail)) or MORE_THAN.match(words):
+    if below := BELOW.match(tail):
+        numbers, tail = [-abs(number) for number in numbers], tail[below.end() :]
+    elif BELOW.match(behind):  # it may repeat the question
+        numbers += [-abs(number) for number in numbers]
+    if not numbers or CHANGED.search(words := plain_text(tail)) or MORE_THAN.match(words) or OPERATION.search(tail):
         return False
     if tail and (second := SECOND_NUMBER.search(tail)):
         total = _added_up(numbers[-1], tail, second.start(), gold.unit, maths)
@@ -87,8 +89,8 @@ def _factor(gold: Gold, tail: str, multiplies: bool) -> Any:
     1 where either names no measure: then it is in the unit that the question asks for. A 'dozen' in the answer
     multiplies; one behind its box may repeat what the question asks for.
     """
-    times, tail = _multiplier(tail)
-    expected, unit = _multiplier(gold.unit)
+    times, tail = multiplier(tail)
+    expected, unit = multiplier(gold.unit)
     times = sympy.Rational(times, expected) if multiplies and times > 1 else sympy.Integer(1)
     mine, theirs = unit_of(unit), unit_of(tail)
     if theirs is not None and mine is None and unit.strip() and unit.strip(" \\%.") != "":
@@ -123,7 +125,7 @@ def _added_up(first: Any, tail: str, at: int, unit: str, maths: Mathematics) -> 
     return None
 
 
-def _multiplier(tail: str) -> tuple[int, str]:
+def multiplier(tail: str) -> tuple[int, str]:
     """18 thousand: the number that a tail begins with, and what is left."""
     times = 1
     while word := MULTIPLIER.match(tail):
@@ -131,15 +133,16 @@ def _multiplier(tail: str) -> tuple[int, str]:
     return times, tail
 
 
-def _spelled_out(text: str, expected: str) -> str:
-    """18K as 18 thousand, unless kelvins are asked for."""
-
-    def word(letter: re.Match[str]) -> str:
-        one, other = unit_of(letter[0]), unit_of(expected)
-        metre = letter[0] == "m" and not MONEY.search(text)
-        return letter[0] if metre or (one and other and ratio(one, other) is not None) else f" {LETTERED[letter[0]]}"
-
-    return LETTERED_NUMBER.sub(word, text)
+def spelled_out(text: str, expected: str) -> list[str]:
+    """18K as it stands, for it may be kelvins, and as 18 thousand, as money always is. A slanted k is any letter."""
+    if not (letter := LETTERED_NUMBER.search(text)):
+        return [text]
+    scaled = f"{text[: letter.start()]} {LETTERED[letter[2]]} {text[letter.end() :]}"
+    if MONEY.search(text):
+        return [scaled]
+    slanted = letter[2] not in "KM" and not letter[1] and not expected.strip()
+    measured = letter[2] == "m" or unit_of(expected) not in (None, unit_of("dollars"))
+    return [text] if slanted or measured else [text, scaled]
 
 
 def cut(text: str) -> tuple[str, str]:

@@ -10,17 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.grading.gold import boxes
-from trainer.grading.normalize import (
-    BELOW_ZERO,
-    CHANGED,
-    COMPARED,
-    MORE_THAN,
-    NEGATIVE,
-    NUMBER_WORD,
-    TEXT,
-    digits_for_words,
-    squeezed,
-)
+from trainer.grading.normalize import BELOW, CHANGED, COMPARED, MORE_THAN, NUMBER_WORD, TEXT, digits_for_words, squeezed
 
 LAST_CHARACTERS = 20_000
 """Of an output, in which its answer is looked for."""
@@ -82,11 +72,13 @@ DENIED = re.compile(
     r"\b(?:no|not|never|between|nor|neither|cannot|half|twice|double|triple|third of|quarter of|wrong|incorrect|false|"
     r"(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log|sine|cosine|tangent)s? of|"
     r"factorial of|except|exceeds?|close to|off by|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|"
-    rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|"
-    r"\b(?:over|under|beyond)\s*(?:\\?\$)?(?=[\d\\]|$)|n't\b|不|至少|至多|大于|小于",
+    rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|n't\b|不|至少|至多|大于|小于",
     re.IGNORECASE,
 )
 """Before a number: it is a bound, or no answer at all."""
+SIGN = re.compile(r"(?:^\W*|\b(?:of|to|at|about)\s+|\b(?=negative))((?:minus|negative)\s+)$", re.IGNORECASE)
+BOUND = re.compile(r"\b(?:over|under|beyond|minus|negative)\s*$", re.IGNORECASE)
+"""Right before a number, as its sign is. Over 4 weeks it may be 4 * 50 = 200."""
 UNDONE = re.compile(
     r"\b(?:is|are|was|be)(?:\s+not|n't|\s+(?:wrong|incorrect|false|too))\b|\bor\s+(?:more|less|fewer|greater|higher|lower)\b|"
     r"\bat\s+(?:least|most)\b|\b(?:if|unless|squared|cubed|factorial)\b|\bmore\s*$|\bless\s*$|\?",
@@ -238,19 +230,20 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         yield from _in_words(clause, verbs)
         return
     verb = next((verb.start() for verb in verbs if verb.end() == begin), 0)
-    if UNTRUE.search(clause[:verb]) or DENIED.search(text[: where[0][0]]):
-        return
     sums = [run for run in where if "=" in text[slice(*run)]]
+    start = sign.start(1) if (sign := SIGN.search(text[: where[0][0]])) else where[0][0]
+    if UNTRUE.search(clause[:verb]) or DENIED.search(text[:start]) or (not sums and BOUND.search(text[:start])):
+        return
     behind = text[(sums[-1] if sums else where[0])[1] :]
-    last, text = text[sums[-1][0] if sums else 0 :], text[where[0][0] :]
+    last, text = text[sums[-1][0] if sums else 0 :], text[start:]
     if UNDONE.search(text) or CHANGED.search(behind) or (not sums and "$" not in text and MORE_THAN.match(behind)):
         return
     yield Answer(_last_side(text), marked=False)
     if sums:
         yield Answer(last, marked=False)
         yield Answer(ADDED.sub("", _last_side(last)), marked=False)
-    first = where[0][1] - where[0][0]
-    if len(where) == 1 and not re.search(rf"\bor\b|{BELOW_ZERO.pattern}", text[first:]):
+    first = where[0][1] - start
+    if len(where) == 1 and not re.search(r"\bor\b", text[first:]) and not BELOW.match(text[first:]):
         yield Answer(text[:first].strip(".,;:"), text[first:], marked=False)
     elif re.match(r",?\s*(?:for (?:all|any|every|each)|where)\b", text[first:]):
         yield Answer(text[:first].strip(".,;:"), marked=False)
@@ -265,9 +258,8 @@ def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     yield Answer(LEAD.sub("", clause).strip(), marked=False)
     for verb in reversed(verbs):
         yield Answer(clause[verb.end() :].strip(" :"), marked=False)
-    if (word := NUMBER_WORD.search(clause)) and not DENIED.search(clause):
-        sign = clause[: word.start()].endswith("-")
-        yield Answer(digits_for_words(clause[word.start() - sign :]), marked=False)
+    if (word := NUMBER_WORD.search(clause)) and not DENIED.search(clause) and not BOUND.search(clause[: word.start()]):
+        yield Answer(digits_for_words(clause[word.start() :]), marked=False)
 
 
 def _last_side(text: str) -> str:
@@ -284,7 +276,7 @@ def _last_side(text: str) -> str:
 
 def plain_sentences(output: str) -> str:
     """Formulas between single dollars, displays in lines of their own and by their last row; money as \\$."""
-    text = re.sub(r"\*\*|__|`|^[ \t]*(?:>|#+[ \t]|[-*•][ \t])+", "", NEGATIVE.sub("-", output), flags=re.MULTILINE)
+    text = re.sub(r"\*\*|__|`|^[ \t]*(?:>|#+[ \t]|[-*•][ \t])+", "", output, flags=re.MULTILINE)
 
     def display(math: re.Match[str]) -> str:
         row = _last_row(next(filter(None, math.groups())))
