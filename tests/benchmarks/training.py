@@ -333,6 +333,7 @@ def course(
         args.output_dir, args.max_steps, args.save_strategy = folder, recipe.max_steps, "no"
         steps = Steps(training_set, recipe, TOKEN_BUDGET[device])
         trainer = ContrastTrainer(
+            share=lambda number: None,
             model=adapted, args=args, steps=steps, seal=lambda _: None, callbacks=[HeldOut()],
             interruption=Interruption(),
         )  # fmt: skip

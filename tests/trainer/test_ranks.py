@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 from support.models.tiny_pair import trajectory, write_run
 from support.models.unpacked import save_multimodal
-from support.training.launch import SHARDED, metrics, ranks, torchrun
+from support.training.launch import APART, SHARDED, metrics, ranks, torchrun
+
+from client.storage.bucket import Bucket
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +47,19 @@ def test_two_ranks_have_the_losses_and_weights_of_one_with_the_same_global_batch
     assert json.loads((tmp_path / "out" / "lightreasoner.json").read_text())["ranks"] == 2
 
 
-def test_two_ranks_resume_from_their_checkpoint(tmp_path, words, alone):
-    out = tmp_path / "out"
+def test_two_ranks_on_machines_of_their_own_resume_from_their_checkpoint_in_a_bucket(tmp_path, s3, words, alone):
+    bucket = Bucket(f"{s3}/of-two-machines")
     shorter = [5 if word == 9 else word for word in words]
-    assert ranks(2, *shorter, "--output", out).returncode == 0
-    assert {file.name for file in (out / "checkpoints" / "checkpoint-5").iterdir()} > {
-        "rng_state_0.pth",
-        "rng_state_1.pth",
-    }
-    said = ranks(2, *words, "--output", out, "--resume")
+    said = ranks(2, *shorter, "--output", bucket, function=APART, machines=tmp_path / "first")
+    assert said.returncode == 0, said.stderr[-3000:]
+    names = {name.rpartition("/")[2] for name in bucket.names("checkpoints/checkpoint-5")}
+    assert names > {"rng_state_0.pth", "rng_state_1.pth"}
+    said = ranks(2, *words, "--output", bucket, "--resume", function=APART, machines=tmp_path / "second")
     assert said.returncode == 0 and "resuming after step 5" in said.stdout, said.stderr[-3000:]
-    check_the_same(out, alone)
+    assert not any((tmp_path / "second").glob("*/lightreasoner-*"))
+    for name in ("metrics.jsonl", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes(bucket.get(name))
+    check_the_same(tmp_path, alone)
 
 
 def test_two_ranks_with_sharded_weights_have_the_losses_of_one_and_resume(tmp_path, words, alone):

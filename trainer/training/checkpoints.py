@@ -7,7 +7,9 @@
     OUT/owners/N                       in a bucket: the Nth training that writes here
 
 A checkpoint is torn if it has no whole.json, or if its files differ from that list: the checkpoint before it is used.
-For a bucket, files are written to a local folder first, and then uploaded, whole.json last.
+For a bucket, files are written to a local folder first, and then uploaded, whole.json last. Each machine of a training
+has such a folder. Of the others than the first process's, it holds the checkpoint to resume from, and takes what only
+their processes know: the state of their random numbers, which they upload themselves.
 
 One training writes to an OUT at a time. On this machine the second is refused, and a dead process holds no lock. A
 bucket has no locks: the training that comes last owns OUT, and those before it end at their next checkpoint.
@@ -41,8 +43,11 @@ LOCK, OWNERS = ".lock", "owners"
 class Output:
     """OUT by its URL. Files are written to `folder`; `publish` uploads them if OUT is in a bucket.
 
-    `staging`: for a bucket, the local folder to write to; None: a new one.
+    `staging`: for a bucket, the local folder to write to; None: a new one. `apart`: it is of another machine than the
+    first process's.
     """
+
+    apart = False
 
     def __init__(self, url: str, staging: Path | None = None) -> None:
         remote = not is_local(url)
@@ -102,13 +107,25 @@ class Output:
         if self.bucket is None:
             make_folder(self.folder)
         for number in sorted(self._numbers(), reverse=True):
-            folder = self.checkpoints / f"checkpoint-{number}"
-            if self.bucket is not None:
-                self._fetch(number, folder)
-            if _is_whole(folder):
+            if _is_whole(folder := self.fetched(number)):
                 return folder
             self._remove(number)
         return None
+
+    def fetched(self, number: int) -> Path:
+        """The folder of a checkpoint, downloaded if OUT is in a bucket."""
+        folder = self.checkpoints / f"checkpoint-{number}"
+        if self.bucket is not None:
+            self._fetch(number, folder)
+        return folder
+
+    def check_seen(self, checkpoint: Path) -> None:
+        """Raises ModelError where a checkpoint that the first process sees is not on this machine."""
+        if not _is_whole(checkpoint):
+            raise ModelError(
+                f"{socket.gethostname()} has no {checkpoint}: for a training on several machines, --output must be in "
+                "a bucket, or in a folder that all of them see"
+            )
 
     def finished(self) -> dict[str, Any] | None:
         """lightreasoner.json of a complete training; None if OUT has none."""
@@ -130,6 +147,12 @@ class Output:
         (self.folder / PROVENANCE).unlink(missing_ok=True)
         if self.bucket is not None and self.bucket.get(PROVENANCE) is not None:
             self.bucket.remove(PROVENANCE)
+
+    def share(self, number: int, rank: int) -> None:
+        """Upload what a process of another machine than the first one's has written to a checkpoint."""
+        file = self.checkpoints / f"checkpoint-{number}" / f"rng_state_{rank}.pth"
+        if self.bucket is not None and self.apart and file.is_file():
+            self.bucket.put(f"{CHECKPOINTS}/{file.parent.name}/{file.name}", file.read_bytes())
 
     def seal(self, number: int, state: dict[str, Any], keep: int) -> None:
         """Complete a checkpoint: write `state` and the list of its files. Then remove all but the newest `keep`."""

@@ -34,13 +34,17 @@ WARMUP_STEPS = 10
 class ContrastTrainer(Trainer):
     """The loss is the mean over the kept steps of an optimizer step, over all its micro-batches and ranks.
 
-    `seal`: the first rank calls it with each checkpoint's number, after every rank has written its share.
+    `seal`: the first rank calls it with each checkpoint's number, after every rank has written its part, and has called
+    `share` with that number.
     """
 
     # A batch is a whole optimizer step, so transformers must not scale the loss by accumulation.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, steps: Steps, seal: Callable[[int], None], interruption: Interruption, **options: Any) -> None:
+    def __init__(
+        self, steps: Steps, share: Callable[[int], None], seal: Callable[[int], None], interruption: Interruption,
+        **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(train_dataset=steps, **options)
         self.add_callback(_EndWithTheSteps)
         self.add_callback(_EndWhenTold(self))
@@ -48,7 +52,7 @@ class ContrastTrainer(Trainer):
         """Whether any rank was, as all ranks agreed in the last step."""
         self._interruption = interruption
         self._steps = steps
-        self._seal = seal
+        self._share, self._seal = share, seal
         self._figures: dict[str, float] = {}
         self._epoch = 0.0
         self._step_began = time.perf_counter()
@@ -141,6 +145,7 @@ class ContrastTrainer(Trainer):
             raise TrainingError(
                 f"a checkpoint cannot be written: {error}; make room, and continue with --resume"
             ) from error
+        self._share(self.state.global_step)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             self._seal(self.state.global_step)

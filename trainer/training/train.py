@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from rich.console import Console
 from safetensors import SafetensorError
@@ -79,7 +79,7 @@ def train(
     # Errors of the RUN are found before anything is written.
     training_set = None if running.resume or running.follow else read(run, base, recipe, running)
     identity = identity_of(run, base, recipe, running)
-    out, checkpoint, done = prepare(output, identity, running.resume, args.process_index == 0)
+    out, checkpoint, done = prepare(output, identity, running.resume, args)
     with out:
         if done:
             return report_of(done, 0.0, already_done=True)
@@ -163,6 +163,7 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
         model=adapted,
         args=args,
         steps=steps,
+        share=lambda number: training.out.share(number, args.process_index),
         seal=seal,
         interruption=interruption,
         callbacks=[journal] if training.leads else [],
@@ -281,7 +282,7 @@ def steps_of(training: Training, interruption: Interruption, console: Console) -
     budget = running.token_budget or TOKEN_BUDGET[args.device.type]
     steps = Steps(training.training_set, training.recipe, budget, args.process_index, args.world_size)
     if training.checkpoint:
-        steps.first = int(training.checkpoint.name.rpartition("-")[2])
+        steps.first = number_of(training.checkpoint.name)
     if not running.follow:
         return steps, steps.total()
     steps.source = Arrivals(
@@ -352,25 +353,40 @@ def is_complete(run_url: str, base: ModelFolder, output: str, recipe: Recipe, ru
 
 
 def prepare(
-    output: str, identity: dict[str, Any], resume: bool, leads: bool
+    output: str, identity: dict[str, Any], resume: bool, args: TrainingArguments
 ) -> tuple[Output, Path | None, dict[str, Any] | None]:
-    """OUT, the checkpoint to resume from, and the state of a training that is already complete; the same on all ranks.
+    """OUT, the checkpoint to resume from, and the state of a training that is already complete.
 
-    Raises ModelError if OUT is not empty, or was made with another recipe, from another RUN or for another model.
+    All ranks agree; those of one machine share a folder, which its first rank makes. Raises ModelError if OUT is not
+    empty, was made with another recipe, from another RUN or for another model, or is not seen by a machine.
     """
     out, checkpoint, done = None, None, None
-    if leads:
+    if args.process_index == 0:
         out = Output(output)
         try:
             checkpoint, done = own(out, identity, resume)
         except BaseException:
             out.close()
             raise
-    found = (str(out.folder) if out else None, str(checkpoint) if checkpoint else None, done)
-    folder, newest, done = from_the_first_rank(found)
+    newest, done = from_the_first_rank((checkpoint and checkpoint.name, done))
+    if out is None and args.local_process_index == 0:
+        out = Output(output)
+        try:
+            if newest and not done:
+                out.check_seen(out.fetched(number_of(newest)))
+        except BaseException:
+            out.close()
+            raise
+    folders = gather_object([str(out.folder) if out else None])  # by rank; those of a machine are neighbours
     if out is None:
-        out = Output(output, Path(folder))
-    return out, Path(newest) if newest else None, done
+        out = Output(output, Path(next(filter(None, folders[args.process_index :: -1]))))
+    out.apart = any(folders[1 : args.process_index + 1])
+    return out, out.checkpoints / newest if newest else None, done
+
+
+def number_of(checkpoint: str) -> int:
+    """The optimizer step of a checkpoint, from its folder's name."""
+    return int(checkpoint.rpartition("-")[2])
 
 
 def own(out: Output, identity: dict[str, Any], resume: bool) -> tuple[Path | None, dict[str, Any] | None]:

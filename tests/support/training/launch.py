@@ -13,6 +13,7 @@ from support.servers.real_server import free_port
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 SECONDS = 300
 COMMAND, ONE_STEP, SHARDED = "trainer.__main__:main", "support.training.one_step:main", "support.training.sharded:run"
+APART = "support.training.apart:run"
 """What a rank may run."""
 
 
@@ -25,14 +26,21 @@ def torchrun(count, *words):
     )  # fmt: skip
 
 
-def ranks(count, *words, function=COMMAND):
-    """The same as forks, which have the environment that torchrun gives its ranks; when one fails, all are ended."""
+def ranks(count, *words, function=COMMAND, machines=None):
+    """The same as forks, which have the environment that torchrun gives its ranks; when one fails, all are ended.
+
+    `machines`: an empty folder for what each rank's own machine keeps, with `function=APART`.
+    """
     port = str(free_port())
-    world = ENVIRONMENT | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": port}
+    local = 1 if machines else count
+    world = ENVIRONMENT | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(local), "MASTER_PORT": port}
+    own = [{"TMPDIR": str(machines / str(rank))} if machines else {} for rank in range(count)]
+    for environment in own if machines else []:
+        Path(environment["TMPDIR"]).mkdir(parents=True, exist_ok=True)
     started = [
         fork_server("trainer").fork(
             function, ["lightreasoner-trainer", *words],
-            world | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"},
+            world | own[rank] | {"RANK": str(rank), "LOCAL_RANK": str(rank % local), "MASTER_ADDR": "127.0.0.1"},
         )
         for rank in range(count)
     ]  # fmt: skip
