@@ -80,7 +80,7 @@ PARTS = {
     "half": 2, "halve": 2, "third": 3, "fourth": 4, "quarter": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
     "ninth": 9, "tenth": 10, "twelfth": 12, "twentieth": 20, "hundredth": 100, "thousandth": 1000,
 }  # fmt: skip
-NEGATIVE = re.compile(rf"\s*(?:minus|negative)\s+(?=\\?\$?[\d.]|\\[dt]?frac|\\sqrt|{_WORD}\b)", re.IGNORECASE)
+NEGATIVE = re.compile(rf"\s*(?:minus|negative)\s+(?=\\?\$?[\d.(]|\\[dt]?frac|\\sqrt|{_WORD}\b)", re.IGNORECASE)
 """At the start of an answer."""
 _PART = r"(?:s\b|\b(?=\s+of\b|\W*$))"  # not in third graders
 WORDS_OR_FRACTION = re.compile(rf"{NUMBER_WORD.pattern}(?:[\s-]+({'|'.join(PARTS)}){_PART})?", re.IGNORECASE)
