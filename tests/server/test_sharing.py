@@ -96,8 +96,9 @@ def test_a_slot_of_one_that_leaves_is_given_on():
         holders[1].task.cancel()  # while it waits
         await settle()
         holders[0].enough.set()
-        while not slots._held["c"]:  # noqa: ASYNC110 (an event would come too late)
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while not slots._held["c"]:  # noqa: ASYNC110 (an event would come too late)
+                await asyncio.sleep(0)
         holders[2].task.cancel()  # as it is given the slot: before it knows
         with contextlib.suppress(asyncio.CancelledError):
             await holders[2].task

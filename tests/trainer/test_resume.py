@@ -10,11 +10,13 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.models.tiny_pair import save_model
+from support.models.tiny_pair import save_model, trajectory, write_run
 from support.processes.forked import run as run_forked
 from support.training.launch import metrics, started
 
 from client.storage.bucket import Bucket
+from trainer.data.dataset import TrainingSet
+from trainer.training import lora
 from trainer.training.checkpoints import Output
 
 STEPS, EVERY = 40, 5
@@ -147,16 +149,35 @@ def test_resuming_before_the_first_checkpoint_begins_at_the_beginning(tmp_path, 
     assert Bucket(bucket).get("adapter_model.safetensors") is not None
 
 
-def test_parts_that_came_after_the_start_are_left_to_another_training(tmp_path, expert, trainer_cli):
-    """A resumed training takes what it began with, though the RUN has grown since."""
-    from support.models.tiny_pair import trajectory, write_run
-
-    run = write_run(tmp_path / "run", expert, sealed=False)
-    words = "train", run, "--model", expert, "--output", tmp_path / "out", "--resume"
-    assert trainer_cli(*words, "--max-steps", 3)[0] == 0
+def test_a_training_of_an_early_version_goes_on_as_it_was_begun(tmp_path, expert, trainer_cli, monkeypatch):
+    """With the parts that it began with, though the RUN has grown since; in their order, and with its arithmetic."""
+    rows = [trajectory(f"p{index}", index) for index in (3, 0, 5, 1, 4, 2)]
+    run, out = write_run(tmp_path / "run", expert, sealed=False, trajectories=rows), tmp_path / "out"
+    words = ("train", run, "--model", expert, "--output", out, "--resume", "--dtype", "bfloat16", "--max-steps", 4)
+    words += "--batch-size", 2, "--save-steps", 3, "--learning-rate", 0.01
+    with monkeypatch.context() as early:
+        early.setattr(TrainingSet, "sort", lambda self: None)
+        early.setattr(lora, "multiply_in_the_models_type", lambda adapted: None)
+        assert trainer_cli(*words)[0] == 0
+    expected, figures = load_file(out / "adapter_model.safetensors"), metrics(out)
+    (out / "lightreasoner.json").unlink()
+    shutil.rmtree(out / "checkpoints" / "checkpoint-4")
+    change_state(out, 3, lambda state: {name: state[name] for name in state if name not in ("sorted", "rounded")})
     run.write([trajectory("late", 99)], {}, run.manifest())
-    code, said, err = trainer_cli(*words, "--max-steps", 4)
-    assert code == 0 and "4 optimizer steps over 6 trajectories" in said, err
+    code, said, err = trainer_cli(*words)
+    assert code == 0 and "resuming after step 3" in said and "4 optimizer steps over 6 trajectories" in said, err
+    assert [line["loss"] for line in metrics(out)] == [line["loss"] for line in figures]
+    found = load_file(out / "adapter_model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def change_state(out, number, change):
+    """Change the state of a checkpoint, which stays whole."""
+    file = out / "checkpoints" / f"checkpoint-{number}" / "lightreasoner.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    whole = file.with_name("whole.json")
+    listed = json.loads(whole.read_text()) | {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
+    whole.write_text(json.dumps(listed))
 
 
 @pytest.mark.parametrize("change", ["follow", "model"])
@@ -207,11 +228,7 @@ def test_a_lightreasoner_json_that_cannot_be_read_is_named(tmp_path, words, unin
 def test_other_numbers_of_processes_are_told_of(tmp_path, words, uninterrupted, trainer_cli):
     out = shutil.copytree(uninterrupted, tmp_path / "out")
     (out / "lightreasoner.json").unlink()
-    state = out / "checkpoints" / f"checkpoint-{STEPS}" / "lightreasoner.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"ranks": 3}))
-    whole = state.with_name("whole.json")
-    listed = json.loads(whole.read_text()) | {state.name: hashlib.sha256(state.read_bytes()).hexdigest()}
-    whole.write_text(json.dumps(listed))
+    change_state(out, STEPS, lambda state: state | {"ranks": 3})
     code, said, err = trainer_cli(*words, "--output", out, "--resume")
     assert code == 0 and "3 processes trained before and 1 train now" in " ".join(said.split()), err
 

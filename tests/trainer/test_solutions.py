@@ -81,10 +81,13 @@ def test_right_and_finished_solutions_are_kept_whole(solved):
     tokens = sum(len(row.token_ids) for row in kept)
     assert str(found) == (
         f"2 right solutions of {tokens} tokens; 2 wrong or unfinished are left out, and 1 whose problem has no answer"
-        rf"; the system prompt of {run} asks for no \boxed{{}}, where an answer is read most safely"
+        rf"; the prompts of {run} ask for no \boxed{{}}, where an answer is read most safely"
     )
-    boxed = run.manifest().model_copy(update={"system_prompt": r"Put your final answer within \boxed{}."})
-    run.bucket.put("run.json", boxed.model_dump_json().encode())
+    tokenizer = json.loads(run.tokenizer())  # in which the prompt says it, though run.json names no system prompt
+    vocabulary = tokenizer["model"]["vocab"]
+    word = next(word for word, index in vocabulary.items() if index == rows[0].prompt_token_ids[0])
+    vocabulary["\\boxed{}"] = vocabulary.pop(word)
+    run.bucket.put("tokenizer.json", json.dumps(tokenizer).encode())
     assert str(solutions(Run(str(run)), answers)).endswith("no answer")
 
 

@@ -24,7 +24,7 @@ from trainer.grading.gold import Gold, check_shape, gold_answer
 from trainer.grading.grader import grade
 
 BOX = r"\boxed"
-"""What a system prompt has in it that asks for answers in boxes."""
+"""What a prompt has in it that asks for answers in boxes."""
 
 
 class SolutionSet(TrainingSet):
@@ -37,6 +37,7 @@ class SolutionSet(TrainingSet):
         self._golds = golds
         self._tokenizer: Any = tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json")
         self.unanswered = 0  # solutions of problems without a gold answer
+        self.asks_for_boxes: bool | None = None  # whether the first prompt does; None before any is read
 
     def add(self, part: str) -> None:
         """Read a part of trajectories and grade it. Raises RunError, naming what is damaged or too long."""
@@ -45,6 +46,8 @@ class SolutionSet(TrainingSet):
             if key in self._keys:
                 continue
             self._keys.add(key)
+            if self.asks_for_boxes is None:  # the template may, or the question, where the system prompt does not
+                self.asks_for_boxes = BOX in self._tokenizer.decode(trajectory.prompt_token_ids.tolist())
             trajectory = self._ended(trajectory)
             gold = self._golds.get(trajectory.problem_id)
             if gold is None:
@@ -65,8 +68,8 @@ class SolutionSet(TrainingSet):
         left_out = f"{self.without_kept_steps} wrong or unfinished are left out"
         if self.unanswered:
             left_out += f", and {self.unanswered} whose problem has no answer"
-        if BOX not in (self.run.manifest().system_prompt or ""):
-            left_out += f"; the system prompt of {self.run} asks for no {BOX}{{}}, where an answer is read most safely"
+        if self.asks_for_boxes is False:
+            left_out += f"; the prompts of {self.run} ask for no {BOX}{{}}, where an answer is read most safely"
         return f"{len(self.examples)} right solutions of {self.kept_steps} tokens; {left_out}"
 
     def check_not_empty(self) -> None:

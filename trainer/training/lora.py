@@ -48,10 +48,11 @@ class Head:
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
 
-def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
+def with_lora(model: PreTrainedModel, name: str, lora: Lora, rounded: bool = True) -> PeftModel:
     """The model with a new adapter. The adapter is in float32, whatever the model's type, and records `name`.
 
-    With a model in half precision its update is computed in that type, as vLLM computes it.
+    With a model in half precision its update is computed in that type, as vLLM computes it, unless `rounded` is False:
+    early versions computed it in float32.
 
     Raises ModelError if the model lacks one of the layers.
     """
@@ -68,7 +69,7 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora) -> PeftModel:
     adapted.peft_config["default"].base_model_name_or_path = name
     whole: Any = adapted
     whole.save_pretrained = functools.partial(adapted.save_pretrained, **ADAPTER_ALONE)
-    if model.dtype != torch.float32 and not lora.use_dora:
+    if rounded and model.dtype != torch.float32 and not lora.use_dora:
         multiply_in_the_models_type(adapted)
     compute_loss_in_forward(adapted)
     return adapted

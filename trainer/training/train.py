@@ -83,8 +83,8 @@ def train(
     with out:
         if done:
             return report_of(done, 0.0, already_done=True)
+        state = state_of(checkpoint) if checkpoint else {}
         if training_set is None:
-            state = state_of(checkpoint) if checkpoint else {}
             parts = state.get("parts", [] if running.follow else None)
             training_set = read(run, base, recipe, running, parts, sort=state.get("sorted", not state))
         held_out = training_set.hold_out(recipe.held_out)
@@ -94,7 +94,10 @@ def train(
             )
         if recipe.held_out and training_set.examples and not held_out:
             console.print(training_set.held_out_none(recipe.held_out), soft_wrap=True)
-        training = Training(run, base, recipe, running, args, training_set, held_out, out, checkpoint, identity)
+        rounded = state.get("rounded", not state)
+        training = Training(
+            run, base, recipe, running, args, training_set, held_out, out, checkpoint, identity, rounded
+        )
         try:
             report = carry_out(training, console)
         except (OSError, SafetensorError) as error:
@@ -121,16 +124,18 @@ class Training:
     out: Output
     checkpoint: Path | None
     identity: dict[str, Any]
+    rounded: bool  # whether the adapter's update is computed in the model's type; not where an early version began
 
     @property
     def leads(self) -> bool:
         return self.args.process_index == 0
 
     def state(self) -> dict[str, Any]:
-        """What a resumed training must agree with, and the parts that were read."""
+        """What a resumed training must agree with, and what it goes on with as it was begun."""
         ranks = self.args.world_size
         parts, in_order = self.training_set.parts, self.training_set.sorted
-        return {**self.identity, "run": str(self.run), "ranks": ranks, "parts": parts, "sorted": in_order}
+        mine = {"run": str(self.run), "ranks": ranks, "parts": parts, "sorted": in_order, "rounded": self.rounded}
+        return {**self.identity, **mine}
 
 
 def carry_out(training: Training, console: Console) -> TrainReport | None:
@@ -146,7 +151,7 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
         else:
             rates = ", ".join(sorted({f"{getattr(module, name):g}" for module, name in own}))
             console.print(f"the model has dropout of its own ({rates}), which is on; --dropout 0 switches it off")
-    adapted = with_lora(loaded, training.base.name, recipe.lora)
+    adapted = with_lora(loaded, training.base.name, recipe.lora, training.rounded)
     transformers.set_seed(recipe.seed + args.process_index)  # ranks drop out different things
     interruption = Interruption()
     steps, most = steps_of(training, interruption, console)
