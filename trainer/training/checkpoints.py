@@ -122,6 +122,7 @@ class Output:
     def check_seen(self, checkpoint: Path) -> None:
         """Raises ModelError where a checkpoint that the first process sees is not on this machine."""
         if not _is_whole(checkpoint):
+            self.close()
             raise ModelError(
                 f"{socket.gethostname()} has no {checkpoint}: for a training on several machines, --output must be in "
                 "a bucket, or in a folder that all of them see"
@@ -240,6 +241,11 @@ def write_whole(file: Path, text: str) -> None:
 def state_of(checkpoint: Path) -> dict[str, Any]:
     """The state of a checkpoint that `Output.seal` wrote."""
     return json.loads((checkpoint / PROVENANCE).read_bytes())
+
+
+def number_of(checkpoint: str) -> int:
+    """The optimizer step of a checkpoint, from its folder's name."""
+    return int(checkpoint.rpartition("-")[2])
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ from trainer.data.packing import Layout
 from trainer.data.steps import Steps
 from trainer.interruption import Interrupted, Interruption
 from trainer.settings import TOKEN_BUDGET, Keep, Objective, Recipe, Running, check_together
-from trainer.training.checkpoints import Output, state_of, write_whole
+from trainer.training.checkpoints import Output, number_of, state_of, write_whole
 from trainer.training.held_out import HELD_OUT, HeldOutWatch, measured_every, tell_of, tell_unmeasured
 from trainer.training.loop import ContrastTrainer, arguments
 from trainer.training.lora import own_dropout, switch_off, with_lora
@@ -376,22 +376,13 @@ def prepare(
     newest, done = from_the_first_rank((checkpoint and checkpoint.name, done))
     if out is None and args.local_process_index == 0:
         out = Output(output)
-        try:
-            if newest and not done:
-                out.check_seen(out.fetched(number_of(newest)))
-        except BaseException:
-            out.close()
-            raise
+        if newest and not done:
+            out.check_seen(out.fetched(number_of(newest)))
     folders = gather_object([str(out.folder) if out else None])  # by rank; those of a machine are neighbours
     if out is None:
         out = Output(output, Path(next(filter(None, folders[args.process_index :: -1]))))
     out.apart = any(folders[1 : args.process_index + 1])
     return out, out.checkpoints / newest if newest else None, done
-
-
-def number_of(checkpoint: str) -> int:
-    """The optimizer step of a checkpoint, from its folder's name."""
-    return int(checkpoint.rpartition("-")[2])
 
 
 def own(out: Output, identity: dict[str, Any], resume: bool) -> tuple[Path | None, dict[str, Any] | None]:
