@@ -120,7 +120,7 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     if gold.each:
         return _each(gold, answer, maths)
     text, expected = (without_name(tidy(text)) for text in (answer.text, gold.text))
-    if HUNDREDS.fullmatch(expected):
+    if ", " in expected and HUNDREDS.fullmatch(expected):
         text = ", ".join(elements(text))
     if sign := NEGATIVE.match(plain := plain_text(text)):
         text = f"-{plain[sign.end() :]}"
