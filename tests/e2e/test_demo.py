@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -19,7 +20,7 @@ READMES_OWN = "curl ", "lightreasoner-trainer merge "
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """Its output folder and what it printed."""
+    """Its output folder, and what it printed on both streams."""
     folder = tmp_path_factory.mktemp("demo") / "output"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     said = subprocess.run(
@@ -31,11 +32,11 @@ def demo(tmp_path_factory):
         timeout=900,
     )
     assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]
-    return folder, said.stdout
+    return folder, said.stdout, said.stderr
 
 
 def test_the_expert_is_better_afterwards_on_problems_that_nobody_has_seen(demo):
-    folder, said = demo
+    folder, said, _ = demo
     unseen = json.loads((folder / "results.json").read_text())["benchmarks"]["unseen"]
     assert unseen["n"] >= 1000
     assert unseen["accuracy"] > unseen["before"]["accuracy"] + 0.02
@@ -45,15 +46,20 @@ def test_the_expert_is_better_afterwards_on_problems_that_nobody_has_seen(demo):
 
 
 def test_it_ends_with_the_result_in_one_line_and_leaves_a_report(demo):
-    folder, said = demo
+    folder, said, _ = demo
     unseen = json.loads((folder / "results.json").read_text())["benchmarks"]["unseen"]
     before, after, p = unseen["before"]["accuracy"], unseen["accuracy"], unseen["paired"]["p"]
     assert said.splitlines()[-1] == f"before {before:.1%} → after {after:.1%} (p {p:.1g})"
     assert f"{after:.1%}" in (folder / "report.html").read_text()
 
 
+def test_vllm_does_not_speak_of_triton_and_numa(demo):
+    _, said, errors = demo
+    assert not re.search("triton|numa|warning [0-9]", said + errors, re.IGNORECASE)
+
+
 def test_what_it_leaves_is_a_sealed_run_and_an_adapter(demo):
-    folder, _ = demo
+    folder, *_ = demo
     run = Run(str(folder / "run"))
     assert run.completion().totals.problems == 1000 and run.completion().totals.failed == 0
     assert sum(len(sample.contrast.steps) for sample in run.samples()) == run.completion().totals.kept > 1000
@@ -74,7 +80,7 @@ def test_the_two_commands_of_the_readme_that_the_demo_does_not_run_work_too(demo
 
 
 def test_sampled_and_tested_problems_are_apart(demo):
-    folder, _ = demo
+    folder, *_ = demo
     sampled, tested = (
         {json.loads(line)["question"] for line in (folder / f"{name}.jsonl").read_text().splitlines()}
         for name in ("sample", "test")

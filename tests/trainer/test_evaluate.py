@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from support.models.tiny_pair import WORDS, load, save_adapter, save_model, save_tokenizer
-from support.processes.forked import ROOT
 from transformers import AutoTokenizer
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
@@ -400,15 +398,3 @@ def test_a_model_that_vllm_cannot_load_is_named_in_a_line(tmp_path, expert, eval
     assert code == 1
     assert f"error: vLLM could not start {cut}: SafetensorError: " in err
     assert "VLLM_LOGGING_LEVEL=INFO shows its log" in err
-
-
-def test_vllm_does_not_speak_of_triton_and_numa():
-    """In a process of its own: what is said when vLLM is imported and when its CPU worker starts."""
-    code = """
-from trainer.cli.options import quiet_vllm
-quiet_vllm()
-import torch, vllm.v1.worker.cpu_worker
-torch.ops._C.init_cpu_memory_env([0])
-"""
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
