@@ -303,6 +303,6 @@ def test_a_server_that_is_killed_again_and_again_goes_on_where_its_runs_stand(tm
     settings = {"bucket": str(bucket), "lease_seconds": LEASE_SECONDS}
     server = Restarting(partial(stand_in_server, tmp_path, **settings))
     try:
-        killed_and_restarted(4, 3.0, server, bucket, tmp_path, capsys)
+        killed_and_restarted(3, 3.0, server, bucket, tmp_path, capsys)
     finally:
         server.close()

@@ -80,7 +80,7 @@ def test_a_sealed_run_says_so_and_is_not_mixed_with_other_settings(demo_server, 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_resumes_with_only_what_is_missing(demo_server, problem_set, tmp_path, how):
-    problems, folder = problem_set(2000), tmp_path / "run"
+    problems, folder = problem_set(1000), tmp_path / "run"
     arguments = ["client", "sample", problems, folder, "--server", demo_server.url, "--max-tokens", 48]
     process = subprocess.Popen(
         [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -94,16 +94,16 @@ def test_an_interrupted_run_resumes_with_only_what_is_missing(demo_server, probl
     said = process.communicate(timeout=60)[1]
     first = set(run.parts("trajectories"))
     there = run.keys()
-    assert run.completion() is None and 0 < len(there) < 2000
+    assert run.completion() is None and 0 < len(there) < 1000
     if how == signal.SIGINT:
         assert process.returncode == 130 and "Run the same command again" in said and "Traceback" not in said
     again = sample(problems, folder, demo_server)
     assert again.returncode == 0, again.stderr
-    assert f"resuming {folder}: {len(there):,} of 2,000 problems are complete" in again.stderr
+    assert f"resuming {folder}: {len(there):,} of 1,000 problems are complete" in again.stderr
     assert first < set(run.parts("trajectories"))
     keys = [(t.problem_id, t.sample_index) for part in run.parts("trajectories") for t in run.trajectories_of(part)]
-    assert len(keys) == len(set(keys)) == 2000
-    assert run.completion().totals.problems == 2000 == len(list(run.samples()))
+    assert len(keys) == len(set(keys)) == 1000
+    assert run.completion().totals.problems == 1000 == len(list(run.samples()))
 
 
 def test_a_problem_that_cannot_be_answered_fails_alone_and_is_kept_with_its_reason(demo_server, problem_set, tmp_path):

@@ -52,7 +52,7 @@ def killed_and_resumed(times, server, problem_file, bucket, tmp_path):
 
 
 def test_a_client_killed_at_random_moments_loses_nothing_that_was_written(server, problem_file, bucket, tmp_path):
-    killed_and_resumed(5, server, problem_file, bucket, tmp_path)
+    killed_and_resumed(3, server, problem_file, bucket, tmp_path)
 
 
 @pytest.mark.long
