@@ -5,6 +5,7 @@ A user's mistake is one line on stderr and exit code 1; a training that was told
 
 from __future__ import annotations
 
+import os
 import sys
 
 from client.cli.program import Program
@@ -25,6 +26,8 @@ program.command("efficiency", context_settings=EXTRA)(efficiency_command)
 
 def main() -> None:
     """The console script."""
+    # Where other processes use the cores too, threads that spin while they wait for each other take many times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # OpenMP reads it when torch is loaded
     try:
         program()
     except Interrupted as stopped:

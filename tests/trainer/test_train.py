@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from support.models.tiny_pair import VOCABULARY, load, randomised, save_adapter, save_model, write_run
+from support.servers.real_server import ROOT
 from support.training.launch import ONE_STEP, metrics
 from support.training.launch import ranks as ranks_of
 from support.training.one_step import one_step
@@ -392,3 +395,25 @@ def test_dropout_of_the_models_own_is_off_without_dropout_and_said_otherwise(
     assert code == 0, err
     assert ("the model has dropout of its own (0.4), which is on" in " ".join(shown.split())) == said
     assert set(rates) == ({0.4} if said else {0.0})
+
+
+LOAD_OPENMP = """
+import ctypes, sys, trainer.__main__
+openmp, sys.argv = sys.argv[1], ["lightreasoner-trainer", "--version"]
+try:
+    trainer.__main__.main()
+except SystemExit:
+    ctypes.CDLL(openmp)
+"""
+
+
+@pytest.mark.parametrize(("given", "spins"), [({}, 0), ({"OMP_WAIT_POLICY": "ACTIVE"}, 30_000_000_000)])
+def test_threads_give_way_to_other_processes_unless_told_not_to(given, spins):
+    """Torch's OpenMP says what it makes of what it has read: how often a thread that waits looks before it sleeps."""
+    (openmp,) = (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    said = subprocess.run(
+        [sys.executable, "-c", LOAD_OPENMP, openmp], cwd=ROOT, capture_output=True, text=True,
+        env={**environment, **given, "OMP_DISPLAY_ENV": "VERBOSE"},
+    )  # fmt: skip
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said.stderr
