@@ -26,6 +26,8 @@ BEFORE_ENDS = (
 """Why RUNs of early versions are read, and never sampled on."""
 TEXT_SHOWN = 80
 """Most characters of any other value in a message, for example of a system prompt."""
+CARD_TAG = b"- lightreasoner\n"
+"""In every card that `dataset_card` made."""
 CARD_MARKS = re.compile(r"[\\`*_<>|\[\]]")
 """What Markdown or HTML would not show as it is."""
 ALIKE_SHOWN = 20

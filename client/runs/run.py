@@ -30,7 +30,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from client.errors import RunError, fault_words, shorten
 from client.protocol.requests import Failure, Trajectory, token_fault
 from client.runs.keys import Key, Keys
-from client.runs.manifest import PICTURE, RunManifest, dataset_card, divergence_picture
+from client.runs.manifest import CARD_TAG, PICTURE, RunManifest, dataset_card, divergence_picture
 from client.runs.parts import MOST_PART_BYTES, PartKind, Parts
 from client.runs.samples import Sample, SampledGroup, sampled_groups
 from client.runs.tally import CountedParts, RunTotals, Tally
@@ -129,6 +129,7 @@ class Run:
     def seal(self, totals: RunTotals, tally: Tally | None = None) -> bool:
         """Write README.md, and complete.json if there is none. Returns whether this call wrote the latter.
 
+        A README.md that somebody else wrote stays.
         `tally`: what the totals are of, for the card's picture.
         """
         body = {"sealed_at": int(time.time()), **asdict(totals)}
@@ -137,7 +138,8 @@ class Run:
             if tally:
                 edges, counts = tally.bounds.histogram(manifest.beta)
                 self.bucket.put(PICTURE, divergence_picture(edges, counts, manifest.beta).encode())
-            self.bucket.put("README.md", dataset_card(manifest, body, pictured=tally is not None).encode())
+            if CARD_TAG in (self.bucket.get("README.md") or CARD_TAG):
+                self.bucket.put("README.md", dataset_card(manifest, body, pictured=tally is not None).encode())
         return self.bucket.create("complete.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
 
     def reopen(self) -> None:

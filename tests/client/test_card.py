@@ -60,6 +60,14 @@ def test_the_card_has_a_picture_of_every_step_with_those_above_beta_in_another_c
     assert tally.bounds.above(np.array([1e300])) == 0
 
 
+def test_a_readme_that_somebody_wrote_stays_and_an_older_card_does_not(tmp_path):
+    for written, stays in ((b"# My project\n", True), (b"---\nlicense:\ntags:\n- lightreasoner\n---\nold", False)):
+        run = make_run(tmp_path / f"run-{stays}", trajectories_of(2))
+        run.bucket.put("README.md", written)
+        assert run.seal(run.totals(run.manifest()))
+        assert (run.bucket.get("README.md") == written) == stays
+
+
 def test_an_imported_run_has_samples_alone():
     totals = {"problems": 1, "trajectories": 1, "kept": 1, "steps": 2, "kept_share": 0.5}
     card = dataset_card(make_manifest(imported_from="file.jsonl"), totals)
