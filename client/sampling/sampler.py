@@ -235,8 +235,8 @@ def _settled_totals(
     if not tally.keys:
         reason = next(failures[key].detail for key in keys_of(problems, n) if key in failures)
         raise RunError(
-            f"every problem failed, so {run} holds nothing: {reason}; fix the cause, then sample with --retry-failed "
-            "or into a new RUN"
+            f"every problem failed, so {run} holds nothing: {reason}; fix the cause, then sample with --retry-failed, "
+            "or with other settings into a new RUN"
         )
     return tally.totals(failures), tally
 
