@@ -21,6 +21,7 @@ SHOWN_OF_A_PARAMETER = 60
 # Threads that spin while they wait for each other, on cores that other processes use, take minutes for seconds.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+PRELOADED = os.environ.get("LD_PRELOAD")
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -44,6 +45,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         last = item.get_closest_marker("last") is not None
         order[item] = (not shares, (ENGINE, PROCESS, UNIT).index(found), last)
     items.sort(key=order.__getitem__)
+
+
+@pytest.fixture(autouse=True)
+def nothing_preloaded() -> Iterator[None]:
+    """What vLLM, once set up in this process, has all processes after it load is not for those of the next test."""
+    _preload_as_before()
+    yield
+    _preload_as_before()
+
+
+def _preload_as_before() -> None:
+    if PRELOADED is None:
+        os.environ.pop("LD_PRELOAD", None)
+    else:
+        os.environ["LD_PRELOAD"] = PRELOADED
 
 
 @pytest.fixture(scope="session")

@@ -411,7 +411,8 @@ except SystemExit:
 def test_threads_give_way_to_other_processes_unless_told_not_to(given, spins):
     """Torch's OpenMP says what it makes of what it has read: how often a thread that waits looks before it sleeps."""
     (openmp,) = (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    read_before_main = ("OMP_WAIT_POLICY", "LD_PRELOAD")  # OpenMP, where it is preloaded
+    environment = {name: value for name, value in os.environ.items() if name not in read_before_main}
     said = subprocess.run(
         [sys.executable, "-c", LOAD_OPENMP, openmp], cwd=ROOT, capture_output=True, text=True,
         env={**environment, **given, "OMP_DISPLAY_ENV": "VERBOSE"},
