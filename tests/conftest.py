@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,9 @@ SHOWN_OF_A_PARAMETER = 60
 # Threads that spin while they wait for each other, on cores that other processes use, take minutes for seconds.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What one process compiles, all others read.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 PRELOADED = os.environ.get("LD_PRELOAD")
 
 

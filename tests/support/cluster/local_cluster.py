@@ -37,8 +37,6 @@ class LocalCluster:
         self.url = f"http://127.0.0.1:{self.port}"
         paths = [ROOT, ROOT / "tests", *([] if real_engines else [Path(__file__).parent / "on_path"])]
         os.environ |= RAY | {FOLDER: str(folder), "PYTHONPATH": ":".join(map(str, paths))}
-        os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / ".cache" / "pycache")  # what one process compiled, all read
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         for tries_left in reversed(range(START_TRIES)):
             try:
                 self.cluster = Cluster(initialize_head=True, head_node_args=NODE)
