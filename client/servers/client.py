@@ -43,7 +43,7 @@ class SamplingClient:
 
     `http+dns://name:8000` stands for a server at each address behind the name; they may come and go.
     `patience`: how long to wait for servers to become ready, and for any answer, in seconds. `tell` is called with what
-    it waits for, and when a server is lost and when it is back; by default these are warnings of `logging`.
+    it waits for, and when a server does not answer and when it is back; by default these are warnings of `logging`.
     """
 
     def __init__(

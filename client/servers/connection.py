@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -86,6 +87,8 @@ class Connection:
     def __init__(self, server: str, api_key: str | None = None, host: str | None = None) -> None:
         """`host`: the server's name, where the URL has one of its addresses: TLS and proxies want the name."""
         self.server = server.rstrip("/")
+        self.heard = -math.inf
+        """When a request for trajectories last got a line or a heartbeat, on the clock of `time.monotonic`."""
         self._extensions = {"sni_hostname": host} if host else {}
         try:
             address = urlsplit(self.server)
@@ -177,6 +180,7 @@ class Connection:
                     raise self._refusal(await self._whole(response), f"{self} rejected the request")
                 self._check_encoding(response)
                 async for text in _ndjson_lines(response, most):
+                    self.heard = time.monotonic()
                     if line := self._read(text, sampling.top_k, vocab_size, longest):
                         key = line.problem_id, line.sample_index
                         if key not in missing:

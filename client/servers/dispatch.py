@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
 
-from client.errors import Busy, ServiceError, Unreachable
+from client.errors import ServiceError, Unreachable
 from client.protocol.requests import PASSING_ERRORS, Failure, Problem, SamplingSettings, Trajectory
 from client.servers.connection import Connection
 from client.servers.window import ServerWindow, roomiest
@@ -29,6 +29,8 @@ STOP_SECONDS = 2.0
 """How long `stop` waits for open requests."""
 OVERDUE_SECONDS, OVERDUE_FACTOR = 5.0, 3.0
 """A request is overdue after this many seconds and this many times the usual time: an idle server gets it too."""
+OUTAGE_LOOK_SECONDS = 1.0
+"""How often to look for servers that do not answer."""
 OVERDUE_LOOK_SECONDS = 1.0
 """How often to look for overdue requests while no line comes."""
 END_SECONDS = 1.0
@@ -132,6 +134,7 @@ class Dispatch:
     async def lines(self) -> AsyncGenerator[Trajectory | Failure, None]:
         """Every line as it comes. If no server is left or responds, raises ServiceError after the last line."""
         heard = time.monotonic()
+        watching = asyncio.create_task(self._watch())
         try:
             while self._ask_more():
                 try:
@@ -149,7 +152,7 @@ class Dispatch:
             if self._requests and not self._stopping:
                 await asyncio.wait(self._requests, timeout=END_SECONDS)
         finally:
-            tasks = [*self._requests, *self._recoveries]
+            tasks = [*self._requests, *self._recoveries, watching]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -234,6 +237,9 @@ class Dispatch:
                         continue
                     one.missing.discard(line.sample_index)
                     server.line_came()
+                    if server.reported:
+                        server.reported = False
+                        self._tell(f"{server.connection} is back")
                     self._waiting += 1
                     self._waiting_bytes += _bytes_of(line)
                     self._lines.put_nowait(line)
@@ -246,8 +252,6 @@ class Dispatch:
             self._usual = 0.8 * self._usual + 0.2 * took if self._usual else took
         except Unreachable as error:
             if server.request_failed(error, epoch):
-                if not isinstance(error, Busy):
-                    self._tell(f"{error}; trying again")
                 self._start(self._recoveries, self._recover(server))
         except ServiceError as error:
             self._leave_out(server, error)
@@ -274,14 +278,23 @@ class Dispatch:
 
     async def _recover(self, server: ServerWindow) -> None:
         """Wait until a server can get requests again; drop it if it never can."""
-        failed = server.trouble
         try:
             await server.recover()
         except ServiceError as error:
             self._leave_out(server, error)
-        else:
-            if not isinstance(failed, Busy) and not server.leaving:
-                self._tell(f"{server.connection} is back")
+
+    async def _watch(self) -> None:
+        """Tell of servers that do not answer, once an outage, until it is cancelled."""
+        while True:
+            await asyncio.sleep(OUTAGE_LOOK_SECONDS)
+            for server in self.servers:
+                if not server.reported and not self._stopping and (out := server.outage()):
+                    server.reported = True
+                    quiet, reason = out
+                    self._tell(
+                        f"{server.connection} has not answered for {quiet:.0f} s ({reason}). It is asked again; the "
+                        f"client gives up when no server has answered for {self._patience:g} s (--patience)"
+                    )
 
     def _out_of_patience(self) -> ServiceError:
         reasons = "; ".join(str(server.trouble or f"{server.connection} does not respond") for server in self.servers)

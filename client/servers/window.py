@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 
 from client.errors import Busy, ServiceError, Unreachable
@@ -20,6 +21,9 @@ TRAJECTORIES_A_REQUEST = 16
 """Small, so that no request waits long for its slowest problem; large, so that the cost of HTTP does not matter."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 """Pause after a failure. It is doubled with each further failure before a line comes; chance takes up to half of it."""
+OUTAGE_SECONDS, SILENT_SECONDS = 5.0, 25.0
+"""A server that gives no trajectory for so long after a failure is out; so is one that holds requests and sends
+nothing, though heartbeats come every 10 seconds, for the second."""
 PAIR_FIELDS = (
     "model_fingerprint", "tokenizer_fingerprint", "chat_template_digest", "vocab_size", "dtype", "end_token_ids",
 )  # fmt: skip
@@ -37,6 +41,9 @@ class ServerWindow:
         self.trouble: ServiceError | None = None  # why it gets no requests now
         self.leaving = False  # its name no longer leads to it: it only ends what it has
         self._failures, self._pause = 0, 0.0
+        self._quiet_since = time.monotonic()
+        self._reason = ""  # of the last failure
+        self.reported = False  # whether somebody was told of the outage that it has now
 
     def __str__(self) -> str:
         if self.trouble is None:
@@ -78,6 +85,8 @@ class ServerWindow:
         return fitting if fitting == whole or self.window == self.largest else 0
 
     def request_began(self, trajectories: int) -> None:
+        if not (self.requests or self._failures):
+            self._quiet_since = time.monotonic()
         self.requests += 1
         self.in_flight += trajectories
 
@@ -88,6 +97,17 @@ class ServerWindow:
     def line_came(self) -> None:
         self.answered += 1
         self._failures = 0
+        self._quiet_since = time.monotonic()
+
+    def outage(self) -> tuple[float, str] | None:
+        """For how many seconds it has given no answer that it owes, and why; None where that is not long."""
+        if self.leaving or not (self.requests or self.trouble):
+            return None
+        since = self._quiet_since if self._failures else max(self._quiet_since, self.connection.heard)
+        quiet = time.monotonic() - since
+        if quiet < (OUTAGE_SECONDS if self._failures and not isinstance(self.trouble, Busy) else SILENT_SECONDS):
+            return None
+        return quiet, self._reason if self._failures else "it took the requests, and sends nothing"
 
     def request_went_well(self, trajectories: int) -> None:
         """Additive increase: after a full window of successes there is room for one more request."""
@@ -99,7 +119,9 @@ class ServerWindow:
             return False
         self.epoch += 1
         self.window = max(float(self.request), self.window / 2)
-        self.trouble = error
+        self.trouble, self._reason = error, str(error)
+        if not self._failures:
+            self._quiet_since = max(self._quiet_since, self.connection.heard)
         self._back_off(error)
         return True
 
@@ -126,6 +148,7 @@ class ServerWindow:
         except Unreachable as error:
             pair, waits_for = None, str(error)
         if pair is None:
+            self._reason = waits_for or ""
             self.trouble = Unreachable(f"{self.connection} is not back: {waits_for}")
             self._back_off(self.trouble)
             return False
