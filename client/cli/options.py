@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
+from client.cli.program import as_typed, option_of
 from client.contrast import DEFAULT_GAMMA, Labels
 from client.errors import LightReasonerError, fault_words, shown
 from client.protocol.requests import (
@@ -288,5 +289,6 @@ def checked(model: type[Settings], **values: Any) -> Settings:
         return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        option = f"--{str(first['loc'][0]).replace('_', '-')}: {shown(first['input'])}: " if first["loc"] else ""
-        raise LightReasonerError(f"{option}{fault_words(first)}") from None
+        said = as_typed(fault_words(first), model.model_fields)
+        option = f"{option_of(str(first['loc'][0]))}: {shown(first['input'])}: " if first["loc"] else ""
+        raise LightReasonerError(f"{option}{said}") from None

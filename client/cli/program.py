@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
+from contextvars import ContextVar
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from client.errors import LightReasonerError
 
 PACKAGE = "lightreasoner"
 Function = Callable[..., Any]
@@ -117,6 +121,50 @@ class _Command(_PlainWords, TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
+    def invoke(self, ctx: Any) -> Any:
+        before = _RUNNING.set(self)
+        try:
+            return super().invoke(ctx)
+        except LightReasonerError as error:
+            error.args = (as_typed(str(error)),)
+            raise
+        finally:
+            _RUNNING.reset(before)
+
+
+_RUNNING: ContextVar[_Command | None] = ContextVar("running", default=None)
+"""The command that runs now."""
+
+
+def option_of(field: str) -> str:
+    """What a person types for a field of a request: --max-shift for max_shift, RUN for run."""
+    return _options().get(field, f"--{field.replace('_', '-')}")
+
+
+def as_typed(text: str, fields: Collection[str] = ()) -> str:
+    """An error's text for who typed a command: fields by its options, as --max-shift for max_shift.
+
+    A name that may be another word, as keep, counts where its value follows: `keep: 0.1 against 0.2`. One of `fields`
+    counts everywhere. What is in quotes stays: others wrote it.
+    """
+    if not (options := _options()):
+        return text
+    sure = "|".join(name for name, typed in options.items() if "_" in name or (name in fields and typed[0] == "-"))
+    quoted = r"(?<!\w)'[^'\n]*'|\"[^\"\n]*\""
+    alone = rf"(?<![\w.=/-])(?:decoding\.)?({sure or '(?!)'})(?![\w=/-]|\.\w)"
+    valued = rf"(?:^|(?<=[:;] )|(?<=\n  ))(?:decoding\.|lora\.)?({'|'.join(options)})(?=: |[^;]* there, )"
+    return re.sub(f"{quoted}|{alone}|{valued}", lambda found: options.get(found[1] or found[2], found[0]), text)
+
+
+def _options() -> dict[str, str]:
+    """What is typed for each parameter of the command that runs now."""
+    command = _RUNNING.get()
+    return {
+        param.name: max(param.opts, key=len) if param.param_type_name == "option" else param.metavar or param.name
+        for param in (command.params if command else ())
+        if param.name
+    }
 
 
 def _with_version(version: Version = False) -> None:

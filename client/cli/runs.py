@@ -90,7 +90,7 @@ def build(
         float | None, typer.Option(metavar="NATS", help=f"{MAX_SHIFT} inf removes the bound of RUN.")
     ] = None,
     keep_incomplete: Annotated[bool | None, typer.Option(help=KEEP_INCOMPLETE)] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed for --select random.")] = None,
+    select_seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed for --select random.")] = None,
 ) -> None:
     """Make NEW_RUN from the trajectories of RUN with other settings. Needs no server and no GPU.
 
@@ -103,13 +103,13 @@ def build(
     source = Run(run)
     given = {
         "alpha": alpha, "beta": beta, "first_step": first_step, "select": select, "keep": keep, "labels": labels,
-        "gamma": gamma, "max_shift": max_shift, "keep_incomplete": keep_incomplete, "select_seed": seed,
+        "gamma": gamma, "max_shift": max_shift, "keep_incomplete": keep_incomplete, "select_seed": select_seed,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if max_shift == math.inf:
         given["max_shift"] = None
     settings = checked(ContrastSettings, **source.manifest().changed(**given))
-    if seed is not None and settings.select != "random":
+    if select_seed is not None and settings.select != "random":
         raise LightReasonerError("--seed needs --select random")
     built = build_run(source, Run(new_run), settings, track)
     print_totals(new_run, built.totals, None)

@@ -149,7 +149,7 @@ class Decoding(Strict):
     @model_validator(mode="after")
     def _several_need_temperature(self) -> Decoding:
         if self.n > 1 and self.temperature == 0:
-            raise ValueError("n > 1 needs temperature > 0: greedy decoding gives the same trajectory n times")
+            raise ValueError("n > 1 needs temperature > 0: greedy decoding gives the same trajectory each time")
         return self
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from client.cli.options import Problems, SamplingOptions, TargetRun, WorkOptions
+from client.cli.program import as_typed
 from client.cli.sample import fill, stop_at_once
 from client.errors import LightReasonerError, clean_lines
 from server.cli.options import PairOptions, not_installed
@@ -64,7 +65,7 @@ def sample_alone(
 
         fill(problems, run, options, work, work.part(), own_pair, FIRST_ASKED)
     except LightReasonerError as error:
-        print(f"error: {clean_lines(str(error))}", file=sys.stderr)
+        print(f"error: {clean_lines(as_typed(str(error)))}", file=sys.stderr)
         sys.exit(TRY_AGAIN if error.may_pass else 1)
     except ModuleNotFoundError as error:
         sys.exit(f"error: {not_installed(error)}")

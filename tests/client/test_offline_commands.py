@@ -47,12 +47,34 @@ def test_what_is_not_given_to_build_stays_as_it_is_in_the_run(source, tmp_path, 
     [
         (["--seed", "1"], "--seed needs --select random"),
         (["--alpha", "0"], "--alpha: 0.0: expected more than 0"),
+        (
+            ["--max-shift", "0.1", "--labels", "expert"],
+            "--max-shift belongs to --labels contrast or tilt, and these are",
+        ),
+        (["--keep", "0.1"], "--keep belongs to --select top, and this is kl"),
+        (["--select", "random", "--seed", str(2**63)], f"--seed: {2**63}: expected at most"),
         (["--select", "random", "--seed", "-1"], "2"),  # the command line's own refusal
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_their_option(source, tmp_path, client_cli, options, message):
     code, _ = client_cli("build", source, tmp_path / "new", *options)
     assert message in str(code) and not (tmp_path / "new").exists()
+
+
+def test_settings_that_differ_and_those_that_go_to_a_server_are_named_as_they_are_typed(source, tmp_path, client_cli):
+    new = tmp_path / "new"
+    assert client_cli("build", source, new, "--labels", "tilt", "--gamma", 1)[0] == 0
+    code, _ = client_cli("build", source, new, "--labels", "tilt", "--first-step", 3)
+    assert code.endswith("yours:\n  --first-step: 2 against 3\n  --gamma: 1.0 against 0.5")
+    to, problems = ("--server", "http://127.0.0.1:9"), tmp_path / "p.jsonl"
+    problems.write_text('{"question": "?"}')
+    for command, words, said in (
+        ("sample", ("--n", 2), "--n > 1 needs --temperature > 0: greedy decoding gives the same trajectory each time"),
+        ("submit", ("--gamma", 2), "--gamma belongs to --labels tilt, and these are contrast"),
+        ("submit", ("--max-tokens", 0), "--max-tokens: 0: expected at least 1"),
+    ):
+        assert client_cli(command, problems, tmp_path / "run", *to, *words)[0] == f"error: {said}"
+    assert client_cli("submit", problems, "", *to)[0] == "error: RUN: '': expected at least 1 characters"
 
 
 def test_report_writes_the_page_where_it_is_told_to(source, tmp_path, client_cli):

@@ -126,7 +126,7 @@ def test_users_mistakes_end_in_one_line(demo_server, problem_set, tmp_path):
         (sample(problems, tmp_path / "run", demo_server, "--beta", -1), "error: --beta: "),
         (sample(problems, tmp_path / "run", demo_server, "--beta", "inf"), "error: --beta: "),
         (sample(problems, tmp_path / "run", demo_server, "--temperature", 3), "error: --temperature: "),
-        (sample(problems, tmp_path / "run", demo_server, "--n", 2), "n > 1 needs temperature"),
+        (sample(problems, tmp_path / "run", demo_server, "--n", 2), "--n > 1 needs --temperature > 0"),
         (
             sample(problems, tmp_path / "run", demo_server, "--top-k", 111),
             "--top-k: 111 is more than",

@@ -184,7 +184,7 @@ def test_a_run_holds_its_ends_its_amateurs_prompt_and_its_date(paper, tmp_path):
     # What is asked otherwise, or was sampled before ends of turn were known, is refused.
     (tmp_path / "run" / "complete.json").unlink()
     other = command("client", *words)
-    assert other.returncode == 1 and "stop_token_ids: [20, 21] against []" in other.stderr, other.stderr
+    assert other.returncode == 1 and "--stop-token-ids: [20, 21] against []" in other.stderr, other.stderr
     early = {name: value for name, value in said.items() if name not in ("end_token_ids", "amateur_prompt", "date")}
     (tmp_path / "run" / "run.json").write_text(json.dumps(early))
     other = command("client", *words, "--stop-token-ids", "20,21")

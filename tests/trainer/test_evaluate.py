@@ -254,7 +254,7 @@ def test_an_evaluation_that_was_killed_asks_only_for_what_is_missing(tmp_path, e
     words += [word for path in evaluation.results["adapters"] for word in ("--adapter", path)]
     words += ["-o", folder / "results.json", "--system-prompt", SYSTEM, "--max-tokens"]
     code, _, err = trainer_cli(*words, NEW_TOKENS + 1)
-    assert code == 1 and f"max_tokens {NEW_TOKENS} there, {NEW_TOKENS + 1} now" in err
+    assert code == 1 and f"--max-tokens {NEW_TOKENS} there, {NEW_TOKENS + 1} now" in err
     code, shown, err = trainer_cli(*words, NEW_TOKENS)
     assert code == 0, err
     assert f"{left} outputs are there already" in shown

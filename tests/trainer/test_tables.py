@@ -100,6 +100,7 @@ def test_an_ablation_of_other_variants_has_a_row_for_each(tmp_path, expert, benc
     [
         ("labels=tilted", "labels=tilted: labels: expected 'contrast', 'expert'"),
         ("gamma=0.5", "gamma=0.5: gamma belongs to labels tilt"),
+        ("labels=expert max-shift=1", "labels=expert max-shift=1: max-shift belongs to labels contrast or tilt"),
         ("labels", "'labels' in 'labels' is not SETTING=VALUE"),
         ("lables=tilt", "'lables=tilt' in 'lables=tilt' is not SETTING=VALUE, each setting once"),
         ("labels=expert labels=tilt", "each setting once"),
@@ -132,7 +133,7 @@ def test_a_list_may_be_long_and_infinite_shifts_are_no_bound():
     for spelling in ("inf", "Infinity", "INF"):
         (variant,) = variants_of(f"max-shift={spelling}")
         assert variant.of(ContrastSettings(labels="tilt", max_shift=0.1)).max_shift is None
-    with pytest.raises(LightReasonerError, match="max_shift"):
+    with pytest.raises(LightReasonerError, match="max-shift: expected a number"):
         variants_of("max-shift=-inf")[0].of(ContrastSettings())
 
 
@@ -192,8 +193,8 @@ def test_a_refused_training_says_why_with_every_line_of_it(tmp_path, expert, run
     adapter = out / "adapters" / "full-0"
     assert trainer_cli("train", run, "--model", expert, "--output", adapter, "--max-steps", 1)[0] == 0
     code, _, err = trainer_cli(*words, "--", "--max-steps", 1, "--learning-rate", 0.25)
-    assert code == 1 and "full, seed 0: " in err and "learning_rate: 5e-05 against 0.25" in err
-    assert str(adapter) in err.partition("learning_rate")[0]
+    assert code == 1 and "full, seed 0: " in err and "--learning-rate: 5e-05 against 0.25" in err
+    assert str(adapter) in err.partition("--learning-rate")[0]
 
 
 def test_an_adapter_counts_as_trained_only_for_the_words_that_made_it(tmp_path, expert, run, trainer_cli):

@@ -41,6 +41,7 @@ class Variant:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             said = f"{where}: {fault_words(first)}" if where else fault_words(first)
+            said = re.sub(r"\b[a-z]+(_[a-z]+)+\b", lambda field: _written_name(field[0]), said)
             raise LightReasonerError(f"--variants: {self.name}: {said}") from None
 
 
@@ -77,6 +78,11 @@ def variants_of(text: str | None) -> Sequence[Variant]:
     return variants
 
 
+def _written_name(field: str) -> str:
+    """How a variant names a setting."""
+    return "seed" if field == "select_seed" else field.replace("_", "-")
+
+
 def _setting_value(text: str) -> Any:
     """A number or true or false as such; any other text stays text."""
     try:
@@ -101,9 +107,9 @@ def _variant(written: str) -> Variant:
     settings: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        field = {"seed": "select_seed"}.get(key, key.replace("-", "_"))
+        field = "select_seed" if key == "seed" else key.replace("-", "_")
         if not equals or field not in ContrastSettings.model_fields or field in settings:
-            known_settings = ", ".join(field.replace("_", "-") for field in ContrastSettings.model_fields)
+            known_settings = ", ".join(map(_written_name, ContrastSettings.model_fields))
             named = ", ".join(variant.name for variant in PAPER_VARIANTS)
             raise LightReasonerError(
                 f"--variants: {word!r} in {written!r} is not SETTING=VALUE, each setting once; the settings are "
