@@ -34,7 +34,7 @@ def with_dtype(recipe: Recipe) -> Recipe:
 
 def differences(made: dict[str, Any], identity: dict[str, Any]) -> list[str]:
     """The settings in which two trainings differ, a line each. Their length does not count."""
-    mine, theirs = _flat(identity["recipe"]), _flat(made["recipe"])
+    mine, theirs = _with_lora_apart(identity["recipe"]), _with_lora_apart(made["recipe"])
     theirs = {"held_out": 0.0, "keep": Keep.LAST} | theirs  # early versions held nothing out
     pairs = {name: (theirs.get(name), mine[name]) for name in mine if name not in ("epochs", "max_steps")}
     of_run = identity["run_identity"]
@@ -44,7 +44,7 @@ def differences(made: dict[str, Any], identity: dict[str, Any]) -> list[str]:
     return [f"{name}: {was!r} against {now!r}" for name, (was, now) in pairs.items() if was != now]
 
 
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+def _with_lora_apart(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe with a name for each setting of LoRA."""
     return {**recipe, **{f"lora.{name}": value for name, value in recipe["lora"].items()}, "lora": None}
 
