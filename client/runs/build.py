@@ -41,8 +41,8 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
     The same call resumes. If `source` is still being sampled, `target` gets what it holds now; the same call later
     adds the rest.
 
-    Raises RunError where `source` has no trajectories, or `target` was made with other settings or from another RUN;
-    with select top, where `source` is not complete.
+    Raises RunError where `source` has no trajectories, or `target` was made with other settings or from another RUN, or
+    holds other things; with select top, where `source` is not complete.
     """
     manifest = source.manifest()
     complete = source.completion() is not None  # before the parts are listed: a sealed RUN gets no new ones
@@ -54,6 +54,7 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
         if not complete:
             raise RunError(f"{source} is not complete yet, and --select top chooses from the whole RUN: build it later")
         made = made.model_copy(update={"top_cut": top_cut(source, made)})
+    target.check_place()
     target.claim(made, source.tokenizer())
     if strangers := set(target.parts("trajectories")) - set(parts):
         raise RunError(f"{target} holds trajectories that {source} does not ({min(strangers)}); name a new RUN")

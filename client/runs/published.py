@@ -109,8 +109,10 @@ def import_samples(file: Path, run: Run, folder: Path, settings: ContrastSetting
     """Import `file`. `settings`: those that it was made with. `folder`: the expert's model, or its tokenizer alone.
 
     The same call resumes; it does not change a complete RUN. Raises RunError if no row can be imported, or if `run` was
-    made from another file or with other settings; ModelError if `folder` lacks a tokenizer or a chat template.
+    made from another file or with other settings, or holds other things; ModelError if `folder` lacks a tokenizer or a
+    chat template.
     """
+    run.check_place()
     template, left_out = ChatTemplate(folder), LeftOut()
     expert = _expert(folder)
     data = _bytes(folder / "tokenizer.json")

@@ -51,6 +51,11 @@ FILES = re.compile(
     r"|(training|evaluation)/[^/]+\.jsonl?"
 )
 """What belongs to a RUN, of all that may lie beside it."""
+OWN_FOLDERS: tuple[PartKind, ...] = "trajectories", "samples", "failures"
+"""A RUN without a run.json is known by the parts in these."""
+FREE = re.compile(r"\..*|lost\+found/|README\.md|probe-[0-9a-f]{32}")
+"""What may lie where a RUN is made: hidden files, a card, what is left of a probe of the store."""
+NAMES_SHOWN = 4
 
 
 class Seal(BaseModel):
@@ -95,7 +100,10 @@ class Run:
             first = error.errors()[0]
             where = shorten(".".join(map(str, first["loc"])))
             said = f"{where}: {fault_words(first)}" if where else fault_words(first)
-            raise RunError(f"{self}/run.json is not a run.json that this version reads: {said}") from None
+            raise RunError(
+                f"{self}/run.json is not a run.json that this version reads: {said}. If it is not a RUN's, name a new "
+                "folder"
+            ) from None
 
     def date(self) -> str | None:
         """The day that this RUN's prompts write; None where they write none, or it is not made yet."""
@@ -104,6 +112,21 @@ class Run:
     def made_early(self) -> bool:
         """Whether an early version made this RUN, which does not say where its trajectories end."""
         return self.bucket.get("run.json") is not None and self.manifest().end_token_ids is None
+
+    def check_place(self) -> None:
+        """Raises RunError where other things than a RUN lie here: a RUN's files would mix with them.
+
+        An empty folder is free, and one with hidden files or a README.md alone. A RUN needs no run.json to be one: who
+        lost it finds its parts again.
+        """
+        if self.bucket.get("run.json", MOST_JSON_BYTES) is not None:
+            self.manifest()
+            return
+        there = sorted(self.bucket.first_names())
+        other = [name for name in there if not FREE.fullmatch(name)]
+        if other and "run.json" not in there and not any(map(self.parts, OWN_FOLDERS)):
+            listed = shorten(", ".join(other[:NAMES_SHOWN]) + ", …" * (len(other) > NAMES_SHOWN))
+            raise RunError(f"{self} holds no RUN, but other things ({listed}); name a new folder, as {self}/run")
 
     def claim(self, manifest: RunManifest, tokenizer: bytes) -> None:
         """Create this RUN, or join it. Raises RunError, naming every setting that differs from run.json."""
@@ -158,8 +181,9 @@ class Run:
     def pull(self, data_set: DataSet) -> int:
         """Copy a RUN from a data set of the Hub to here; returns how many files this RUN lacked.
 
-        It resumes. Raises BucketError if another RUN is here.
+        It resumes. Raises BucketError if another RUN is here, RunError if other things are.
         """
+        self.check_place()
         return data_set.pull(
             self.bucket, lambda name: bool(FILES.fullmatch(name)), "run.json", "complete.json", MOST_PART_BYTES
         )

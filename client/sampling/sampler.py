@@ -104,13 +104,14 @@ async def sample_problems(
     an unavailable store, in seconds. `spool_base`: a local folder for what the store refuses to the end; it is taken up
     from there by the next call.
 
-    Raises RunError if the RUN was made with other settings, ServiceError if the source fails, BucketError if the store
-    fails, TooManyFailures, or Stopped. The RUN then holds what was answered, without what a BucketError says is lost.
-    The same call resumes.
+    Raises RunError if the RUN was made with other settings, or its place holds other things, ServiceError if the source
+    fails, BucketError if the store fails, TooManyFailures, or Stopped. The RUN then holds what was answered, without
+    what a BucketError says is lost. The same call resumes.
     """
     if not problems:
         raise RunError(f"no problems to sample into {run}: the problem set is empty")
     store = StorePatience(run, patience, progress.say, lambda: source.stopping)
+    await store(run.check_place)
     if (completion := await store(run.completion)) is not None:
         await store(check_sealed, run, problems, sampling, contrast)
         if not (retry_failed and completion.totals.failed):

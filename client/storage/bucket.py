@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 import re
 import secrets
 import stat
@@ -40,6 +41,8 @@ CERTIFICATE = re.compile(r"InvalidCertificate\(([\s\w(]*)")
 """Of an error's sources: the first line says only that the request was not sent."""
 PROBED: set[tuple[str, str]] = set()
 """Schemes and buckets whose exclusive create has been tried by this process."""
+NAMES_A_PAGE = 1000
+"""How many names a store gives at a request."""
 PLACES = "a path, file://…, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
 
 
@@ -188,6 +191,23 @@ class Bucket:
         except Exception as error:
             raise self._trouble("list", f"{prefix}/", error) from error
         yield from sorted(path for path in found if not HIDDEN.fullmatch(PurePosixPath(path).name))
+
+    def first_names(self) -> set[str]:
+        """What lies directly in the bucket: files, and folders with a / at their end; of a store, one page of names."""
+        if self._folder:
+            try:
+                return {entry.name + "/" * entry.is_dir() for entry in os.scandir(self._folder)}
+            except FileNotFoundError:
+                return set()
+            except OSError as error:
+                raise self._trouble("list", ".", error) from error
+        store = self._open(for_writing=False)
+        assert store is not None
+        try:
+            page = next(iter(obstore.list(store, chunk_size=NAMES_A_PAGE)), [])
+        except Exception as error:
+            raise self._trouble("list", "its names", error) from error
+        return {first + slash for first, slash, _ in (entry["path"].partition("/") for entry in page)}
 
     def folders(self, prefix: str) -> list[str]:
         """The names of the folders directly under `prefix/`, sorted, without the prefix."""
