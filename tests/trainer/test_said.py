@@ -193,6 +193,7 @@ def test_spellings(gold, output):
         r"\boxed{\binom{1000000000}{500000000}}",
         r"\boxed{\gcd(10^{1000000},3)}", r"\boxed{e^{e^{e^{18}}}}",
         r"\boxed{(1, 7^{99999999})}", r"It is $7^{99999999}$.",
+        r"\boxed{\prod_{n=1}^{10^9} n}", r"\boxed{\sum_{k=1}^{50} 2^{2^k}}",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from trainer.grading.gold import LETTERS, boxes
-from trainer.grading.normalize import TEXT, letters_of, plain_text
+from trainer.grading.normalize import FOREIGN_NOT, TEXT, letters_of, plain_text
 from trainer.grading.said import answers
 
 LETTER_CHARACTERS = 4_000
@@ -23,7 +23,9 @@ RIGHT = (
 MEANT = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"\banswers?\b(?:(?!\bnot\b|n't)[^.\n]){{0,60}}?(?:\b(?:is|be)\b|[:=])\s*{OPTION}{LETTER}",
+        r"\b(?:answers?|respuesta|réponse|antwort|risposta|resposta|ответ)\b"
+        rf"(?:(?!\bnot\b|n't|\bno\s+es\b|{FOREIGN_NOT})[^.\n]){{0,60}}?"
+        rf"(?:\b(?:is|be|est?|ist|é|è)\b|[:=])\s*{OPTION}{LETTER}",
         rf"\banswers?\b(?:(?!\bnot\b|n't)[^.\n])*?\bis\b(?:(?!\bnot\b|n't)[^.\n])*?(?=\([A-Z]\)\s*(?:\.|\n|$)){LETTER}",
         rf"{LETTER}(?:(?!\bnot\b|n't|(?<![A-Za-z])[A-Z](?![A-Za-z]))[^.;\n]){{0,80}}?\b{RIGHT}",
         rf"\b(?:choose|chose|select|pick|go\s+with|(?:option|choice|one)\s+is)\s+{OPTION}{LETTER}",
@@ -32,7 +34,7 @@ MEANT = [
         rf"\b(?:option|choice)\s+{LETTER}\s*[:.-]\s*(?:correct|right|true|yes)\b",
         r"\b(?:(?:so|thus|hence|therefore|consequently)\b[\s,:]*(?:(?:we|it|this|that|I)\s+(?:\w+\s+){1,2})?"
         rf"|(?:gets?|got|gives?|obtain|finds?|found|yields?|leaves?|have)\s+){OPTION}{LETTER}[.)\s]*$",
-        rf"(?:答案|选项|故选|选)\s*[是为選选：:]*\s*{LETTER}",
+        rf"(?:答案|选项|故选|选择?)\s*[是为選选：:]*\s*{LETTER}",
     )
 ]
 SUPPOSED = re.compile(
@@ -55,7 +57,7 @@ TAKEN_BACK = re.compile(
 LAST_LINE = re.compile(
     rf"(?:(?:so|thus|hence|therefore|(?:final\s+)?answer|option|choice)\b[\s,:]*)*{LETTER}", re.IGNORECASE
 )
-REASON = re.compile(r"[\s,;]+(?:because|since|as|which)\b|\s*[.;:]\s|[.)\]]*$", re.IGNORECASE)
+REASON = re.compile(r"[\s,;]+(?:because|since|as|which)\b|\s*[.;:]\s|[.)\]!]*$", re.IGNORECASE)
 
 
 def choice_of(choices: Sequence[str], output: str) -> tuple[str, str]:
@@ -88,7 +90,7 @@ def named(choices: Sequence[str], text: str) -> tuple[str, bool]:
 
     That is a letter alone, or before its own choice; or a choice itself, word for word.
     """
-    plain = re.sub(r"^(?:option|choice)\s+", "", plain_text(text).strip(), flags=re.IGNORECASE)
+    plain = re.sub(r"^(?:option|choice|answer)\b[\s:]*", "", plain_text(text).strip(), flags=re.IGNORECASE)
     letters = LETTERS[: len(choices)]
     spelled = [letters_of(choice) for choice in choices]
     begins = re.fullmatch(rf"\(?([{letters}])\b[).:,]*(.*)", plain, re.DOTALL)

@@ -179,12 +179,12 @@ def unit_behind(text: str) -> str:
     ]
 
 
-def elements(text: str) -> list[str]:
-    """Cut at the commas that stand in no bracket."""
+def elements(text: str, between: str = ",") -> list[str]:
+    """Cut at the commas, or another sign, that stand in no bracket."""
     parts, depth = [""], 0
     for sign in text:
         depth += (sign in "({[") - (sign in ")}]")
-        if sign == "," and depth == 0:
+        if sign == between and depth == 0:
             parts.append("")
         else:
             parts[-1] += sign

@@ -33,7 +33,7 @@ from trainer.grading.normalize import (
     without_unit,
     words_of,
 )
-from trainer.grading.quantities import NUMBER_BASE, cut, is_number, multiplier, spelled_out
+from trainer.grading.quantities import NUMBER_BASE, PERCENT, cut, is_bare, is_number, multiplier, spelled_out
 from trainer.grading.said import Answer, answers
 from trainer.grading.units import unit_of
 
@@ -41,7 +41,7 @@ EXTRACTED_CHARACTERS = 200
 """Of an answer that is found, as results keep it."""
 UNION = re.compile(rf"\\cup\b|\\bigcup\b|∪|{TEXT}\s*\{{\s*or\s*\}}|\bor\b")
 OR = rf"{TEXT}\s*\{{\s*(?:or|and)\s*\}}|\b(?:or|and)\b"
-RELATION = re.compile(r"[<>]|\\[lg](?:e|eq|t|eqslant)?\b|[≤≥]")
+RELATION = re.compile(r"[<>≤≥≠]|\\[lgn](?:e|eq|t|eqslant)?\b")
 ALGEBRA = re.compile(r"(?:\\mu\b\s*)?[A-Za-z](?![A-Za-z])|\\Omega\b|[^,]*,")
 """Behind a gold number: no unit, unless a ~ or, behind plain digits, a \\, holds it off. \\text, \\mathrm and words of
 several letters are units."""
@@ -122,10 +122,12 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     text, expected = (without_name(tidy(text)) for text in (answer.text, gold.text))
     if ", " in expected and HUNDREDS.fullmatch(expected):
         text = ", ".join(elements(text))
+    if ":" in expected:
+        text = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", text)
     if sign := NEGATIVE.match(plain := plain_text(text)):
         text = f"-{plain[sign.end() :]}"
     value, tail = cut(expected)
-    percent = tail.startswith(("%", r"\%"))
+    percent = bool(PERCENT.match(tail))
     letters = ALGEBRA.match(tail)
     held = letters and re.fullmatch(rf"{HELD_OFF}{re.escape(tail)}", expected)
     if held and _formula(gold, answer, expected, text, maths):
@@ -138,17 +140,20 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         return _formula(gold, answer, expected, without_unit(text) if gold.unit else text, maths)
     if not re.search(r"\d", text) and NUMBER_WORD.search(text):
         text = digits_for_words(plain_text(text)).strip()
-    golds = [wanted * times, *([wanted / 100] if percent and "%" not in text else [])]
-    told = spelled_out(text, gold.unit)
+    golds = [wanted * times, *([wanted / 100] if percent and not PERCENT.search(text) else [])]
+    if times > 1 and not cut(text)[1] and is_bare(answer.behind):  # "How many million?"
+        golds.append(wanted)
+    told = spelled_out(text, answer.behind, gold.unit)
     return any(is_number(one, value, gold, each, answer.behind, maths) for one in golds for each in told)
 
 
 def _formula(gold: Gold, answer: Answer, expected: str, text: str, maths: Mathematics) -> bool:
-    if "=" not in text or "=" in gold.text:
+    sides = elements(text, "=")
+    if len(sides) == 1 or len(elements(gold.text, "=")) > 1:
         return maths.same(expected, text) or maths.same(tidy(gold.text), tidy(answer.text))
-    if len(elements(expected)) > 1:  # x = 3 or x = 5
+    if len(elements(expected)) > 1 or r"\pm" in expected:  # x = 3 or x = 5
         return maths.same(expected, ", ".join(without_name(part) for part in elements(re.sub(OR, ",", text))))
-    return all(maths.same(expected, side) for side in text.split("="))  # an equation is not its right side
+    return all(maths.same(expected, side) for side in sides)  # an equation is not its right side
 
 
 def _tuples(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
@@ -207,7 +212,8 @@ def _words(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
 def _clock(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     """A time of day; 'a.m.' and 'p.m.' may be left out, but not be wrong; 15:30 is 3:30 p.m."""
     del maths
-    found = plain_text(answer.text).replace("{:}", ":").strip()
+    behind = "" if answer.marked else answer.behind
+    found = plain_text(answer.text + behind).replace("{:}", ":").strip()
     told, wanted = CLOCK.fullmatch(found) or CLOCK.fullmatch(found.rstrip(".")), CLOCK.fullmatch(gold.text)
     if (
         not answer.marked

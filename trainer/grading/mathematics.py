@@ -167,6 +167,12 @@ def bits(value: Any) -> float:
         return 8.0 * len(str(value))
     if isinstance(value, sympy.Rational):
         return float(max(abs(value.p), value.q).bit_length())
+    limits = getattr(value, "limits", ())  # of a sum, a product, an integral
+    if ranges := {one: ends[-1] for one, *ends in limits if ends and ends[-1].is_number and ends[-1].is_finite}:
+        with sympy.evaluate(False):  # type: ignore[no-untyped-call]
+            last = value.function.xreplace(ranges)
+        terms = sympy.Mul(*ranges.values()) if isinstance(value, sympy.Product) else 1
+        return bits(last) * float(terms)
     parts = [bits(part) for part in value.args]
     most = max(parts, default=2.0)
     if isinstance(value, sympy.Pow) and value.exp.is_number:  # also of a symbol, whose polynomial is as long

@@ -15,7 +15,7 @@ ANSWER_CHARACTERS = 2_000
 TEXT = r"\\(?:text|mathrm|textrm|textbf|mathbf|textit|operatorname|mbox|rm)\b"
 SIGNS = str.maketrans(
     {
-        **dict.fromkeys("\u2212\u2012\u2013", "-"),
+        **dict.fromkeys("\u2212\u2012\u2013", "-"), **dict.fromkeys("\u00a0\u2007\u2009\u202f", " "),
         **{chr(0xFF01 + index): chr(0x21 + index) for index in range(94)},  # full width
         "、": ",", "。": ".", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
         "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "≈": r"\approx ", "∪": r"\cup ", "∈": r"\in ",
@@ -24,6 +24,15 @@ SIGNS = str.maketrans(
     }
 )  # fmt: skip
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789+-n0123456789")
+
+
+def _repeating(digits: re.Match[str]) -> str:
+    """0.1\\overline{6} is (16 - 1)/90."""
+    first, period = digits[1] + digits[2], digits[3]
+    under = (10 ** len(period) - 1) * 10 ** len(digits[2])
+    return rf"\frac{{{int(first + period) - int(first or 0)}}}{{{under}}}"
+
+
 TIDY = (
     (r"\\(?:displaystyle|textstyle|limits|nolimits|left\.|right\.)(?![A-Za-z])", " "),
     (r"\\color\s*\{[^{}]*\}|\\(?:bf|it|em|sf|tt|large|Large|LARGE|huge|Huge|bfseries|boldmath)(?![A-Za-z])", ""),
@@ -37,15 +46,17 @@ TIDY = (
     (r"\\sqrt\s*(\[[^\[\]]*\])\s*(\w)", r"\\sqrt\1{\2}"),
     (r"√\s*(\d+|\w)", r"\\sqrt{\1}"),
     (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-    (r"\*\*|\\[()\[\]]|(?<!\\)\$", " "),
+    (r"\*\*|`|\\[()\[\]]|(?<!\\)\$", " "),
     (rf"{TEXT}\s*\{{\s*(\\?\$)\s*\}}", r"\\$"),
     (rf"{TEXT}\s*\{{\s*([€£¥])\s*\}}", r"\1"),
     (r"\\pounds\b", "£"),
     (r"\\euro\b", "€"),
+    (r"\bUS(?=\\?\$)", ""),
     (rf"{TEXT}\s*\{{\s*([-+]?(?:\\?\$)?[\d.,]+)\s*\}}", r"\1"),
     (r"\\!", ""),
     (r"(?<=\d)(?:\\[,; ]|~|\{,\}| )+(?=\d{3}(?!\d))", ","),  # thousands
     (r"(?<![\d.^_{])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),  # 2 1/2
+    (r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}", _repeating),
     (r"(?<![\d.])(\d+)\.(?=\s|[^\d\w]|$)", r"\1"),  # 18. and 1./3
     (r"(?<![A-Za-z\\\d.])(-?\d+(?:\.\d+)?)\s*[eE]\s*([-+]?\d+)(?![\d.A-Za-z])", r"\1 \\times 10^{\2}"),
     (r"\b10\s*\^\s*(-\d+)", r"10^{\1}"),
@@ -57,7 +68,7 @@ TIDY = (
 )
 """What is written in several ways, in one; 3.3e12 would hold Euler's number."""
 NAMED = re.compile(
-    r"^\s*(?!\\?(?:log|ln|lg|exp|sqrt|[dtc]?frac|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?)(?![A-Za-z])[^=]*"
+    r"^\s*(?!\\pi\b)(?!\\?(?:log|ln|lg|exp|sqrt|[dtc]?frac|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?)(?![A-Za-z])[^=]*"
     r"(?:(?<![\\A-Za-z])[A-Za-z]|\\(?!circ|degree|pi|left|right)[a-z]))(?:\\?[A-Za-z]+|\\(?:angle|overline|triangle)\s*\{?[A-Z\s]+\}?|[A-Z](?:\s+[A-Z])+|\[[A-Z]+\]|\|[A-Z]+\||"
     rf"{TEXT}\s*\{{[^{{}}]*\}})\s*(?:_\s*(?:\{{[^{{}}]*\}}|\w))?\s*(?:\([^()=]*\))?\s*"
     r"(?:=|\\approx\b|≈|\\sim\b)"
@@ -84,16 +95,18 @@ NEGATIVE = re.compile(rf"\s*(?:minus|negative)\s+(?=\\?\$?[\d.(]|\\[dt]?frac|\\s
 """At the start of an answer."""
 _PART = r"(?:s\b|\b(?=\s+of\b|\W*$))"  # not in third graders
 WORDS_OR_FRACTION = re.compile(rf"{NUMBER_WORD.pattern}(?:[\s-]+({'|'.join(PARTS)}){_PART})?", re.IGNORECASE)
+FOREIGN_NOT = r"\b(?:nicht|kein\w*|pas|não|non|не)\b"
 COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|under|over|rather|older|younger)"
 MORE_THAN = re.compile(rf"[^\w$]*{COMPARED}\s+than\b", re.IGNORECASE)
 CHANGED = re.compile(
     rf"^\W*(?:{'|'.join(PARTS.keys() - {'quarter'})}){_PART}"
     rf"|\b(?:or|and|less)\s+(?:an?\s+)?(?:half|third|quarter|{COMPARED}|{NUMBER_WORD.pattern})\b"
     rf"|(?<!\\)\btimes\s+(?:as|more|less|fewer|the|that|what|his|her|its|their|\w+er|\d+|{NUMBER_WORD.pattern})\b"
-    r"|\b(?:divided|multiplied|increased|decreased|reduced)\s+by\b|\btoo\s+(?:many|much|few|little)\b|\bor\W*\w?\W*$"
+    r"|\b(?:divided|multiplied|increased|decreased|reduced)\s+by\b|\btoo\s+(?:many|much|few|little)\b|\bor\W*[A-Za-z]?\W*$"
     r"|\b(?:if|unless|cannot|impossible)\b|\b(?:plus|minus|squared|cubed|factorial|doubled|tripled|halved|at\s+(?:least|most)|so\s+far)\b"
     r"|\b(?:upper|lower)\s+(?:bound|limit)\b"
-    r"|(?:\b(?:is|are|was|were)|[,;(])\s*(?:not|wrong|incorrect|false)\b|^\W*(?:not\b|(?:wrong|incorrect|false)\W*$)",
+    r"|(?:\b(?:is|are|was|were)|[,;(])\s*(?:not|wrong|incorrect|false)\b|^\W*(?:not\b|(?:wrong|incorrect|false)\W*$)"
+    r"|^\W*(?:分之|[万亿千百多])|以[上下]|ない|ありません|아니|아닙",
     re.IGNORECASE,
 )
 """Behind a number: what makes it another one, a bound, or none. Coins are quarters."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import sympy
 
-from trainer.grading.gold import NUMBER, Gold, unit_behind
+from trainer.grading.gold import NUMBER, Gold, elements, unit_behind
 from trainer.grading.mathematics import ROUNDING, Mathematics, close
 from trainer.grading.normalize import BELOW, CHANGED, MORE_THAN, TEXT, plain_text
 from trainer.grading.units import ratio, unit_of
@@ -18,18 +18,24 @@ from trainer.grading.units import ratio, unit_of
 ABOUT = 0.01
 """How far the sides of an ≈ may be apart, in parts of a number."""
 NUMBER_BASE = re.compile(r"(?<=\d)_\s*\{?\s*(\d+)\s*\}?\s*$")
-TOKEN = re.compile(rf"{TEXT}|\\?%|\\?¢|°|\^\s*\{{?\s*\\(?:circ|degree)\b|\\[A-Za-z]+|[{{}}]|[A-Za-z]+")
+TOKEN = re.compile(
+    rf"{TEXT}|[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]+|\\?%|\\?¢|°|\^\s*\{{?\s*\\(?:circ|degree)\b|\\[A-Za-z]+|[{{}}]|[A-Za-z]+"
+)
 UNIT_COMMANDS = (r"\mu", r"\Omega", r"\AA", r"\degree")
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
 LETTERED = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "bn": "billion", "m": "million"}
 LETTERED_NUMBER = re.compile(rf"(?<=\d)(?:[\s~]|\\[,;! ])*({TEXT}[\s{{~]*)?(k|K|M|B|bn|m)(?![A-Za-z])")
 """18K."""
-MONEY = re.compile(r"\\\$|[€£¥]")
-OPERATION = re.compile(r"(?<=[\s})])(?<!\{\s)-\s*\\?\$?\d|[*/]\s*\\?\$?\d|[-+*]\s+(?![aI]\b)[A-Za-z]\b")
+GLUED_LETTER = re.compile(r"(k|K|M|B|bn)(?![A-Za-z])")
+"""Right behind a box: no unit that the question asks for."""
+PERCENT = re.compile(rf"(?:[\s{{}}]|{TEXT})*(?:\\?%|per\s?cent\b)", re.IGNORECASE)
+MONEY = re.compile(r"\\\$|[€£¥₹]")
+OPERATION = re.compile(r"(?<![A-Z^({,])(?<![\^{]\s)-\s*\\?\$?\d|[*/]\s*\\?\$?\d|[-+*]\s+(?![aI]\b)[A-Za-z]\b")
 """Behind a unit."""
-THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
-SECOND_NUMBER = re.compile(r"(?<=[\s~,{+])\d[\d,]*(?:\.\d+)?(?!\s*\}?\s*\\times)")
+THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:(?:,\d\d)*,\d{3})+(?![\d,])")
+"""Also lakhs: 12,34,567."""
+SECOND_NUMBER = re.compile(r"(?<=[\s~,{}+\u3040-\ud7a3])(?<!\^\{)\d[\d,]*(?:\.\d+)?(?!\s*\}?\s*\\times)")
 
 
 def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths: Mathematics) -> bool:
@@ -39,16 +45,14 @@ def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths
     if bases[1] and (bases[0] is None or bases[0][1] != bases[1][1]):
         return False
     numbers = _sides(NUMBER_BASE.sub("", said), maths)
-    if below := BELOW.match(tail):
+    if below := BELOW.match(tail or behind):
         numbers, tail = [-abs(number) for number in numbers], tail[below.end() :]
-    elif BELOW.match(behind):  # it may repeat the question
-        numbers += [-abs(number) for number in numbers]
     if not numbers or CHANGED.search(words := plain_text(tail)) or MORE_THAN.match(words) or OPERATION.search(tail):
         return False
     if tail and (second := SECOND_NUMBER.search(tail)):
         total = _added_up(numbers[-1], tail, second.start(), gold.unit, maths)
         return total is not None and _within(total, wanted, gold)
-    if tail.lstrip("\\").startswith("%") and gold.unit != "%" and 0 < abs(float(wanted)) <= 1:
+    if PERCENT.match(tail) and gold.unit != "%" and 0 < abs(float(wanted)) <= 1:
         numbers += [number / 100 for number in numbers]
     factors = (
         [_factor(gold, tail, True)] if tail else [_factor(gold, unit_behind(behind), own) for own in (True, False)]
@@ -63,7 +67,7 @@ def _sides(text: str, maths: Mathematics) -> list[Any]:
     nearly = re.split(r"\\approx\b|≈", THOUSANDS.sub(lambda found: found[0].replace(",", ""), text))
     found = []
     for side in nearly if nearly[0].strip() else nearly[1:]:
-        parts = side.split("=")
+        parts = elements(side, "=")
         numbers = [maths.number(part) for part in parts]
         if len(parts) > 2 and numbers[-1] is not None:  # a derivation: m + n = 3 + 4 = 7
             numbers = [number for number in numbers if number is not None]
@@ -103,7 +107,7 @@ def _factor(gold: Gold, tail: str, multiplies: bool) -> Any:
 
 def _added_up(first: Any, tail: str, at: int, unit: str, maths: Mathematics) -> Any:
     """3 hours 30 minutes in the gold's unit; None where that is not what stands there."""
-    total, expected = 0.0, unit_of(unit)
+    total, expected = 0.0, unit_of(unit or "dollars")
     rest = f"{first} {tail}"
     number, behind = first, tail[:at]
     while expected is not None:
@@ -133,8 +137,15 @@ def multiplier(tail: str) -> tuple[int, str]:
     return times, tail
 
 
-def spelled_out(text: str, expected: str) -> list[str]:
+def is_bare(behind: str) -> bool:
+    """Whether what follows a box names no measure and multiplies nothing."""
+    return multiplier(behind)[0] == 1 and unit_of(unit_behind(behind)) is None
+
+
+def spelled_out(text: str, behind: str, expected: str) -> list[str]:
     """18K as it stands, for it may be kelvins, and as 18 thousand, as money always is. A slanted k is any letter."""
+    if (glued := GLUED_LETTER.match(behind)) and unit_of(expected) in (None, unit_of("dollars")):
+        return [f"{text} {LETTERED[glued[1]]}"]
     if not (letter := LETTERED_NUMBER.search(text)):
         return [text]
     scaled = f"{text[: letter.start()]} {LETTERED[letter[2]]} {text[letter.end() :]}"

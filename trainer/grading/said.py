@@ -10,7 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.grading.gold import boxes
-from trainer.grading.normalize import BELOW, CHANGED, COMPARED, MORE_THAN, NUMBER_WORD, TEXT, digits_for_words, squeezed
+from trainer.grading.normalize import (
+    BELOW,
+    CHANGED,
+    COMPARED,
+    FOREIGN_NOT,
+    MORE_THAN,
+    NUMBER_WORD,
+    TEXT,
+    digits_for_words,
+    plain_text,
+    squeezed,
+)
 
 LAST_CHARACTERS = 20_000
 """Of an output, in which its answer is looked for."""
@@ -29,6 +40,8 @@ REJECTED = re.compile(
 )
 """Among boxes: some of them are no answers."""
 MARKUP = re.compile(rf"\\[()\[\],;! ]|\\q?quad\b|[$~*\s]|{TEXT}|[{{}}]|\\(?:begin|end)\{{\w+\*?\}}")
+WORDS_FIRST = re.compile(rf"{TEXT}\s*\{{[^{{}}\d]*[a-z]{{3}}[^{{}}\d]*\}}[^=]*\d")
+"""In a box: it is a sentence."""
 THOUGHT = re.compile(r".*</think>(?=.*\S)", re.DOTALL)
 
 DISPLAY = re.compile(
@@ -42,7 +55,7 @@ ENGLISH = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}(?![A-Za-z}])")
 SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bsq)(?<![ap]\.m)[.!?](?=[\s*\"')]|$)|[。！？]|\n"
 )
-PART = r"\b(?:first|second|third|next|last|previous|other|parts?|step|sub\w*|case|half|above|wrong|not|n't)\b"
+PART = r"\b(?:first|second|third|next|last|previous|other|parts?|step|sub\w*|case|half|above|wrong|not)\b|n't\b"
 ANSWER = re.compile(
     rf"\banswers?\b(?:(?!{PART})[^.\n$]){{0,60}}?"
     r"(?:\b(?:is|are|was|be|equals)\b(?:\s*[:：])?|[:：=]|$)(?:\s*(?:therefore|thus|simply|exactly|just|given by)\b)?"
@@ -61,7 +74,7 @@ LEAD = re.compile(
 )
 ASIDE = re.compile(
     r",?\s+(?:because|since|as (?:desired|required|claimed))\b.*$|,?\s+which\b[^\d\\$]*$|\.?\s*I hope\b.*$|"
-    r",\s*where\b.*$",
+    r",\s*where\b.*$|,?\s+(?:not|rather than|instead of)\s+\D{0,3}\d\S*$",
     re.DOTALL,
 )
 CLAUSE = re.compile(
@@ -72,7 +85,8 @@ DENIED = re.compile(
     r"\b(?:no|not|never|between|nor|neither|cannot|half|twice|double|triple|third of|quarter of|wrong|incorrect|false|"
     r"(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log|sine|cosine|tangent)s? of|"
     r"factorial of|except|exceeds?|close to|off by|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|"
-    rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|n't\b|不|至少|至多|大于|小于",
+    rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|n't\b|不|没|至少|至多|大于|小于|超过"
+    rf"|{FOREIGN_NOT}",
     re.IGNORECASE,
 )
 """Before a number: it is a bound, or no answer at all."""
@@ -87,7 +101,7 @@ UNDONE = re.compile(
 """Behind a number."""
 UNTRUE = re.compile(
     r"(?:\bnot|n't|\bnever|\bcannot|\bno longer)\s+(?:\w+\s+)?$|\b(?:not|n't)\s+(?:true|think|believe|claim|sure)\b|"
-    r"\b(?:wrong|incorrect|false|doubt)\b|^if\b(?!.*,)",
+    r"\b(?:wrong|incorrect|false|doubt)\b|^if\b(?!.*,)|不$",
     re.IGNORECASE,
 )
 """Before the verb; the difference between two things is a number."""
@@ -114,8 +128,8 @@ CUT_OFF = re.compile(
     re.IGNORECASE,
 )
 """The last words of a sentence that lacks its end."""
-MATHY = re.compile(r"[\d\\=<>≤≥^√π∞±×÷½]|^[-+*/–—−]$")
-OPERATOR = re.compile(r"^[-+*/=<>≤≥^±×÷(]|[-+*/=<>≤≥^±×÷(]$")
+MATHY = re.compile(r"[\d\\=<>≤≥≠≈^√π∞±×÷½]|^[-+*/–—−]$")
+OPERATOR = re.compile(r"^[-+*/=<>≤≥≠≈^±×÷(]|[-+*/=<>≤≥≠≈^±×÷(]$")
 LETTERS_ALONE = re.compile(r"(?<![A-Za-z\\])(?!x\s*\\?\$?\d|(?:a|I)\s+\\?[$\w])[A-Za-z](?![A-Za-z])")
 ENGLISH_WORDS = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
 PIECE = re.compile(r"\$[^$]*\$\S*|\S+")
@@ -135,7 +149,9 @@ def answers(output: str, count: int) -> Iterator[Answer]:
     output = THOUGHT.sub("", output[-LAST_CHARACTERS:], count=1)
     found, mark = boxes(output), _mark(output)
     if found and (mark is None or mark.start() < found[-1][0]):
-        yield _last_boxes(output, found)
+        yield (last := _last_boxes(output, found))
+        if WORDS_FIRST.match(last.text):
+            yield from _from_sentence(plain_text(last.text), whole=False)
         every = list({squeezed(output[begin:end]): output[begin:end].strip() for _, begin, end in found}.values())
         rest = re.split(r"[.;\n]", output[found[-1][2] + 1 :], maxsplit=1)[0]
         told = MARKUP.sub(" ", f"{output[found[0][2] + 1 : found[-1][0]]} {rest}")
@@ -193,7 +209,7 @@ def _unmarked(output: str) -> Iterator[Answer]:
     if anchored:
         yield from _from_sentence(anchored, whole=True)
         return
-    sentences = [one for one in split_sentences(text) if re.search(r"\w|\$", one) and not PLEASANTRY.search(one)]
+    sentences = [one for one in split_sentences(text) if re.search(r"[\w$∞]", one) and not PLEASANTRY.search(one)]
     for sentence in reversed(sentences[-4:]):
         if CUT_OFF.search(sentence):
             return
@@ -244,9 +260,9 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         yield Answer(ADDED.sub("", _last_side(last)), marked=False)
     first = where[0][1] - start
     if len(where) == 1 and not re.search(r"\bor\b", text[first:]) and not BELOW.match(text[first:]):
-        yield Answer(text[:first].strip(".,;:"), text[first:], marked=False)
+        yield Answer(text[:first].lstrip(",;:").rstrip(".,;:"), text[first:], marked=False)
     elif re.match(r",?\s*(?:for (?:all|any|every|each)|where)\b", text[first:]):
-        yield Answer(text[:first].strip(".,;:"), marked=False)
+        yield Answer(text[:first].rstrip(".,;:"), marked=False)
 
 
 def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
@@ -256,7 +272,7 @@ def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     if DENIED.search(clause) and not re.match(r"(?:\W|so\b|therefore\b)*no\b", clause, re.IGNORECASE):
         return
     yield Answer(LEAD.sub("", clause).strip(), marked=False)
-    for verb in reversed(verbs):
+    for verb in reversed([*verbs, *re.finditer(r"\b(?:on|in)\b", clause)]):
         yield Answer(clause[verb.end() :].strip(" :"), marked=False)
     if (word := NUMBER_WORD.search(clause)) and not DENIED.search(clause) and not BOUND.search(clause[: word.start()]):
         yield Answer(digits_for_words(clause[word.start() :]), marked=False)
