@@ -32,6 +32,8 @@ from client.contrast import DEFAULT_GAMMA, Labels, Selection
 from client.errors import LightReasonerError, one_line
 from client.protocol.requests import DEFAULT_KEEP, ContrastSettings
 
+HEAD_BYTES = 4096
+"""Of a file that a report replaces: here stands its title."""
 DATA_SET = "A data set: hf://datasets/OWNER/NAME, with @REVISION for a branch or commit."
 
 
@@ -56,13 +58,21 @@ def report(
 
 
 def _check_writable(output: Path) -> None:
-    """Raises LightReasonerError where the report could not be written: making it may take minutes."""
+    """Raises LightReasonerError where the report cannot be written, or would replace a file that is no report.
+
+    Making it may take minutes.
+    """
+    from client.report.page import TITLE_MARK
+
     try:
         is_folder, has_folder = output.is_dir(), output.parent.is_dir()
+        head = output.open("rb").read(HEAD_BYTES) if output.is_file() else b""
     except OSError as error:
         raise LightReasonerError(f"--output {output} cannot be written: {error.strerror}") from None
     if is_folder:
         raise LightReasonerError(f"--output {output} cannot be written: a folder; give a file, as {output}/report.html")
+    if head and TITLE_MARK.encode() not in head:
+        raise LightReasonerError(f"--output {output} is another file than a report, and stays; give a new name")
     if not has_folder:
         raise LightReasonerError(f"--output {output} cannot be written: no such folder {output.parent}; make it first")
 

@@ -47,6 +47,8 @@ from client.report.trajectories import SHADES, key_of, nats, shown_trajectories,
 from client.runs.run import Run
 
 PAGE = Path(__file__).parent / "template"
+TITLE_MARK = ": contrast report</title>"
+"""What tells a report: `report` replaces no other file."""
 UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Characters that a page does not show, of which some turn round the text beside them."""
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -83,6 +83,17 @@ def test_report_writes_the_page_where_it_is_told_to(source, tmp_path, client_cli
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+def test_a_report_replaces_a_report_and_nothing_else(source, tmp_path, client_cli):
+    page = tmp_path / "page.html"
+    page.write_text("")
+    assert client_cli("report", source, "-o", page)[0] == 0 and client_cli("report", source, "-o", page)[0] == 0
+    for words in ("<title>My thesis</title>", "# Notes"):
+        (notes := tmp_path / "notes.md").write_text(words)
+        code, _ = client_cli("report", tmp_path / "no-run", "-o", notes)
+        assert code == f"error: --output {notes} is another file than a report, and stays; give a new name"
+        assert notes.read_text() == words
+
+
 def test_a_report_that_cannot_be_written_is_refused_before_the_run_is_read(tmp_path, client_cli):
     nowhere = tmp_path / "no" / "where"
     code, _ = client_cli("report", tmp_path / "no-run", "-o", nowhere / "page.html")
