@@ -92,13 +92,12 @@ def print_totals(run: str, totals: RunTotals, counts: Counts | None) -> None:
 
 
 def print_labels(run: Run, tally: Tally | None) -> None:
-    """Print the labels farthest from the expert, and a warning where labels would teach style.
+    """Print the labels farthest from the expert, and a warning where labels teach style.
 
     Nothing where the RUN was not counted just now, or its tokenizer.json cannot be read.
     """
     from client.report.labels import (
         overturns_line,
-        shifts_by_kind,
         shown_labels,
         shown_overturns,
         style_warning,
@@ -108,7 +107,7 @@ def print_labels(run: Run, tally: Tally | None) -> None:
     if tally is None or not tally.shifts.oddest or (texts := texts_where_readable(run)) is None:
         return
     lines = [str(label) for label in shown_labels(tally.shifts, texts)[:LABELS_PRINTED]]
-    warning = style_warning(shifts_by_kind(tally.shifts, texts, tally.manifest.end_token_ids))
+    warning = style_warning(tally.shifts, texts, tally.manifest.end_token_ids)
     print_odd_labels(lines, overturns_line(shown_overturns(tally.shifts, texts)), warning)
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+WORD_BEGINS = "▁"
+"""How SentencePiece's kind of vocabulary writes a space, which decoding cuts at the beginning of a text."""
 PRINTED_AS_THEMSELVES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_OF_LETTER = {chr(byte): byte for byte in PRINTED_AS_THEMSELVES} | {
     chr(0x100 + index): byte for index, byte in enumerate(sorted({*range(0x100)} - {*PRINTED_AS_THEMSELVES}))
@@ -43,8 +45,11 @@ class Texts:
         """One token with visible spaces and line ends. Bytes of a part of a character: as <0xF0>."""
         if token_id not in self._known:
             text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+            name = self._tokenizer.id_to_token(token_id)
+            if name and name.startswith(WORD_BEGINS) and not text.startswith((" ", WORD_BEGINS)):
+                text = f" {text}"
             if not text or "\ufffd" in text:
-                text = _with_bytes(self._tokenizer.id_to_token(token_id) or f"#{token_id}")
+                text = _with_bytes(name or f"#{token_id}")
             self._known[token_id] = visible(text)
         return self._known[token_id]
 

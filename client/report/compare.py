@@ -14,9 +14,9 @@ from client.report.labels import (
     ShownOverturn,
     label_words,
     selection_words,
-    shifts_by_kind,
     shown_labels,
     shown_overturns,
+    style_share,
     style_warning,
     texts_where_readable,
 )
@@ -66,6 +66,7 @@ class Figures:
     shift_quantiles: dict[str, float]
     largest_shift: float
     style_warning: str | None
+    style_share: float | None  # of the shift, by labels that put one mark in place of another
     oddest_labels: list[str]  # the farthest first
     overturns: list[ShownOverturn]  # the commonest first
 
@@ -126,7 +127,8 @@ def _figures(run: Run, manifest: RunManifest) -> Figures:
         mean_shift=shifts.mean if shifts else 0.0,
         shift_quantiles=shifts.quantiles if shifts else {},
         largest_shift=shifts.largest if shifts else 0.0,
-        style_warning=style_warning(shifts_by_kind(tally.shifts, texts, manifest.end_token_ids)) if texts else None,
+        style_warning=style_warning(tally.shifts, texts, manifest.end_token_ids) if texts else None,
+        style_share=style_share(tally.shifts, texts, manifest.end_token_ids) if texts else None,
         oddest_labels=[str(label) for label in shown_labels(tally.shifts, texts)] if texts else [],
         overturns=shown_overturns(tally.shifts, texts) if texts else [],
     )
@@ -158,6 +160,7 @@ def comparison_rows(compared: Sequence[Figures]) -> list[tuple[str, list[str]]]:
         "label shift, mean": lambda f: f"{f.mean_shift:.3f} nats",
         **{f"label shift, quantile {quantile}": partial(_shift_quantile, quantile) for quantile in shift_quantiles},
         "label shift, largest": lambda f: f"{f.largest_shift:.3f} nats",
+        "label shift, one mark for another": lambda f: "–" if f.style_share is None else f"{f.style_share:.1%}",
     }
     return [(name, [cell(figures) for figures in compared]) for name, cell in named.items()]
 

@@ -1,4 +1,4 @@
-"""What labels would teach, in words: those farthest from the expert, and a warning where they may teach style.
+"""What labels would teach, in words: those farthest from the expert, and a warning where they teach style.
 
 In: a RUN's tally, the expert's tokens as text. Out: lines and values that a terminal, a table or a page may show. What
 models and problems say is made printable here; escaping it is the page's. Counts nothing.
@@ -7,7 +7,7 @@ models and problems say is made printable here; escaping it is the page's. Count
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from client.errors import RunError
@@ -17,8 +17,8 @@ from client.runs.run import Run
 from client.runs.tally import OddLabel, Shifts, ShiftTotals
 from client.storage.bucket import BucketError
 
-MUCH = 1 / 3
-"""Of the whole shift: from here on, labels of marks are warned of."""
+MUCH, LEAST_SHIFT = 0.2, 0.01
+"""From this share of the whole shift, style is warned of; not where labels lie closer to the expert, in nats."""
 MANY_CUT = 0.1
 """Share of the trajectories from which those cut at --max-tokens are warned of."""
 OVERTURNS_IN_A_LINE = 3
@@ -36,17 +36,20 @@ class ShownLabel:
     before: str
     best: str
     heaviest: str
+    overturns: bool  # whether these two are different tokens
     nats: float
     weight: float
     expert: tuple[str, str]  # of best and heaviest
     amateur: tuple[str, str]
 
     def __str__(self) -> str:
-        return (
+        said = (
             f"{self.nats:.3f} nats, {self.where}: {self.before} ▸ {self.heaviest} (label {self.weight:.3f}, expert "
-            f"{self.expert[1]}, amateur {self.amateur[1]}) instead of {self.best} (expert {self.expert[0]}, amateur "
-            f"{self.amateur[0]})"
+            f"{self.expert[1]}, amateur {self.amateur[1]})"
         )
+        if not self.overturns:
+            return f"{said}, the expert's best too"
+        return f"{said} instead of {self.best} (expert {self.expert[0]}, amateur {self.amateur[0]})"
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,10 @@ def shown_labels(shifts: Shifts, texts: Texts) -> list[ShownLabel]:
 
 
 def shifts_by_kind(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -> list[KindShift]:
-    """Labels and their shift by the kind of their heaviest token.
-
-    `ends`: the RUN's end_token_ids, which count as marks whatever they say. None, in RUNs of early versions: special
-    tokens do.
-    """
+    """Labels and their shift by the kind of their heaviest token. `ends`: the RUN's end_token_ids."""
     sums = {kind: [0.0, 0.0] for kind in TokenKind}
     for token, (labels, nats) in shifts.by_token.items():
-        text = texts.raw(token) if ends is None else "" if token in ends else texts.whole([token])
-        counted = sums[token_kind(text)]
+        counted = sums[_kind(token, texts, ends)]
         counted[0] += labels
         counted[1] += nats
     whole = sum(nats for _, nats in sums.values())
@@ -105,11 +103,10 @@ class ShownOverturn:
 
 def shown_overturns(shifts: Shifts, texts: Texts) -> list[ShownOverturn]:
     """The commonest overturns, the most frequent first."""
+    pairs = [told_apart((one.best, one.heaviest), texts) for one in shifts.overturns]
     return [
-        ShownOverturn(
-            printable(texts.alone(one.best)), printable(texts.alone(one.heaviest)), one.labels, one.share, one.at_least
-        )
-        for one in shifts.overturns
+        ShownOverturn(best, heaviest, one.labels, one.share, one.at_least)
+        for (best, heaviest), one in zip(pairs, shifts.overturns, strict=True)
     ]
 
 
@@ -125,16 +122,34 @@ def overturns_line(overturns: Iterable[ShownOverturn], of: str = "") -> str | No
     return f"commonest overturns{of}, expert's best → label's best: {', '.join(listed[:OVERTURNS_IN_A_LINE])}"
 
 
-def style_warning(kinds: list[KindShift]) -> str | None:
-    """What is said where labels of punctuation, white space and end tokens carry much of the shift."""
-    share = sum(kind.share for kind in kinds if kind.kind is TokenKind.OTHER)
-    if share < MUCH:
+def style_share(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -> float:
+    """The share of the whole shift that labels have which put one mark in place of another.
+
+    A mark in place of a word, or a word in place of a mark, is not style: it ends or continues what is said.
+    `ends`: the RUN's end_token_ids.
+    """
+    return sum(
+        share
+        for pair, share in shifts.overturned_shares.items()
+        if all(_kind(token, texts, ends) is TokenKind.OTHER for token in pair)
+    )
+
+
+def style_warning(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -> str | None:
+    """What is said where labels that put one mark in place of another carry much of the shift."""
+    totals = shifts.totals()
+    if totals is None or totals.mean < LEAST_SHIFT or (share := style_share(shifts, texts, ends)) < MUCH:
         return None
     return (
-        f"{share:.0%} of the labels' shift lies on punctuation, white space and end tokens, so training may teach "
-        "style. Read the commonest overturns and the labels farthest from the expert: if they are oddities, choose "
-        "another amateur, or build with --labels tilt or --max-shift"
+        f"{share:.0%} of the labels' shift lies on punctuation, white space and end tokens that take each other's "
+        "place: training on it changes how the expert writes, not how it reasons. Such labels get fewer with "
+        "--max-shift or --labels tilt, and with an amateur that writes like the expert; compare says how many are left"
     )
+
+
+def _kind(token: int, texts: Texts, ends: Collection[int] | None) -> TokenKind:
+    """A token's kind. End tokens are marks whatever they say; in RUNs of early versions (None), special tokens are."""
+    return token_kind(texts.raw(token) if ends is None else "" if token in ends else texts.whole([token]))
 
 
 def selection_words(select: str, keep: float | None) -> str:
@@ -165,15 +180,26 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "�" for letter in visible(text))
 
 
+def told_apart(tokens: Sequence[int], texts: Texts) -> list[str]:
+    """Tokens as text that moves no cursor. Different ones that look alike have their ids behind them."""
+    shown = [printable(texts.alone(token)) for token in tokens]
+    ids: dict[str, set[int]] = {}
+    for text, token in zip(shown, tokens, strict=True):
+        ids.setdefault(text, set()).add(token)
+    return [f"{text} #{token}" if len(ids[text]) > 1 else text for text, token in zip(shown, tokens, strict=True)]
+
+
 def _label_text(label: OddLabel, texts: Texts) -> ShownLabel:
     before = printable(texts.tail(label.before))
+    best, heaviest = told_apart((label.best, label.heaviest), texts)
     where = label.problem_id + (f", sample {label.sample_index}" if label.sample_index else "")
     return ShownLabel(
         where=f"{printable(where)[:NAME_SHOWN]}, step {label.step}",
         before=("…" if label.step > len(label.before) or len(before) > LONGEST_BEFORE else "")
         + before[-LONGEST_BEFORE:],
-        best=printable(texts.alone(label.best)),
-        heaviest=printable(texts.alone(label.heaviest)),
+        best=best,
+        heaviest=heaviest,
+        overturns=label.best != label.heaviest,
         nats=label.nats,
         weight=label.weight,
         expert=(_probability_text(label.expert[0]), _probability_text(label.expert[1])),

@@ -30,6 +30,7 @@ from client.report.labels import (
     shown_labels,
     shown_overturns,
     style_warning,
+    told_apart,
 )
 from client.report.settings_charts import (
     accuracy_chart,
@@ -101,14 +102,14 @@ def page(findings: Findings, texts: Texts) -> str:
         token_kinds=list(TokenKind),
         odd_labels=shown_labels(tally.shifts, texts),
         overturns=shown_overturns(tally.shifts, texts),
-        shift_kinds=(shift_kinds := shifts_by_kind(tally.shifts, texts, findings.manifest.end_token_ids)),
-        style_warning=style_warning(shift_kinds),
+        shift_kinds=shifts_by_kind(tally.shifts, texts, findings.manifest.end_token_ids),
+        style_warning=style_warning(tally.shifts, texts, findings.manifest.end_token_ids),
         many_cut=findings.totals.trajectories and tally.cut > MANY_CUT * findings.totals.trajectories,
         entropies=[(words, found) for words, kept in (("kept steps", True), ("other steps", False))
                    if (found := findings.steps.entropies(kept))],
         kinds=by_kind(findings.counts.seen, findings.counts.kept, findings.counts.kl, texts.raw),
         ratio=_ratio,
-        tokens=[(texts.alone(token.token_id), token) for token in findings.tokens],
+        tokens=[*zip(told_apart([one.token_id for one in findings.tokens], texts), findings.tokens, strict=True)],
         groups=[
             ("Drawn by lot", "drawn from the whole RUN by a digest of their ids: nobody picked them",
              shown_trajectories(findings, findings.drawn, texts), []),

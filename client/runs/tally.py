@@ -256,8 +256,17 @@ class Shifts:
     def overturns(self) -> list[Overturn]:
         """The most frequent first."""
         often = sorted(self._overturns.items(), key=lambda pair: (-pair[1][0], pair[0]))[:OVERTURNS]
+        shares = self.overturned_shares
+        return [Overturn(*pair, int(labels), shares[pair], self._forgotten) for pair, (labels, _) in often]
+
+    @property
+    def overturned_shares(self) -> dict[tuple[int, int], float]:
+        """The share of the whole shift by the expert's best and the label's heaviest, of labels that overturn.
+
+        Where there are very many pairs, the rare ones are missing.
+        """
         whole = float(self._sum) or 1.0
-        return [Overturn(*pair, int(labels), nats / whole, self._forgotten) for pair, (labels, nats) in often]
+        return {pair: nats / whole for pair, (_, nats) in self._overturns.items()}
 
     def totals(self) -> ShiftTotals | None:
         """The figures; None where there is no label."""

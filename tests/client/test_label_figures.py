@@ -3,19 +3,21 @@
 import json
 import re
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from support.runs.made_run import VOCABULARY, make_trajectory, tokenizer_json
 from support.runs.reported import make_run, plain_bounds, trajectories_of
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 from typer.testing import CliRunner
 
 from client.__main__ import program
+from client.models.detokenize import Texts
 from client.protocol.requests import ContrastSettings
 from client.report.analysis import TokenKind
 from client.report.findings import gather
+from client.report.labels import told_apart
 from client.report.page import report_page
 from client.runs import tally
 from client.runs.build import build_run
@@ -189,26 +191,59 @@ def test_the_oddest_labels_are_told_as_text_and_style_is_warned_of(tmp_path):
         assert listed == [
             (f"{label.nats:.3f}", label.problem_id, str(label.step), tokens[label.heaviest]) for label in odd[:3]
         ]
-        assert ("warning: 100% of the labels' shift lies on punctuation, white space and end tokens" in said) == style
+        share = sum(Run(f"{run}-new").tally(Run(f"{run}-new").manifest()).shifts.overturned_shares.values())
+        warning = f"warning: {share:.0%} of the labels' shift lies on punctuation, white space and end tokens that take"
+        assert share > 0.5 and (warning in said) == style
         assert ("lies on punctuation" in report_page(run)) == style
 
 
 @pytest.mark.parametrize(("ends", "style"), [([0], "Stop"), ([], None), (None, "<extra>")])
 def test_an_end_token_is_style_by_the_runs_ends_and_not_by_being_special(tmp_path, ends, style):
-    """The label is on an ordinary word, which may end a trajectory, or on a special token, which need not."""
-    tokenizer = Tokenizer.from_str(tokenizer_json(["Stop", "<extra>"]).decode())
+    """The label is on an ordinary word, which may end a trajectory, or on a special token, which need not.
+
+    It overturns a full stop; in place of a word it is no style.
+    """
+    tokenizer = Tokenizer.from_str(tokenizer_json(["Stop", "<extra>", "."]).decode())
     tokenizer.add_special_tokens(["<extra>"])
     rest = [0.001 / (VOCABULARY - 2)] * (VOCABULARY - 2)
-    for token, name in enumerate(("Stop", "<extra>")):
+    for (token, name), best in product(enumerate(("Stop", "<extra>")), (2, 9)):
         trajectory = make_trajectory("p", seed=3, tokens=2, top_k=VOCABULARY)
-        trajectory.top_ids[1] = [9, token, *(other for other in range(VOCABULARY) if other not in (9, token))]
+        trajectory.top_ids[1] = [best, token, *(other for other in range(VOCABULARY) if other not in (best, token))]
         trajectory.expert_logprobs[1] = np.log([0.6, 0.399, *rest])
         trajectory.amateur_logprobs[1] = np.log([0.998, 0.001, *rest])
-        run = run_of([trajectory], tmp_path / f"{token}", tokenizer.to_str().encode(), end_token_ids=ends)
+        run = run_of([trajectory], tmp_path / f"{best}-{token}", tokenizer.to_str().encode(), end_token_ids=ends)
         said = printed("build", run, f"{run}-new", "--beta", "0.3")
         assert f" ▸ {name} (label" in said
-        assert ("warning: 100% of the labels' shift" in said) == (name == style)
-        assert ("lies on punctuation" in report_page(run)) == (name == style)
+        assert ("warning: 100% of the labels' shift" in said) == (name == style and best == 2)
+        assert ("lies on punctuation" in report_page(run)) == (name == style and best == 2)
+
+
+def test_labels_that_leave_the_expert_as_it_is_are_no_style(tmp_path):
+    run = run_of(trajectories_of(12), tmp_path / "run", tokenizer_json(MARKS))
+    for name, options in (("expert", ("--labels", "expert")), ("bounded", ("--max-shift", "0.001"))):
+        assert "lies on punctuation" not in printed("build", run, tmp_path / name, "--beta", "0.3", *options)
+        assert "lies on punctuation" not in report_page(Run(str(tmp_path / name)))
+
+
+def test_tokens_that_look_alike_are_told_apart():
+    tokenizer = Tokenizer(models.WordLevel({"\u00a0": 0, "\u3000": 1, ".": 2, "▁a": 3, "a": 4}, "."))
+    tokenizer.decoder = decoders.Metaspace()
+    alike = Texts(tokenizer)
+    shown = told_apart([0, 1, 2, 0], alike)
+    assert shown == ["� #0", "� #1", ".", "� #0"] and told_apart([0, 0], alike) == ["�", "�"]
+    assert told_apart([3, 4], alike) == ["␣a", "a"]
+
+
+def test_a_label_that_is_surer_of_the_experts_best_overturns_nothing(tmp_path):
+    trajectory = make_trajectory("p", seed=3, tokens=2, top_k=VOCABULARY)
+    rest = [0.001 / (VOCABULARY - 2)] * (VOCABULARY - 2)
+    trajectory.expert_logprobs[1] = np.log([0.6, 0.399, *rest])
+    trajectory.amateur_logprobs[1] = np.log([0.2, 0.799, *rest])
+    run = run_of([trajectory], tmp_path / "run")
+    said = printed("build", run, tmp_path / "new", "--beta", "0.3")
+    best = f"w{trajectory.top_ids[1, 0]}"
+    assert f" ▸ {best} (label 0.857, expert 0.600, amateur 0.200), the expert's best too\n" in said
+    assert "the expert’s best too: the label is surer of it" in report_page(Run(str(tmp_path / "new")))
 
 
 def test_compare_tells_of_labels_run_by_run(tmp_path):
@@ -219,7 +254,9 @@ def test_compare_tells_of_labels_run_by_run(tmp_path):
     totals = Run(str(tmp_path / "new")).completion().totals
     assert second["mean_shift"] == totals.label_shifts.mean and second["largest_shift"] == totals.label_shifts.largest
     assert second["overturned_share"] == totals.label_shifts.overturned_share and second["cut"] == 0
-    assert len(first["oddest_labels"]) == 8 and "100% of the labels' shift" in first["style_warning"]
+    assert len(first["oddest_labels"]) == 8 and first["style_share"] > 0.5
+    assert f"{first['style_share']:.0%} of the labels' shift" in first["style_warning"]
+    assert second["style_share"] < 0.5 * first["style_share"]  # what the warning advises leaves fewer such labels
     said = printed("compare", run, tmp_path / "new")
     assert "tilt, γ 0.25, at most 0.2 nats" in said and f"labels farthest from the expert in {run}" in said
 
