@@ -32,7 +32,7 @@ from client.contrast import DEFAULT_GAMMA, Labels, Selection
 from client.errors import LightReasonerError, one_line
 from client.protocol.requests import DEFAULT_KEEP, ContrastSettings
 
-HEAD_BYTES = 4096
+TITLE_BYTES = 4096
 """Of a file that a report replaces: here stands its title."""
 DATA_SET = "A data set: hf://datasets/OWNER/NAME, with @REVISION for a branch or commit."
 
@@ -66,7 +66,7 @@ def _check_writable(output: Path) -> None:
 
     try:
         is_folder, has_folder = output.is_dir(), output.parent.is_dir()
-        head = output.open("rb").read(HEAD_BYTES) if output.is_file() else b""
+        head = output.open("rb").read(TITLE_BYTES) if output.is_file() else b""
     except OSError as error:
         raise LightReasonerError(f"--output {output} cannot be written: {error.strerror}") from None
     if is_folder:

@@ -78,7 +78,7 @@ def shifts_by_kind(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -
     """Labels and their shift by the kind of their heaviest token. `ends`: the RUN's end_token_ids."""
     sums = {kind: [0.0, 0.0] for kind in TokenKind}
     for token, (labels, nats) in shifts.by_token.items():
-        counted = sums[_kind(token, texts, ends)]
+        counted = sums[_mark_kind(token, texts, ends)]
         counted[0] += labels
         counted[1] += nats
     whole = sum(nats for _, nats in sums.values())
@@ -131,7 +131,7 @@ def style_share(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -> f
     return sum(
         share
         for pair, share in shifts.overturned_shares.items()
-        if all(_kind(token, texts, ends) is TokenKind.OTHER for token in pair)
+        if all(_mark_kind(token, texts, ends) is TokenKind.OTHER for token in pair)
     )
 
 
@@ -147,7 +147,7 @@ def style_warning(shifts: Shifts, texts: Texts, ends: Collection[int] | None) ->
     )
 
 
-def _kind(token: int, texts: Texts, ends: Collection[int] | None) -> TokenKind:
+def _mark_kind(token: int, texts: Texts, ends: Collection[int] | None) -> TokenKind:
     """A token's kind. End tokens are marks whatever they say; in RUNs of early versions (None), special tokens are."""
     return token_kind(texts.raw(token) if ends is None else "" if token in ends else texts.whole([token]))
 
