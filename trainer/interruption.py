@@ -1,16 +1,19 @@
-"""SIGINT and SIGTERM while a training runs: the step under way ends, a checkpoint is written, the program exits.
+"""SIGINT and SIGTERM: a training ends its step and writes a checkpoint, any other work ends at once; the program exits.
 
 In: signals. Out: `Interruption.number`, which the training loop reads between steps; `Interrupted`, for the program;
-`run_training`, for a program that waits for a training in a process of its own.
+`ended_by_signals`, for work that keeps all it has done; `run_training`, for a program that waits for a training in a
+process of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -22,7 +25,7 @@ ONE_SIGNAL_SECONDS = 0.5
 
 
 class Interrupted(LightReasonerError):
-    """A training that was told to stop. `exit_code`: 128 + the signal's number, as shells have it."""
+    """Work that was told to stop. `exit_code`: 128 + the signal's number, as shells have it."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -58,6 +61,38 @@ class Interruption:
         time.sleep(ONE_SIGNAL_SECONDS)
         for meant in STOPPING_SIGNALS:
             signal.signal(meant, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def ended_by_signals(message: Callable[[], str]) -> Iterator[None]:
+    """End what is inside at once, by an exception, where a signal comes; then raise Interrupted with the message.
+
+    A second signal, a moment later or more, ends the process itself, whatever it waits for.
+    """
+    told: list[int] = []
+    began = 0.0
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal began
+        if told:
+            if time.monotonic() - began > ONE_SIGNAL_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        told.append(number)
+        began = time.monotonic()
+        raise KeyboardInterrupt  # which no library takes for an error of its own
+
+    before = {number: signal.signal(number, end) for number in STOPPING_SIGNALS}
+    try:
+        yield
+    except BaseException:
+        if not told:
+            raise
+        raise Interrupted(told[0], message()) from None  # a library may have made another error of it
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_training(words: Sequence[str], name: str) -> tuple[int, str]:

@@ -133,6 +133,10 @@ def check_together(recipe: Recipe, running: Running) -> None:
         raise ModelError("--keep best needs --held-out above 0: the best is that of the held-out trajectories")
 
 
+OUTPUTS = "outputs.jsonl"
+"""Every output of the models in a table, in the table's folder."""
+
+
 @dataclass(frozen=True)
 class Examination:
     """How a model is evaluated: the prompt, and how outputs are decoded."""

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import re
 import shutil
+import signal
 import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
@@ -146,10 +149,12 @@ def test_vllm_with_and_without_the_adapter_says_what_transformers_and_peft_say(
 
 
 def test_an_answer_is_cut_where_the_context_ends_and_a_prompt_that_fills_it_gets_none(evaluation, prompts):
-    known = next(index for index, text in enumerate(evaluation.outputs[False]) if text)
+    known = max(range(PROBLEMS), key=lambda index: len(evaluation.outputs[False][index]))
     filler = prompts[0] * 20
     asked = [filler[:CONTEXT], prompts[known], filler[: CONTEXT - 3]]
-    (none,), (whole,), (cut,) = evaluation.engine.answers(asked, Examination(max_tokens=NEW_TOKENS), None)
+    found = dict(evaluation.engine.answers(asked, Examination(max_tokens=NEW_TOKENS), None))
+    (none,), (whole,), (cut,) = (found[place] for place in range(3))
+    assert list(found) == [0, 2, 1]  # each as soon as it has ended
     assert none == "" and whole == evaluation.outputs[False][known]
     tokenizer = AutoTokenizer.from_pretrained(evaluation.results["model"])
     assert len(tokenizer(cut, add_special_tokens=False).input_ids) <= 3
@@ -227,7 +232,7 @@ def test_results_are_written_as_json_and_shown_as_a_table(evaluation, base_layou
 def test_every_output_is_kept_with_its_grade_and_examples_are_shown(evaluation, adapter):
     first, *lines = (evaluation.folder / "results.jsonl").read_text().splitlines()
     assert json.loads(first)["evaluation"]["max_tokens"] == NEW_TOKENS
-    records = [json.loads(line) for line in lines]
+    records = sorted(map(json.loads, lines), key=lambda record: record["number"])  # they come as they end
     assert len(records) == 3 * (PROBLEMS + 1)
     by_model = ["base", *evaluation.results["adapters"]]
     mine = [record for record in records if record["model"] == str(adapter)][:PROBLEMS]
@@ -242,23 +247,52 @@ def test_every_output_is_kept_with_its_grade_and_examples_are_shown(evaluation, 
     assert "| benchmark | model | n | accuracy | fixed | broken | McNemar's p |" in text
 
 
-def test_an_evaluation_that_was_killed_asks_only_for_what_is_missing(tmp_path, evaluation, adapter, trainer_cli):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_evaluation_that_was_stopped_keeps_every_output_and_asks_only_for_what_is_missing(
+    tmp_path, evaluation, trainer_cli, monkeypatch, number, code
+):
+    """Killed once, when its last line is cut, then stopped by a signal as vLLM starts and at an output."""
     folder = shutil.copytree(evaluation.folder, tmp_path / "again")
     records = folder / "results.jsonl"
     whole = records.read_bytes()
     records.write_bytes(whole[: len(whole) - 2500])  # in the middle of a line
     left = records.read_bytes().count(b"\n") - 1
-    assert 0 < left < 3 * (PROBLEMS + 1)
-    settings = evaluation.results["settings"]
+    assert 0 < left < 3 * (PROBLEMS + 1) - 5
+    settings, total = evaluation.results["settings"], 3 * (PROBLEMS + 1)
     words = ["evaluate", evaluation.results["model"], "--benchmark", f"digits={settings['files']['digits']}"]
     words += [word for path in evaluation.results["adapters"] for word in ("--adapter", path)]
     words += ["-o", folder / "results.json", "--system-prompt", SYSTEM, "--max-tokens"]
-    code, _, err = trainer_cli(*words, NEW_TOKENS + 1)
-    assert code == 1 and f"--max-tokens {NEW_TOKENS} there, {NEW_TOKENS + 1} now" in err
-    code, shown, err = trainer_cli(*words, NEW_TOKENS)
-    assert code == 0, err
-    assert f"{left} outputs are there already" in shown
-    assert records.read_bytes() == whole
+    refused, _, err = trainer_cli(*words, NEW_TOKENS + 1)
+    assert refused == 1 and f"--max-tokens {NEW_TOKENS} there, {NEW_TOKENS + 1} now" in err
+
+    added, add = [], Records.add
+    monkeypatch.setattr(AnswerEngine, "close", lambda _: None)
+    monkeypatch.setattr("trainer.evaluation.evaluate.PLAIN_SECONDS", 0)
+
+    def stops_at(place):
+        """The same engine, which a signal comes to as it starts (0), or once it has given so many outputs."""
+        added.clear()
+
+        def told(*_):
+            if len(added) == place:
+                os.kill(os.getpid(), number)
+            return evaluation.engine
+
+        monkeypatch.setattr("trainer.evaluation.evaluate.AnswerEngine", told)
+        monkeypatch.setattr(Records, "add", lambda mine, some: (add(mine, some), added.append(1), told()))
+        return trainer_cli(*words, NEW_TOKENS)
+
+    for place in (0, 5):
+        found, shown, err = stops_at(place)
+        assert found == code and "Traceback" not in err, err
+        assert f"resuming: {left} of {total} outputs of digits are there" in shown
+        assert f"starting vLLM for {total - left} outputs" in err
+        assert f"stopped: {left + place} outputs are in {records}; the same command goes on" in " ".join(err.split())
+        evaluation.engine.llm.llm_engine.abort_request([*map(str, range(PROBLEMS + 1))])
+    found, shown, err = stops_at(None)
+    assert found == 0 and f"resuming: {left + 5} of {total} outputs of digits are there" in shown, err
+    assert len(added) == total - left - 5 and re.search(rf"digits, adapter: \d+ of {total} outputs, .* tokens/s\n", err)
+    assert sorted(records.read_bytes().splitlines()) == sorted(whole.splitlines())
     assert json.loads((folder / "results.json").read_text()) == evaluation.results
 
 

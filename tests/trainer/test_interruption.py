@@ -1,13 +1,16 @@
-"""A training that is told to stop writes a checkpoint and says how to go on; two trainings never share an OUT."""
+"""What is told to stop says how to go on, a training with a checkpoint; two trainings never share an OUT."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 from support.models.tiny_pair import manifest_for, trajectory, write_run
-from support.processes.forked import fork
+from support.processes.forked import PATH, fork
 from support.training.launch import ENVIRONMENT, metrics, ranks, started
 
 from client.errors import ModelError
@@ -61,6 +64,11 @@ def test_a_signal_writes_a_checkpoint_says_how_to_go_on_and_exits_as_shells_expe
     assert f"stopped after optimizer step {done} of {STEPS}: go on with the same command and --resume" in said
     assert "Traceback" not in said and not (out / "adapter_config.json").exists()
     assert not (out / ".lock").exists()
+    checkpoint, model = out / "checkpoints" / f"checkpoint-{done}", words[words.index("--model") + 1]
+    failed, _, err = trainer_cli("merge", model, out, tmp_path / "merged")
+    assert failed == 1 and f"repeat its command with --resume, or give a checkpoint, as {checkpoint}" in err
+    merged, said, err = trainer_cli("merge", model, checkpoint, tmp_path / "merged")
+    assert merged == 0 and "the adapter changes its layers' weights by" in said, err
     again = [*words]
     again[again.index("--max-steps") + 1] = done + 2
     code, said, err = trainer_cli(*again, "--resume")
@@ -167,3 +175,42 @@ def test_memory_that_this_machine_does_not_have_is_told_so_too(tmp_path, run, ex
     monkeypatch.setattr(ContrastTrainer, "training_step", full)
     code, _, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out")
     assert code == 1 and "error: out of memory in step 1: " in err and "Traceback" not in err
+
+
+@pytest.mark.engine
+@pytest.mark.long
+@pytest.mark.parametrize("session", [False, True])
+def test_the_public_command_is_stopped_as_it_imports_as_vllm_starts_and_as_it_asks(tmp_path, expert, session):
+    """`session`: the signal comes to every process of the command, as from a terminal."""
+    rows = [{"question": f"Ann has {a} + {b} apples How many ?", "answer": str(a)} for a in range(10) for b in range(9)]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [sys.executable, "-m", "trainer", "evaluate", expert, "--benchmark",
+             f"b={tmp_path / 'b.jsonl'}", "-o", tmp_path / "r.json", "--system-prompt", "The answer is"]  # fmt: skip
+    records, counts = tmp_path / "r.jsonl", [0]
+
+    def stopped_when(reached, number):
+        with (tmp_path / "said").open("w+") as said:
+            process = subprocess.Popen([*map(str, words)], stdout=said, stderr=said, env=os.environ | PATH,
+                                       start_new_session=True)  # fmt: skip
+            deadline = time.monotonic() + 200
+            while not reached((tmp_path / "said").read_text()) and time.monotonic() < deadline:
+                assert process.poll() is None, (tmp_path / "said").read_text()
+                time.sleep(0.01)
+            (os.killpg if session else os.kill)(process.pid, number)
+            assert process.wait(60) == 128 + number
+        told = " ".join((tmp_path / "said").read_text().split())
+        assert "Traceback" not in told
+        counts.append(len(records.read_text().splitlines()) - 1 if records.exists() else 0)
+        said = f"stopped: {counts[-1]} outputs are in {records}" if counts[-1] else "stopped before the first output"
+        assert f"{said}; the same command goes on" in told
+        assert counts[-1] >= counts[-2]
+
+    began = time.monotonic()
+    stopped_when(lambda _: time.monotonic() > began + 2, signal.SIGTERM)
+    stopped_when(lambda said: "starting vLLM for 90 outputs" in said, signal.SIGINT)
+    stopped_when(lambda _: records.read_text().count("\n") > 3, signal.SIGTERM)
+    assert 3 <= counts[-1] < 90
+    said = subprocess.run([*map(str, words)], env=os.environ | PATH, capture_output=True, text=True, timeout=200)
+    assert said.returncode == 0 and f"resuming: {counts[-1]} of 90 outputs of b are there" in said.stdout, said.stderr
+    keys = [tuple(json.loads(line).get(name) for name in ("model", "number")) for line in records.open()][1:]
+    assert len(keys) == len(set(keys)) == 90

@@ -33,7 +33,8 @@ from trainer.cli.options import (
     share,
     wide_console,
 )
-from trainer.cli.results import check_results, write_results
+from trainer.cli.results import check_results, stopped, write_results
+from trainer.interruption import ended_by_signals
 from trainer.settings import Examination
 
 
@@ -118,49 +119,50 @@ def evaluate_command(
     Decoding is greedy by default. math-verify compares the answers.
     """
     kept = output and output.with_suffix(".jsonl")
-    if output and kept:
-        check_results(output, kept)
-    if n > 1 and temperature == 0:
-        raise LightReasonerError(
-            "--n above 1 needs --temperature above 0: all greedy outputs of a problem are the same"
+    with ended_by_signals(lambda: stopped(kept)):
+        if output and kept:
+            check_results(output, kept)
+        if n > 1 and temperature == 0:
+            raise LightReasonerError(
+                "--n above 1 needs --temperature above 0: all greedy outputs of a problem are the same"
+            )
+        variables = template_variables(chat_template_kwargs)
+        files = files_by_name(benchmark)
+        if run:
+            Run(run).manifest()
+        base = check_model(model, chat_template)
+        check_adapters(adapter or [], base)
+        from trainer.evaluation.curve import checkpoints_of, curve_of
+
+        steps = checkpoints_of(checkpoints) if checkpoints else {}
+        check_files(list(files.values()), question_field)
+        quiet_vllm()
+        quiet_transformers()
+        from trainer.evaluation.evaluate import evaluate
+        from trainer.evaluation.summary import figures, markdown, table
+
+        settings = Examination(
+            max_tokens,
+            system_prompt,
+            limit,
+            n,
+            temperature,
+            top_p,
+            seed,
+            dtype,
+            variables,
+            question_field=question_field,
+            choices_field=choices_field,
+            answer_field=answer_field,
         )
-    variables = template_variables(chat_template_kwargs)
-    files = files_by_name(benchmark)
-    if run:
-        Run(run).manifest()
-    base = check_model(model, chat_template)
-    check_adapters(adapter or [], base)
-    from trainer.evaluation.curve import checkpoints_of, curve_of
-
-    steps = checkpoints_of(checkpoints) if checkpoints else {}
-    check_files(list(files.values()), question_field)
-    quiet_vllm()
-    quiet_transformers()
-    from trainer.evaluation.evaluate import evaluate
-    from trainer.evaluation.summary import figures, markdown, table
-
-    settings = Examination(
-        max_tokens,
-        system_prompt,
-        limit,
-        n,
-        temperature,
-        top_p,
-        seed,
-        dtype,
-        variables,
-        question_field=question_field,
-        choices_field=choices_field,
-        answer_field=answer_field,
-    )
-    console, adapters = wide_console(), [*steps, *(name for name in adapter or [] if name not in steps)]
-    found = evaluate(base, adapters, files, settings, console, kept)
-    console.print(table(found))
-    about: dict[str, Any] = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
-    if steps:
-        about["curve"] = curve_of(found, steps)
-    text = json.dumps(figures(found) | about, indent=2) + "\n"
-    if output and kept:
-        write_results({output: text, output.with_suffix(".md"): markdown(found)}, kept)
-    if run:
-        Run(run).write_evaluation(output.stem if output else "evaluation", text.encode())
+        console, adapters = wide_console(), [*steps, *(name for name in adapter or [] if name not in steps)]
+        found = evaluate(base, adapters, files, settings, console, kept)
+        console.print(table(found))
+        about: dict[str, Any] = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
+        if steps:
+            about["curve"] = curve_of(found, steps)
+        text = json.dumps(figures(found) | about, indent=2) + "\n"
+        if output and kept:
+            write_results({output: text, output.with_suffix(".md"): markdown(found)}, kept)
+        if run:
+            Run(run).write_evaluation(output.stem if output else "evaluation", text.encode())

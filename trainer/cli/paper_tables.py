@@ -6,6 +6,7 @@ Parses options, prints and writes tables; `trainer.evaluation.paper_tables`, whi
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,9 +28,10 @@ from trainer.cli.options import (
     quiet_transformers,
     wide_console,
 )
-from trainer.cli.results import write_results
+from trainer.cli.results import stopped, write_results
 from trainer.cli.train import is_trained
-from trainer.settings import Examination
+from trainer.interruption import ended_by_signals
+from trainer.settings import OUTPUTS, Examination
 
 if TYPE_CHECKING:
     from trainer.evaluation.paper_tables import Plan, Row
@@ -66,6 +68,10 @@ class TableOptions:
     max_tokens: MaxNewTokens = Examination.max_tokens
     system_prompt: SystemPrompt = Examination.system_prompt
     chat_template_kwargs: TemplateVariables = None
+
+    def going_on(self) -> AbstractContextManager[None]:
+        """What a signal ends at once, with what is there of it."""
+        return ended_by_signals(lambda: stopped(self.output / OUTPUTS))
 
     def plan(self, context: typer.Context) -> Plan:
         """The settings for every row. Raises LightReasonerError for invalid seeds, or options after --."""
@@ -109,13 +115,14 @@ def ablation_command(
 
     Options after -- go to every training: … -- --epochs 6
     """
-    from trainer.evaluation.variants import variants_of
+    with options.going_on():
+        from trainer.evaluation.variants import variants_of
 
-    chosen = variants_of(variants)
-    plan = options.plan(context)
-    from trainer.evaluation.paper_tables import ablation
+        chosen = variants_of(variants)
+        plan = options.plan(context)
+        from trainer.evaluation.paper_tables import ablation
 
-    _show(ablation(run, plan, console := wide_console(), chosen), "ablation", plan, console)
+        _show(ablation(run, plan, console := wide_console(), chosen), "ablation", plan, console)
 
 
 def efficiency_command(
@@ -133,10 +140,11 @@ def efficiency_command(
     Options after -- go to every training: … -- --epochs 6
     """
     refuse_stream("--answers", answers, READ_AGAIN)
-    plan = options.plan(context)
-    from trainer.evaluation.paper_tables import efficiency
+    with options.going_on():
+        plan = options.plan(context)
+        from trainer.evaluation.paper_tables import efficiency
 
-    _show(efficiency(run, solutions, answers, plan, console := wide_console()), "efficiency", plan, console)
+        _show(efficiency(run, solutions, answers, plan, console := wide_console()), "efficiency", plan, console)
 
 
 def seeds_of(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Files of results: looked at before the work whose results they take, and written after it.
+"""Files of results: looked at before the work whose results they take, written after it, counted where it was stopped.
 
 In: paths as a user named them, texts. Out: files, or an error of one line.
 """
@@ -40,3 +40,14 @@ def write_results(files: Mapping[Path, str], kept: Path) -> None:
                 f"{file} cannot be written: {error.strerror}; {kept} holds every output: mend that, and repeat the "
                 "command, which then asks nothing again"
             ) from None
+
+
+def stopped(kept: Path | None) -> str:
+    """What an evaluation says that a signal stopped. `kept`: the file of all outputs; None: the user named none."""
+    from trainer.evaluation.records import Records
+
+    if kept is None:
+        return "stopped; no output is kept: with --output FILE.json, the same command would go on"
+    count = len(Records.read(kept)) if kept.exists() else 0
+    said = f"stopped: {count:,} outputs are in {kept}" if count else "stopped before the first output"
+    return f"{said}; the same command goes on"

@@ -1,6 +1,7 @@
 """Runs vLLM for one model and any number of its adapters, which stay unmerged.
 
-In: prompts as token ids, how to decode. Out: texts. The only room of the trainer that loads vLLM.
+In: prompts as token ids, how to decode. Out: texts, each as soon as it has ended. The only room of the trainer that
+loads vLLM.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from client import child_errors
 from client.errors import ModelError, reason_of
@@ -20,10 +22,15 @@ from trainer.adapters.model_folder import ModelFolder
 from trainer.settings import Examination, Precision
 
 if TYPE_CHECKING:
+    from vllm import RequestOutput
     from vllm.lora.request import LoRARequest
 
 CPU_CACHE_BYTES = 2**30
 """vLLM's default on a CPU takes nearly all of the memory."""
+AT_ONCE = 512
+"""Outputs that are asked for and have not ended: more than an engine decodes at a time."""
+TOLD_TOKENS = 16
+"""Tokens of an output between two times that it is told of."""
 
 
 class AnswerEngine:
@@ -79,9 +86,21 @@ class AnswerEngine:
             raise _refused(adapter, reason_of(error)) from error
         self._requests[adapter] = request
 
-    def answers(self, prompts: Sequence[list[int]], examination: Examination, adapter: Path | None) -> list[list[str]]:
-        """n outputs for every prompt, cut at the end of the context; '' for a prompt that does not fit."""
-        from vllm import SamplingParams, TokensPrompt
+    def answers(
+        self,
+        prompts: Sequence[list[int]],
+        examination: Examination,
+        adapter: Path | None,
+        told: Callable[[int], None] = lambda _: None,
+    ) -> Iterator[tuple[int, list[str]]]:
+        """The place of each prompt and its n outputs, as soon as they have ended; `told` hears of new tokens meanwhile.
+
+        Outputs are cut at the end of the context; '' for a prompt that does not fit. Raises ModelError where the engine
+        fails on its way.
+        """
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
             n=examination.n,
@@ -91,24 +110,39 @@ class AnswerEngine:
             max_tokens=examination.max_tokens,
             stop_token_ids=self._ends,
             detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            stream_interval=TOLD_TOKENS,
         )
-        asked = [index for index, prompt in enumerate(prompts) if len(prompt) < self.max_model_len]
-        outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=prompts[index]) for index in asked],
-            params,
-            lora_request=self._requests[adapter] if adapter else None,
-            use_tqdm=False,
-        )
-        texts = {
-            index: [self._text(one.token_ids, one.finish_reason == "stop") for one in output.outputs]
-            for index, output in zip(asked, outputs, strict=True)
-        }
-        return [texts.get(index, [""] * examination.n) for index in range(len(prompts))]
+        lora = self._requests[adapter] if adapter else None
+        engine, begun = self.llm.llm_engine, dict[int, list[list[int]]]()
+        fits = [len(prompt) < self.max_model_len for prompt in prompts]
+        yield from ((place, [""] * examination.n) for place, fit in enumerate(fits) if not fit)
+        ahead = (place for place, fit in enumerate(fits) if fit)
+        while True:
+            for place in islice(ahead, max(1, AT_ONCE // examination.n) - len(begun)):
+                begun[place] = [[] for _ in range(examination.n)]
+                engine.add_request(str(place), tokens_input(prompts[place]), params, lora_request=lora)
+            if not begun:
+                return
+            try:
+                outputs = cast("list[RequestOutput]", engine.step())
+            except Exception as error:  # whatever a device or a process of vLLM's died of
+                raise ModelError(
+                    f"vLLM failed on its way: {type(error).__name__}: {reason_of(error)}; VLLM_LOGGING_LEVEL=INFO "
+                    "shows its log, and the same command goes on"
+                ) from error
+            for output in outputs:
+                place = int(output.request_id)
+                for one in output.outputs:
+                    begun[place][one.index] += one.token_ids
+                    told(len(one.token_ids))
+                    if one.finish_reason == "stop":
+                        begun[place][one.index].pop()  # the end token
+                if output.finished:
+                    yield place, [self._text(token_ids) for token_ids in begun.pop(place)]
 
-    def _text(self, token_ids: Sequence[int], ended: bool) -> str:
-        """An output without its end token."""
-        written = list(token_ids[:-1] if ended else token_ids)
-        text: str = self._tokenizer.backend_tokenizer.decode(written, skip_special_tokens=True)
+    def _text(self, token_ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.backend_tokenizer.decode(token_ids, skip_special_tokens=True)
         return text
 
     def close(self) -> None:

@@ -6,18 +6,19 @@ All errors of the input are found before the engine starts.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from client.cli.progress import PLAIN_SECONDS, UPDATE_SECONDS
 from client.errors import LightReasonerError
 from trainer.adapters.adapter import CONFIG, WEIGHTS, adapter_folder, check_base, read_config
 from trainer.adapters.matching import check_matches, has_effect
@@ -33,8 +34,6 @@ BASE_MODEL = "base"
 """The name of the model without an adapter, in records and results."""
 LATER = "chat_template_kwargs", "date"
 """Settings that records of early versions lack, and that say nothing where they are empty."""
-AT_ONCE = 512
-"""Outputs between two writes of records: a killed evaluation repeats at most these."""
 
 
 def evaluate(
@@ -123,62 +122,105 @@ def _ask_all(
 ) -> None:
     """Generate, grade and record every output that has no record yet."""
     models = {BASE_MODEL: None, **adapters}
-    missing = [
-        (name, benchmark, number)
+
+    def has_outputs(name: str, benchmark: Benchmark, number: int) -> bool:
+        return all((name, benchmark.name, number, index) in records for index in range(examination.n))
+
+    missing = {
+        (name, benchmark.name): [at for at in range(len(benchmark.questions)) if not has_outputs(name, benchmark, at)]
         for name in models
         for benchmark in benchmarks
-        for number in range(len(benchmark.questions))
-        if any((name, benchmark.name, number, index) not in records for index in range(examination.n))
-    ]
+    }
     context = context_for(model, benchmarks, examination.max_tokens, console)
-    if len(records):
-        console.print(f"{len(records):,} outputs are there already", soft_wrap=True)
-    if not missing:
+    progress = AskingProgress()
+    for benchmark in benchmarks:
+        total = len(models) * len(benchmark.questions)
+        there = total - sum(len(missing[name, benchmark.name]) for name in models)
+        progress.expect(total * examination.n, there * examination.n)
+        if there:
+            console.print(
+                f"resuming: {there * examination.n:,} of {total * examination.n:,} outputs of {benchmark.name} are "
+                "there",
+                soft_wrap=True,
+            )
+    if not any(missing.values()):
         return
-    engine = AnswerEngine(model, list(adapters.values()), examination.dtype, context)
-    try:
-        with _progress(console, len(missing) * examination.n) as advance:
-            while missing:
-                name, benchmark = missing[0][:2]
-                most = max(1, AT_ONCE // examination.n)
-                these = [number for *about, number in missing[:most] if about == [name, benchmark]]
-                missing = missing[len(these) :]
-                questions = [benchmark.questions[number] for number in these]
-                outputs = engine.answers([question.prompt for question in questions], examination, models[name])
-                for number, question, texts in zip(these, questions, outputs, strict=True):
+    with progress:
+        engine = AnswerEngine(model, list(adapters.values()), examination.dtype, context)
+        try:
+            for name, benchmark in ((name, benchmark) for name in models for benchmark in benchmarks):
+                progress.begin(benchmark.name, name)
+                numbers = missing[name, benchmark.name]
+                prompts = [benchmark.questions[number].prompt for number in numbers]
+                for place, texts in engine.answers(prompts, examination, models[name], progress.tokens):
+                    number, question = numbers[place], benchmark.questions[numbers[place]]
                     grades = [grade(question.gold, text) for text in texts]
                     records.add(
                         Record(name, benchmark.name, number, question.id, index, question.text, text, found.extracted,
                                question.gold.text, found.correct)
                         for index, (text, found) in enumerate(zip(texts, grades, strict=True))
                     )  # fmt: skip
-                advance(f"{benchmark.name}, {name}", len(these) * examination.n)
-    finally:
-        engine.close()
+                    progress.outputs(len(texts))
+        finally:
+            engine.close()
 
 
-@contextlib.contextmanager
-def _progress(console: Console, total: int) -> Iterator[Callable[[str, int], None]]:
-    """A progress bar; without a terminal, a line for each benchmark and model. Yields the function that advances it."""
-    said = ""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=total)
+class AskingProgress:
+    """Shows on stderr how far an evaluation is: a live line on a terminal, else a line from time to time."""
 
-        def advance(what: str, count: int) -> None:
-            nonlocal said
-            if what != said and not console.is_terminal:
-                console.print(f"{what} …", soft_wrap=True)
-            said = what
-            bar.update(task, description=what, advance=count)
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[rates]}"),
+        )  # fmt: skip
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("starting vLLM", total=0, rates="")
+        self._what = ""
+        self._total = self._there = self._done = self._tokens = 0  # outputs; tokens of this attempt
+        self._began = self._shown = 0.0
 
-        yield advance
+    def expect(self, total: int, there: int) -> None:
+        """Add outputs to those that are wanted, and to those of them that are there."""
+        self._total, self._there, self._done = self._total + total, self._there + there, self._done + there
+
+    def __enter__(self) -> AskingProgress:
+        self._bar.update(self._task, total=self._total, completed=self._done)
+        self._bar.start()
+        if not self._console.is_terminal:
+            self._say(f"starting vLLM for {self._total - self._there:,} outputs")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, benchmark: str, model: str) -> None:
+        """Name what is asked now."""
+        self._what = f"{benchmark}, {model.rstrip('/').rpartition('/')[2]}"
+        if not self._began:
+            self._began = self._shown = time.monotonic()
+        self._bar.update(self._task, description=self._what)
+
+    def tokens(self, count: int) -> None:
+        """Count new tokens, and show where the evaluation stands, where that is due."""
+        self._tokens += count
+        now = time.monotonic()
+        if now - self._shown < (UPDATE_SECONDS if self._console.is_terminal else PLAIN_SECONDS):
+            return
+        self._shown, seconds = now, now - self._began
+        done = self._done - self._there
+        rates = f"{done / seconds:,.1f} outputs/s, {self._tokens / seconds:,.0f} tokens/s"
+        self._bar.update(self._task, completed=self._done, rates=rates)
+        if not self._console.is_terminal:
+            left = f"{timedelta(seconds=round(seconds / done * (self._total - self._done)))} left, " if done else ""
+            self._say(f"{self._what}: {self._done:,} of {self._total:,} outputs, {left}{rates}")
+
+    def outputs(self, count: int) -> None:
+        """Count outputs that have ended."""
+        self._done += count
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def context_for(model: ModelFolder, benchmarks: Sequence[Benchmark], max_tokens: int, console: Console) -> int:

@@ -27,7 +27,7 @@ from trainer.evaluation.scores import score
 from trainer.evaluation.summary import markdown_table
 from trainer.evaluation.variants import PAPER_VARIANTS, Variant
 from trainer.interruption import run_training
-from trainer.settings import Examination
+from trainer.settings import OUTPUTS, Examination
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Plan:
     @property
     def records(self) -> Path:
         """Every output."""
-        return self.out / "outputs.jsonl"
+        return self.out / OUTPUTS
 
 
 @dataclass(frozen=True)
