@@ -40,7 +40,7 @@ MOST_PART_BYTES, MOST_PART_ROWS = 2**28, 2**16
 """Most of a part, unpacked: one is closed at 32 MiB, and may then hold one more trajectory, of 200 MB at most."""
 COLUMN_RANGE_BYTES = 2**16
 """How much to read at a time of a part of which only a few columns are needed."""
-REMOVE = "remove it, and complete.json where there is one, and sample again"
+MOVE_OUT = "move it out of the RUN, and complete.json where there is one, and sample again"
 """The remedy for a damaged part: without it, its trajectories are missing and are sampled again."""
 ENDINGS: dict[PartKind, str] = {"trajectories": "parquet", "samples": "parquet", "failures": "jsonl"}
 
@@ -106,7 +106,7 @@ class Parts:
             lines = [parse_line(line) for line in self.data("failures", part).splitlines()]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
-                f"{self._bucket}/{_object_name('failures', part)} is damaged ({_reason(error)}); {REMOVE}"
+                f"{self._bucket}/{_object_name('failures', part)} is damaged ({_reason(error)}); {MOVE_OUT}"
             ) from error
         return [line for line in lines if isinstance(line, Failure)]
 
@@ -135,7 +135,7 @@ class Parts:
             return read(table)
         except (pa.ArrowException, KeyError, OSError, ValueError) as error:
             raise RunError(
-                f"{self._bucket}/{_object_name(kind, part)} cannot be read ({_reason(error)}); {REMOVE}"
+                f"{self._bucket}/{_object_name(kind, part)} cannot be read ({_reason(error)}); {MOVE_OUT}"
             ) from error
 
 

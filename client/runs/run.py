@@ -147,7 +147,9 @@ class Run:
         except ValidationError as error:
             first = error.errors()[0]
             reason = shorten(": ".join((*map(str, first["loc"]), fault_words(first))))
-            raise RunError(f"{self}/complete.json is damaged ({reason}); remove it and sample again") from None
+            raise RunError(
+                f"{self}/complete.json is damaged ({reason}); move it out of the RUN, and sample again"
+            ) from None
 
     def seal(self, totals: RunTotals, tally: Tally | None = None) -> bool:
         """Write README.md, and complete.json if there is none. Returns whether this call wrote the latter.

@@ -112,7 +112,10 @@ class Bucket:
         with contextlib.suppress(OSError):
             mode = (self._folder / name).stat().st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise BucketError(f"{self._folder / name} is a pipe or a device; a bucket holds files, remove it")
+                raise BucketError(
+                    f"{self._folder / name} is a pipe or a device, and a bucket holds files; give another URL, or move "
+                    "it away"
+                )
 
     def open(self, name: str, range_bytes: int = RANGE_BYTES) -> BinaryIO | None:
         """The object as a file that reads ranges on demand; None if it does not exist."""

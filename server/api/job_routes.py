@@ -34,7 +34,9 @@ def jobs_of(request: Request) -> Iterator[JobRunner]:
         yield jobs
     except ValidationError as error:
         said = f"{request.url.path}: an object of this job in the bucket is damaged: {error.title}"
-        raise HTTPException(500, f"{said}; remove the job's folder under jobs/") from error
+        raise HTTPException(
+            500, f"{said}; move the job's folder out of jobs/, and submit its problems again"
+        ) from error
     except BucketError as error:
         raise HTTPException(503, f"the bucket fails: {error}", headers={"Retry-After": "5"}) from error
 

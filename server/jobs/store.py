@@ -348,7 +348,7 @@ def _marker(name: str | None, data: bytes) -> Marker:
     try:
         return Marker.model_validate_json(data)
     except ValidationError:
-        raise KeyReused(f"has a damaged marker in the bucket, {name}; remove that object") from None
+        raise KeyReused(f"has a damaged marker in the bucket, {name}; move that object away") from None
 
 
 def _new_id() -> str:

@@ -221,7 +221,9 @@ WHY = b'"error": {"type": "a", "detail": "b"}}'
 def test_a_damaged_part_of_failures_is_named(tmp_path, line):
     run = Run(str(tmp_path / "run"))
     run.bucket.put("failures/part-1.jsonl", line)
-    with pytest.raises(RunError, match=r"failures/part-1.jsonl is damaged .*; remove it, and complete.json where"):
+    with pytest.raises(
+        RunError, match=r"failures/part-1.jsonl is damaged .*; move it out of the RUN, and complete.json where"
+    ):
         run.failures()
 
 
@@ -241,7 +243,9 @@ def test_a_damaged_seal_is_named(run, tmp_path, field, value, said):
     sealed = json.loads(file.read_bytes())
     sealed[field] = value
     file.write_text(json.dumps({name: value for name, value in sealed.items() if value is not ...}))
-    with pytest.raises(RunError, match=rf"run/complete\.json is damaged \({said}.*\); remove it and sample again"):
+    with pytest.raises(
+        RunError, match=rf"run/complete\.json is damaged \({said}.*\); move it out of the RUN, and sample again"
+    ):
         run.completion()
 
 
@@ -299,7 +303,7 @@ def damaged(request, run, trajectories, tmp_path):
 
 def test_a_row_that_does_not_fit_is_named_by_its_file(damaged):
     name, run = damaged
-    with pytest.raises(RunError, match=rf"run/{name} cannot be read \(.*; remove it, and complete\.json"):
+    with pytest.raises(RunError, match=rf"run/{name} cannot be read \(.*; move it out of the RUN, and complete\.json"):
         list(run.trajectories() if name.startswith("trajectories") else run.samples())
 
 

@@ -115,7 +115,12 @@ def test_a_damaged_part_is_named(tmp_path, expert, trainer_cli):
     part = tmp_path / "run" / "samples" / f"{run.parts('samples')[0]}.parquet"
     part.write_bytes(part.read_bytes()[:-20])
     code, _, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path / "out")
-    assert code == 1 and part.name in err and "remove it, and complete.json" in err and not (tmp_path / "out").exists()
+    assert (
+        code == 1
+        and part.name in err
+        and "move it out of the RUN, and complete.json" in err
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_a_key_that_two_parts_hold_is_read_once(tmp_path, expert):

@@ -129,7 +129,7 @@ def test_what_is_missing_or_in_the_way_is_named(tmp_path, expert, adapter, train
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     code, _, err = trainer_cli("merge", expert, adapter, tmp_path / "full")
-    assert code == 1 and "full is not empty" in err
+    assert code == 1 and "full is not empty: it holds other files; give another OUT" in err
     code, _, err = trainer_cli("merge", expert, tmp_path / "none", tmp_path / "out")
     assert code == 1 and f"no adapter at {tmp_path / 'none'}" in err
     smaller = shutil.copytree(expert, tmp_path / "smaller")

@@ -197,7 +197,7 @@ def test_an_unsealed_run_trains_and_says_so(tmp_path, expert, trainer_cli):
 def test_an_output_that_is_taken_is_refused_with_the_remedy(tmp_path, run, expert, trainer_cli):
     (tmp_path / "adapter_config.json").write_text("{}")
     code, _, err = trainer_cli("train", run, "--model", expert, "--output", tmp_path)
-    assert code == 1 and err == f"error: {tmp_path} is not empty; name a new folder or remove this one\n"
+    assert code == 1 and err == f"error: {tmp_path} is not empty: it holds an adapter; give another --output\n"
 
 
 @pytest.mark.parametrize(
@@ -260,8 +260,11 @@ def test_help_and_errors_of_what_was_named_need_neither_torch_nor_vllm(tmp_path,
     (taken := tmp_path / "taken").mkdir()
     adapter = save_adapter(tmp_path / "adapter", expert)
     (taken / "adapter_config.json").write_text("{}")
+    high, unsealed = (write_run(tmp_path / name, expert, beta=9, sealed=name == "high") for name in ("high", "open"))
+    none_kept = f"none of the 6 trajectories in {high} has a kept step at --beta 9: give a lower one"
     out = tmp_path / "out"
     train, evaluate = ("train", run, "--output", out, "--model"), ("evaluate", expert, "--benchmark")
+    onto = ("train", run, "--model", expert, "--output")
     expected = {
         ("--help",): "evaluate",
         (*train, tmp_path / "none"): "no model folder at",
@@ -270,6 +273,13 @@ def test_help_and_errors_of_what_was_named_need_neither_torch_nor_vllm(tmp_path,
         (*train, other): "was not sampled from the model at",
         ("train", empty, "--output", out, "--model", expert): "no RUN at",
         ("train", run, "--model", expert, "--output", taken): "taken is not empty",
+        ("train", high, "--output", out, "--model", expert): f"{none_kept} ('lightreasoner-client build {high} NEW_RUN",
+        ("train", unsealed, "--output", out, "--model", expert): "none of the 6 trajectories in",
+        (*onto, run): f"{run} is not empty: it holds a RUN; give another --output",
+        (*onto, run, "--resume"): f"{run} holds a RUN, not a training to go on with; give another --output",
+        (*onto, expert): f"{expert} is not empty: it holds a model; give another --output",
+        (*onto, adapter, "--resume"): f"{adapter} holds an adapter, not a training to go on with",
+        (*onto, tmp_path): f"{tmp_path} is not empty: it holds other files; give another --output",
         ("train", run, "--model", expert, "--output", file / "out"): f"{file} is no folder",
         ("train", run, "--model", expert, "--output", dangling): f"{dangling} is no folder",
         ("train", run, "--model", expert, "--output", long): f"cannot create the folder {long}: File name too long",

@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from client.errors import ModelError
@@ -21,6 +22,12 @@ from trainer.adapters.model_folder import ModelFolder
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lightreasoner.json"
+WHOLE_FILE = "whole.json"
+"""In a checkpoint: its files with their digests, written last."""
+LANDMARKS = {
+    "run.json": "a RUN", CONFIG: "an adapter", "metrics.jsonl": "a training", "config.json": "a model",
+}  # fmt: skip
+"""Files by which a folder is known."""
 
 
 def is_local(url: str) -> bool:
@@ -36,8 +43,17 @@ def free_folder(out: str) -> Path:
         )
     check_writable(folder := local_folder(out))
     if folder.is_dir() and any(folder.iterdir()):
-        raise ModelError(f"{folder} is not empty; name a new folder or remove this one")
+        raise ModelError(f"{folder} is not empty: it holds {what_lies(folder)}; give another OUT")
     return folder
+
+
+def what_lies(place: Path | Bucket) -> str:
+    """In words what a folder, or a prefix of a bucket, holds."""
+    for name, kind in LANDMARKS.items():
+        # Path.is_file raises where a name is too long.
+        if os.path.isfile(place / name) if isinstance(place, Path) else place.get(name) is not None:  # noqa: PTH113
+            return kind
+    return "other files"
 
 
 def check_writable(folder: Path) -> None:
@@ -83,7 +99,7 @@ def adapter_folder(adapter: str) -> Path:
         if (data := bucket.get(name)) is not None:
             (folder / name).write_bytes(data)
     if not (folder / CONFIG).is_file():
-        raise ModelError(f"no adapter at {adapter}: it has no {CONFIG}; 'lightreasoner-trainer train' makes one")
+        raise _no_adapter(adapter, bucket.names("checkpoints"))
     return folder
 
 
@@ -92,9 +108,7 @@ def read_config(adapter: Path) -> dict[str, Any]:
     try:
         config = json.loads((adapter / CONFIG).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(
-            f"no adapter at {adapter}: it has no {CONFIG}; 'lightreasoner-trainer train' makes one"
-        ) from None
+        raise _no_adapter(str(adapter), adapter.glob("checkpoints/*/*")) from None
     except OSError as error:
         raise ModelError(f"no adapter at {adapter}: {CONFIG} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -102,8 +116,20 @@ def read_config(adapter: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{adapter / CONFIG} is not a JSON object; train the adapter again")
     if not (adapter / WEIGHTS).is_file():
-        raise ModelError(f"{adapter} has no {WEIGHTS}; train the adapter again")
+        remedy = "its training goes on with --resume" if (adapter / WHOLE_FILE).is_file() else "train it again"
+        raise ModelError(f"{adapter} has no {WEIGHTS}: {remedy}, and leaves a whole adapter")
     return config
+
+
+def _no_adapter(adapter: str, checkpoints: Iterable[str | Path]) -> ModelError:
+    """The error where an adapter should be. `checkpoints`: the files of what a training has left there."""
+    names = (file.parent.name.rpartition("-")[2] for file in map(PurePath, checkpoints) if file.name == WHOLE_FILE)
+    if steps := [int(name) for name in names if name.isdecimal()]:
+        return ModelError(
+            f"no adapter at {adapter}: its training has not ended; repeat its command with --resume, or give a "
+            f"checkpoint, as {adapter}/checkpoints/checkpoint-{max(steps)}"
+        )
+    return ModelError(f"no adapter at {adapter}: it has no {CONFIG}; 'lightreasoner-trainer train' makes one")
 
 
 def package_versions() -> dict[str, str]:
@@ -120,7 +146,7 @@ def check_base(adapter: Path, base: ModelFolder) -> None:
     try:
         made_for = json.loads(file.read_bytes())["base_model_fingerprint"] if file.is_file() else None
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file} is damaged ({error!r}); remove it to use the adapter unchecked") from None
+        raise ModelError(f"{file} is damaged ({error!r}); move it away to use the adapter unchecked") from None
     if made_for not in (None, base.fingerprint):
         named = read_config(adapter).get("base_model_name_or_path")
         raise ModelError(

@@ -84,7 +84,9 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     try:
         save(merged.to(dtype), base, out)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{out} cannot be written ({error}); make room there, remove {out} and merge again") from error
+        raise ModelError(
+            f"{out} cannot be written ({error}), and is not whole: make room there, and give another OUT"
+        ) from error
     return update
 
 

@@ -18,8 +18,8 @@ from client.runs.run import Run
 from client.storage.bucket import local_folder
 from trainer.adapters.adapter import adapter_folder, check_base, is_local, read_config
 from trainer.adapters.model_folder import ModelFolder
-from trainer.data.dataset import check_expert
-from trainer.settings import Running
+from trainer.data.dataset import check_expert, check_kept
+from trainer.settings import Objective, Recipe, Running
 from trainer.training.checkpoints import Output
 
 
@@ -38,15 +38,17 @@ def check_adapters(adapters: Sequence[str], base: ModelFolder) -> None:
         check_base(folder, base)
 
 
-def check_training(run: Run, base: ModelFolder, output: str, running: Running) -> None:
-    """Raises RunError or ModelError where RUN is none, or of another model, or where OUT is taken."""
+def check_training(run: Run, base: ModelFolder, output: str, recipe: Recipe, running: Running) -> None:
+    """Raises RunError or ModelError where RUN is none, of another model, or teaches nothing, or where OUT is taken."""
     if running.allow_mismatch:
         run.manifest()
     else:
         check_expert(run, base)
-    if os.environ.get("RANK", "0") == "0" and not running.resume:  # another rank may find what the first has written
+    if recipe.objective == Objective.CONTRAST and not running.follow:
+        check_kept(run)
+    if os.environ.get("RANK", "0") == "0":  # another rank may find what the first has written
         with Output(output) as out:
-            out.check_free()
+            out.check_resumable() if running.resume else out.check_free()
 
 
 def check_files(files: Sequence[str], question_field: str | None = None) -> None:

@@ -252,7 +252,7 @@ def train_command(
     recipe, running = options.recipe(), options.running()
     check_together(recipe, running)
     base = check_model(model, options.chat_template)
-    check_training(Run(run), base, output, running)
+    check_training(Run(run), base, output, recipe, running)
     if recipe.answers:
         check_answers(recipe.answers)
     quiet_transformers()

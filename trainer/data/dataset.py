@@ -144,6 +144,22 @@ class TrainingSet:
             raise RunError(_nothing_to_learn(self.run, self.without_kept_steps))
 
 
+def check_kept(run: Run) -> None:
+    """Raises RunError, with the reason, where no step of a RUN was kept. Of one that is not sealed, parts are read."""
+    completion, trajectories = run.completion(), 0
+    if completion:
+        if completion.totals.kept:
+            return
+        trajectories = completion.totals.trajectories
+    else:
+        for part in run.parts("samples"):
+            samples = list(run.samples_of(part))
+            if any(len(sample.contrast.steps) for sample in samples):
+                return
+            trajectories += len(samples)
+    raise RunError(_nothing_to_learn(run, trajectories))
+
+
 def mismatches(run: Run, model: ModelFolder) -> list[str]:
     """How `model` differs from the RUN's expert: weights, tokenizer, chat template; a line for each difference."""
     expert = run.manifest().expert
@@ -228,9 +244,17 @@ def _nothing_to_learn(run: Run, trajectories: int) -> str:
     if not trajectories:
         return f"{run} is empty: it holds no trajectory yet; fill it with 'lightreasoner-client sample'"
     beta = run.manifest().beta
+    remedy, more = f"'lightreasoner-client build {run} NEW_RUN --beta …'", ""
+    if completion := run.completion():
+        bounds = completion.totals.kl_quantiles
+        if share := next((share for share in ("0.9", "0.99") if 0 < bounds.get(share, 0) < beta), None):
+            exceed = f"{1 - float(share):.0%} of the steps exceed {bounds[share]:.2g}"
+            remedy = f"'lightreasoner-client build {run} NEW_RUN --beta {bounds[share]:.2g}'; {exceed}"
+        if incomplete := completion.totals.incomplete:
+            more = f"a larger --top-k ({incomplete:,} plausible sets are incomplete), or with "
     return (
-        f"none of the {trajectories} trajectories in {run} has a kept step at beta {beta:g}; "
-        "make a RUN with a lower --beta, or with an amateur that differs more"
+        f"none of the {trajectories:,} trajectories in {run} has a kept step at --beta {beta:g}: give a lower one "
+        f"({remedy}), or sample with {more}an amateur that differs more"
     )
 
 

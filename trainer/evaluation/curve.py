@@ -11,7 +11,7 @@ from typing import Any
 
 from client.errors import ModelError
 from client.storage.bucket import Bucket
-from trainer.adapters.adapter import CONFIG, PROVENANCE
+from trainer.adapters.adapter import CONFIG, PROVENANCE, WHOLE_FILE
 from trainer.evaluation.scores import Comparison
 
 
@@ -25,7 +25,7 @@ def checkpoints_of(out: str) -> dict[str, int]:
     for name in bucket.names("checkpoints"):
         folder, _, file = name.rpartition("/")
         number = folder.rpartition("checkpoint-")[2]
-        if file == "whole.json" and number.isdecimal():
+        if file == WHOLE_FILE and number.isdecimal():
             found[int(number)] = f"{url}/{folder}"
     made = bucket.get(PROVENANCE) if bucket.get(CONFIG) else None
     if made:
@@ -43,7 +43,9 @@ def _adapter_step(made: bytes, url: str) -> int:
         about = json.loads(made)
         step = about.get("adapter_step", about.get("optimizer_steps"))
     except (ValueError, AttributeError) as error:
-        raise ModelError(f"{url}/{PROVENANCE} is damaged ({error}); remove it to take the checkpoints alone") from None
+        raise ModelError(
+            f"{url}/{PROVENANCE} is damaged ({error}); move it away to take the checkpoints alone"
+        ) from None
     if isinstance(step, int):
         return step
     out = url.rpartition("/checkpoints/")[0] or "the --output of its training"

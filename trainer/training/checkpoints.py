@@ -31,12 +31,9 @@ from typing import Any
 from client.errors import ModelError
 from client.storage.bucket import Bucket, local_folder
 from client.storage.locks import lock
-from trainer.adapters.adapter import PROVENANCE, check_writable, is_local, make_folder
+from trainer.adapters.adapter import PROVENANCE, WHOLE_FILE, check_writable, is_local, make_folder, what_lies
 
 CHECKPOINTS = "checkpoints"
-WHOLE_FILE = "whole.json"
-
-
 LOCK, OWNERS = ".lock", "owners"
 
 
@@ -80,10 +77,18 @@ class Output:
             check_writable(self.folder)
             taken = any(file.is_file() and file != self.folder / LOCK for file in self.folder.rglob("*"))
         if taken:
-            begun = bool(self._numbers())
-            remedy = "go on with --resume, name a new folder" if begun else "name a new folder"
             self._refuse_another()
-            raise ModelError(f"{self} is not empty; {remedy} or remove this one")
+            what = what_lies(self.bucket or self.folder)
+            if self._numbers() and what != "a RUN":
+                what = "a training"
+            remedy = "go on with --resume, or give another" if what == "a training" else "give another"
+            raise ModelError(f"{self} is not empty: it holds {what}; {remedy} --output")
+
+    def check_resumable(self) -> None:
+        """Raises ModelError if what is in OUT is no training, and would be mixed with one."""
+        what = what_lies(self.bucket or self.folder)
+        if what == "a RUN" or (what in ("an adapter", "a model") and not self._numbers() and self.finished() is None):
+            raise ModelError(f"{self} holds {what}, not a training to go on with; give another --output")
 
     def own(self) -> None:
         """Be the training that writes here. Raises ModelError where another does."""
@@ -140,7 +145,7 @@ class Output:
             return json.loads(data) if data is not None else None
         except ValueError as error:
             raise ModelError(
-                f"{self}/{PROVENANCE} is damaged ({error}); remove it, and continue with --resume"
+                f"{self}/{PROVENANCE} is damaged ({error}); move it away, and continue with --resume"
             ) from error
 
     def withdraw(self) -> None:
