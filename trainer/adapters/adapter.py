@@ -99,7 +99,7 @@ def adapter_folder(adapter: str) -> Path:
         if (data := bucket.get(name)) is not None:
             (folder / name).write_bytes(data)
     if not (folder / CONFIG).is_file():
-        raise _no_adapter(adapter, bucket.names("checkpoints"))
+        raise _missing_adapter(adapter, bucket.names("checkpoints"))
     return folder
 
 
@@ -108,7 +108,7 @@ def read_config(adapter: Path) -> dict[str, Any]:
     try:
         config = json.loads((adapter / CONFIG).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise _no_adapter(str(adapter), adapter.glob("checkpoints/*/*")) from None
+        raise _missing_adapter(str(adapter), adapter.glob("checkpoints/*/*")) from None
     except OSError as error:
         raise ModelError(f"no adapter at {adapter}: {CONFIG} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -121,7 +121,7 @@ def read_config(adapter: Path) -> dict[str, Any]:
     return config
 
 
-def _no_adapter(adapter: str, checkpoints: Iterable[str | Path]) -> ModelError:
+def _missing_adapter(adapter: str, checkpoints: Iterable[str | Path]) -> ModelError:
     """The error where an adapter should be. `checkpoints`: the files of what a training has left there."""
     names = (file.parent.name.rpartition("-")[2] for file in map(PurePath, checkpoints) if file.name == WHOLE_FILE)
     if steps := [int(name) for name in names if name.isdecimal()]:
