@@ -131,8 +131,11 @@ class Unreachable(ServiceError):
         self.retry_after = retry_after
 
 
-class InvalidCertificate(Unreachable):
-    """No waiting mends a server's certificate; only a server that answered before may have it renewed."""
+class TlsError(Unreachable):
+    """A certificate is invalid, or one side speaks TLS and the other does not.
+
+    No waiting mends that; only a server that answered before may have its certificate renewed.
+    """
 
     may_pass = False
 

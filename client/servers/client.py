@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from contextlib import aclosing
 from typing import Self, TypeVar
 
-from client.errors import InvalidCertificate, ServiceError, Stopped, Unreachable
+from client.errors import ServiceError, Stopped, TlsError, Unreachable
 from client.protocol.requests import Failure, PairCards, Problem, SamplingSettings, Trajectory
 from client.retries import retry
 from client.servers.connection import Connection
@@ -176,6 +176,8 @@ class SamplingClient:
         except Unreachable as reason:
             if self.stopping:
                 raise Stopped(f"stopped waiting for {name}; it has not been asked yet") from None
+            if isinstance(reason, TlsError):
+                raise
             raise ServiceError(f"no server behind {name} is ready after {self._patience:g} s: {reason}") from None
 
     async def _until_ready(self, connection: Connection, tell: Callable[[str], None]) -> None:
@@ -186,7 +188,7 @@ class SamplingClient:
             try:
                 with contextlib.suppress(TimeoutError):
                     reason = await asyncio.wait_for(connection.why_not_ready(), max(deadline - time.monotonic(), 0.1))
-            except InvalidCertificate:
+            except TlsError:
                 raise
             except Unreachable as error:
                 reason = str(error)
@@ -222,7 +224,7 @@ class SamplingClient:
         """
         return await retry(
             ask,
-            may_pass=lambda error: isinstance(error, passing) and not isinstance(error, InvalidCertificate),
+            may_pass=lambda error: isinstance(error, passing) and not isinstance(error, TlsError),
             pause=READY_POLL_SECONDS,
             seconds=self._patience,
             stopping=lambda: self.stopping,

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import email.utils
 import math
+import re
+import ssl
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -23,9 +25,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from client.errors import (
     Busy,
-    InvalidCertificate,
     LightReasonerError,
     ServiceError,
+    TlsError,
     Unreachable,
     fault_words,
     shorten,
@@ -65,6 +67,10 @@ MOST_REASON_CHARACTERS = 500
 """Most characters of a server's words in a message."""
 BEFORE_A_SERVER = (408, 429, 502, 504)
 """How a proxy answers /ready while there is no server behind it, or the server is overloaded."""
+NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|record layer failure", re.IGNORECASE)
+"""How OpenSSL says that what came is not TLS."""
+WANTS_TLS = re.compile(rb"HTTPS (port|server)|SSL-enabled server port")
+"""How nginx, Go's servers and Apache answer a plain request where they want TLS."""
 BAD_LINE = "bad_line"
 """The type of failure that an invalid line becomes."""
 
@@ -91,7 +97,7 @@ class Connection:
         """When a request for trajectories last got a line or a heartbeat, on the clock of `time.monotonic`."""
         self._extensions = {"sni_hostname": host} if host else {}
         try:
-            address = urlsplit(self.server)
+            self._url = address = urlsplit(self.server)
             self._name = self.server.replace(f"{address.netloc.rpartition('@')[0]}@", "", 1)  # without a password
             if address.scheme in ("http+dns", "https+dns"):
                 raise ValueError("this command asks one server; give http://name:port")
@@ -121,6 +127,8 @@ class Connection:
         if answer.status == 200:
             return None
         starting = answer.status == 503 and "retry-after" in answer.headers
+        if answer.status == 400 and self._url.scheme == "http" and WANTS_TLS.search(answer.content):
+            raise self._other_scheme()
         if not starting and answer.status not in BEFORE_A_SERVER:
             raise ServiceError(f"{self} cannot serve: {_detail(answer)}")
         return _detail(answer)
@@ -205,7 +213,7 @@ class Connection:
 
         return await retry(
             post,
-            may_pass=lambda error: isinstance(error, Unreachable),
+            may_pass=lambda error: isinstance(error, Unreachable) and error.may_pass,
             pause=SUBMIT_PAUSE_SECONDS,
             attempts=SUBMIT_ATTEMPTS,
         )
@@ -284,7 +292,25 @@ class Connection:
         except TimeoutError:
             raise Unreachable(f"{self}{path} was not answered whole in {ANSWER_SECONDS:g} s") from None
         except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+            raise await self._tls_is_there(error) or self._unreachable(error) from error
+
+    async def _tls_is_there(self, error: httpx.HTTPError) -> TlsError | None:
+        """The error of a server that ended a plain connection because it wants TLS."""
+        if self._url.scheme != "http" or not isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
+            return None
+        anybody = ssl.create_default_context()
+        anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                _, writer = await asyncio.open_connection(self._url.hostname, self._url.port or 80, ssl=anybody)
+        except (OSError, TimeoutError):
+            return None
+        writer.close()
+        return self._other_scheme()
+
+    def _other_scheme(self) -> TlsError:
+        other, speaks = ("http", "plain HTTP") if self._url.scheme == "https" else ("https", "HTTP with TLS")
+        return TlsError(f"{self} speaks {speaks}; give {other}{self._name.removeprefix(self._url.scheme)}")
 
     async def _whole(self, response: httpx.Response, most: int = MOST_BODY_BYTES) -> HttpAnswer:
         """A response with its body, of `most` bytes. Raises ServiceError for a larger one."""
@@ -306,8 +332,10 @@ class Connection:
 
     def _unreachable(self, error: Exception) -> Unreachable:
         reason = shorten(str(error), MOST_REASON_CHARACTERS) or type(error).__name__
+        if NO_TLS.search(reason):
+            return self._other_scheme()
         if "CERTIFICATE_VERIFY_FAILED" in reason:
-            return InvalidCertificate(
+            return TlsError(
                 f"cannot reach {self} ({reason}); correct the URL or the certificate. To trust one of your own, name "
                 "its file in SSL_CERT_FILE"
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from client.errors import InvalidCertificate, ServiceError, Unreachable
+from client.errors import ServiceError, TlsError, Unreachable
 from client.protocol.requests import PairCards
 from client.servers.connection import Connection
 from client.servers.dispatch import Dispatch
@@ -86,7 +86,7 @@ async def pair_if_ready(server: Connection) -> PairCards | ServiceError:
             try:
                 reason = await server.why_not_ready()
             except ServiceError as error:  # what failed may be started again
-                return error if isinstance(error, InvalidCertificate) else Unreachable(str(error))
+                return error if isinstance(error, TlsError) else Unreachable(str(error))
             return Unreachable(f"{server} is not ready: {reason}") if reason else await server.models()
     except TimeoutError:
         return Unreachable(f"{server} is not ready: it does not respond")

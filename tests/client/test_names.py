@@ -306,6 +306,11 @@ def test_certificates_are_checked_for_the_name(addresses, tmp_path, monkeypatch)
         told = []
         with pytest.raises(ServiceError, match=r"certificate.*; correct the URL or the certificate"):
             sampled(addresses.url.replace("http", "https", 1), tell=told.append)  # not after 1,800 s
+        for url in (addresses.url, f"http://127.0.0.2:{addresses.port}"):
+            with pytest.raises(
+                ServiceError, match=r"^http://127.0.0.2:\d+ speaks HTTP with TLS; give https://127.0.0.2:"
+            ):
+                sampled(url, tell=told.append)
         assert not told
     finally:
         server.should_exit = True

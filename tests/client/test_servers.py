@@ -101,6 +101,12 @@ def test_a_certificate_that_expires_meanwhile_may_be_renewed(servers, monkeypatc
     assert sum(posts) > 2 and not told  # one request was sent again
 
 
+def test_a_server_that_speaks_plain_http_is_not_waited_for_with_tls(servers):
+    url = servers[0].url.replace("http", "https")
+    with pytest.raises(ServiceError, match=f"^{url} speaks plain HTTP; give {servers[0].url}$"):
+        sampled(url)
+
+
 def test_a_call_of_the_library_says_what_it_waits_for(caplog):
     with pytest.raises(ServiceError):
         asyncio.run(SamplingClient("http://127.0.0.1:9", patience=0.1).models())
