@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import signal
+import sys
 from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import MISSING, fields, is_dataclass
@@ -17,6 +19,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from client.cli import stop_loading
 from client.errors import LightReasonerError
 
 PACKAGE = "lightreasoner"
@@ -52,6 +55,12 @@ class Program(typer.Typer):
         )  # fmt: skip
         if help is not None:
             self.callback(help=help)(_with_version)
+
+    def __call__(self, *words: Any, **options: Any) -> Any:
+        """Run the command that is typed."""
+        if signal.getsignal(signal.SIGINT) is stop_loading:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return super().__call__(*words, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:  # type: ignore[override]
         """Register a command. Its docstring is its help; a parameter that is a dataclass stands for its fields."""
@@ -128,6 +137,9 @@ class _Command(_PlainWords, TyperCommand):
             return super().invoke(ctx)
         except LightReasonerError as error:
             error.args = (as_typed(str(error)),)
+            raise
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
             raise
         finally:
             _RUNNING.reset(before)

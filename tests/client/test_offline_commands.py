@@ -1,5 +1,7 @@
 """build and report as a user types them."""
 
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -7,6 +9,7 @@ from support.runs.made_run import make_manifest, make_trajectory, tokenizer_json
 from typer.testing import CliRunner
 
 from client.__main__ import main, program
+from client.cli import stop_loading
 from client.runs.run import Run
 
 
@@ -75,6 +78,33 @@ def test_settings_that_differ_and_those_that_go_to_a_server_are_named_as_they_ar
     ):
         assert client_cli(command, problems, tmp_path / "run", *to, *words)[0] == f"error: {said}"
     assert client_cli("submit", problems, "", *to)[0] == "error: RUN: '': expected at least 1 characters"
+
+
+def test_ctrl_c_while_a_program_loads_ends_it_in_one_line():
+    """Nothing else has been imported when it comes; who imports the commands for something else keeps its own ways."""
+    code = "import os, sys; sys.argv[0] = {!r}; import client.cli; os.kill(os.getpid(), 2); import client.__main__"
+    for started in ("/usr/bin/lightreasoner-client", "/lib/trainer/__main__.py", "/usr/bin/pytest"):
+        ended = subprocess.run([sys.executable, "-c", code.format(started)], capture_output=True, text=True)
+        if "pytest" in started:
+            assert ended.returncode == -signal.SIGINT and ended.stderr.endswith("KeyboardInterrupt\n")
+        else:
+            assert (ended.returncode, ended.stderr) == (130, "\nstopped before it began\n")
+
+
+def test_ctrl_c_in_a_command_ends_it_in_one_line(monkeypatch, tmp_path, capsys):
+    def pressed(*_):
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "manifest", pressed)
+    monkeypatch.setattr(sys, "argv", ["lightreasoner-client", "report", str(tmp_path)])
+    before = signal.signal(signal.SIGINT, stop_loading)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 130 and capsys.readouterr().err == "\nstopped\n"
 
 
 def test_report_writes_the_page_where_it_is_told_to(source, tmp_path, client_cli):
