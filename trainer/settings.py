@@ -115,7 +115,7 @@ class Running:
     follow: bool = False
     follow_timeout: float = 1800.0  # seconds without a new part
     allow_mismatch: bool = False
-    packing: bool = True  # several trajectories in one forward pass, where that changes nothing
+    packing: bool = True  # several trajectories in one sequence, where that changes nothing
     keep_checkpoints: int = 2  # the newest, and one before it in case the newest is torn
 
 

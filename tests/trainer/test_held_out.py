@@ -91,9 +91,10 @@ def test_samples_of_one_problem_are_never_on_both_sides(tmp_path, expert, traine
     assert not sides[0] & sides[1]
 
 
-def test_what_is_measured_is_a_plain_forward_of_the_model_and_of_its_base(tmp_path, many, expert, trainer_cli):
+@pytest.mark.parametrize("options", [(), ("--no-packing",)])
+def test_what_is_measured_is_a_plain_forward_of_the_model_and_of_its_base(tmp_path, many, expert, trainer_cli, options):
     out = tmp_path / "out"
-    words = ("train", many, "--model", expert, "--output", out, "--held-out", 0.2, "--max-steps", 6, *HOT)
+    words = ("train", many, "--model", expert, "--output", out, "--held-out", 0.2, "--max-steps", 6, *HOT, *options)
     code, said, err = trainer_cli(*words)
     assert code == 0, err
     rows = rows_of(out)

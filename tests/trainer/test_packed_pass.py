@@ -6,6 +6,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from client.errors import ModelError
+from trainer.data.packing import Layout
 from trainer.training.lora import compute_loss_in_forward
 from trainer.training.packing_check import attentions, check_packing, choose
 
@@ -64,7 +65,7 @@ def test_the_first_attention_that_computes_the_same_is_taken_and_the_others_are_
     monkeypatch.setattr("trainer.training.packing_check.attentions", lambda model, device: wanted)
     model = adapted("llama")
     choice = choose(model, "some/llama", [30, 50], 100, packing=True, attention=None)
-    assert choice.layout.packed and choice.attention == model.config._attn_implementation == "eager"
+    assert choice.layout == Layout() and choice.attention == model.config._attn_implementation == "eager"
     (said,) = choice.said(100, [30, 50], "cpu")
     assert said.startswith("attention: eager; not flash_attention_3: not installed; not flash_attention_2: ")
     assert choose(model, "some/llama", [30, 50], 100, packing=True, attention="eager").said(100, [30], "cpu") == []

@@ -1,6 +1,7 @@
-"""Packed trajectories: none sees another, none is padded or cut, and every rank gets its share."""
+"""Packed or padded trajectories: none sees another, none is cut, and every rank gets its share."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from support.training.reading import read_training_set
 
 from trainer.adapters.model_folder import ModelFolder
 from trainer.data.dataset import Limits
-from trainer.data.packing import micro_batches, pack
+from trainer.data.packing import Layout, Sharing, micro_batches, pack
 from trainer.settings import Lora
 from trainer.training.lora import Head, hidden_states, with_lora
 
@@ -57,6 +58,8 @@ def test_permuting_separating_or_sharing_out_trajectories_changes_the_loss_by_ro
         [pack(examples[::-1])],
         [pack([example]) for example in examples],
         micro_batches(examples, 40)[0],
+        micro_batches(examples, 80, layout=Layout(Sharing.PADDED))[0],
+        [batch for rank in micro_batches(examples, 80, 3, Layout(Sharing.PADDED)) for batch in rank],
         [batch for rank in micro_batches(examples, 40, ranks=3) for batch in rank],
         [batch for rank in micro_batches(examples[:1], 40, ranks=2) for batch in rank] + [pack(examples[1:])],
     ):
@@ -76,6 +79,26 @@ def test_micro_batches_keep_to_the_budget_without_padding_and_are_as_many_for_ev
     assert len(shares[0]) <= 1.5 * held / ranks / budget + 1
     per_rank = [sum(batch["input_ids"].shape[1] for batch in share) for share in shares]
     assert max(per_rank) - min(per_rank) <= max(len(example.input_ids) for example in examples)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_padded_rows_fill_the_budget_with_trajectories_of_like_length_from_one_side_of_a_switch(examples, ranks):
+    budget, switch = 60, 15
+    shares = micro_batches(examples, budget, ranks, Layout(Sharing.PADDED, switch))
+    assert len(shares) == ranks and len({len(share) for share in shares}) == 1
+    held = []
+    for share in shares:
+        passes = [batch["input_ids"] for batch in share if batch["label_weights"].any()]
+        lengths = [[int((row > 0).sum()) for row in ids] for ids in passes]  # padding is 0, which no trajectory holds
+        sizes = [(ids.shape[1], ids.numel()) for ids in passes]
+        assert all(size == (max(rows), max(rows) * len(rows)) for size, rows in zip(sizes, lengths, strict=True))
+        assert max(tokens for _, tokens in sizes) <= budget
+        for rows, after in itertools.pairwise(lengths):
+            assert min(rows) >= max(after)
+            assert (len(rows) + 1) * max(rows) > budget or max(after) <= switch < max(rows)
+        assert not any(min(rows) <= switch < max(rows) for rows in lengths)
+        held += [tuple(row[row > 0].tolist()) for ids in passes for row in ids]
+    assert sorted(held) == sorted(tuple(example.input_ids.tolist()) for example in examples)
 
 
 def test_an_example_above_the_budget_gets_a_sequence_of_its_own_and_stays_whole(examples):

@@ -16,7 +16,8 @@ from support.training.launch import metrics, started
 
 from client.storage.bucket import Bucket
 from trainer.data.dataset import TrainingSet
-from trainer.training import lora
+from trainer.data.packing import Layout, Sharing
+from trainer.training import lora, packing_check
 from trainer.training.checkpoints import Output
 
 STEPS, EVERY = 40, 5
@@ -152,19 +153,24 @@ def test_resuming_before_the_first_checkpoint_begins_at_the_beginning(tmp_path, 
 
 
 def test_a_training_of_an_early_version_goes_on_as_it_was_begun(tmp_path, expert, trainer_cli, monkeypatch):
-    """With the parts that it began with, though the RUN has grown since; in their order, and with its arithmetic."""
+    """With the parts that it began with, though the RUN has grown since; in their order, and with its arithmetic.
+
+    Dropout would differ if trajectories shared passes, as they did not.
+    """
     rows = [trajectory(f"p{index}", index) for index in (3, 0, 5, 1, 4, 2)]
     run, out = write_run(tmp_path / "run", expert, sealed=False, trajectories=rows), tmp_path / "out"
     words = ("train", run, "--model", expert, "--output", out, "--resume", "--dtype", "bfloat16", "--max-steps", 4)
-    words += "--batch-size", 2, "--save-steps", 3, "--learning-rate", 0.01
+    words += "--batch-size", 2, "--save-steps", 3, "--learning-rate", 0.01, "--no-packing"
     with monkeypatch.context() as early:
         early.setattr(TrainingSet, "sort", lambda self: None)
         early.setattr(lora, "multiply_in_the_models_type", lambda adapted: None)
+        early.setattr(packing_check, "layout_for", lambda *words: (Layout(Sharing.ALONE), "of an early version"))
         assert trainer_cli(*words)[0] == 0
     expected, figures = load_file(out / "adapter_model.safetensors"), metrics(out)
     (out / "lightreasoner.json").unlink()
     shutil.rmtree(out / "checkpoints" / "checkpoint-4")
-    change_state(out, 3, lambda state: {name: state[name] for name in state if name not in ("sorted", "rounded")})
+    new = "sorted", "rounded", "padding"
+    change_state(out, 3, lambda state: {name: state[name] for name in state if name not in new})
     run.write([trajectory("late", 99)], {}, run.manifest())
     code, said, err = trainer_cli(*words)
     assert code == 0 and "resuming after step 3" in said and "4 optimizer steps over 6 trajectories" in said, err

@@ -149,7 +149,7 @@ class TrainingOptions:
         typer.Option(
             "--no-packing",
             rich_help_panel=MACHINE,
-            help="Put one trajectory into a forward pass, as models do that cannot be packed.",
+            help="Give each trajectory a padded row, as for models that cannot be packed.",
         ),
     ] = False
     gradient_checkpointing: Annotated[

@@ -1,4 +1,4 @@
-"""Packs the examples of an optimizer step into sequences: micro-batches without padding, for each rank.
+"""Cuts the examples of an optimizer step into micro-batches, for each rank: packed, or where a model needs it padded.
 
 In: examples, a token budget, the number of ranks. Out: micro-batches of tensors. A pure function: every rank computes
 the same without asking the others.
@@ -8,20 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.example import Example
+from trainer.data.example import Example, Ints
+
+
+class Sharing(StrEnum):
+    """How examples share a forward pass: one behind the other; a row each, padded on the right; not at all."""
+
+    PACKED = "packed"
+    PADDED = "padded"
+    ALONE = "alone"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which examples may share a forward pass."""
+    """Which examples may share a forward pass, and how."""
 
-    packed: bool = True  # False: one example a pass
+    sharing: Sharing = Sharing.PACKED
     switch: int | None = None  # longer examples have other position tables (LongRoPE): no pass holds both kinds
 
     def sides(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -31,13 +40,17 @@ class Layout:
         longer = [length > self.switch for length in lengths]
         return [[index for index, long in enumerate(longer) if long == side] for side in (True, False)]
 
+    def tokens(self, lengths: Sequence[int]) -> int:
+        """Tokens of a pass that holds examples of these lengths, with the padding."""
+        return len(lengths) * max(lengths) if self.sharing == Sharing.PADDED else sum(lengths)
+
 
 class Batch(TypedDict):
-    """Packed examples: L tokens, K kept steps, labels of at most m ids."""
+    """The examples of a pass: R rows of L tokens, one if packed; K kept steps, labels of at most m ids."""
 
-    input_ids: Tensor  # [1, L]
-    position_ids: Tensor  # [1, L], restarting at 0 for each example
-    kept: Tensor  # [K], indices into the sequence
+    input_ids: Tensor  # [R, L]
+    position_ids: Tensor  # [R, L], restarting at 0 for each example
+    kept: Tensor  # [K], indices into the tokens, row by row
     label_ids: Tensor  # [K, m]
     label_weights: Tensor  # [K, m]; a label with fewer than m ids is filled up with weight 0
 
@@ -47,10 +60,10 @@ def micro_batches(
 ) -> list[list[Batch]]:
     """The micro-batches of each rank. All ranks get the same number.
 
-    A micro-batch has at most `token_budget` tokens, unless one example alone has more, and keeps to `layout`, by
-    default a packed one. The longest examples come first:
-    each goes to the rank with the fewest tokens, there into the first sequence with room. A rank with less work gets
-    sequences that add nothing to loss or gradient, because all ranks must take part in every exchange.
+    A micro-batch has at most `token_budget` tokens, padding included, unless one example alone has more, and keeps to
+    `layout`, by default a packed one. The longest examples come first, so that rows of like length share a pass: each
+    goes to the rank with the fewest tokens, there into the first pass with room. A rank with less work gets passes
+    that add nothing to loss or gradient, because all ranks must take part in every exchange.
     """
     layout = layout or Layout()
     loads: list[list[Example]] = [[] for _ in range(ranks)]
@@ -61,16 +74,13 @@ def micro_batches(
         tokens[lightest] += len(example.input_ids)
     bins = [_bins(load, token_budget, layout) for load in loads]
     most = max(map(len, bins))
-    return [[pack(packed) for packed in mine] + [_idle(examples[0])] * (most - len(mine)) for mine in bins]
+    padded = layout.sharing == Sharing.PADDED
+    return [[pack(held, padded) for held in mine] + [_idle(examples[0])] * (most - len(mine)) for mine in bins]
 
 
-def pack(examples: Sequence[Example]) -> Batch:
-    """Put examples one after the other into one sequence.
-
-    transformers allows no attention between them if position_ids restart and it gets no attention_mask and no cache.
-    """
-    lengths = [len(example.input_ids) for example in examples]
-    starts = np.cumsum([0, *lengths[:-1]])
+def pack(examples: Sequence[Example], padded: bool = False) -> Batch:
+    """Put examples into one pass, by default one after the other into one sequence."""
+    input_ids, position_ids, starts = arrange([example.input_ids for example in examples], padded)
     sizes = np.concatenate([np.diff(example.label_offsets) for example in examples])
     filled = np.arange(sizes.max()) < sizes[:, None]  # [K, m]
     label_ids, label_weights = np.zeros(filled.shape, np.int64), np.zeros(filled.shape, np.float32)
@@ -78,35 +88,54 @@ def pack(examples: Sequence[Example]) -> Batch:
     label_weights[filled] = np.concatenate([example.label_weights for example in examples])
     kept = np.concatenate([start + example.positions for start, example in zip(starts, examples, strict=True)])
     return Batch(
-        input_ids=torch.from_numpy(np.concatenate([example.input_ids for example in examples]))[None],
-        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        input_ids=input_ids,
+        position_ids=position_ids,
         kept=torch.from_numpy(kept),
         label_ids=torch.from_numpy(label_ids),
         label_weights=torch.from_numpy(label_weights),
     )
 
 
+def arrange(sequences: Sequence[Ints], padded: bool) -> tuple[Tensor, Tensor, Ints]:
+    """Ids and positions of a pass, both [R, L], and where each sequence begins in them, row by row.
+
+    Without an attention_mask, and without a cache: transformers allows no attention between packed sequences if
+    positions restart; in a causal model nothing before the padding sees it.
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    if not padded:
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        starts = np.cumsum([0, *lengths[:-1]])
+        return torch.from_numpy(np.concatenate(sequences))[None], torch.from_numpy(positions)[None], starts
+    ids = np.zeros((len(sequences), max(lengths)), np.int64)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    positions = np.tile(np.arange(max(lengths)), (len(sequences), 1))
+    return torch.from_numpy(ids), torch.from_numpy(positions), np.arange(len(sequences)) * max(lengths)
+
+
 def _bins(examples: Sequence[Example], budget: int, layout: Layout) -> list[list[Example]]:
-    """What each sequence holds."""
-    if not layout.packed:
+    """What each pass holds."""
+    if layout.sharing == Sharing.ALONE:
         return [[example] for example in examples]
     sides = layout.sides([len(example.input_ids) for example in examples])
-    return [filled for side in sides for filled in _first_fit([examples[index] for index in side], budget)]
+    return [filled for side in sides for filled in _first_fit([examples[index] for index in side], budget, layout)]
 
 
-def _first_fit(examples: Sequence[Example], budget: int) -> list[list[Example]]:
-    """Each example goes into the first sequence with room."""
+def _first_fit(examples: Sequence[Example], budget: int, layout: Layout) -> list[list[Example]]:
+    """Each example goes into the first pass with room. Behind the longest, a padded row is as long as its pass."""
+    padded = layout.sharing == Sharing.PADDED
     bins: list[list[Example]] = []
     room: list[int] = []
     for example in examples:
-        size = len(example.input_ids)
-        fits = next((index for index, left in enumerate(room) if size <= left), None)
+        needs = [len((held[0] if padded else example).input_ids) for held in bins]
+        fits = next((index for index, left in enumerate(room) if needs[index] <= left), None)
         if fits is None:
             bins.append([example])
-            room.append(budget - size)
+            room.append(budget - len(example.input_ids))
         else:
             bins[fits].append(example)
-            room[fits] -= size
+            room[fits] -= needs[fits]
     return bins
 
 

@@ -155,7 +155,7 @@ class HeldOutWatch(TrainerCallback):
     @staticmethod
     def _states(decoder: Any, batch: Batch, device: torch.device) -> Tensor:
         states = hidden_states(decoder, batch["input_ids"].to(device), batch["position_ids"].to(device))
-        return states[0, batch["kept"].to(device)]
+        return states.flatten(0, 1)[batch["kept"].to(device)]
 
 
 def measured_every(total: int) -> int:

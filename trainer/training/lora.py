@@ -1,6 +1,6 @@
 """Adds a LoRA adapter to the expert, and makes its forward pass compute the contrast loss.
 
-In: a loaded model, the adapter's settings. Out: a PeftModel whose forward takes a packed batch and returns `StepSums`.
+In: a loaded model, the adapter's settings. Out: a PeftModel whose forward takes a batch and returns `StepSums`.
 The loss is computed inside forward because DDP and FSDP wrap only that call. Knows nothing of RUNs.
 """
 
@@ -144,14 +144,14 @@ def compute_loss_in_forward(adapted: PeftModel) -> None:
     def forward(
         input_ids: Tensor, position_ids: Tensor, kept: Tensor, label_ids: Tensor, label_weights: Tensor, **_: Any
     ) -> StepSums:
-        states = hidden_states(decoder, input_ids, position_ids)
-        return contrast_sums(states[0, kept], head, label_ids, label_weights, head.vocab_size)
+        states = hidden_states(decoder, input_ids, position_ids).flatten(0, 1)
+        return contrast_sums(states[kept], head, label_ids, label_weights, head.vocab_size)
 
     model.forward = forward
 
 
 def hidden_states(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-    """[1, L] ids of packed trajectories to the states [1, L, d] that the LM head reads."""
+    """[R, L] ids, as `trainer.data.packing` arranges them, to the states [R, L, d] that the LM head reads."""
     return decoder(
         input_ids=input_ids,
         position_ids=position_ids,

@@ -1,4 +1,5 @@
-"""Decides, before the first step, how trajectories go through a model: packed where that is exact, else one a pass.
+"""Decides, before the first step, how trajectories share a pass of a model: packed where that is exact, else in padded
+rows where that is, else not at all.
 
 In: the adapted model, the lengths to train on. Out: a `Layout`, what computes attention, and why; or a ModelError that
 says what is wrong. It costs a few forward passes as long as those of the training. It finds models with a state that
@@ -20,7 +21,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from client.errors import ModelError, reason_of
-from trainer.data.packing import Layout
+from trainer.data.packing import Layout, Sharing, arrange
 from trainer.training.lora import Head, hidden_states, own_dropout
 from trainer.training.progress import is_out_of_memory
 
@@ -55,8 +56,14 @@ class Choice:
         lines = []
         if device == "cuda" or self.others:
             lines.append("; not ".join([f"attention: {self.attention}", *self.others]))
-        if self.unpacked:
-            packed = max(1, budget * len(lengths) // max(1, sum(lengths)))
+        packed = max(1, budget * len(lengths) // max(1, sum(lengths)))
+        if self.layout.sharing == Sharing.PADDED:
+            padded = round(len(lengths) / sum(1 / max(1, budget // length) for length in lengths))
+            lines.append(
+                f"one trajectory a row, padded: {self.unpacked}. The adapter is the same; a pass holds about {padded},"
+                f" and packed about {packed}"
+            )
+        if self.layout.sharing == Sharing.ALONE:
             lines.append(
                 f"one trajectory a pass: {self.unpacked}. The adapter is the same; a packed pass would hold about"
                 f" {packed}, so training takes longer, above all on a GPU"
@@ -65,9 +72,15 @@ class Choice:
 
 
 def choose(
-    adapted: PeftModel, name: str, lengths: Sequence[int], budget: int, packing: bool, attention: str | None
+    adapted: PeftModel,
+    name: str,
+    lengths: Sequence[int],
+    budget: int,
+    packing: bool,
+    attention: str | None,
+    padding: bool = True,
 ) -> Choice:
-    """How trajectories of these lengths go through the model. The user's `attention` is kept.
+    """How trajectories of these lengths go through the model: packed and padded only if asked. `attention` is kept.
 
     Raises ModelError if it cannot be trained at all.
     """
@@ -80,7 +93,7 @@ def choose(
             others.append(reason)
             continue
         try:
-            found, why = layout_for(adapted, name, lengths, budget, packing)
+            found, why = layout_for(adapted, name, lengths, budget, packing, padding=False)
         except ModelError as error:
             others.append(f"{better}: {error}")
             continue
@@ -89,7 +102,7 @@ def choose(
         others.append(f"{better}: {why}")
     if names:
         model.set_attn_implementation(loaded)
-    found, why = layout_for(adapted, name, lengths, budget, packing)
+    found, why = layout_for(adapted, name, lengths, budget, packing, padding)
     return Choice(found, why, loaded, others)
 
 
@@ -142,22 +155,25 @@ def _own_logits(model: Any) -> Tensor:
 
 
 def layout_for(
-    adapted: PeftModel, name: str, lengths: Sequence[int], budget: int, packing: bool
+    adapted: PeftModel, name: str, lengths: Sequence[int], budget: int, packing: bool, padding: bool
 ) -> tuple[Layout, str | None]:
     """How trajectories of these lengths go through the model, and why they are not packed.
 
     Raises ModelError if it cannot be trained at all.
     """
     model: Any = adapted.get_base_model()
-    if not packing:
-        check_alone(adapted, name)
-        return Layout(packed=False), "--no-packing asks for it"
-    layout = Layout(switch=position_switch(model.config))
-    try:
-        check_packing(adapted, name, [TOKENS, *neighbours(lengths, budget, layout)])
-    except PackingError as error:
-        return Layout(packed=False), str(error)
-    return layout, None
+    switch = position_switch(model.config)
+    why = [] if packing else ["--no-packing asks for it"]
+    for sharing in [Sharing.PACKED] * packing + [Sharing.PADDED] * padding:
+        layout = Layout(sharing, switch)
+        try:
+            check_packing(adapted, name, [TOKENS, *neighbours(lengths, budget, layout)], layout)
+        except PackingError as error:
+            why.append(str(error))
+        else:
+            return layout, "; ".join(why) or None
+    check_alone(adapted, name)
+    return Layout(Sharing.ALONE), "; ".join(why)
 
 
 def position_switch(config: PreTrainedConfig) -> int | None:
@@ -175,7 +191,7 @@ def neighbours(lengths: Sequence[int], budget: int, layout: Layout) -> list[tupl
         if len(side) < 2:
             continue
         shortest, *others = sorted(lengths[index] for index in side)
-        if beside := [length for length in others if shortest + length <= budget]:
+        if beside := [length for length in others if layout.tokens((shortest, length)) <= budget]:
             found.append((shortest, beside[-1]))
     return found
 
@@ -202,41 +218,47 @@ def check_alone(adapted: PeftModel, name: str) -> None:
         )
 
 
-def check_packing(adapted: PeftModel, name: str, pairs: Sequence[tuple[int, int]] = (TOKENS,)) -> None:
-    """Raises PackingError if a row of logits differs between a packed pass and a pass of one trajectory, or ModelError
+def check_packing(
+    adapted: PeftModel, name: str, pairs: Sequence[tuple[int, int]] = (TOKENS,), layout: Layout | None = None
+) -> None:
+    """Raises PackingError if a row of logits differs between a shared pass and a pass of one trajectory, or ModelError
     as `check_alone`.
 
-    `pairs`: lengths of two trajectories that share a pass.
+    `pairs`: lengths of two trajectories that share a pass. `layout`: how; by default packed.
     """
     check_alone(adapted, name)
+    layout = layout or Layout()
     model: Any = adapted.get_base_model()
+    how = "packed into one sequence" if layout.sharing == Sharing.PACKED else "padded into rows"
     with _Evaluating(model):
         for pair in pairs:
             try:
-                found = _difference_of(model, pair)
+                found = _difference_of(model, pair, layout)
             except UNSUPPORTED as error:
                 if is_out_of_memory(error):
                     raise
-                raise PackingError(f"{name} does not take packed trajectories: {reason_of(error)}") from error
+                raise PackingError(f"{name} does not take trajectories {how}: {reason_of(error)}") from error
             if found > _tolerance(model):
                 raise PackingError(
-                    f"{name}: trajectories packed into one sequence disturb each other (of {pair[0]} and {pair[1]}"
+                    f"{name}: trajectories {how} disturb each other (of {pair[0]} and {pair[1]}"
                     f" tokens; logits differ by {found:.2g} of their size)"
                 )
 
 
-def _difference_of(model: Any, pair: tuple[int, int]) -> float:
-    """The largest relative difference of a row of logits between a packed pass and two passes."""
+def _difference_of(model: Any, pair: tuple[int, int], layout: Layout) -> float:
+    """The largest relative difference of a row of logits between a shared pass and two passes."""
     decoder, head, parts = model.get_decoder(), Head(model), _sequences(model, pair)
     rows = [np.unique(np.append(np.arange(length)[: ROWS // 2], np.arange(length)[-ROWS // 2 :])) for length in pair]
+    padded = layout.sharing == Sharing.PADDED
+    ids, positions, starts = arrange([part[0].cpu().numpy() for part, _ in parts], padded)
     with torch.set_grad_enabled(pair == TOKENS):  # as in check_alone; long passes would need their memory
-        packed = hidden_states(decoder, *(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))[0]
+        shared = hidden_states(decoder, ids.to(model.device), positions.to(model.device)).flatten(0, 1)
     with torch.no_grad():
         alone = [hidden_states(decoder, *part)[0] for part in parts]
         found = torch.cat(
             [
-                _differences(head(mine[at]), head(own[at]))
-                for mine, own, at in zip(packed.split(pair), alone, rows, strict=True)
+                _differences(head(shared[start + at]), head(own[at]))
+                for start, own, at in zip(starts, alone, rows, strict=True)
             ]
         )
     if pair == TOKENS or model.dtype in TOLERANCE:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from client.errors import LightReasonerError
+from client.errors import LightReasonerError, reason_of
 
 if TYPE_CHECKING:
     from trainer.training.held_out import HeldOutFigures
@@ -36,6 +36,20 @@ SMOOTHED = 20
 
 class TrainingError(LightReasonerError):
     """A training failed on its way. The message names what to change."""
+
+
+@contextlib.contextmanager
+def memory_named(where: Callable[[], str], token_budget: int) -> Iterator[None]:
+    """Say where memory ran out, and what takes less."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory {where()}: {reason_of(error)}. Give a lower --token-budget (it was {token_budget}), or"
+            " --gradient-checkpointing; go on with --resume where a checkpoint is"
+        ) from error
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -7,11 +7,9 @@ model's files are never changed. With torchrun or accelerate, each process is a 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
-from client.errors import ModelError, RunError, reason_of
+from client.errors import ModelError, RunError
 from client.runs.run import Run
 from client.storage.bucket import BucketError
 from trainer.adapters.adapter import PROVENANCE, package_versions
@@ -44,7 +42,7 @@ from trainer.training.loop import ContrastTrainer, arguments
 from trainer.training.lora import own_dropout, switch_off, with_lora
 from trainer.training.model_card import card
 from trainer.training.packing_check import TOKENS, choose
-from trainer.training.progress import CURVE, METRICS, Journal, TrainingError, draw_curve, is_out_of_memory
+from trainer.training.progress import CURVE, METRICS, Journal, TrainingError, draw_curve, memory_named
 
 
 @dataclass(frozen=True)
@@ -94,9 +92,9 @@ def train(
             )
         if recipe.held_out and training_set.examples and not held_out:
             console.print(training_set.held_out_none(recipe.held_out), soft_wrap=True)
-        rounded = state.get("rounded", not state)
+        rounded, padding = (state.get(name, not state) for name in ("rounded", "padding"))
         training = Training(
-            run, base, recipe, running, args, training_set, held_out, out, checkpoint, identity, rounded
+            run, base, recipe, running, args, training_set, held_out, out, checkpoint, identity, rounded, padding
         )
         try:
             report = carry_out(training, console)
@@ -125,6 +123,7 @@ class Training:
     checkpoint: Path | None
     identity: dict[str, Any]
     rounded: bool  # whether the adapter's update is computed in the model's type; not where an early version began
+    padding: bool  # whether trajectories that cannot be packed may share a pass; not where an early version began
 
     @property
     def leads(self) -> bool:
@@ -134,8 +133,8 @@ class Training:
         """What a resumed training must agree with, and what it goes on with as it was begun."""
         ranks = self.args.world_size
         parts, in_order = self.training_set.parts, self.training_set.sorted
-        mine = {"run": str(self.run), "ranks": ranks, "parts": parts, "sorted": in_order, "rounded": self.rounded}
-        return {**self.identity, **mine}
+        mine = {"run": str(self.run), "ranks": ranks, "parts": parts, "sorted": in_order}
+        return {**self.identity, **mine, "rounded": self.rounded, "padding": self.padding}
 
 
 def carry_out(training: Training, console: Console) -> TrainReport | None:
@@ -222,29 +221,17 @@ def fit(trainer: ContrastTrainer, steps: Steps, most: int, checkpoint: Path | No
         )
 
 
-@contextlib.contextmanager
-def memory_named(where: Callable[[], str], token_budget: int) -> Iterator[None]:
-    """Say where memory ran out, and what takes less."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainingError(
-            f"out of memory {where()}: {reason_of(error)}. Give a lower --token-budget (it was {token_budget}), or"
-            " --gradient-checkpointing; go on with --resume where a checkpoint is"
-        ) from error
-
-
 def layout_of(training: Training, adapted: PeftModel, steps: Steps, console: Console) -> Layout:
-    """How trajectories go through the model, held against one pass for each. Says so if they are not packed."""
+    """How trajectories share passes, held against one pass for each. Says so if they are not packed."""
     if training.running.follow:  # the longest that is sure to come
         longest = training.run.manifest().decoding.max_tokens
         lengths = np.array([TOKENS[0], min(longest, training.base.context or longest)])
     else:
         lengths = np.append(steps.lengths(), [len(example.input_ids) for example in training.held_out]).astype(int)
     budget, running = steps.token_budget, training.running
-    choice = choose(adapted, training.base.name, lengths.tolist(), budget, running.packing, running.attention)
+    choice = choose(
+        adapted, training.base.name, lengths.tolist(), budget, running.packing, running.attention, training.padding
+    )
     for line in choice.said(budget, lengths.tolist(), training.args.device.type):
         console.print(line, soft_wrap=True)
     layout: Layout = from_the_first_rank(choice.layout)
