@@ -21,18 +21,23 @@ REFUSED = {
     "convert": "the service needs a model that generates text",
     "default_mm_loras": "merge the adapter first: lightreasoner-trainer merge",
     "enable_lora": "merge the adapter first: lightreasoner-trainer merge",
+    "ignore_patterns": "the service reads all *.safetensors of a model, which fingerprints are made of",
     "hf_config_path": f"{ONE_FOLDER}; put config.json there",
     "model_weights": f"{ONE_FOLDER}; name it as the model",
+    "override_generation_config": "requests say how the expert samples; stop_token_ids of a request name further ends",
     "runner": "the service needs a model that generates text",
     "served_model_name": "cards and run.json call a model as --expert and --amateur do",
     "skip_tokenizer_init": "the service needs the tokenizer",
     "tokenizer": f"{ONE_FOLDER}; put the tokenizer's files there",
     "tokenizer_mode": f"{ONE_FOLDER}, with a tokenizer.json",
     "tokenizer_revision": f"{ONE_FOLDER}; 'revision' holds for the tokenizer too",
+    "tokens_only": "the service needs the tokenizer",
 }
 """Arguments that would hold for a part of the service only, and what to do instead."""
-HARMLESS = (None, False, "", "auto", "hf", "generate", "none")
+HARMLESS: tuple[Any, ...] = (None, False, "", "auto", "hf", "generate", "none", {}, [])
 """Values of those that change nothing."""
+CHECKED = ("architectures", "auto_map", "eos_token_id", "is_encoder_decoder", "model_type", "vocab_size")
+"""Fields of config.json that the service reads itself, so that `hf_overrides` would hold for vLLM alone."""
 LOAD_FORMATS = (
     "auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer", "bitsandbytes"
 )  # fmt: skip
@@ -51,10 +56,15 @@ def _located(role: Role, section: dict[str, Any]) -> dict[str, Any]:
     for name, remedy in REFUSED.items():
         if section.get(name) not in HARMLESS:
             raise SettingsError(f"{role}.{name} is not supported: {remedy}")
+    over = section.get("hf_overrides")
+    for fields in (over, over.get("text_config")) if isinstance(over, dict) else ():
+        for name in (name for name in CHECKED if name in (fields or ())):
+            raise SettingsError(f"{role}.hf_overrides may not change {name}: {ONE_FOLDER}; change its config.json")
     if (form := section.get("load_format", "auto")) not in LOAD_FORMATS:
         formats = ", ".join(LOAD_FORMATS)
         raise SettingsError(f"{role}.load_format must be one of {formats}, which read *.safetensors; not {form!r}")
     model, revision = section["model"], section.get("revision")
+    revision = None if revision is None else str(revision)  # YAML reads a commit of digits as a number
     if revision and Path(model).is_dir():
         raise SettingsError(
             f"{role}.revision {revision!r} has no effect on the local folder {model}; name a folder of that revision,"

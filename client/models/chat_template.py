@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,8 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 REASON_SHOWN = 500
 """Characters of what a template says when it refuses."""
 
+TRIED = "a question"
+"""Of a conversation that is rendered to see how the template reads messages."""
 UNFINISHED = "CONTINUE_FINAL_MESSAGE_TAG "
 """Marks the end of a message that is continued, as in transformers; a template may trim the space."""
 
@@ -101,7 +104,7 @@ class ChatTemplate:
         try:
             text = self.conversation(asked, not unfinished, variables, date)
         except Exception as error:  # a template is a program: it may raise anything
-            remedy = "change the template, or what is given to it"
+            remedy = "change the template, or what is given to it (--chat-template-kwargs, --system-prompt)"
             if messages[0]["role"] == "system" and self._renders(asked[1:], not unfinished, variables, date):
                 remedy = 'it takes no system prompt: give --system-prompt "" (over HTTP: "system_prompt": null)'
             raise ModelError(f"{self.name} rejects the prompt: {shorten(str(error), REASON_SHOWN)}; {remedy}") from None
@@ -124,7 +127,26 @@ class ChatTemplate:
         """A conversation as the template writes it. Raises whatever the template raises."""
         day = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
         given = {"tools": None, "documents": None, "strftime_now": day.strftime} | self._tokens | dict(variables or {})
+        if self._reads_parts:
+            messages = [{**message, "content": _parts(message["content"])} for message in messages]
         return self._template.render(given, messages=messages, add_generation_prompt=add_generation_prompt)
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether it reads a message as a list of parts alone, and leaves a text out.
+
+        As templates of models that read pictures (LLaVA).
+        """
+
+        def written(content: Any) -> str:
+            try:
+                asked = [{"role": "user", "content": content}]
+                text = self._template.render(self._tokens, messages=asked, add_generation_prompt=True)
+            except Exception:  # a template is a program: it may raise anything
+                return ""
+            return text if TRIED in text and "'type'" not in text else ""  # not the list itself
+
+        return bool(not written(TRIED) and written(_parts(TRIED)))
 
     def _renders(self, messages: Messages, *how: Any) -> bool:
         try:
@@ -133,13 +155,18 @@ class ChatTemplate:
             return False
 
 
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
 def _special_tokens(folder: Path) -> dict[str, str]:
     """SPECIAL by name: of tokenizer_config.json, and of special_tokens_map.json where early versions wrote that."""
     config = _json_of(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config |= _json_of(folder / "special_tokens_map.json")
+    own = config.get("extra_special_tokens")  # by the model's own names, as image_token
     try:
-        named = {name: config.get(name) for name in SPECIAL}
+        named = {name: config.get(name) for name in SPECIAL} | (own if isinstance(own, dict) else {})
         return {name: token["content"] if isinstance(token, dict) else token for name, token in named.items() if token}
     except KeyError as error:
         raise ModelError(f"{folder}: a special token has no {error}; copy the tokenizer's files again") from None

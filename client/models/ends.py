@@ -32,7 +32,7 @@ def end_token_ids(
     """
     turn = end_of_turn(template, added) if template else None
     listed = configured if isinstance(configured, Sequence) else [configured]
-    return sorted({index for index in (end_token, *listed, turn) if index is not None})
+    return sorted({index for index in (end_token, *listed, turn) if index is not None and index >= 0})  # -1: none
 
 
 def end_of_turn(template: ChatTemplate, added: Mapping[str, int]) -> int | None:

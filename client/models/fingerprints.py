@@ -11,11 +11,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from client.errors import ModelError, reason_of
+from client.errors import ModelError, reason_of, shown
 from client.models.mistral import tokenizer_remedy
+from client.protocol.requests import LARGEST_ID
 
 HEAD_BYTES = 4096
 """Bytes of each tensor that enter the model fingerprint."""
+SHARD_INDEX = "model.safetensors.index.json"
 
 
 def model_folder(
@@ -30,6 +32,8 @@ def model_folder(
     folder = Path(model)
     if folder.is_dir():
         return _no_adapter(folder)
+    if folder.is_file():
+        raise ModelError(f"{model} is a file, and a model is a folder in Hugging Face format: give the folder")
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ModelError(f"no model folder at {model!r}: give a folder in Hugging Face format or a Hub id 'owner/name'")
     try:
@@ -49,10 +53,12 @@ def model_folder(
 
 
 def _no_adapter(folder: Path) -> Path:
-    """The folder. Raises ModelError where it holds an adapter and no model."""
+    """The folder. Raises ModelError where it holds an adapter: of a model beside one, transformers loads another."""
     file = folder / "adapter_config.json"
-    if not file.is_file() or (folder / "config.json").is_file():
+    if not file.is_file():
         return folder
+    if any(not weights.name.startswith("adapter") for weights in folder.glob("*.safetensors")):
+        raise ModelError(f"{folder} holds a model and a LoRA adapter ({file.name}); move the adapter to another folder")
     base = _json_object(file).get("base_model_name_or_path") or "MODEL"
     raise ModelError(
         f"{folder} holds a LoRA adapter, not a model; merge it and name the merged folder: lightreasoner-trainer merge"
@@ -65,6 +71,9 @@ def model_fingerprint(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"no *.safetensors in {folder}: save the model with save_pretrained(…) in safetensors format")
+    for name in shard_names(folder):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder / name} is missing, which {SHARD_INDEX} lists; download the model again")
     tensors: dict[str, bytes] = {}
     for file in files:
         with file.open("rb") as stream:
@@ -74,6 +83,8 @@ def model_fingerprint(folder: Path) -> str:
                 header.pop("__metadata__", None)
                 for name, entry in header.items():
                     begin, end = entry["data_offsets"]
+                    if 8 + header_size + end > file.stat().st_size:
+                        raise ValueError(f"{name} is cut off")
                     stream.seek(8 + header_size + begin)
                     identity = json.dumps([name, entry["dtype"], entry["shape"]]).encode()
                     tensors[name] = identity + b"\0" + stream.read(min(HEAD_BYTES, end - begin))
@@ -83,6 +94,17 @@ def model_fingerprint(folder: Path) -> str:
     for name in sorted(tensors):
         digest.update(tensors[name])
     return digest.hexdigest()
+
+
+def shard_names(folder: Path) -> set[str]:
+    """The names of the files among which the index spreads the weights; none where there is no index."""
+    index = folder / SHARD_INDEX
+    if not index.is_file():
+        return set()
+    try:
+        return set(_json_object(index)["weight_map"].values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} lists no weights ({error!r}); download the model again") from error
 
 
 def token_map(folder: Path) -> tuple[dict[int, str], set[int]]:
@@ -112,12 +134,18 @@ def chat_template(folder: Path) -> str | None:
             return template_in(file)
     for name in ("tokenizer_config.json", "chat_template.json"):
         template = _json_object(folder / name).get("chat_template") if (folder / name).is_file() else None
-        if isinstance(template, list):
-            template = {entry["name"]: entry["template"] for entry in template}
-        if isinstance(template, dict):
-            template = template.get("default")
-        if template:
-            return template
+        try:
+            if isinstance(template, list):
+                template = {entry["name"]: entry["template"] for entry in template}
+            if isinstance(template, dict):
+                template = template.get("default")
+            if template:
+                return "" + template
+        except (KeyError, TypeError) as error:
+            raise ModelError(
+                f"{folder / name}: chat_template is neither a text nor texts with their names ({error!r}); add"
+                " chat_template.jinja to the folder"
+            ) from error
     return None
 
 
@@ -135,6 +163,15 @@ def chat_template_digest(folder: Path, file: Path | None = None) -> str | None:
     """SHA-256 of the default chat template, or of the one in `file`; None if there is none."""
     template = template_in(file) if file else chat_template(folder)
     return hashlib.sha256(template.encode()).hexdigest() if template else None
+
+
+def check_generation_config(folder: Path) -> None:
+    """Raise ModelError where generation_config.json cannot be read: vLLM and transformers go on without its ends."""
+    file = folder / "generation_config.json"
+    ends = _json_object(file, "download it again").get("eos_token_id") if file.is_file() else None
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and not (isinstance(end, int) and -1 <= end <= LARGEST_ID):
+            raise ModelError(f"{file} has eos_token_id {shown(ends)}, where token ids were expected; correct it")
 
 
 def model_config(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ In: two model folders. Out: `PairFacts`, or ModelError saying which token or fil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.errors import ModelError, reason_of
+from client.errors import ModelError, reason_of, shown
 from client.models.chat_template import ChatTemplate
 from client.models.fingerprints import (
     chat_template_digest,
+    check_generation_config,
     model_config,
     model_fingerprint,
+    shard_names,
     token_map,
     tokenizer_fingerprint,
 )
@@ -86,6 +87,7 @@ def inspect_pair(
     may differ: those ids, and ids beyond the amateur's head, are unknown to the amateur.
     """
     facts = _inspect(expert, "expert" in trusted, chat_template_file), _inspect(amateur, "amateur" in trusted)
+    check_generation_config(expert)
     if facts[0].chat_template_digest or chat_template_file:
         ChatTemplate(expert, chat_template_file)  # one that cannot be read is found before an engine starts
     expert_tokens, expert_added = token_map(expert)
@@ -112,8 +114,8 @@ def _inspect(folder: Path, trusted: bool, chat_template_file: Path | None = None
     return ModelFacts(
         folder=folder,
         vocab_size=_vocab_size(folder, trusted),
-        weight_bytes=_weight_bytes(folder),
         model_fingerprint=model_fingerprint(folder),
+        weight_bytes=_weight_bytes(folder),
         tokenizer_fingerprint=tokenizer_fingerprint(folder),
         chat_template_digest=chat_template_digest(folder, chat_template_file),
         chat_template_file=chat_template_file,
@@ -123,15 +125,8 @@ def _inspect(folder: Path, trusted: bool, chat_template_file: Path | None = None
 
 def _weight_bytes(folder: Path) -> int:
     """Bytes of the files that vLLM loads. Mistral's folders hold the same weights twice, once as `consolidated`."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{index} lists no weights ({error!r}); download the model again") from error
-        files = [folder / name for name in names if (folder / name).is_file()]
-    else:
-        files = [file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated")]
+    files = [folder / name for name in shard_names(folder)]
+    files = files or [file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated")]
     return sum(file.stat().st_size for file in files or folder.glob("*.safetensors"))
 
 
@@ -157,11 +152,13 @@ def _check_causal(folder: Path, config: dict[str, Any]) -> None:
     """Raise ModelError unless config.json names a decoder that generates text."""
     named = config.get("architectures") or []
     remedy = "the service needs a causal language model"
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ModelError(f"{folder}/config.json has architectures {shown(named)}, where a list of names was expected")
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{folder}/config.json describes an encoder-decoder ({', '.join(named)}); {remedy}")
     if not named:
         raise ModelError(f"{folder}/config.json names no architectures, so vLLM cannot load it; {remedy}")
-    if any(name.endswith(GENERATING) for name in named) or "AutoModelForCausalLM" in config.get("auto_map", {}):
+    if any(name.endswith(GENERATING) for name in named) or "AutoModelForCausalLM" in (config.get("auto_map") or ()):
         return
     from vllm.model_executor.models import registry
 

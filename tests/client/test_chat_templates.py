@@ -21,7 +21,7 @@ TEMPLATES = {
     "no tools": "{{ tools is none }}{{ documents is none }}{% if x is defined %}{{ x }}{% endif %}{{ messages[1] }}",
     "the day": "{{ strftime_now('%d %b %Y') }}{% macro day() %}{{ strftime_now('%Y') }}{% endmacro %}{{ day() }}",
     "json": "{{ messages | tojson(indent=2) }}",
-    "special": "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token }}{{ messages[1].content }}",
+    "special": "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token }}{{ image_token }}{{ messages[1].content }}",
 }
 
 
@@ -39,10 +39,29 @@ def test_a_template_is_rendered_as_transformers_renders_it(name, folder):
     (folder / "chat_template.jinja").write_text(TEMPLATES[name])
     bos = {"__type": "AddedToken", "content": "<|system|>", "lstrip": False, "rstrip": False, "special": True}
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": bos}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | {"bos_token": bos, "extra_special_tokens": {"image_token": "<|user|>"}})
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     theirs = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, tokenize=False, x=[1, {"a": "é"}])
     assert ChatTemplate(folder).render("Think.", "What is 7×8?", {"x": [1, {"a": "é"}]}) == theirs
+
+
+PARTS = (
+    "{% for m in messages %}{{ m.role }}: {% for part in m.content | selectattr('type', 'equalto', 'text') %}"
+    "{{ part.text }}{% endfor %};{% endfor %}"
+)
+
+
+def test_a_template_that_reads_lists_of_parts_alone_is_given_lists(folder):
+    """As those of models that read pictures; a text would be left out of the prompt without a word."""
+    (folder / "chat_template.jinja").write_text(PARTS)
+    assert ChatTemplate(folder).render("Think.", "What is 7×8?") == "system: Think.;user: What is 7×8?;"
+    asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "The ans"}]
+    assert ChatTemplate(folder).prompt(asked) == "user: q;assistant: The ans"
+    for both in ("{{ messages[-1].content }}", "{% if messages[-1].content is string %}" + SOURCE + "{% endif %}"):
+        (folder / "chat_template.jinja").write_text(both)
+        assert ChatTemplate(folder).render(None, "q") == "q"
 
 
 def test_special_tokens_of_early_versions_are_read(folder):
@@ -66,6 +85,13 @@ def test_the_template_is_found_wherever_it_is_kept(folder, file, content):
     (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).write_text(content)
     assert chat_template(folder) == SOURCE
+
+
+@pytest.mark.parametrize("kept", [5, [1], [{}], {"default": 5}])
+def test_what_is_no_template_is_named(folder, kept):
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": kept}))
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json: chat_template is neither a text nor texts"):
+        chat_template(folder)
 
 
 def test_a_file_takes_the_place_of_the_folders_template_and_its_digest(folder, tmp_path):

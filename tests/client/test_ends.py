@@ -3,8 +3,10 @@
 import pytest
 from support.models.chat_templates import ASKS, CHATML, TEMPLATES
 
+from client.errors import ModelError
 from client.models.chat_template import ChatTemplate
 from client.models.ends import end_of_turn, end_token_ids
+from client.models.fingerprints import check_generation_config
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 ADDED = [
@@ -50,3 +52,17 @@ def test_ends_are_the_tokenizers_the_generation_configs_and_the_templates(templa
     assert end_token_ids(im_end, None, template, added) == [im_end]
     assert end_token_ids(None, None, None, added) == []
     assert end_token_ids(0, 0, template, {}) == [0]
+    assert end_token_ids(7, [-1, None], None, added) == [7], "-1 is none"
+
+
+@pytest.mark.parametrize(
+    "said", ['{"eos_token_id": "2"}', '{"eos_token_id": [[2]]}', '{"eos_token_id": 1e3}', "[]", "{"]
+)
+def test_a_generation_config_whose_ends_would_be_passed_over_is_named(tmp_path, said):
+    check_generation_config(tmp_path)
+    for fine in ('{"eos_token_id": [2, -1]}', '{"eos_token_id": 2}', '{"eos_token_id": null}', "{}"):
+        (tmp_path / "generation_config.json").write_text(fine)
+        check_generation_config(tmp_path)
+    (tmp_path / "generation_config.json").write_text(said)
+    with pytest.raises(ModelError, match=r"generation_config\.json"):
+        check_generation_config(tmp_path)

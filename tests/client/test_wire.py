@@ -87,7 +87,14 @@ def test_an_adapter_that_is_given_as_a_model_is_named_with_the_way_to_merge_it(t
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen2.5-Math-1.5B"}')
     with pytest.raises(ModelError, match=rf"LoRA adapter.*merge Qwen/Qwen2\.5-Math-1\.5B {tmp_path} OUT"):
         model_folder(str(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
+    for name in ("config.json", "adapter_model.safetensors"):  # as some trainers leave them beside
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ModelError, match="holds a LoRA adapter, not a model"):
+        model_folder(str(tmp_path))
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(ModelError, match=r"holds a model and a LoRA adapter \(adapter_config\.json\)"):
+        model_folder(str(tmp_path))  # transformers would load the adapter's base
+    (tmp_path / "adapter_config.json").unlink()
     assert model_folder(str(tmp_path)) == tmp_path
 
 

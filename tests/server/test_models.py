@@ -38,6 +38,13 @@ def test_what_changes_nothing_is_taken(harmless):
     assert located(settings(**harmless)).expert == {"model": str(DEMO / "expert")}
 
 
+@pytest.mark.parametrize("over", [{"vocab_size": 5}, {"text_config": {"vocab_size": 5}}])
+def test_what_the_service_reads_of_config_json_is_not_changed_for_vllm_alone(over):
+    with pytest.raises(SettingsError, match=r"expert\.hf_overrides may not change vocab_size"):
+        located(settings(hf_overrides=over))
+    assert located(settings(hf_overrides={"head_dtype": "float32"})).expert["hf_overrides"]
+
+
 def test_a_revision_of_a_local_folder_is_refused_and_not_ignored():
     with pytest.raises(SettingsError, match="revision 'main' has no effect on the local folder"):
         located(settings(revision="main"))
@@ -69,6 +76,8 @@ def test_a_revision_that_cannot_be_had_is_named(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match=r"model 'o/n' at revision 'v2' not found: .*Hub failed: .{20}"):
         model_folder("o/n", revision="v2")
+    with pytest.raises(ModelError, match=r"model 'o/n' at revision '1234567' not found: .*snapshot folder"):
+        located(settings(model="o/n", revision=1234567))  # as YAML reads a commit of digits
 
 
 @pytest.fixture
@@ -105,6 +114,7 @@ def test_a_multimodal_configuration_that_leaves_defaults_out_has_those_of_transf
         ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True,
           "vocab_size": 110}, "describes an encoder-decoder"),
         ({"model_type": "llama", "vocab_size": 110}, "names no architectures"),
+        ({"model_type": "llama", "architectures": "LlamaForCausalLM", "vocab_size": 110}, "a list of names was"),
         ({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": "110"}, "vocab_size '110'"),
         ({"model_type": "nobodys", "architectures": ["NobodysForCausalLM"]}, "cannot be read by transformers: "),
     ],

@@ -8,6 +8,7 @@ from support.models.small_models import save_small_model
 from support.servers.real_server import DEMO, command
 
 from client.errors import ModelError
+from client.models.fingerprints import model_folder
 from server.engines.preflight import inspect_models, inspect_pair
 from server.settings import ServerSettings
 
@@ -65,6 +66,8 @@ def test_a_damaged_tokenizer_is_named(tmp_path, content):
 def test_a_model_that_is_no_folder_is_named(tmp_path):
     said = command("server", "--expert", tmp_path / "nowhere", "--amateur", DEMO / "amateur", "--port", 0)
     assert said.returncode != 0 and f"no model folder at '{tmp_path}/nowhere'" in said.stderr
+    with pytest.raises(ModelError, match=r"expert/model\.safetensors is a file, and a model is a folder"):
+        model_folder(str(DEMO / "expert" / "model.safetensors"))
     long = str(tmp_path / ("x" * 300))
     with pytest.raises(ModelError, match=r"a model cannot be read \(.*File name too long"):
         inspect_models(ServerSettings(expert={"model": long}, amateur={"model": str(DEMO / "amateur")}))
@@ -83,3 +86,18 @@ def test_weights_that_lie_in_a_folder_twice_count_once(tmp_path, sharded):
         index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00001.safetensors"}}
         (expert / "model.safetensors.index.json").write_text(json.dumps(index))
     assert inspect_pair(expert, DEMO / "amateur").expert.weight_bytes == once
+
+
+def test_weights_that_are_not_whole_are_named_before_an_engine_loads_them(tmp_path):
+    expert = tmp_path / "expert"
+    shutil.copytree(DEMO / "expert", expert)
+    (expert / "model.safetensors").rename(expert / "model-00001-of-00002.safetensors")
+    listed = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (expert / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors is missing, which .* lists"):
+        inspect_pair(expert, DEMO / "amateur")
+    (expert / "model.safetensors.index.json").unlink()
+    half = (expert / "model-00001-of-00002.safetensors").read_bytes()[:-1]
+    (expert / "model-00001-of-00002.safetensors").write_bytes(half)
+    with pytest.raises(ModelError, match=r"model-00001-of-00002\.safetensors is not a readable safetensors file"):
+        inspect_pair(expert, DEMO / "amateur")

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 from client.errors import ModelError, reason_of
 from client.models.chat_template import ChatTemplate
 from client.models.ends import end_token_ids
-from client.models.fingerprints import chat_template_digest, model_fingerprint, model_folder
+from client.models.fingerprints import (
+    chat_template_digest,
+    check_generation_config,
+    model_fingerprint,
+    model_folder,
+)
 from trainer.settings import Precision
 
 if TYPE_CHECKING:
@@ -77,7 +82,7 @@ class ModelFolder:
 
         try:
             return PreTrainedTokenizerFast.from_pretrained(self.path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # tokenizers raises plain ones
             raise ModelError(f"{self} has no tokenizer.json that can be read: {reason_of(error)}") from error
 
     @cached_property
@@ -95,6 +100,7 @@ class ModelFolder:
         """Every id at which an answer ends: the tokenizer's, the generation config's, the chat template's."""
         from transformers import GenerationConfig
 
+        check_generation_config(self.path)
         try:
             configured = GenerationConfig.from_pretrained(self.path)
         except OSError:
