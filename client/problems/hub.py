@@ -13,7 +13,8 @@ from urllib.parse import parse_qsl
 
 from client.errors import LightReasonerError, ProblemSetError, how_to_install, reason_of, shorten
 from client.problems.files import GLOB, SetFile, chosen
-from client.storage.bucket import MOST_SAID_CHARACTERS
+from client.storage.bucket import MOST_SAID_CHARACTERS, local_folder
+from client.storage.data_sets import reach_hub
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -44,6 +45,7 @@ def data_set_or_files(path: str) -> IterableDataset | list[SetFile]:
 
     files = HfFileSystem()
     with naming_hub(path):
+        reach_hub()
         place = files.resolve_path(address.rstrip("/"))
         if isinstance(place, HfFileSystemResolvedRepositoryPath) and not place.path_in_repo:
             return _data_set(path, place.repo_id, {"revision": place.revision} | options)
@@ -74,6 +76,8 @@ def _data_set(path: str, name: str, options: dict[str, Any]) -> IterableDataset:
     except ModuleNotFoundError as error:
         raise ProblemSetError(f"{path} needs {error.name}: {how_to_install('hub')}") from None
     with naming_hub(path):
+        if not (name.startswith(("/", ".")) or local_folder(name).is_dir()):
+            reach_hub()
         return load_dataset(
             name,
             options.get("config"),

@@ -78,8 +78,10 @@ class Columns:
             if column.name == self.of_any_type
             or (_has_json(column.type) and (column.name in self.named or not self.only))
         ]
-        dotted = [name for name in self.named if name not in schema.names and _has_nested(schema, name)]
-        return whole + [name for name in dotted if name.partition(".")[0] not in whole]
+        named = [_nested(schema, name) for name in self.named if name not in schema.names]
+        others = [] if self.only else [leaf for column in schema for leaf in _json_leaves(column)]
+        parts = dict.fromkeys(name for name in (*named, *others) if name)
+        return whole + [name for name in parts if name.partition(".")[0] not in whole]
 
 
 def rows(path: str, columns: Columns, stopped: Callable[[], bool]) -> Iterator[SetRow]:
@@ -176,6 +178,12 @@ def _of_csv(file: BinaryIO, name: str, columns: Columns) -> Numbered:
     table = csv.reader(chain([first], lines), delimiter=max(DELIMITERS, key=first.count), strict=True)
     try:
         names = [column.strip() for column in next(table)]
+        if not set(names) & set(columns.named):
+            raise ProblemSetError(
+                f"{name}:{begin}: no column is called {' or '.join(columns.named)}. The first line of a CSV names its "
+                f"columns, and here it is {shorten(repr(names)[1:-1])}: put a line of names above it, or name the "
+                "question's column with --question-field"
+            )
         if twice := next((column for column in names if names.count(column) > 1), None):
             raise ProblemSetError(f"{name}:{begin}: two columns have the name {shown(twice)}; rename one")
         begin = above + table.line_num + 1
@@ -220,7 +228,7 @@ def _python_value(value: pa.Scalar) -> Any:
     """A value as Python's; times as their text, for they may be beyond Python's."""
     if pa.types.is_temporal(value.type) and value.is_valid:
         return re.sub(r"\.?0+(?=Z?$)", "", text) if "." in (text := value.cast(pa.string()).as_py()) else text
-    return value.as_py()
+    return value.as_py(maps_as_pydicts="lossy")
 
 
 def _check_row_groups(name: str, metadata: pq.FileMetaData, leaves: Collection[str]) -> None:
@@ -239,6 +247,8 @@ def _has_json(kind: pa.DataType) -> bool:
     """Whether JSON can hold a column's values. Times, decimals and bytes are never read: they may not even convert."""
     if pa.types.is_struct(kind):
         return all(_has_json(field.type) for field in kind.fields)
+    if pa.types.is_map(kind):
+        return bool(pa.types.is_string(kind.key_type)) and _has_json(kind.item_type)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
         return _has_json(kind.value_type)
     plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer,
@@ -246,15 +256,29 @@ def _has_json(kind: pa.DataType) -> bool:
     return any(is_it(kind) for is_it in plain)
 
 
-def _has_nested(schema: pa.Schema, name: str) -> bool:
-    """Whether a dotted name is one of a nested field."""
+def _nested(schema: pa.Schema, name: str) -> str | None:
+    """A dotted name as far as a file can be asked for it: of a map, the whole; None where it names no nested field."""
     first, *others = name.split(".")
-    kind = schema.field(first).type if first in schema.names else pa.null()
+    kind, found = (schema.field(first).type if first in schema.names else pa.null()), [first]
     for part in others:
+        if pa.types.is_map(kind):
+            break
         if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
-            return False
+            return None
         kind = kind.field(part).type
-    return bool(others)
+        found.append(part)
+    return ".".join(found) if others else None
+
+
+def _json_leaves(column: pa.Field, above: str = "") -> Iterator[str]:
+    """The dotted names of the fields of a nested column that JSON can hold, beside others that it cannot."""
+    if pa.types.is_struct(column.type):
+        for field in column.type.fields:
+            name = f"{above}{column.name}.{field.name}"
+            if _has_json(field.type):
+                yield name
+            else:
+                yield from _json_leaves(field, f"{above}{column.name}.")
 
 
 def _of_data_set(found: IterableDataset, path: str, columns: Columns) -> Numbered:

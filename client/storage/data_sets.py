@@ -23,8 +23,30 @@ if TYPE_CHECKING:
 
 PLACE = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+?))?/?")
 CARD = "README.md"
+REACH_SECONDS = 10.0
 FILES_AHEAD = 4
 """Files of a data set that are fetched at a time."""
+
+
+def reach_hub() -> None:
+    """Raises ConnectionError where the Hub cannot be reached: its own libraries try for a minute, and do not say that.
+
+    An answer that takes longer than the connection is waited for by whoever needs it.
+    """
+    import httpx
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        httpx.head(constants.ENDPOINT, timeout=REACH_SECONDS)
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
+        raise ConnectionError(
+            f"the Hugging Face Hub at {constants.ENDPOINT} cannot be reached ({reason_of(error)}); check the network, "
+            "and HTTPS_PROXY or HF_ENDPOINT if you need one"
+        ) from None
+    except httpx.HTTPError:
+        return
 
 
 class DataSet:
@@ -94,6 +116,7 @@ class DataSet:
 
         disable_progress_bars()
         try:
+            reach_hub()
             yield HfApi()
         except LightReasonerError:
             raise

@@ -99,6 +99,20 @@ def test_what_cannot_be_pushed_or_pulled_is_named_with_the_remedy(hub, sealed, t
         called("push", sealed, "hf://datasets/me/other")
 
 
+def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch, sealed, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(datasets, "load_dataset", None)  # it would try for a minute
+    out = r"the Hugging Face Hub at http://127.0.0.1:9 cannot be reached \(.*refused.*\); check the network"
+    for read in (
+        lambda: read_problem_set("hf://openai/gsm8k?config=main"),
+        lambda: read_problem_set(f"{PLACE}/data.jsonl"),
+        lambda: called("push", sealed, PLACE),
+        lambda: called("pull", PLACE, tmp_path / "new"),
+    ):
+        with pytest.raises(LightReasonerError, match=out):
+            read()
+
+
 def test_a_data_set_that_is_no_run_or_too_large_is_refused_before_it_is_read(hub, tmp_path):
     hub.data_sets["me/set"] = [{"train.jsonl": b"{}\n"}]
     with pytest.raises(LightReasonerError, match=r"me/set holds no RUN: it has no run\.json"):

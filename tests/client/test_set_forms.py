@@ -256,6 +256,38 @@ def test_an_id_field_may_be_named_and_nested_and_then_every_row_has_it(tmp_path)
                     read(path, id_field=missing)
 
 
+def test_what_lies_beside_times_and_in_maps_of_a_nested_column_is_read_as_of_json(tmp_path):
+    """By its dotted name, for a question or an id, and of the whole row, where an evaluation looks for answers."""
+    extra = {"uid": "a", "when": datetime(2026, 1, 1), "deep": {"answer": 4, "when": datetime(2026, 1, 1)}}
+    kind = pa.struct([("uid", pa.string()), ("when", pa.timestamp("us")),
+                      ("deep", pa.struct([("answer", pa.int64()), ("when", pa.timestamp("us"))]))])  # fmt: skip
+    columns = {
+        "extra": pa.array([extra], kind),
+        "said": pa.array([[("text", "How many?"), ("no", "1")]], pa.map_(pa.string(), pa.string())),
+    }
+    pq.write_table(pa.table(columns), path := str(tmp_path / "p.parquet"))
+    for read in (read_problems, read_problem_set):
+        (row,) = read(path, id_field="extra.uid", question_field="said.text")
+        assert (row.id, row.question) == ("a", "How many?")
+    (row,) = read_problems(path, question_field="said.text")
+    assert row.row == {"extra": {"uid": "a", "deep": {"answer": 4}}, "said": {"text": "How many?", "no": "1"}}
+
+
+def test_a_csv_without_a_line_of_names_is_told_so(tmp_path):
+    file = tmp_path / "p.csv"
+    for head, first in (
+        ("What is 2 + 2?,4", r"'What is 2 \+ 2\?', '4'"),
+        ("4,4", "'4', '4'"),
+        ("Frage,Zahl", "'Frage', 'Zahl'"),
+    ):
+        file.write_text(f"{head}\nWhat is 3 + 3?,6\n")
+        with pytest.raises(
+            ProblemSetError, match=rf"p\.csv:1: no column is called id or question or .* here it is {first}: put"
+        ):
+            read_problem_set(str(file))
+    assert len(read_problem_set(str(file), question_field="Frage")) == 1
+
+
 # Conversations.
 
 
