@@ -11,9 +11,10 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from client.cli.options import ApiKey, Problems, SamplingOptions, Servers, TargetRun, WorkOptions
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from client.servers.client import SamplingClient
 
 SAME_SIGNAL_SECONDS = 1.0
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def sample(
@@ -76,14 +78,13 @@ def fill(
     from client.sampling.spool import spool_folder
 
     settings, contrast = options.settings(), options.contrast()
-    asked = read_patiently(problems, options, work.patience)
     stopped_by: list[signal.Signals] = []
     stopped_at = -math.inf
 
     async def sampling() -> Sampled:
         with Terminal() as progress:
             async with opened(progress) as source:
-                for number in (signal.SIGINT, signal.SIGTERM):
+                for number in STOPPING:
                     asyncio.get_running_loop().add_signal_handler(number, stop, number, source, progress)
                 return await sample_problems(
                     asked,
@@ -120,7 +121,9 @@ def fill(
         )
 
     try:
-        sampled = asyncio.run(sampling())
+        with ended_early(first):  # which asyncio's handlers take the place of
+            asked = read_patiently(problems, options, work.patience)
+            sampled = asyncio.run(sampling())
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(128 + (stopped_by or [signal.SIGINT])[0])
@@ -157,6 +160,34 @@ def read_patiently(problems: str, options: SamplingOptions, patience: float) -> 
         return isinstance(error, BucketError) and error.may_pass and time.monotonic() < deadline
 
     return retry_blocking(lambda: options.read(problems), may_pass=may_pass, pause=STORE_PAUSE_SECONDS, tell=tell_once)
+
+
+@contextmanager
+def ended_early(first: str) -> Iterator[None]:
+    """Until something else handles them, SIGINT and SIGTERM end the process at once, before `first`.
+
+    A library may wait for a store for minutes, and no handler in Python runs meanwhile: the signal's number comes
+    through a pipe to a thread.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def wait() -> None:
+        with os.fdopen(reading, "rb", buffering=0) as numbers:
+            while number := numbers.read(1):
+                if number[0] in STOPPING:
+                    stop_at_once(number[0], f"before {first}")
+
+    threading.Thread(target=wait, daemon=True).start()
+    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(woken)
+        os.close(writing)
 
 
 def stop_at_once(number: int, when: str) -> None:

@@ -7,17 +7,16 @@ progress and what a RUN holds are the client's (`client.cli.sample`).
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from client.cli.options import Problems, SamplingOptions, TargetRun, WorkOptions
 from client.cli.program import as_typed
-from client.cli.sample import fill, stop_at_once
+from client.cli.sample import ended_early, fill
 from client.errors import LightReasonerError, clean_lines
 from server.cli.options import PairOptions, not_installed
 
@@ -42,28 +41,27 @@ def sample_alone(
     bucket is unavailable; 1 if something must be corrected first; 130 or 143 if a signal stopped it. What was answered
     is written first.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # until sampling has begun
-        signal.signal(number, _stop_early)
     try:
-        work = _with_shard(work)
-        settings = pair.settings()
+        with ended_early(FIRST_ASKED):
+            work = _with_shard(work)
+            settings = pair.settings()
 
-        @asynccontextmanager
-        async def own_pair(_: Terminal) -> AsyncIterator[OwnPair]:
-            from server import watchdog
-            from server.engines import forkserver
+            @asynccontextmanager
+            async def own_pair(_: Terminal) -> AsyncIterator[OwnPair]:
+                from server import watchdog
+                from server.engines import forkserver
 
-            _watchdog = watchdog.start()  # its pipe closes with this process
-            forkserver.start()  # beside the imports that follow
-            from server.jobs.own_pair import OwnPair
+                _watchdog = watchdog.start()  # its pipe closes with this process
+                forkserver.start()  # beside the imports that follow
+                from server.jobs.own_pair import OwnPair
 
-            source = OwnPair(settings)
-            try:
-                yield source
-            finally:
-                await source.aclose()
+                source = OwnPair(settings)
+                try:
+                    yield source
+                finally:
+                    await source.aclose()
 
-        fill(problems, run, options, work, work.part(), own_pair, FIRST_ASKED)
+            fill(problems, run, options, work, work.part(), own_pair, FIRST_ASKED)
     except LightReasonerError as error:
         print(f"error: {clean_lines(as_typed(str(error)))}", file=sys.stderr)
         sys.exit(TRY_AGAIN if error.may_pass else 1)
@@ -83,7 +81,3 @@ def _with_shard(work: WorkOptions) -> WorkOptions:
     shard, said = found
     print(f"shard {shard}, from {said}", file=sys.stderr, flush=True)
     return replace(work, shard=str(shard))
-
-
-def _stop_early(number: int, _: Any) -> None:
-    stop_at_once(number, f"before {FIRST_ASKED}")

@@ -91,15 +91,18 @@ def test_a_signal_writes_what_was_answered_and_the_rest_comes_later(number, stat
     assert code == 0 and f"{had:,} of {ASKED} problems are complete" in said and len(run.keys()) == ASKED
 
 
-def test_a_signal_before_the_first_trajectory_ends_it_at_once(problems, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as mute:  # a store that says nothing
+@pytest.mark.parametrize(("mute_run", "number", "status"), [(True, signal.SIGTERM, 143), (False, signal.SIGINT, 130)])
+def test_a_signal_before_the_first_trajectory_ends_it_at_once(mute_run, number, status, problems, tmp_path):
+    """While it looks at the RUN, and before that, while it reads PROBLEMS: a store that says nothing has them."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
         store = KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{mute.getsockname()[1]}"}
-        process = stand_in_sample(problems, "s3://bucket/run", environment=store)
+        places = (problems, "s3://bucket/run") if mute_run else ("s3://bucket/problems.jsonl", tmp_path / "run")
+        process = stand_in_sample(*places, environment=store)
         mute.settimeout(30)
         mute.accept()
-        process.terminate()
+        process.send_signal(number)
         code, said = ended(process)
-    assert code == 143 and "stopped before the first trajectory" in said
+    assert code == status and "stopped before the first trajectory" in said
 
 
 def test_what_must_be_corrected_first_ends_with_1(problems, tmp_path):

@@ -43,6 +43,17 @@ def test_as_many_checkpoints_are_kept_as_were_asked_for_and_found_by_their_steps
         (folder / "checkpoint-5" / "torn.json").rename(folder / "checkpoint-5" / "whole.json")
 
 
+def test_checkpoints_stand_in_the_order_of_their_steps_with_the_final_adapter_among_them(tmp_path):
+    """By number, not by name; the best of a training may be older than its last checkpoints."""
+    for step in (1000, 90, 200):
+        (tmp_path / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"checkpoint-{step}" / "whole.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "lightreasoner.json").write_text(json.dumps({"adapter_step": 150, "optimizer_steps": 1000}))
+    found = checkpoints_of(str(tmp_path))
+    assert list(found.values()) == [90, 150, 200, 1000] and list(found)[1] == str(tmp_path)
+
+
 def test_one_checkpoint_is_named_with_what_to_give(training, tmp_path):
     one = training / "checkpoints" / "checkpoint-5"
     with pytest.raises(ModelError, match=f"{one} is one checkpoint .*--checkpoints {training}, or --adapter {one} "):
