@@ -75,7 +75,7 @@ def test_two_ranks_with_sharded_weights_have_the_losses_of_one_and_resume(tmp_pa
 def test_two_ranks_train_the_text_layers_of_a_model_that_reads_pictures_and_no_others(tmp_path):
     model = save_multimodal(tmp_path / "gemma3")
     run = write_run(tmp_path / "run", model, 4)
-    words = "train", run, "--model", model, "--output", tmp_path / "out", "--max-steps", 1, "--targets"
+    words = "train", run, "--model", model, "--output", tmp_path / "out", "--max-steps", 2, "--targets"
     said = ranks(2, *words, "q_proj,v_proj,lm_head")
     assert said.returncode == 0, said.stderr[-3000:]
     weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
