@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from client.servers.client import SamplingClient
 
 SAME_SIGNAL_SECONDS = 1.0
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def sample(
@@ -84,7 +84,7 @@ def fill(
     async def sampling() -> Sampled:
         with Terminal() as progress:
             async with opened(progress) as source:
-                for number in STOPPING:
+                for number in STOP_SIGNALS:
                     asyncio.get_running_loop().add_signal_handler(number, stop, number, source, progress)
                 return await sample_problems(
                     asked,
@@ -175,12 +175,12 @@ def ended_early(first: str) -> Iterator[None]:
     def wait() -> None:
         with os.fdopen(reading, "rb", buffering=0) as numbers:
             while number := numbers.read(1):
-                if number[0] in STOPPING:
+                if number[0] in STOP_SIGNALS:
                     stop_at_once(number[0], f"before {first}")
 
     threading.Thread(target=wait, daemon=True).start()
     woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, lambda *_: None) for number in STOPPING}
+    before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     try:
         yield
     finally:
