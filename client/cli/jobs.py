@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated
@@ -97,32 +98,48 @@ async def _wait(connection: Connection, job_id: str) -> Job:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from client.retries import retry
+    from client.servers.window import OUTAGE_SECONDS
 
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    said = ""
+    said: str | None = None  # of the status
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(job_id, total=None)
 
         def say(news: str) -> None:
-            nonlocal said
-            if news != said:
-                console.print(clean_lines(said := news), highlight=False, markup=False)
+            console.print(clean_lines(news), highlight=False, markup=False, soft_wrap=True)
+
+        failing_since: float | None = None
+        out = False  # whether the user was told that the server does not answer
+
+        def failed(error: BaseException) -> None:
+            nonlocal failing_since, out
+            failing_since = failing_since or time.monotonic()
+            if not out and (quiet := time.monotonic() - failing_since) >= OUTAGE_SECONDS:
+                out = True
+                say(
+                    f"{connection} has not answered for {quiet:.0f} s ({error}). It is asked again; the client gives "
+                    f"up after {PATIENCE_SECONDS:g} s"
+                )
 
         job = await connection.job(job_id)  # a server that is not there at the start is an error at once
         while job.status not in ENDED:
             counts = job.request_counts
             bar.update(task, description=job.status, completed=counts.completed, total=counts.total or None)
-            if not console.is_terminal:
+            if not console.is_terminal and job.status != said:
                 say(f"{job_id} {job.status}")
+                said = job.status
             await asyncio.sleep(WAIT_POLL_SECONDS)
             job = await retry(
                 lambda: connection.job(job_id),
                 may_pass=lambda error: isinstance(error, Unreachable),
                 pause=WAIT_POLL_SECONDS,
                 seconds=PATIENCE_SECONDS,
-                tell=lambda error: say(f"{error}; trying again"),
+                tell=failed,
             )
+            if out:
+                say(f"{connection} is back")
+            failing_since, out = None, False
         return job
 
 

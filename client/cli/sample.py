@@ -18,6 +18,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from typing import TYPE_CHECKING
 
 from client.cli.options import ApiKey, Problems, SamplingOptions, Servers, TargetRun, WorkOptions
+from client.cli.program import as_typed
 from client.errors import Stopped
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ def sample(
 
     @asynccontextmanager
     async def connected(progress: Terminal) -> AsyncIterator[SamplingClient]:
-        async with SamplingClient(server, api_key, work.patience, progress.say) as connection:
+        def say(text: str) -> None:
+            progress.say(as_typed(text, ("patience",)))
+
+        async with SamplingClient(server, api_key, work.patience, say) as connection:
             progress.servers = connection.status
             yield connection
 

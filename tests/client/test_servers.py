@@ -343,7 +343,7 @@ def test_a_server_that_dies_is_told_of_once_costs_only_what_it_held_and_rejoins(
         lines = sampled([proxy.url, servers[1].url], problems, on_line=die_and_return, tell=told.append)
     assert keys(lines) == once(problems)
     assert told[0].startswith(f"{proxy.url} has not answered for 0 s (cannot reach {proxy.url} (")
-    assert told[0].endswith("It is asked again; the client gives up when no server has answered for 60 s (--patience)")
+    assert told[0].endswith("It is asked again; the client gives up when no server has answered for 60 s (patience)")
     assert told[1:] == [f"{proxy.url} is back"]
     assert asked(servers[0]) > state["asked"]
     assert asked(servers[0]) + asked(servers[1]) - 6000 <= WINDOW  # only what it held was asked twice

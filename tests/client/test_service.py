@@ -1,12 +1,19 @@
-"""What the client sends beside the problems, against a real HTTP server of the standard library."""
+"""What the client sends beside the problems, and says of a job's server, against small real HTTP servers."""
 
 import asyncio
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from support.servers.contract_server import serving
 from support.servers.real_server import command
 
+import client.cli.jobs
+import client.servers.window
 from client.errors import ServiceError
 from client.servers.client import SamplingClient
 
@@ -57,3 +64,28 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_told():
     with pytest.raises(ServiceError, match="--api-key") as refused:
         SamplingClient("http://127.0.0.1:1", "se\ncret")
     assert "cret" not in str(refused.value)
+
+
+def test_wait_says_once_that_the_server_does_not_answer_and_when_it_is_back(monkeypatch, capsys):
+    """One failed answer is not worth a word."""
+    monkeypatch.setattr(client.cli.jobs, "WAIT_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(client.servers.window, "OUTAGE_SECONDS", 0.1)
+    asked = []
+
+    async def job(request):
+        asked.append(request)
+        if len(asked) == 2 or 4 <= len(asked) < 20:
+            return JSONResponse({"detail": "starting"}, 503)
+        status = "completed" if len(asked) == 21 else "in_progress"
+        return JSONResponse({"id": "j", "status": status, "run": "r", "created_at": 1})
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with serving(Starlette(routes=[Route("/v1/jobs/j", job)]), listener):
+        client.cli.jobs.wait("j", url)
+    began, out, back = capsys.readouterr().err.splitlines()
+    assert began == "j in_progress" and back == f"{url} is back"
+    assert out == (
+        f"{url} has not answered for 0 s ({url} cannot answer now: starting). It is asked again; the client gives up "
+        "after 600 s"
+    )
