@@ -180,9 +180,9 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "�" for letter in visible(text))
 
 
-def told_apart(tokens: Sequence[int], texts: Texts) -> list[str]:
-    """Tokens as text that moves no cursor. Different ones that look alike have their ids behind them."""
-    shown = [printable(texts.alone(token)) for token in tokens]
+def told_apart(tokens: Sequence[int], texts: Texts, for_terminal: bool = True) -> list[str]:
+    """Tokens as text; on a terminal it moves no cursor. Different ones that look alike have their ids behind them."""
+    shown = [printable(text) if for_terminal else text for text in map(texts.alone, tokens)]
     ids: dict[str, set[int]] = {}
     for text, token in zip(shown, tokens, strict=True):
         ids.setdefault(text, set()).add(token)

@@ -109,7 +109,8 @@ def page(findings: Findings, texts: Texts) -> str:
                    if (found := findings.steps.entropies(kept))],
         kinds=by_kind(findings.counts.seen, findings.counts.kept, findings.counts.kl, texts.raw),
         ratio=_ratio,
-        tokens=[*zip(told_apart([one.token_id for one in findings.tokens], texts), findings.tokens, strict=True)],
+        tokens=[*zip(told_apart([one.token_id for one in findings.tokens], texts, for_terminal=False), findings.tokens,
+                     strict=True)],
         groups=[
             ("Drawn by lot", "drawn from the whole RUN by a digest of their ids: nobody picked them",
              shown_trajectories(findings, findings.drawn, texts), []),

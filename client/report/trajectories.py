@@ -20,6 +20,7 @@ from client.contrast import covered_mass, kl_lower_bound, mask_complete, plausib
 from client.models.detokenize import Texts
 from client.protocol.requests import Trajectory
 from client.report.findings import Findings
+from client.report.labels import told_apart
 from client.runs.keys import Key
 from client.runs.manifest import RunManifest
 from client.runs.samples import Sample
@@ -95,6 +96,7 @@ def shown_trajectory(
         listed = [
             i for i in row if i < IDS_SHOWN or trajectory.top_ids[step, i] in {trajectory.token_ids[step], *label}
         ]
+        names = told_apart([int(trajectory.top_ids[step, i]) for i in listed], texts, for_terminal=False)
         details.append(
             {
                 "t": step,
@@ -104,14 +106,14 @@ def shown_trajectory(
                 "why": reason(step, bounds[step], bool(whole[step]), step in labels, manifest),
                 "rows": [
                     [
-                        texts.alone(int(trajectory.top_ids[step, i])),
+                        name,
                         _probability(log_p[step, i]),
                         _probability(log_q[step, i]),
                         f"{label[token]:.3f}" if (token := int(trajectory.top_ids[step, i])) in label else "",
                         int(trajectory.top_ids[step, i] == trajectory.token_ids[step]),
                         int(inside[step, i]),
                     ]
-                    for i in listed
+                    for name, i in zip(names, listed, strict=True)
                 ],
                 "rest": log_p.shape[1] - len(listed),
             }

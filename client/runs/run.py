@@ -126,7 +126,9 @@ class Run:
         other = [name for name in there if not FREE.fullmatch(name)]
         if other and "run.json" not in there and not any(map(self.parts, OWN_FOLDERS)):
             listed = shorten(", ".join(other[:NAMES_SHOWN]) + ", …" * (len(other) > NAMES_SHOWN))
-            raise RunError(f"{self} holds no RUN, but other things ({listed}); name a new folder, as {self}/run")
+            raise RunError(
+                f"{self} holds no RUN, but other things ({listed}); name a new folder, as {str(self).rstrip('/')}/run"
+            )
 
     def claim(self, manifest: RunManifest, tokenizer: bytes) -> None:
         """Create this RUN, or join it. Raises RunError, naming every setting that differs from run.json."""
