@@ -19,8 +19,9 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from client.errors import shown
 from client.models.mistral import folder_for_vllm, hugging_face_arguments
-from server.engines.engine import Engine, EngineStartError, configuration, reading, workers_of
+from server.engines.engine import Engine, EngineStartError, configuration, reading, start_error, workers_of
 from server.engines.pair import Pair
 from server.engines.preflight import ModelFacts, PairFacts
 from server.logs import log
@@ -41,6 +42,8 @@ SCHEDULERS = {
     True: "server.engines.logprobs.scheduler.HoldingAsyncScheduler",
 }
 """The expert's, by whether vLLM schedules asynchronously."""
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""Engine arguments that say among how many processes a model is spread, or copied."""
 V1_ON_CPU: dict[Role, EngineArguments] = {
     # V1 rewinds the random generator of a seeded request whose prompt is cut into chunks. A CPU generator cannot
     # rewind, and the engine dies.
@@ -115,9 +118,15 @@ def engine_shape(role: Role, given: EngineArguments, weight_bytes: int) -> Engin
     for name in given:
         if name not in AsyncEngineArgs.__dataclass_fields__:
             raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
+    for name in PARALLEL:
+        if type(parts := given.get(name, 1)) is not int or parts < 1:
+            raise SettingsError(f"{role}.{name} must be a whole number of at least 1, not {shown(parts)}")
     with reading(role, given["model"]):
         arguments = AsyncEngineArgs(**given)
         model: Any = arguments.create_model_config()
+    if model.is_encoder_decoder or model.runner_type != "generate":
+        kind = "an encoder-decoder" if model.is_encoder_decoder else "a model that generates no text"
+        raise start_error(role, given["model"], f"it is {kind}; the service needs a causal language model")
     config: Any = model.hf_text_config
     tensor, pipeline = arguments.tensor_parallel_size, arguments.pipeline_parallel_size
     value_bytes, saved = model.dtype.itemsize, getattr(model.hf_config, "dtype", None) or model.dtype

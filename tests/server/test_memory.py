@@ -239,6 +239,21 @@ def test_weights_count_as_they_are_loaded(shape):
     assert shape("7B", kv_cache_dtype="fp8").token_bytes == shape("7B").token_bytes // 2
 
 
+@pytest.mark.parametrize("size", ["2", 0, True, None])
+def test_a_number_of_parts_that_is_none_is_named(shape, size):
+    with pytest.raises(SettingsError, match=r"expert\.tensor_parallel_size must be a whole number of at least 1"):
+        shape("0.5B", tensor_parallel_size=size)
+
+
+def test_an_encoder_decoder_that_its_file_does_not_call_one_is_refused(tmp_path):
+    from server.engines.engine import EngineStartError
+    from server.engines.start import engine_shape
+
+    (tmp_path / "config.json").write_text('{"model_type": "bart", "architectures": ["BartForCausalLM"]}')
+    with pytest.raises(EngineStartError, match="it is an encoder-decoder; the service needs a causal language model"):
+        engine_shape("expert", {"model": str(tmp_path)}, 1)
+
+
 @pytest.mark.parametrize(
     ("role", "model_context", "cache", "context"),
     [
