@@ -17,6 +17,9 @@ from torch import Tensor
 
 from trainer.data.example import Example, Ints
 
+MOST_UNEQUAL = 2
+"""The longest padded row of a pass is at most so many times as long as the shortest, else most would be padding."""
+
 
 class Sharing(StrEnum):
     """How examples share a forward pass: one behind the other; a row each, padded on the right; not at all."""
@@ -128,11 +131,13 @@ def _first_fit(examples: Sequence[Example], budget: int, layout: Layout) -> list
     bins: list[list[Example]] = []
     room: list[int] = []
     for example in examples:
-        needs = [len((held[0] if padded else example).input_ids) for held in bins]
-        fits = next((index for index, left in enumerate(room) if needs[index] <= left), None)
+        size = len(example.input_ids)
+        needs = [len(held[0].input_ids) if padded else size for held in bins]
+        most = MOST_UNEQUAL * size
+        fits = next((index for index, left in enumerate(room) if needs[index] <= min(left, most)), None)
         if fits is None:
             bins.append([example])
-            room.append(budget - len(example.input_ids))
+            room.append(budget - size)
         else:
             bins[fits].append(example)
             room[fits] -= needs[fits]

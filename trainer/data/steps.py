@@ -1,8 +1,8 @@
 """Which trajectories each optimizer step trains on, and this rank's share of it.
 
-In: a training set, which may still grow; a recipe; this rank's number. Out: optimizer steps as packed micro-batches. A
-step depends only on the recipe, its number, and the examples in the order of their keys, or of the parts that a
-followed RUN brought: a resumed training continues with the same steps, and all ranks agree without asking.
+In: a training set, which may still grow; a recipe; this rank's number. Out: optimizer steps as micro-batches. A step
+depends only on the recipe, its number, and the examples in the order of their keys, or of the parts that a followed
+RUN brought: a resumed training continues with the same steps, and all ranks agree without asking.
 """
 
 from __future__ import annotations
