@@ -73,21 +73,27 @@ def _judge(gold: Gold, output: str, found: list[Answer]) -> bool:
         letter, text = choice_of(gold.choices, output)
         found.append(Answer(text))
         return letter == gold.text
-    judge = {
-        Kind.WORDS: _words,
-        Kind.CLOCK: _clock,
-        Kind.TUPLE: _tuples,
-        Kind.INTERVAL: _same_intervals,
-        Kind.MATH: _value,
-    }[gold.kind]
     maths = Mathematics()
     for answer in answers(output, _count(gold)):
         if not found:
             found.append(answer)
-        if len(answer.text) <= ANSWER_CHARACTERS and judge(gold, answer, maths):
+        if len(answer.text) <= ANSWER_CHARACTERS and _same(gold, answer, maths):
             found.append(answer)
             return True
     return False
+
+
+def _same(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
+    match gold.kind:
+        case Kind.WORDS:
+            return _words(gold.text, answer.text)
+        case Kind.CLOCK:
+            return _clock(gold.text, answer)
+        case Kind.INTERVAL:
+            return _same_intervals(gold, answer, maths)
+        case Kind.TUPLE:
+            return _tuples(gold, answer, maths)
+    return _each(gold, answer, maths) if gold.each else _value(gold, answer, maths)
 
 
 def _count(gold: Gold) -> int:
@@ -117,8 +123,6 @@ def _matched(wanted: Sequence[Any], given: Sequence[Any], same: Callable[[Any, A
 
 
 def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
-    if gold.each:
-        return _each(gold, answer, maths)
     text, expected = (without_name(tidy(text)) for text in (answer.text, gold.text))
     if ", " in expected and HUNDREDS.fullmatch(expected):
         text = ", ".join(elements(text))
@@ -195,42 +199,25 @@ def _is_set(text: str) -> bool:
     return bool(re.fullmatch(r"[(\[].*[)\]]|\\\{.*\\\}|\\emptyset|\\mathbb\{?R\}?", text) or RELATION.search(text))
 
 
-def _words(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
+def _words(gold: str, told: str) -> bool:
     """Word for word; a yes or a no may be explained."""
-    del maths
-    wanted, told = (words_of(ORDINAL.sub(r"\1", plain_text(text))) for text in (gold.text, answer.text))
-    if wanted in ("yes", "no"):
-        said = re.findall(r"\b(?:yes|no|not)\b", told)
-        return (
-            bool(re.match(rf"{wanted}\b", told))
-            and ("no" if wanted == "yes" else "yes") not in said
-            and (wanted == "no" or "not" not in said)
-        )
-    return told == wanted
+    wanted, told = (words_of(ORDINAL.sub(r"\1", plain_text(text))) for text in (gold, told))
+    others = {"yes": "no|not", "no": "yes"}.get(wanted)
+    return bool(re.match(rf"{wanted}\b(?!.*\b(?:{others})\b)", told)) if others else told == wanted
 
 
-def _clock(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
+def _clock(gold: str, answer: Answer) -> bool:
     """A time of day; 'a.m.' and 'p.m.' may be left out, but not be wrong; 15:30 is 3:30 p.m."""
-    del maths
-    behind = "" if answer.marked else answer.behind
-    found = plain_text(answer.text + behind).replace("{:}", ":").strip()
-    told, wanted = CLOCK.fullmatch(found) or CLOCK.fullmatch(found.rstrip(".")), CLOCK.fullmatch(gold.text)
-    if (
-        not answer.marked
-        and len(times := list(CLOCK.finditer(found))) == 1
-        and not re.search(r"\d|\\", CLOCK.sub("", found))
-    ):
-        told = times[0]
-    if told is None or wanted is None:
+    told = plain_text(answer.text + ("" if answer.marked else answer.behind)).replace("{:}", ":")
+    times, rest = list(CLOCK.finditer(told)), CLOCK.sub("", told).strip(" .")
+    wanted = CLOCK.fullmatch(gold)
+    if len(times) != 1 or wanted is None or re.search(r"\d|\\", rest) or (answer.marked and rest):
         return False
-    hour, minutes, half = _time(told)
-    expected_hour, expected_minutes, expected_half = _time(wanted)
-    halves = {one for one in (half, expected_half) if one}
-    late = int(told[1].split(":")[0]) > 12
-    return (hour, minutes) == (expected_hour, expected_minutes) and len(halves) < 2 and not (late and not expected_half)
+    (*time, half), (*expected, expected_half) = _time(times[0]), _time(wanted)
+    late = int(times[0][1].split(":")[0]) > 12
+    return time == expected and (half == expected_half or not half or (not expected_half and not late))
 
 
 def _time(clock: re.Match[str]) -> tuple[int, str, str]:
     hour, minutes = clock[1].split(":")
-    half = (clock[2] or "").lower()
-    return (int(hour) - 12, minutes, "p") if int(hour) > 12 else (int(hour), minutes, half)
+    return (int(hour) - 12, minutes, "p") if int(hour) > 12 else (int(hour), minutes, (clock[2] or "").lower())

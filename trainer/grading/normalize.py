@@ -106,6 +106,7 @@ CHANGED = re.compile(
     r"|\b(?:if|unless|cannot|impossible)\b|\b(?:plus|minus|squared|cubed|factorial|doubled|tripled|halved|at\s+(?:least|most)|so\s+far)\b"
     r"|\b(?:upper|lower)\s+(?:bound|limit)\b"
     r"|(?:\b(?:is|are|was|were)|[,;(])\s*(?:not|wrong|incorrect|false)\b|^\W*(?:not\b|(?:wrong|incorrect|false)\W*$)"
+    r"|\b(?:more|less)\s*$|\?|\b(?:is|are|was|be)(?:\s+not|n't|\s+(?:wrong|incorrect|false|too))\b"
     r"|^\W*(?:分之|[万亿千百多])|以[上下]|ない|ありません|아니|아닙",
     re.IGNORECASE,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import sympy
 
-from trainer.grading.gold import NUMBER, Gold, elements, unit_behind
+from trainer.grading.gold import Gold, elements, unit_behind
 from trainer.grading.mathematics import ROUNDING, Mathematics, close
 from trainer.grading.normalize import BELOW, CHANGED, MORE_THAN, TEXT, plain_text
 from trainer.grading.units import ratio, unit_of
@@ -19,9 +19,10 @@ ABOUT = 0.01
 """How far the sides of an ≈ may be apart, in parts of a number."""
 NUMBER_BASE = re.compile(r"(?<=\d)_\s*\{?\s*(\d+)\s*\}?\s*$")
 TOKEN = re.compile(
-    rf"{TEXT}|[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]+|\\?%|\\?¢|°|\^\s*\{{?\s*\\(?:circ|degree)\b|\\[A-Za-z]+|[{{}}]|[A-Za-z]+"
+    rf"(?P<unit>{TEXT}|[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]+|\\?[%¢]|°|\^\s*\{{?\s*\\(?:circ|degree)\b"
+    r"|\\(?:mu|Omega|AA|degree)(?![A-Za-z])|(?<!\\)[A-Za-z]{2,})|\\[A-Za-z]+|[{}]|(?P<letter>[A-Za-z])"
 )
-UNIT_COMMANDS = (r"\mu", r"\Omega", r"\AA", r"\degree")
+"""Of an answer: where its unit may begin. A letter may be algebra."""
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
 LETTERED = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "bn": "billion", "m": "million"}
@@ -35,7 +36,7 @@ OPERATION = re.compile(r"(?<![A-Z^({,])(?<![\^{]\s)-\s*\\?\$?\d|[*/]\s*\\?\$?\d|
 """Behind a unit."""
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:(?:,\d\d)*,\d{3})+(?![\d,])")
 """Also lakhs: 12,34,567."""
-SECOND_NUMBER = re.compile(r"(?<=[\s~,{}+\u3040-\ud7a3])(?<!\^\{)\d[\d,]*(?:\.\d+)?(?!\s*\}?\s*\\times)")
+SECOND_NUMBER = re.compile(r"(?<=[\s~,{}+\u3040-\ud7a3])(?<!\^\{)(\d[\d,]*(?:\.\d+)?)(?!\s*\}?\s*\\times)")
 
 
 def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths: Mathematics) -> bool:
@@ -49,8 +50,8 @@ def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths
         numbers, tail = [-abs(number) for number in numbers], tail[below.end() :]
     if not numbers or CHANGED.search(words := plain_text(tail)) or MORE_THAN.match(words) or OPERATION.search(tail):
         return False
-    if tail and (second := SECOND_NUMBER.search(tail)):
-        total = _added_up(numbers[-1], tail, second.start(), gold.unit, maths)
+    if SECOND_NUMBER.search(tail):
+        total = _added_up(numbers[-1], tail, gold.unit)
         return total is not None and _within(total, wanted, gold)
     if PERCENT.match(tail) and gold.unit != "%" and 0 < abs(float(wanted)) <= 1:
         numbers += [number / 100 for number in numbers]
@@ -105,28 +106,16 @@ def _factor(gold: Gold, tail: str, multiplies: bool) -> Any:
     return None if factor is None else times * factor
 
 
-def _added_up(first: Any, tail: str, at: int, unit: str, maths: Mathematics) -> Any:
+def _added_up(first: Any, tail: str, unit: str) -> Any:
     """3 hours 30 minutes in the gold's unit; None where that is not what stands there."""
-    total, expected = 0.0, unit_of(unit or "dollars")
-    rest = f"{first} {tail}"
-    number, behind = first, tail[:at]
-    while expected is not None:
-        measure = unit_of(behind)
-        factor = None if measure is None else ratio(measure, expected)
-        if factor is None:
-            return None
-        total += float(number) * factor
-        if at >= len(tail):
-            return total
-        rest = tail[at:]
-        digits = NUMBER.match(rest)
-        if digits is None:
-            return None
-        number = float(digits[0].replace(",", ""))
-        second = SECOND_NUMBER.search(rest, digits.end())
-        behind = rest[digits.end() : second.start() if second else len(rest)]
-        tail, at = rest, second.start() if second else len(rest)
-    return None
+    expected = unit_of(unit or "dollars")
+    names, numbers = SECOND_NUMBER.split(tail)[::2], SECOND_NUMBER.findall(tail)
+    units = [unit_of(name) for name in names]
+    factors = [ratio(one, expected) if one is not None and expected is not None else None for one in units]
+    if None in factors:
+        return None
+    parts = [float(first), *(float(number.replace(",", "")) for number in numbers)]
+    return sum(part * factor for part, factor in zip(parts, factors, strict=True) if factor is not None)
 
 
 def multiplier(tail: str) -> tuple[int, str]:
@@ -144,7 +133,8 @@ def is_bare(behind: str) -> bool:
 
 def spelled_out(text: str, behind: str, expected: str) -> list[str]:
     """18K as it stands, for it may be kelvins, and as 18 thousand, as money always is. A slanted k is any letter."""
-    if (glued := GLUED_LETTER.match(behind)) and unit_of(expected) in (None, unit_of("dollars")):
+    measured = unit_of(expected) not in (None, unit_of("dollars"))
+    if (glued := GLUED_LETTER.match(behind)) and not measured:
         return [f"{text} {LETTERED[glued[1]]}"]
     if not (letter := LETTERED_NUMBER.search(text)):
         return [text]
@@ -152,31 +142,22 @@ def spelled_out(text: str, behind: str, expected: str) -> list[str]:
     if MONEY.search(text):
         return [scaled]
     slanted = letter[2] not in "KM" and not letter[1] and not expected.strip()
-    measured = letter[2] == "m" or unit_of(expected) not in (None, unit_of("dollars"))
-    return [text] if slanted or measured else [text, scaled]
+    return [text] if slanted or measured or letter[2] == "m" else [text, scaled]
 
 
 def cut(text: str) -> tuple[str, str]:
-    """A number's text, and the unit, words or percent sign behind it."""
+    """A number's text, and the unit, words or percent sign behind it; a sign of money counts as one."""
     money = MONEY.search(text)
     text = MONEY.sub(" ", text).strip()
-    value, tail = _cut(text)
+    value, tail, depth = text, "", 0
+    for token in TOKEN.finditer(text):
+        at = token.start()
+        depth += {"{": 1, "}": -1}.get(token[0], 0)
+        unit = token["letter"] and re.search(r"\d", text[:at]) and unit_of(text[at:]) is not None
+        if depth == 0 and (token["unit"] or unit):
+            value, tail = text[:at].rstrip(" ~\\,;/"), text[at:]
+            break
     if not money:
         return value, tail
-    times = MULTIPLIER.match(tail)
-    at = times.end() if times else 0
+    at = times.end() if (times := MULTIPLIER.match(tail)) else 0
     return value, f"{tail[:at]} {money[0]} {tail[at:]}"
-
-
-def _cut(text: str) -> tuple[str, str]:
-    depth = 0
-    for token in TOKEN.finditer(text):
-        sign, begin = token[0], token.start()
-        if sign in "{}":
-            depth += 1 if sign == "{" else -1
-        elif depth == 0 and (not re.match(r"\\[A-Za-z]", sign) or re.match(TEXT, sign) or sign in UNIT_COMMANDS):
-            number = re.search(r"\d", text[:begin])
-            if re.fullmatch(r"[A-Za-z]", sign) and (not number or unit_of(text[begin:]) is None):
-                continue
-            return text[:begin].rstrip(" ~\\,;/"), text[begin:]
-    return text, ""

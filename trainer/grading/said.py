@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from trainer.grading.gold import boxes
 from trainer.grading.normalize import (
@@ -26,8 +27,10 @@ from trainer.grading.normalize import (
 LAST_CHARACTERS = 20_000
 """Of an output, in which its answer is looked for."""
 ANSWER_MARK = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)|<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
-HEADING = re.compile(r"\W*(?:\d+[.):]\s+[A-Za-z]|(?:step|part)\b)|[^\n]*:\W*$", re.IGNORECASE)
-"""Markdown's headings of the fourth rank have GSM8K's mark."""
+STEP = re.compile(
+    r"\W*(?:\d+[.):]\s+[A-Za-z]|(?:step|part)\b|(?:case|problem|question|example)\s+\d+\b)", re.IGNORECASE
+)
+"""No answer; Markdown's headings of the fourth rank have GSM8K's mark."""
 NEXT_STEP = re.compile(
     r"[.!?]\s|\b(?:no|not|wait|actually|corrected|instead|rather|but|so|thus|hence|therefore|then|gives?|answer|which)\b",
     re.IGNORECASE,
@@ -93,12 +96,6 @@ DENIED = re.compile(
 SIGN = re.compile(r"(?:^\W*|\b(?:of|to|at|about)\s+|\b(?=negative))((?:minus|negative)\s+)$", re.IGNORECASE)
 BOUND = re.compile(r"\b(?:over|under|beyond|minus|negative)\s*$", re.IGNORECASE)
 """Right before a number, as its sign is. Over 4 weeks it may be 4 * 50 = 200."""
-UNDONE = re.compile(
-    r"\b(?:is|are|was|be)(?:\s+not|n't|\s+(?:wrong|incorrect|false|too))\b|\bor\s+(?:more|less|fewer|greater|higher|lower)\b|"
-    r"\bat\s+(?:least|most)\b|\b(?:if|unless|squared|cubed|factorial)\b|\bmore\s*$|\bless\s*$|\?",
-    re.IGNORECASE,
-)
-"""Behind a number."""
 UNTRUE = re.compile(
     r"(?:\bnot|n't|\bnever|\bcannot|\bno longer)\s+(?:\w+\s+)?$|\b(?:not|n't)\s+(?:true|think|believe|claim|sure)\b|"
     r"\b(?:wrong|incorrect|false|doubt)\b|^if\b(?!.*,)|不$",
@@ -109,7 +106,6 @@ ADDED = re.compile(
     rf"\s+(?:(?:after|in|for|out of|of|that|on|from|with|during|if|when)\b.*\d|{COMPARED}\s+than\b).*$", re.DOTALL
 )
 """Behind what a computation makes."""
-STEP = re.compile(r"(?:step|case|part|problem|question|example)\s+\d+\b|\d+[.):]\s+[A-Za-z]", re.IGNORECASE)
 PLEASANTRY = re.compile(
     r"\b(?:let me know|feel free|hope (?:this|that|it) helps|happy to help|any (?:other |more |further )?questions)\b|"
     r"^\W*\\?(?:blacksquare|square|Box|qed)\W*$|^\W*[∎□■]\W*$|^\d+[.):]$",
@@ -131,7 +127,6 @@ CUT_OFF = re.compile(
 MATHY = re.compile(r"[\d\\=<>≤≥≠≈^√π∞±×÷½]|^[-+*/–—−]$")
 OPERATOR = re.compile(r"^[-+*/=<>≤≥≠≈^±×÷(]|[-+*/=<>≤≥≠≈^±×÷(]$")
 LETTERS_ALONE = re.compile(r"(?<![A-Za-z\\])(?!x\s*\\?\$?\d|(?:a|I)\s+\\?[$\w])[A-Za-z](?![A-Za-z])")
-ENGLISH_WORDS = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
 PIECE = re.compile(r"\$[^$]*\$\S*|\S+")
 
 
@@ -171,7 +166,9 @@ def _mark(output: str) -> re.Match[str] | None:
     for mark in ANSWER_MARK.finditer(output):
         text = (mark[1] or mark[2] or "").strip()
         heading = mark[1] is not None and (
-            HEADING.match(text) or (output[mark.end() :].strip() and not re.match(r"[-+$\\\d(\[{.*]", text))
+            STEP.match(text)
+            or re.search(r":\W*$", text)
+            or (output[mark.end() :].strip() and not re.match(r"[-+$\\\d(\[{.*]", text))
         )
         if text and not heading:
             last = mark
@@ -205,7 +202,7 @@ def _unmarked(output: str) -> Iterator[Answer]:
     anchored = ""
     for said in ANSWER.finditer(text):
         rest = text[said.end() :].lstrip(" \n\t*:：")
-        anchored = first_sentence(rest) or anchored
+        anchored = next(iter(split_sentences(rest)), anchored)
     if anchored:
         yield from _from_sentence(anchored, whole=True)
         return
@@ -228,31 +225,24 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     if runs(short := ASIDE.sub("", sentence).strip()) or not runs(sentence):
         sentence = short
     sentence = re.sub(r"^=\s*", "", sentence)
-    pieces = CLAUSE.split(masked := INLINE.sub(lambda math: "\0" * len(math[0]), sentence))
-    clause, end = sentence, len(masked)
-    for piece in reversed(pieces):
-        begin = masked.rindex(piece, 0, end)
-        if runs(sentence[begin : begin + len(piece)]):
-            clause = sentence[begin:].strip(" ,;")
-            break
-        end = begin
-    masked = INLINE.sub(lambda math: "\0" * len(math[0]), clause)
+    begins = [0, *(joint.end() for joint in CLAUSE.finditer(_masked(sentence)))]
+    clause = sentence[next((begin for begin in reversed(begins) if runs(sentence[begin:])), 0) :].strip(" ,;")
     if whole and not DENIED.match(clause):
         yield Answer(clause, marked=False)
-    verbs = list(COPULA.finditer(masked))
-    begin = next((verb.end() for verb in reversed(verbs) if runs(clause[verb.end() :])), 0)
-    where = runs(text := clause[begin:].strip())
+    verbs = list(COPULA.finditer(_masked(clause)))
+    verb = next((verb for verb in reversed(verbs) if runs(clause[verb.end() :])), None)
+    before, text = (clause[: verb.start()], clause[verb.end() :].strip()) if verb else ("", clause)
+    where = runs(text)
     if not where:
         yield from _in_words(clause, verbs)
         return
-    verb = next((verb.start() for verb in verbs if verb.end() == begin), 0)
     sums = [run for run in where if "=" in text[slice(*run)]]
     start = sign.start(1) if (sign := SIGN.search(text[: where[0][0]])) else where[0][0]
-    if UNTRUE.search(clause[:verb]) or DENIED.search(text[:start]) or (not sums and BOUND.search(text[:start])):
+    if UNTRUE.search(before) or DENIED.search(text[:start]) or (not sums and BOUND.search(text[:start])):
         return
     behind = text[(sums[-1] if sums else where[0])[1] :]
     last, text = text[sums[-1][0] if sums else 0 :], text[start:]
-    if UNDONE.search(text) or CHANGED.search(behind) or (not sums and "$" not in text and MORE_THAN.match(behind)):
+    if CHANGED.search(behind) or (not sums and "$" not in text and MORE_THAN.match(behind)):
         return
     yield Answer(_last_side(text), marked=False)
     if sums:
@@ -267,9 +257,9 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
 
 def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     """A sentence without a formula: 'it is purple', 'she has seven'."""
-    if UNDONE.search(clause):
-        return
-    if DENIED.search(clause) and not re.match(r"(?:\W|so\b|therefore\b)*no\b", clause, re.IGNORECASE):
+    told = clause[verbs[0].end() :] if verbs else clause
+    denied = DENIED.search(clause) and not re.match(r"(?:\W|so\b|therefore\b)*no\b", clause, re.IGNORECASE)
+    if denied or CHANGED.search(told):
         return
     yield Answer(LEAD.sub("", clause).strip(), marked=False)
     for verb in reversed([*verbs, *re.finditer(r"\b(?:on|in)\b", clause)]):
@@ -280,14 +270,15 @@ def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
 
 def _last_side(text: str) -> str:
     """Of a computation in words, as '40 minutes + 100 minutes = 140 minutes', what it makes."""
-    masked = INLINE.sub(lambda math: "\0" * len(math[0]), text)
-    at = masked.rfind("=")
-    left = masked[: max(at, 0)]
-    return (
-        text[at + 1 :].strip()
-        if re.search(rf"%|{ENGLISH_WORDS.pattern}", left) and not LETTERS_ALONE.search(left)
-        else text
-    )
+    at = _masked(text).rfind("=")
+    left = _masked(text)[: max(at, 0)]
+    words = re.search(r"%|(?<![\\A-Za-z{])[A-Za-z]{2,}", left) and not LETTERS_ALONE.search(left)
+    return text[at + 1 :].strip() if words else text
+
+
+def _masked(text: str) -> str:
+    """Without what stands in formulas, and as long."""
+    return INLINE.sub(lambda math: "\0" * len(math[0]), text)
 
 
 def plain_sentences(output: str) -> str:
@@ -320,39 +311,27 @@ def _last_row(display: str) -> str:
 
 
 def split_sentences(text: str) -> list[str]:
-    found, begin = [], 0
-    for end in SENTENCE_END.finditer(INLINE.sub(lambda math: "$" * len(math[0]), text)):
-        found.append(text[begin : end.end()].strip())
-        begin = end.end()
-    return [sentence for sentence in (*found, text[begin:].strip()) if sentence]
-
-
-def first_sentence(text: str) -> str:
-    return next(iter(split_sentences(text)), "")
+    ends = [0, *(end.end() for end in SENTENCE_END.finditer(_masked(text))), len(text)]
+    return [one for begin, end in pairwise(ends) if (one := text[begin:end].strip())]
 
 
 def runs(text: str) -> list[tuple[int, int]]:
     """Where formulas and numbers stand in a text: pieces that are no words, and the letters beside their signs."""
-    tokens = [(token[0], token.start(), token.end()) for token in PIECE.finditer(text)]
+    tokens = list(PIECE.finditer(text))
 
     def mathy(index: int) -> bool:
         token = tokens[index][0]
-        if MATHY.search(token) or token.startswith("$"):
-            return True
-        if (
-            token == "x"
-            and 0 < index < len(tokens) - 1
-            and re.search(r"\d", tokens[index - 1][0] + tokens[index + 1][0])
-        ):
-            return True
         beside = [tokens[at][0] for at in (index - 1, index + 1) if 0 <= at < len(tokens)]
-        return len(token.strip(".,")) == 1 and token[0].isalpha() and any(OPERATOR.search(one) for one in beside)
+        return bool(
+            MATHY.search(token)
+            or token.startswith("$")
+            or (token == "x" and len(beside) == 2 and re.search(r"\d", "".join(beside)))
+            or (re.fullmatch(r"[^\W\d_][.,]*", token) and any(OPERATOR.search(one) for one in beside))
+        )
 
     found: list[tuple[int, int]] = []
-    for index, (_, begin, end) in enumerate(tokens):
+    for index, token in enumerate(tokens):
         if mathy(index):
-            if found and text[found[-1][1] : begin].strip() == "" and index and mathy(index - 1):
-                found[-1] = found[-1][0], end
-            else:
-                found.append((begin, end))
+            joined = found and found[-1][1] == tokens[index - 1].end()
+            found.append((found.pop()[0] if joined else token.start(), token.end()))
     return found
