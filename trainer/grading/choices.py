@@ -20,23 +20,24 @@ RIGHT = (
     r"(?:is|are|was|must\s+be|would\s+be|seems)\s+(?:therefore\s+|thus\s+|clearly\s+|indeed\s+|definitely\s+)?"
     r"(?:the\s+)?(?:only\s+|most\s+|best\s+)?(?:correct|right|true|accurate|answer)\b"
 )
-MEANT = [
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"\b(?:answers?|respuesta|réponse|antwort|risposta|resposta|ответ)\b"
-        rf"(?:(?!\bnot\b|n't|\bno\s+es\b|{FOREIGN_NOT})[^.\n]){{0,60}}?"
-        rf"(?:\b(?:is|be|est?|ist|é|è)\b|[:=])\s*{OPTION}{LETTER}",
-        rf"\banswers?\b(?:(?!\bnot\b|n't)[^.\n])*?\bis\b(?:(?!\bnot\b|n't)[^.\n])*?(?=\([A-Z]\)\s*(?:\.|\n|$)){LETTER}",
-        rf"{LETTER}(?:(?!\bnot\b|n't|(?<![A-Za-z])[A-Z](?![A-Za-z]))[^.;\n]){{0,80}}?\b{RIGHT}",
-        rf"\b(?:choose|chose|select|pick|go\s+with|(?:option|choice|one)\s+is)\s+{OPTION}{LETTER}",
-        rf"\b(?:corresponds\s+to|matches|(?:that|which|this)\s+is|is)\s+(?:option|choice|answer|letter)\s+{LETTER}",
-        rf"\b(?:it|this|that)(?:'s|\s+is)\s+{OPTION}{LETTER}",
-        rf"\b(?:option|choice)\s+{LETTER}\s*[:.-]\s*(?:correct|right|true|yes)\b",
-        r"\b(?:(?:so|thus|hence|therefore|consequently)\b[\s,:]*(?:(?:we|it|this|that|I)\s+(?:\w+\s+){1,2})?"
-        rf"|(?:gets?|got|gives?|obtain|finds?|found|yields?|leaves?|have)\s+){OPTION}{LETTER}[.)\s]*$",
-        rf"(?:答案|选项|故选|选择?)\s*[是为選选：:]*\s*{LETTER}",
-    )
-]
+ANSWER = r"\b(?:answers?|respuesta|réponse|antwort|risposta|resposta|ответ)\b"
+YET = rf"(?:(?!\bnot\b|n't|\bno\s+es\b|{FOREIGN_NOT})[^.\n])"
+SAID = (
+    rf"{ANSWER}{YET}{{0,60}}?(?:\b(?:is|be|est?|ist|é|è)\b|[:=])\s*{OPTION}{LETTER}",
+    rf"{ANSWER}{YET}*?\bis\b{YET}*?(?=\([A-Z]\)\s*(?:\.|\n|$)){LETTER}",
+    r"\b(?:choose|chose|select|pick|go\s+with|(?:option|choice|one|it|this|that)(?:'s|\s+is)"
+    rf"|(?:is|matches|corresponds\s+to)(?=\s+(?:option|choice|answer|letter)\b))\s+{OPTION}{LETTER}",
+    rf"(?:答案|选项|故选|选择?)\s*[是为选选：:]*\s*{LETTER}",
+)
+SAID_RIGHT = (
+    rf"{LETTER}(?:(?!\bnot\b|n't|(?<![A-Za-z])[A-Z](?![A-Za-z]))[^.;\n]){{0,80}}?\b{RIGHT}",
+    rf"\b(?:option|choice)\s+{LETTER}\s*[:.-]\s*(?:correct|right|true|yes)\b",
+)
+CONCLUDED = (
+    r"\b(?:(?:so|thus|hence|therefore|consequently)\b[\s,:]*(?:(?:we|it|this|that|I)\s+(?:\w+\s+){1,2})?"
+    rf"|(?:gets?|got|gives?|obtain|finds?|found|yields?|leaves?|have)\s+){OPTION}{LETTER}[.)\s]*$"
+)
+MEANT = [re.compile(pattern, re.IGNORECASE) for pattern in (*SAID, *SAID_RIGHT, CONCLUDED)]
 SUPPOSED = re.compile(
     r"\b(?:if|whether|suppos\w+|assum\w+|neither|nor|none|unless|doubt\w*|claims)\b"
     r"|(?:\b(?:not|never|cannot|no\s+one|nobody|wrong|incorrect|false|unlikely|impossible|mistake|deny)\b|n't\b).*\bthat\b"
@@ -57,7 +58,7 @@ TAKEN_BACK = re.compile(
 LAST_LINE = re.compile(
     rf"(?:(?:so|thus|hence|therefore|(?:final\s+)?answer|option|choice)\b[\s,:]*)*{LETTER}", re.IGNORECASE
 )
-REASON = re.compile(r"[\s,;]+(?:because|since|as|which)\b|\s*[.;:]\s|[.)\]!]*$", re.IGNORECASE)
+REASON = re.compile(r"[\s,;]+(?:because|since|as|which)\b|\s*[.;:]\s|\s*[,()。，]|[.)\]!]*$", re.IGNORECASE)
 
 
 def choice_of(choices: Sequence[str], output: str) -> tuple[str, str]:
@@ -67,18 +68,11 @@ def choice_of(choices: Sequence[str], output: str) -> tuple[str, str]:
     """
     found = list(answers(output, 1))
     marked = next((answer for answer in found if answer.marked), None)
-    after = output
-    if marked is not None:
-        letter, alone = named(choices, marked.text)
-        if alone or re.fullmatch(r"(?:[\W_]*\b[A-Z]\b)+[\W_]*(?:and|or)?[\W_]*(?:\b[A-Z]\b[\W_]*)*", marked.text):
-            return letter, marked.text
-        if letter:
-            after = marked.behind
-        if said := said_letter(choices, after):
-            return said, said
-        return letter, marked.text
-    if said := said_letter(choices, output):
+    letter, alone = named(choices, marked.text) if marked else ("", False)
+    if not alone and (said := said_letter(choices, marked.behind if marked and letter else output)):
         return said, said
+    if marked:
+        return letter, marked.text
     named_by = [(*named(choices, answer.text), answer.text) for answer in found]  # a letter would have been said
     return next(
         ((one, text) for one, alone, text in named_by if one and not alone), ("", found[0].text if found else "")
@@ -97,7 +91,7 @@ def named(choices: Sequence[str], text: str) -> tuple[str, bool]:
     if (begins := begins or re.fullmatch(r"\(?([a-z])\)?[.:)]?()", plain)) and begins[1].upper() in letters:
         if "?" in begins[2] and letters_of(begins[2]) == "":
             return "", True
-        letter, rest = begins[1].upper(), letters_of(re.split(r"[\s,;]+(?:because|since|as)\b", begins[2])[0])
+        letter, rest = begins[1].upper(), letters_of(begins[2])
         if not rest or rest == spelled[letters.index(letter)]:
             return letter, True
     same = [letter for letter, choice in zip(letters, spelled, strict=True) if choice == letters_of(plain)]
@@ -121,14 +115,10 @@ def said_letter(choices: Sequence[str], output: str) -> str:
         if _supposed(text, match):
             continue
         several = re.search(r"(?:\b(?:and|or)|[,/&])\s*[(\[]?$", text[: match.start(match.lastindex or 0)])
-        if several and match.re is not MEANT[7]:
+        if several and match.re.pattern != CONCLUDED:
             return ""  # one of several
-        meant = (
-            match.re is MEANT[2]
-            or match.re is MEANT[6]
-            or _ends(choices, letter, match.group().rstrip()[-1] in ")]", rest)
-        )
-        if meant and letter.upper() in LETTERS[: len(choices)]:
+        right = match.re.pattern in SAID_RIGHT or _ends(choices, letter, rest)
+        if right and letter.upper() in LETTERS[: len(choices)]:
             return letter.upper()
     return ""
 
@@ -141,15 +131,9 @@ def _supposed(text: str, match: re.Match[str]) -> bool:
     return bool(SUPPOSED.search(clause) or TAKEN_BACK.match(text, match.end(match.lastindex or 0)))
 
 
-def _ends(choices: Sequence[str], letter: str, bracketed: bool, rest: str) -> bool:
+def _ends(choices: Sequence[str], letter: str, rest: str) -> bool:
     """Whether what follows a letter leaves it the answer: nothing, a reason, or its own choice."""
-    if letter.islower() and not bracketed and (letter == "a" or not re.match(r"\W", rest or ".")):
-        return not rest.strip(" .") or _is_choice(choices, letter, rest)
-    if rest[:1] in "。，":
-        return True
-    if re.match(r"\s*(?:[,/&]|and\b|or\b)\s*\(?[A-Z]\b", rest):
-        return False
-    return bool(REASON.match(rest)) or rest.lstrip()[:1] in (",", "(", ")") or _is_choice(choices, letter, rest)
+    return bool(REASON.match(rest)) or _is_choice(choices, letter, rest)
 
 
 def _is_choice(choices: Sequence[str], letter: str, rest: str) -> bool:

@@ -76,7 +76,8 @@ def gold_answer(problem: ProblemRow) -> Gold:
     if "choices" in row:
         return _gold_choice(problem)
     field = next((field for field in ANSWER_FIELDS if row.get(field) is not None), None)
-    text = "" if field is None or isinstance(row[field], bool) else _text(row[field])
+    value = "" if field is None or isinstance(row[field], bool) else row[field]
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)  # OlympiadBench has lists
     if field == "solution":  # MATH and Minerva Math
         gold = _boxed(text, relative=row.keys() <= MINERVA_FIELDS)
     elif "answer_type" in row:
@@ -174,9 +175,8 @@ def last_box(text: str) -> tuple[str, str] | None:
 
 def unit_behind(text: str) -> str:
     """The unit behind a box, if one stands there: up to the end of the formula or of the sentence."""
-    return re.split(r"\\[\])]|\\end\b|\n|[.,;:)]\s|[.,;]?\s*$|\$\s+\w+\s+\w+", text[:200].lstrip("$ "), maxsplit=1)[0][
-        :60
-    ]
+    end = r"\\[\])]|\\end\b|\n|[.,;:)]\s|[.,;]?\s*$|\$\s+\w+\s+\w+"
+    return re.split(end, text[:200].lstrip("$ "), maxsplit=1)[0][:60]
 
 
 def elements(text: str, between: str = ",") -> list[str]:
@@ -208,13 +208,11 @@ def _boxed(text: str, relative: bool) -> Gold:
     box = last_box(text)
     if box is None:
         return Gold("")
-    held, behind = box
+    held, unit = box[0], unit_behind(box[1])
     if HUNDREDS.fullmatch(held):
         held = ", ".join(elements(held))
-    rounded = relative and ROUNDED.fullmatch(held.replace(" ", ""))
-    unit = unit_behind(behind)
-    unit = unit if unit_of(unit) is not None else ""
-    return Gold(held, _kind(held), unit=unit, relative=RELATIVE_TOLERANCE if rounded else 0.0)
+    room = RELATIVE_TOLERANCE if relative and ROUNDED.fullmatch(held.replace(" ", "")) else 0.0
+    return Gold(held, _kind(held), unit="" if unit_of(unit) is None else unit, relative=room)
 
 
 def _olympiad(text: str, row: dict[str, Any]) -> Gold:
@@ -232,13 +230,8 @@ def _gold_choice(problem: ProblemRow) -> Gold:
     choices, answer = problem.row["choices"], problem.row.get("answer")
     if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
         answer = LETTERS.index(answer)
-    if (
-        not isinstance(choices, list)
-        or not 1 < len(choices) <= len(LETTERS)
-        or isinstance(answer, bool)
-        or not isinstance(answer, int)
-        or not 0 <= answer < len(choices)
-    ):
+    several = isinstance(choices, list) and 1 < len(choices) <= len(LETTERS)
+    if not several or type(answer) is not int or not 0 <= answer < len(choices):
         raise ProblemSetError(
             f"{problem.where}: a question with choices needs 2 to {len(LETTERS)} of them, and as its answer the right"
             f" one's letter or number from 0 ({answer!r} of {len(choices) if isinstance(choices, list) else choices!r})"
@@ -253,7 +246,3 @@ def _kind(text: str) -> Kind:
         return Kind.TUPLE
     interval = r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]"
     return Kind.INTERVAL if re.fullmatch(rf"{interval}(\s*\\cup\s*{interval})*", plain) else Kind.MATH
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)  # OlympiadBench has lists

@@ -30,7 +30,6 @@ from trainer.grading.normalize import (
     squeezed,
     tidy,
     without_name,
-    without_unit,
     words_of,
 )
 from trainer.grading.quantities import NUMBER_BASE, PERCENT, cut, is_bare, is_number, multiplier, spelled_out
@@ -141,7 +140,7 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         gold, tail = replace(gold, unit=tail), ""
     wanted = maths.number(NUMBER_BASE.sub("", value)) if not tail.strip(" {}") or percent else None
     if wanted is None:
-        return _formula(gold, answer, expected, without_unit(text) if gold.unit else text, maths)
+        return _formula(gold, answer, expected, text, maths)
     if not re.search(r"\d", text) and NUMBER_WORD.search(text):
         text = digits_for_words(plain_text(text)).strip()
     golds = [wanted * times, *([wanted / 100] if percent and not PERCENT.search(text) else [])]
@@ -165,10 +164,8 @@ def _tuples(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     if RELATION.search(answer.text):
         return _same_intervals(gold, answer, maths)
     wanted, given = lists(gold.text), lists(answer.text)
-    if wanted is None:
+    if wanted is None or given is None:
         return squeezed(gold.text) == squeezed(answer.text)
-    if given is None:
-        return False
     if not given and len(wanted) == 1:
         given = [elements(BRACKETS.sub("", tidy(answer.text)))]
     return _matched(wanted, given, lambda one, other: _same_parts(one, other, maths))
@@ -183,7 +180,7 @@ def _same_intervals(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     wanted, given = (
         NAMED_BRACKETS.sub("", BRACKETS.sub("", tidy(text))).strip().rstrip(".") for text in (gold.text, answer.text)
     )
-    if squeezed(wanted) == squeezed(given):
+    if maths.same(wanted, given):
         return True
     sets = []
     for text in (wanted, given):
@@ -192,7 +189,7 @@ def _same_intervals(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         if any(one is None for one in points):
             return False
         sets.append(points)
-    return maths.same_sets(*sets) or maths.same(wanted, given)
+    return maths.same_sets(*sets)
 
 
 def _is_set(text: str) -> bool:

@@ -63,7 +63,6 @@ TIDY = (
     (r"(?<=\d)\s*[x*]\s*(?=\\?\$?\d)", r" \\times "),
     (r"\bnp\.(?=[a-z])", r"\\"),
     (r"\\varnothing\b", r"\\emptyset"),
-    (r"^\{((?:[^{}]|\{[^{}]*\})*)\}$", r"\1"),
     (r"(?<![\\A-Za-z\]}^_\d])\{\s*(-?[\d.,]+|[A-Za-z])\s*\}(?!\{)", r"\1"),
 )
 """What is written in several ways, in one; 3.3e12 would hold Euler's number."""
@@ -115,7 +114,7 @@ BELOW = re.compile(rf"(?i)(?:[^\w.,;]|circ|{TEXT}|degrees?|celsius|[CF]\b)*\bbel
 """Below zero, right behind a number and its unit."""
 TUPLE = re.compile(r"\(([^()]*(?:\([^()]*\)[^()]*)*)\)")
 BETWEEN_TUPLES = re.compile(rf"(?:[\s,;.]|\\[{{}},; ]|{TEXT}|[{{}}]|\band\b)*")
-SOFT_EDGES = re.compile(r"^(?:the|a|an)\s+|^[\s\"'*]+|[\s.,;:!?'\"*]+$", re.IGNORECASE)
+SOFT_EDGES = re.compile(r"^[\s\"'*]*(?:(?:the|a|an)\s+)?[\"'*]*|[\s.,;:!?'\"*]+$", re.IGNORECASE)
 
 
 def digits_for_words(text: str) -> str:
@@ -148,10 +147,6 @@ def without_name(text: str) -> str:
     return re.sub(r"^\s*(?:\\approx\b|≈|\\sim\b)", "", NAMED.sub("", text, count=1)).strip()
 
 
-def without_unit(text: str) -> str:
-    return re.sub(rf"(?:{TEXT}\s*\{{[^{{}}]*\}}\s*(?:\^\s*\{{?-?\d\}}?)?|\\[,; ]|[~\s/])+$", "", text)
-
-
 def squeezed(text: str) -> str:
     return re.sub(r"\\[,;! ]|[\s$]", "", text).rstrip(".")
 
@@ -163,9 +158,7 @@ def plain_text(latex: str) -> str:
 
 def words_of(text: str) -> str:
     """Small letters, single spaces, no article before, no full stop behind."""
-    plain = " ".join(text.split())
-    for _ in range(2):
-        plain = SOFT_EDGES.sub("", SOFT_EDGES.sub("", plain))
+    plain = SOFT_EDGES.sub("", " ".join(text.split()))
     return plain.casefold().replace(r"\%", "%")
 
 

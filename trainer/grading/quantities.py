@@ -67,7 +67,7 @@ def _sides(text: str, maths: Mathematics) -> list[Any]:
     """The number that a text is: of a = b the last, if all are the same, and of a ≈ b each; none of anything else."""
     nearly = re.split(r"\\approx\b|≈", THOUSANDS.sub(lambda found: found[0].replace(",", ""), text))
     found = []
-    for side in nearly if nearly[0].strip() else nearly[1:]:
+    for side in nearly:
         parts = elements(side, "=")
         numbers = [maths.number(part) for part in parts]
         if len(parts) > 2 and numbers[-1] is not None:  # a derivation: m + n = 3 + 4 = 7

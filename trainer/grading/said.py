@@ -12,7 +12,6 @@ from itertools import pairwise
 
 from trainer.grading.gold import boxes
 from trainer.grading.normalize import (
-    BELOW,
     CHANGED,
     COMPARED,
     FOREIGN_NOT,
@@ -68,11 +67,6 @@ ANSWER = re.compile(
 COPULA = re.compile(
     r"\b(?:is|are|was|were|be|equals?|equal to|gets?|got|gives?|obtains?|have|has|had|finds?|found|becomes?|makes?|"
     r"conclude(?: that)?|yields?|remains?)\b|:(?!\d)|(?:答案|结果)?(?:是|为|為|等于|得到|有|共)",
-    re.IGNORECASE,
-)
-LEAD = re.compile(
-    r"^\W*(?:(?:so|thus|hence|therefore|consequently|finally|then|in (?:total|all|conclusion)|we|it|that|this|the|"
-    r"因此|所以|故)\b[\s,:]*)+|^(?:因此|所以|故|综上)[，,\s]*",
     re.IGNORECASE,
 )
 ASIDE = re.compile(
@@ -179,21 +173,18 @@ def _last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
     """The last box; with those before it that are its neighbours, or stand in one list with it."""
     start, begin, end = found[-1]
     behind, held = output[end + 1 :], [output[begin:end].strip()]
-    joined = ", "
     for before in reversed(found[:-1]):
         between = output[before[2] + 1 : start]
         if before[2] >= start:
             continue  # it holds the other
         plain = MARKUP.sub(" ", between).strip()
-        if plain in ("=", r"\approx", "≈"):
-            joined = f" {plain} "
-        elif plain and (len(plain) > 70 or not SEPARATOR.search(plain) or NEXT_STEP.search(plain)):
+        if plain and (len(plain) > 70 or not SEPARATOR.search(plain) or NEXT_STEP.search(plain)):
             break
         text = output[before[1] : before[2]].strip()
         if squeezed(text) not in map(squeezed, held):
             held.insert(0, text)
         start = before[0]
-    return Answer(joined.join(held), behind)
+    return Answer(", ".join(held), behind)
 
 
 def _unmarked(output: str) -> Iterator[Answer]:
@@ -218,16 +209,12 @@ def _unmarked(output: str) -> Iterator[Answer]:
 
 
 def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
-    sentence = re.sub(r"\$\\(?:blacksquare|square|Box)\$$", "", sentence.strip()).strip()
     if sentence.endswith(("?", "？")) or STEP.match(sentence):
         return
-    sentence = sentence.rstrip(".!。 ")
-    if runs(short := ASIDE.sub("", sentence).strip()) or not runs(sentence):
-        sentence = short
-    sentence = re.sub(r"^=\s*", "", sentence)
+    sentence = re.sub(r"^=\s*", "", ASIDE.sub("", sentence.rstrip(".!。 ")).strip())
     begins = [0, *(joint.end() for joint in CLAUSE.finditer(_masked(sentence)))]
     clause = sentence[next((begin for begin in reversed(begins) if runs(sentence[begin:])), 0) :].strip(" ,;")
-    if whole and not DENIED.match(clause):
+    if whole:
         yield Answer(clause, marked=False)
     verbs = list(COPULA.finditer(_masked(clause)))
     verb = next((verb for verb in reversed(verbs) if runs(clause[verb.end() :])), None)
@@ -249,19 +236,17 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         yield Answer(last, marked=False)
         yield Answer(ADDED.sub("", _last_side(last)), marked=False)
     first = where[0][1] - start
-    if len(where) == 1 and not re.search(r"\bor\b", text[first:]) and not BELOW.match(text[first:]):
+    if len(where) == 1:
         yield Answer(text[:first].lstrip(",;:").rstrip(".,;:"), text[first:], marked=False)
-    elif re.match(r",?\s*(?:for (?:all|any|every|each)|where)\b", text[first:]):
-        yield Answer(text[:first].rstrip(".,;:"), marked=False)
 
 
 def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     """A sentence without a formula: 'it is purple', 'she has seven'."""
     told = clause[verbs[0].end() :] if verbs else clause
     denied = DENIED.search(clause) and not re.match(r"(?:\W|so\b|therefore\b)*no\b", clause, re.IGNORECASE)
-    if denied or CHANGED.search(told):
+    if denied or re.search(r"\bif\b", clause) or CHANGED.search(told):
         return
-    yield Answer(LEAD.sub("", clause).strip(), marked=False)
+    yield Answer(clause, marked=False)
     for verb in reversed([*verbs, *re.finditer(r"\b(?:on|in)\b", clause)]):
         yield Answer(clause[verb.end() :].strip(" :"), marked=False)
     if (word := NUMBER_WORD.search(clause)) and not DENIED.search(clause) and not BOUND.search(clause[: word.start()]):
@@ -272,7 +257,7 @@ def _last_side(text: str) -> str:
     """Of a computation in words, as '40 minutes + 100 minutes = 140 minutes', what it makes."""
     at = _masked(text).rfind("=")
     left = _masked(text)[: max(at, 0)]
-    words = re.search(r"%|(?<![\\A-Za-z{])[A-Za-z]{2,}", left) and not LETTERS_ALONE.search(left)
+    words = (ENGLISH.search(left) or "%" in left) and not LETTERS_ALONE.search(left)
     return text[at + 1 :].strip() if words else text
 
 
@@ -295,7 +280,7 @@ def plain_sentences(output: str) -> str:
         if not (held := (math[1] or math[2] or "").strip()):
             return "\\$"
         words = ENGLISH.search(re.sub(r"\\\w+\s*\{[^{}]*\}|\\\w+", " ", held))
-        if math[2] and (words or held[-1] in "-+*/="):
+        if math[2] and words:
             return "\\" + math[0][:-1] + "\\$"
         return f"${' '.join(held.split())}$"
 
@@ -325,7 +310,6 @@ def runs(text: str) -> list[tuple[int, int]]:
         return bool(
             MATHY.search(token)
             or token.startswith("$")
-            or (token == "x" and len(beside) == 2 and re.search(r"\d", "".join(beside)))
             or (re.fullmatch(r"[^\W\d_][.,]*", token) and any(OPERATOR.search(one) for one in beside))
         )
 
