@@ -20,11 +20,11 @@ RIGHT = (
     r"(?:is|are|was|must\s+be|would\s+be|seems)\s+(?:therefore\s+|thus\s+|clearly\s+|indeed\s+|definitely\s+)?"
     r"(?:the\s+)?(?:only\s+|most\s+|best\s+)?(?:correct|right|true|accurate|answer)\b"
 )
-ANSWER = r"\b(?:answers?|respuesta|réponse|antwort|risposta|resposta|ответ)\b"
+ANSWER_WORD = r"\b(?:answers?|respuesta|réponse|antwort|risposta|resposta|ответ)\b"
 YET = rf"(?:(?!\bnot\b|n't|\bno\s+es\b|{FOREIGN_NOT})[^.\n])"
 SAID = (
-    rf"{ANSWER}{YET}{{0,60}}?(?:\b(?:is|be|est?|ist|é|è)\b|[:=])\s*{OPTION}{LETTER}",
-    rf"{ANSWER}{YET}*?\bis\b{YET}*?(?=\([A-Z]\)\s*(?:\.|\n|$)){LETTER}",
+    rf"{ANSWER_WORD}{YET}{{0,60}}?(?:\b(?:is|be|est?|ist|é|è)\b|[:=])\s*{OPTION}{LETTER}",
+    rf"{ANSWER_WORD}{YET}*?\bis\b{YET}*?(?=\([A-Z]\)\s*(?:\.|\n|$)){LETTER}",
     r"\b(?:choose|chose|select|pick|go\s+with|(?:option|choice|one|it|this|that)(?:'s|\s+is)"
     rf"|(?:is|matches|corresponds\s+to)(?=\s+(?:option|choice|answer|letter)\b))\s+{OPTION}{LETTER}",
     rf"(?:答案|选项|故选|选择?)\s*[是为选选：:]*\s*{LETTER}",

@@ -31,7 +31,7 @@ LETTERED_NUMBER = re.compile(rf"(?<=\d)(?:[\s~]|\\[,;! ])*({TEXT}[\s{{~]*)?(k|K|
 GLUED_LETTER = re.compile(r"(k|K|M|B|bn)(?![A-Za-z])")
 """Right behind a box: no unit that the question asks for."""
 PERCENT = re.compile(rf"(?:[\s{{}}]|{TEXT})*(?:\\?%|per\s?cent\b)", re.IGNORECASE)
-MONEY = re.compile(r"\\\$|[€£¥₹]")
+MONEY = re.compile(r"\\\$|[€£¥₹]|\\(?:pounds|euro)\b")
 OPERATION = re.compile(r"(?<![A-Z^({,])(?<![\^{]\s)-\s*\\?\$?\d|[*/]\s*\\?\$?\d|[-+*]\s+(?![aI]\b)[A-Za-z]\b")
 """Behind a unit."""
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:(?:,\d\d)*,\d{3})+(?![\d,])")
