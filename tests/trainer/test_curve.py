@@ -8,7 +8,7 @@ import pytest
 
 from client.errors import ModelError
 from trainer.__main__ import main
-from trainer.evaluation.curve import checkpoints_of, curve_of
+from trainer.evaluation.curve import checkpoints_of, curve_of, highest_of
 from trainer.evaluation.records import Record
 from trainer.evaluation.scores import comparison_of
 
@@ -83,6 +83,7 @@ def test_a_curve_has_a_point_a_step_with_what_each_fixed_and_broke():
     points = curve_of([comparison], {"a": 10, "b": 20})["b"]
     assert [(point["step"], point["accuracy"]) for point in points] == [(0, 0.5), (10, 0.75), (20, 0.5)]
     assert [(point["paired"]["fixed"], point["paired"]["broken"]) for point in points[1:]] == [(1, 0), (2, 2)]
+    assert highest_of({"b": points}) == ["b: accuracy is highest at step 10, 75.0%; at the last, 20, it is 50.0%"]
 
 
 @pytest.mark.engine
@@ -92,8 +93,8 @@ def test_every_checkpoint_is_asked_in_one_engine_and_the_run_gets_the_curve(
     file, out = tmp_path / "digits.jsonl", tmp_path / "curve.json"
     file.write_text("".join(json.dumps({"question": f"{a} + 1 ?", "answer": str(a + 1)}) + "\n" for a in range(4)))
     words = ("evaluate", expert, "--checkpoints", training, "--benchmark", f"digits={file}", "--max-tokens", 4)
-    code, _, err = trainer_cli(*words, "--system-prompt", "The answer is", "-o", out, "--run", run)
-    assert code == 0, err
+    code, said, err = trainer_cli(*words, "--system-prompt", "The answer is", "-o", out, "--run", run)
+    assert code == 0 and "digits: accuracy is highest at step " in said, err
     curve = json.loads(out.read_text())["curve"]["digits"]
     assert [point["step"] for point in curve] == [0, 3, 4, 5] and all("paired" in point for point in curve[1:])
     assert json.loads(run.bucket.get("evaluation/curve.json"))["curve"]["digits"] == curve

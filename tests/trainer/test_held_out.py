@@ -160,14 +160,24 @@ def test_the_best_adapter_is_kept_and_a_training_that_goes_past_it_warns(tmp_pat
     words = ("train", many, "--model", expert, "--held-out", 0.2, *HOT)
     code, said, _ = trainer_cli(*words, "--output", tmp_path / "last", "--max-steps", 7)
     rows = rows_of(tmp_path / "last")
-    best = min(rows, key=lambda row: row["loss"] + row["other_shift"])["step"]
+    scores = [row["loss"] + row["other_shift"] for row in rows]
+    best = rows[int(np.argmin(scores))]["step"]
     assert code == 0 and 0 < best < 6
-    assert (
-        f"warning: training went past its best: held-out loss and shift together were lowest at step {best}"
-        in " ".join(said.split())
-    )
+    said = " ".join(said.split())
+    assert f"warning: training went past its best: held-out loss and shift together were lowest at step {best}" in said
+    assert f"Train again with --keep best, or --max-steps {best}" in said
+    seen = next(at for at in range(2, 8) if min(scores[at - 1 : at + 1]) > 1.01 * min(scores[: at + 1]))
+    on_the_way = f"step {seen}: held-out loss and shift together have risen since step {best}: training may be past"
+    assert said.count(on_the_way) == 1 == said.count("training may be past")
+    assert said.index(on_the_way) < said.index("step 7/7")
+    assert f"**Training went past its best, step {best}:**" in (tmp_path / "last" / "README.md").read_text()
     code, said, _ = trainer_cli(*words, "--output", tmp_path / "best", "--max-steps", 7, "--keep", "best")
     assert code == 0 and f"the adapter of step {best} is kept" in " ".join(said.split())
+    assert f"adapter of step {best} in {tmp_path / 'best'}" in said
+    told = (tmp_path / "best" / "README.md").read_text()
+    assert (
+        f"| adapter | of step {best}, the best of 7 by the held-out trajectories |" in told and "past its" not in told
+    )
     assert trainer_cli(*words, "--output", tmp_path / "short", "--max-steps", best)[0] == 0
     check_equal(tmp_path / "best", tmp_path / "short")
     about = json.loads((tmp_path / "best" / "lightreasoner.json").read_text())

@@ -132,7 +132,7 @@ def evaluate_command(
             Run(run).manifest()
         base = check_model(model, chat_template)
         check_adapters(adapter or [], base)
-        from trainer.evaluation.curve import checkpoints_of, curve_of
+        from trainer.evaluation.curve import checkpoints_of, curve_of, highest_of
 
         steps = checkpoints_of(checkpoints) if checkpoints else {}
         check_files(list(files.values()), question_field)
@@ -161,6 +161,8 @@ def evaluate_command(
         about: dict[str, Any] = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
         if steps:
             about["curve"] = curve_of(found, steps)
+            for line in highest_of(about["curve"]):
+                console.print(line, soft_wrap=True)
         text = json.dumps(figures(found) | about, indent=2) + "\n"
         if output and kept:
             write_results({output: text, output.with_suffix(".md"): markdown(found)}, kept)

@@ -41,6 +41,7 @@ def differences(made: dict[str, Any], identity: dict[str, Any]) -> list[str]:
     pairs |= {f"RUN, {name}": (made["run_identity"].get(name, EARLY.get(name)), of_run[name]) for name in of_run}
     pairs |= {"--follow": (made["follow"], identity["follow"])}
     pairs |= {"model, weights": (made["base_model_fingerprint"], identity["base_model_fingerprint"])}
+    pairs["--preset, unit of a batch"] = pairs.pop("unit")
     return [f"{name}: {was!r} against {now!r}" for name, (was, now) in pairs.items() if was != now]
 
 

@@ -55,6 +55,18 @@ def _adapter_step(made: bytes, url: str) -> int:
     )
 
 
+def highest_of(curve: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A line for each benchmark of a curve: where accuracy is highest, and at the last step."""
+    lines = []
+    for name, points in curve.items():
+        best, last = max(points, key=lambda point: point["accuracy"]), points[-1]
+        line = f"{name}: accuracy is highest at step {best['step']}, {best['accuracy']:.1%}"
+        if best is not last:
+            line += f"; at the last, {last['step']}, it is {last['accuracy']:.1%}"
+        lines.append(line)
+    return lines
+
+
 def curve_of(comparisons: Sequence[Comparison], steps: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
     """By benchmark, a point a step; the model as it is stands at step 0."""
     return {

@@ -126,12 +126,19 @@ def train_adapter(
     words += ["--seed", str(seed), "--resume", *options, *plan.train_options]
     complete = plan.is_trained(words, plan.model)
     console.print(f"{name}, seed {seed}: {adapter}{' is complete' if complete else ''}", soft_wrap=True)
-    if complete:
-        return adapter
-    status, complaint = run_training(words, f"{name}, seed {seed}")
-    if status:
-        said = complaint.strip().rpartition("error: ")[2] or f"exit status {status}"
-        raise LightReasonerError(f"{name}, seed {seed}: {said}")
+    if not complete:
+        status, complaint = run_training(words, f"{name}, seed {seed}")
+        if status:
+            said = complaint.strip().rpartition("error: ")[2] or f"exit status {status}"
+            raise LightReasonerError(f"{name}, seed {seed}: {said}")
+    about = provenance(adapter)
+    if (about.get("held_out") or {}).get("past_the_best") and about["adapter_step"] != about["best_step"]:
+        console.print(
+            f"warning: {name}, seed {seed}: training went past its best, step {about['best_step']} of "
+            f"{about['optimizer_steps']}; '-- --keep best' keeps that one",
+            style="yellow",
+            soft_wrap=True,
+        )
     return adapter
 
 

@@ -73,8 +73,11 @@ class HeldOutWatch(TrainerCallback):
         file: Path,
         keep_best: bool,
         layout: Layout | None = None,
+        console: Console | None = None,
     ) -> None:
+        """`console`: is told, once, when the score has risen for two measurements."""
         self.figures: list[HeldOutFigures] = []
+        self._console = console
         self._adapted, self._every, self._file, self._keep_best = adapted, every, file, keep_best
         self._batches = micro_batches(examples[:MOST_MEASURED], budget, layout=layout)[0]
         self._base: list[Tensor] = []  # the base's hidden states at the measured steps, batch by batch
@@ -88,7 +91,15 @@ class HeldOutWatch(TrainerCallback):
     @property
     def past_the_best(self) -> bool:
         """Whether training went on for longer than was good."""
-        return self.figures[-1].score > self.best.score * (1 + WORSE)
+        return self._is_worse(self.figures[-1])
+
+    def _is_worse(self, figures: HeldOutFigures) -> bool:
+        return figures.score > self.best.score * (1 + WORSE)
+
+    def outcome(self) -> dict[str, Any]:
+        """For lightreasoner.json: the best and the last measurement, and whether training went past its best."""
+        measured = {"best": asdict(self.best), "last": asdict(self.figures[-1])}
+        return {**measured, "past_the_best": self.past_the_best}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.figures = [
@@ -123,6 +134,14 @@ class HeldOutWatch(TrainerCallback):
             weights = get_peft_model_state_dict(self._adapted, **ADAPTER_ALONE)
             self._best = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in weights.items()}
         self.figures.append(found)
+        if self._console and len(self.figures) > 2 and all(map(self._is_worse, self.figures[-2:])):
+            self._console.print(
+                f"step {found.step}: held-out loss and shift together have risen since step {self.best.step}: training "
+                "may be past its best",
+                style="yellow",
+                soft_wrap=True,
+            )
+            self._console = None
         logged = {f"held_out_{name}": float(getattr(found, name)) for name in MEASURED}
         state.log_history.append({**logged, "step": found.step})
         write_whole(self._file, "".join(json.dumps(asdict(figures)) + "\n" for figures in self.figures))
@@ -179,14 +198,15 @@ def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
         f"{last.other_shift:.4f} at the last",
         soft_wrap=True,
     )
-    if not watch.past_the_best:
-        return
     if keep == Keep.BEST:
-        console.print(f"training went past its best: the adapter of step {best.step} is kept", soft_wrap=True)
-        return
-    console.print(
-        f"warning: training went past its best: held-out loss and shift together were lowest at step {best.step}. Use "
-        f"--keep best, or --max-steps {max(best.step, 1)}",
-        style="yellow",
-        soft_wrap=True,
-    )
+        nothing = ", and changes nothing: no later step was better" if not best.step else ""
+        past = "training went past its best: " if watch.past_the_best else ""
+        console.print(f"{past}the adapter of step {best.step} is kept{nothing}", soft_wrap=True)
+    elif watch.past_the_best:
+        remedy = f"--keep best, or --max-steps {best.step}" if best.step else "a lower --learning-rate"
+        console.print(
+            f"warning: training went past its best: held-out loss and shift together were lowest at step {best.step}, "
+            f"and what the expert could do is being unlearnt since (loss.png shows it). Train again with {remedy}",
+            style="yellow",
+            soft_wrap=True,
+        )

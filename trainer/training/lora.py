@@ -65,7 +65,7 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora, rounded: bool = Tru
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise ModelError(f"{name} cannot take the adapter on {', '.join(lora.targets)}: {error}") from error
+        raise ModelError(f"--targets: {name} cannot take the adapter on {', '.join(lora.targets)}: {error}") from error
     adapted.peft_config["default"].base_model_name_or_path = name
     whole: Any = adapted
     whole.save_pretrained = functools.partial(adapted.save_pretrained, **ADAPTER_ALONE)
@@ -131,7 +131,7 @@ def check_targets(model: PreTrainedModel, name: str, lora: Lora) -> None:
     if unknown := [target for target in wanted if not any(f".{module}".endswith(f".{target}") for module in modules)]:
         linear = sorted({path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, nn.Linear)})
         raise ModelError(
-            f"{name} has no layer {', '.join(unknown)}; its linear layers are {', '.join(linear)}, or give "
+            f"--targets: {name} has no layer {', '.join(unknown)}; its linear layers are {', '.join(linear)}, or give "
             f"{ALL_LINEAR} alone"
         )
 

@@ -53,9 +53,22 @@ def card(provenance: dict[str, Any], base: str) -> str:
         "loss": f"{provenance['first_loss']:.4f} nats at the first step, {provenance['last_loss']:.4f} at the last",
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
     }
+    if held_out := provenance.get("held_out"):
+        step, last = provenance["adapter_step"], provenance["optimizer_steps"]
+        rows["adapter"] = f"of step {step}" + (f", the best of {last} by the held-out trajectories" * (step != last))
+        rows["held out"] = (
+            f"{provenance['held_out_trajectories']} trajectories; loss and shift at other steps, together: "
+            f"{_score(held_out['best'])} at step {held_out['best']['step']}, {_score(held_out['last'])} at step {last}"
+        )
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     overridden = "".join(f"\n- {difference}" for difference in provenance["mismatches"])
     warning = f"\n**Trained although the model is not the RUN's expert:**{overridden}\n" if overridden else ""
+    if held_out and held_out["past_the_best"] and step == last:
+        warning += (
+            f"\n**Training went past its best, step {held_out['best']['step']}:** since then the model unlearns what "
+            "it could do,\nby the trajectories that were held out. `loss.png` and `held_out.jsonl` show how. "
+            "`--keep best` keeps the best adapter.\n"
+        )
     return (
         f"---\n{header}\n---\n\n"
         f"# LightReasoner adapter for {name}\n\n"
@@ -63,6 +76,10 @@ def card(provenance: dict[str, Any], base: str) -> str:
         "`lightreasoner.json` beside this file has every setting. The licence of the base model applies to its "
         "weights.\n"
     )
+
+
+def _score(measured: dict[str, float]) -> str:
+    return f"{measured['loss'] + measured['other_shift']:.4f} nats"
 
 
 def _on_the_hub(base: str) -> bool:

@@ -55,6 +55,7 @@ class TrainReport:
     kept_steps: int
     first_loss: float
     last_loss: float
+    adapter_step: int  # the step whose adapter was kept
     seconds: float
     already_done: bool = False  # the adapter was complete: the figures are its own, and seconds are 0
 
@@ -177,7 +178,7 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
     if training.held_out and trainer.is_fsdp_enabled:
         tell_unmeasured(recipe.keep, console)
     elif training.held_out and training.leads:
-        trainer.add_callback(watch := watch_of(training, adapted, steps, most))
+        trainer.add_callback(watch := watch_of(training, adapted, steps, most, console))
     trainer.remove_callback(transformers.PrinterCallback)
     if training.checkpoint:
         say_where(training, steps.first, most, console)
@@ -238,12 +239,13 @@ def layout_of(training: Training, adapted: PeftModel, steps: Steps, console: Con
     return layout
 
 
-def watch_of(training: Training, adapted: PeftModel, steps: Steps, total: int) -> HeldOutWatch:
+def watch_of(training: Training, adapted: PeftModel, steps: Steps, total: int, console: Console) -> HeldOutWatch:
     """What measures the held-out trajectories of a training of `total` optimizer steps."""
     file, keep_best = training.out.folder / HELD_OUT, training.recipe.keep == Keep.BEST
     watch = HeldOutWatch(
-        adapted, training.held_out, steps.token_budget, measured_every(total), file, keep_best, steps.layout
-    )
+        adapted, training.held_out, steps.token_budget, measured_every(total), file, keep_best, steps.layout,
+        console,
+    )  # fmt: skip
     if training.checkpoint:
         watch.read_best(training.checkpoint)
     return watch
@@ -303,6 +305,7 @@ def provenance_of(
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "held_out_trajectories": len(training.held_out),
+        "held_out": watch.outcome() if watch else None,
         "best_step": best,
         "adapter_step": best if best is not None and training.recipe.keep == Keep.BEST else optimizer_steps,
     }
@@ -423,6 +426,7 @@ def finish(
 def report_of(provenance: dict[str, Any], seconds: float, already_done: bool = False) -> TrainReport:
     names = "optimizer_steps", "trajectories", "without_kept_steps", "kept_steps", "first_loss", "last_loss"
     figures = {name: provenance[name] for name in names}
+    figures["adapter_step"] = provenance.get("adapter_step", figures["optimizer_steps"])  # early versions kept the last
     return TrainReport(**figures, seconds=seconds, already_done=already_done)
 
 
