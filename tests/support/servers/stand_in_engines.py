@@ -42,6 +42,7 @@ class StandIn(Engine):
             ),
             errored=False,
         )
+        self._hung = ""
         self._process = subprocess.Popen(["sleep", "3600"])
         self._free: asyncio.Semaphore | None = None
 
