@@ -21,9 +21,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from client.errors import ModelError, shorten
 from client.models.fingerprints import chat_template, template_in
+from client.protocol.requests import NO_VARIABLES
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Names of special tokens that templates may use."""
+GIVEN = frozenset({"strftime_now", "raise_exception", "range", "namespace", "dict", "lipsum", "cycler", "joiner"})
+"""Functions that a template may call."""
 REASON_SHOWN = 500
 """Characters of what a template says when it refuses."""
 
@@ -80,6 +83,8 @@ class ChatTemplate:
             raise ModelError(f"{self.name} cannot be read as a chat template: {error}") from None
         self.writes_date = "strftime_now" in named
         """Whether a prompt depends on the day."""
+        self.variables = sorted(named - GIVEN - NO_VARIABLES - {*SPECIAL, *self._tokens})
+        """What a template leaves open, as `enable_thinking`."""
 
     def render(
         self,

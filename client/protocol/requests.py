@@ -411,6 +411,12 @@ class ModelCard(BaseModel):
     amateur_prompt: AmateurPrompt | None = Field(
         None, description="Of the amateur: what it reads before a completion, where the request does not say."
     )
+    own_prompt_with: dict[str, list[bool]] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="Of the amateur: chat_template_kwargs with which the expert's prompt holds tokens that it does not"
+        " know, so that it reads its own; where amateur_prompt says own, none.",
+    )
     writes_date: bool = Field(False, description="Whether its chat template writes the date.")
 
 

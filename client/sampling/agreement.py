@@ -31,7 +31,9 @@ def manifest_of(
         raise RunError(TOP_NEEDS_ALL)
     expert, amateur = pair
     ends = None if expert.end_token_ids is None else sorted({*expert.end_token_ids, *sampling.stop_token_ids})
-    amateur_prompt = sampling.amateur_prompt or amateur.amateur_prompt
+    strange = amateur.own_prompt_with
+    switched = any(value in strange.get(name, ()) for name, value in sampling.chat_template_kwargs.items())
+    amateur_prompt = sampling.amateur_prompt or ("own" if switched else amateur.amateur_prompt)
     writes_date = expert.writes_date or (amateur_prompt == "own" and amateur.writes_date)
     return RunManifest(
         format=1,

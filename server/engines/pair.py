@@ -155,6 +155,7 @@ class Pair:
             unknown_tokens=self.facts.differences if engine.role == "amateur" else [],
             end_token_ids=self.prompts.end_tokens if engine.role == "expert" else None,
             amateur_prompt=self.prompts.amateur_prompt if engine.role == "amateur" else None,
+            own_prompt_with=self.prompts.own_with if engine.role == "amateur" else {},
             writes_date=self.prompts.writes_date[engine.role],
         )
 

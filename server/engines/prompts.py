@@ -144,6 +144,8 @@ class Prompts:
         """What the amateur reads where a request does not say."""
         if self.amateur_prompt == "own":
             log.info("the amateur does not know the expert's chat tokens: it reads questions by its own chat template")
+        self.own_with = self._strange_switches(template) if self._amateur_template else {}
+        """Variables of the expert's chat template that make its prompt strange to the amateur, and the values."""
         self.writes_date: dict[Role, bool] = {
             "expert": bool(template and template.writes_date),
             "amateur": bool(self._amateur_template and self._amateur_template.writes_date),
@@ -221,12 +223,23 @@ class Prompts:
             log.warning("%s; the amateur reads what the expert reads", error)
             return None
 
-    def _is_strange(self, template: ChatTemplate | None) -> bool:
+    def _strange_switches(self, template: ChatTemplate | None) -> dict[str, list[bool]]:
+        """As Qwen3's `enable_thinking`, which without thinking writes two tokens that Qwen2.5 does not know."""
+        if template is None or self.amateur_prompt == "own":
+            return {}
+        tried = {
+            name: [value for value in (False, True) if self._is_strange(template, {name: value})]
+            for name in template.variables
+        }
+        return {name: values for name, values in tried.items() if values}
+
+    def _is_strange(self, template: ChatTemplate | None, variables: Mapping[str, bool] | None = None) -> bool:
         """Whether the amateur does not know a token that the expert's chat template writes."""
         usual = [{"role": "system", "content": SYSTEM_PROMPT}, PROBE]
         for messages in (usual, usual[1:]) if template else ():  # some templates take no system prompt
-            with contextlib.suppress(ModelError):
-                return not self._all_known(self._expert.prompt(messages, SamplingSettings()))
+            with contextlib.suppress(ModelError, TrajectoryError):
+                asked = SamplingSettings(chat_template_kwargs=dict(variables or {}))
+                return not self._all_known(self._expert.prompt(messages, asked))
         return False
 
     def _all_known(self, prompt: list[int]) -> bool:

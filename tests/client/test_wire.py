@@ -11,7 +11,16 @@ from support.servers.contract_server import ContractServer
 from client.cli.options import SamplingOptions
 from client.errors import LightReasonerError, ModelError
 from client.models.fingerprints import model_folder
-from client.protocol.requests import JobRequest, Problem, SamplingSettings, parse_line
+from client.problems.problem_set import ProblemSet
+from client.protocol.requests import (
+    ContrastSettings,
+    JobRequest,
+    PairCards,
+    Problem,
+    SamplingSettings,
+    parse_line,
+)
+from client.sampling.agreement import manifest_of
 from client.servers.connection import Connection, _body
 
 PROBLEMS = [Problem(id="a", question="How many?")]
@@ -38,6 +47,25 @@ def test_a_job_is_submitted_with_its_system_prompt_or_without_one(system_prompt,
         asyncio.run(Connection("http://127.0.0.1:9", None).submit(request))
     assert (sent[0]["system_prompt"], sent[0]["stop_token_ids"]) == (system_prompt or "", [1])
     assert not {"amateur_prompt", "date"} & sent[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("asked", "read"),
+    [
+        ({}, "same"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "same"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "own"),
+        ({"chat_template_kwargs": {"enable_thinking": False}, "amateur_prompt": "same"}, "same"),
+    ],
+)
+def test_a_run_with_a_switch_that_the_amateur_cannot_follow_has_the_amateurs_own_prompt(asked, read):
+    made = make_manifest()
+    amateur = made.amateur.model_copy(
+        update={"amateur_prompt": "same", "own_prompt_with": {"enable_thinking": [False]}, "writes_date": True}
+    )
+    sampling, pair = SamplingSettings(**asked), PairCards(made.expert, amateur)
+    manifest = manifest_of(ProblemSet.of(PROBLEMS), pair, {}, sampling, ContrastSettings(), "2026-01-31")
+    assert (manifest.amateur_prompt, manifest.date) == (read, "2026-01-31" if read == "own" else None)
 
 
 def test_options_become_fields():

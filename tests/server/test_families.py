@@ -198,6 +198,19 @@ def test_an_expert_without_a_template_takes_token_ids_and_says_so_of_questions(t
         asyncio.run(prompts.render(Problem(id="1", question="How many?"), SamplingSettings()))
 
 
+def test_a_switch_that_makes_the_prompt_strange_to_the_amateur_gives_it_its_own_and_is_named(tmp_path):
+    """Qwen3 without thinking writes <think>, which Qwen2.5 does not know; with thinking it does not."""
+    for role, family in (("expert", FAMILIES["Qwen3"]), ("amateur", QWEN)):
+        save_family(tmp_path / role, family, role)
+    facts = inspect_pair(tmp_path / "expert", tmp_path / "amateur")
+    prompts = Prompts(facts, {"expert": 256, "amateur": 256}, {})
+    assert (prompts.amateur_prompt, prompts.own_with) == ("same", {"enable_thinking": [False]})
+    for thinking in (True, False):
+        asked = SamplingSettings(chat_template_kwargs={"enable_thinking": thinking})
+        read = asyncio.run(prompts.render(Problem(id="1", question="How many?"), asked))
+        assert (read.amateur is None) == thinking
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "qwen2"])
 def test_a_tokenizer_is_that_of_tokenizer_json_whatever_class_is_named(kind, tmp_path):
     """As DeepSeek-R1-Distill-Llama and DeepSeek-R1-0528-Qwen3 have it: a byte-level tokenizer, named LlamaTokenizer."""
