@@ -20,7 +20,6 @@ from trainer.grading.gold import BRACKETS, CLOCK, HUNDREDS, Gold, Kind, elements
 from trainer.grading.mathematics import Mathematics, limited
 from trainer.grading.normalize import (
     ANSWER_CHARACTERS,
-    NAMED_BRACKETS,
     NEGATIVE,
     NUMBER_WORD,
     TEXT,
@@ -177,9 +176,7 @@ def _same_parts(one: Sequence[str], other: Sequence[str], maths: Mathematics) ->
 
 def _same_intervals(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     """Intervals, unions of some, or relations that say the same: what is open or closed is so in both."""
-    wanted, given = (
-        NAMED_BRACKETS.sub("", BRACKETS.sub("", tidy(text))).strip().rstrip(".") for text in (gold.text, answer.text)
-    )
+    wanted, given = (BRACKETS.sub("", tidy(text)) for text in (gold.text, answer.text))
     if maths.same(wanted, given):
         return True
     sets = []

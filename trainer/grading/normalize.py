@@ -7,6 +7,7 @@ mathematics.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from trainer.grading.gold import BRACKETS, elements
 
@@ -15,15 +16,18 @@ ANSWER_CHARACTERS = 2_000
 TEXT = r"\\(?:text|mathrm|textrm|textbf|mathbf|textit|operatorname|mbox|rm)\b"
 SIGNS = str.maketrans(
     {
-        **dict.fromkeys("\u2212\u2012\u2013", "-"), **dict.fromkeys("\u00a0\u2007\u2009\u202f", " "),
-        **{chr(0xFF01 + index): chr(0x21 + index) for index in range(94)},  # full width
+        **dict.fromkeys("\u2212\u2012\u2013", "-"),
         "、": ",", "。": ".", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
         "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "≈": r"\approx ", "∪": r"\cup ", "∈": r"\in ",
         "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
-        "′": "'", "℃": r"^\circ C", "％": "%",
+        "′": "'",
     }
 )  # fmt: skip
-RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789+-n0123456789")
+
+
+def _compatible(text: str) -> str:
+    """Unicode's wide, raised and thin signs as plain ones."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
 def _repeating(digits: re.Match[str]) -> str:
@@ -33,36 +37,39 @@ def _repeating(digits: re.Match[str]) -> str:
     return rf"\frac{{{int(first + period) - int(first or 0)}}}{{{under}}}"
 
 
-TIDY = (
-    (r"\\(?:displaystyle|textstyle|limits|nolimits|left\.|right\.)(?![A-Za-z])", " "),
-    (r"\\color\s*\{[^{}]*\}|\\(?:bf|it|em|sf|tt|large|Large|LARGE|huge|Huge|bfseries|boldmath)(?![A-Za-z])", ""),
-    (r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}", ""),
-    (r"\\mathbf\s*\{(\d)\s+(\d)(?:\s+(\d))?(?:\s+(\d))?\}", r"\1\2\3\4"),  # OlympiadBench's
-    (
-        r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathnormal|ensuremath|underline|emph)\s*\{([^{}]*[^{}A-Za-z][^{}]*|[A-Za-z])\}",
-        r"{\1}",
-    ),
-    (r"\\(?:mathrm|operatorname|text|rm)\s*\{\s*([ei])\s*\}", r"\1 "),
-    (r"\\sqrt\s*(\[[^\[\]]*\])\s*(\w)", r"\\sqrt\1{\2}"),
-    (r"√\s*(\d+|\w)", r"\\sqrt{\1}"),
-    (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-    (r"\*\*|`|\\[()\[\]]|(?<!\\)\$", " "),
-    (rf"{TEXT}\s*\{{\s*(\\?\$)\s*\}}", r"\\$"),
-    (rf"{TEXT}\s*\{{\s*([€£¥])\s*\}}", r"\1"),
-    (r"\bUS(?=\\?\$)", ""),
-    (rf"{TEXT}\s*\{{\s*([-+]?(?:\\?\$)?[\d.,]+)\s*\}}", r"\1"),
-    (r"\\!", ""),
-    (r"(?<=\d)(?:\\[,; ]|~|\{,\}| )+(?=\d{3}(?!\d))", ","),  # thousands
-    (r"(?<![\d.^_{])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),  # 2 1/2
-    (r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}", _repeating),
-    (r"(?<![\d.])(\d+)\.(?=\s|[^\d\w]|$)", r"\1"),  # 18. and 1./3
-    (r"(?<![A-Za-z\\\d.])(-?\d+(?:\.\d+)?)\s*[eE]\s*([-+]?\d+)(?![\d.A-Za-z])", r"\1 \\times 10^{\2}"),
-    (r"\b10\s*\^\s*(-\d+)", r"10^{\1}"),
-    (r"(?<=\d)\s*[x*]\s*(?=\\?\$?\d)", r" \\times "),
-    (r"\bnp\.(?=[a-z])", r"\\"),
-    (r"\\varnothing\b", r"\\emptyset"),
-    (r"(?<![\\A-Za-z\]}^_\d])\{\s*(-?[\d.,]+|[A-Za-z])\s*\}(?!\{)", r"\1"),
-)
+TIDY = [
+    (re.compile(pattern), plain)
+    for pattern, plain in (
+        (r"\\(?:displaystyle|textstyle|limits|nolimits|left\.|right\.)(?![A-Za-z])", " "),
+        (r"\\color\s*\{[^{}]*\}|\\(?:bf|it|em|sf|tt|large|Large|LARGE|huge|Huge|bfseries|boldmath)(?![A-Za-z])", ""),
+        (r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}", ""),
+        (r"\\mathbf\s*\{(\d)\s+(\d)(?:\s+(\d))?(?:\s+(\d))?\}", r"\1\2\3\4"),  # OlympiadBench's
+        (
+            r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathnormal|ensuremath|underline|emph)\s*\{([^{}]*[^{}A-Za-z][^{}]*|[A-Za-z])\}",
+            r"{\1}",
+        ),
+        (r"\\(?:mathrm|operatorname|text|rm)\s*\{\s*([ei])\s*\}", r"\1 "),
+        (r"\\sqrt\s*(\[[^\[\]]*\])\s*(\w)", r"\\sqrt\1{\2}"),
+        (r"√\s*(\d+|\w)", r"\\sqrt{\1}"),
+        (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\*\*|`|\\[()\[\]]|(?<!\\)\$", " "),
+        (rf"{TEXT}\s*\{{\s*(\\?\$)\s*\}}", r"\\$"),
+        (rf"{TEXT}\s*\{{\s*([€£¥])\s*\}}", r"\1"),
+        (r"\bUS(?=\\?\$)", ""),
+        (rf"{TEXT}\s*\{{\s*([-+]?(?:\\?\$)?[\d.,]+)\s*\}}", r"\1"),
+        (r"\\!", ""),
+        (r"(?<=\d)(?:\\[,; ]|~|\{,\}| )+(?=\d{3}(?!\d))", ","),  # thousands
+        (r"(?<![\d.^_{])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),  # 2 1/2
+        (r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}", _repeating),
+        (r"(?<![\d.])(\d+)\.(?=\s|[^\d\w]|$)", r"\1"),  # 18. and 1./3
+        (r"(?<![A-Za-z\\\d.])(-?\d+(?:\.\d+)?)\s*[eE]\s*([-+]?\d+)(?![\d.A-Za-z])", r"\1 \\times 10^{\2}"),
+        (r"\b10\s*\^\s*(-\d+)", r"10^{\1}"),
+        (r"(?<=\d)\s*[x*]\s*(?=\\?\$?\d)", r" \\times "),
+        (r"\bnp\.(?=[a-z])", r"\\"),
+        (r"\\varnothing\b", r"\\emptyset"),
+        (r"(?<![\\A-Za-z\]}^_\d])\{\s*(-?[\d.,]+|[A-Za-z])\s*\}(?!\{)", r"\1"),
+    )
+]
 """What is written in several ways, in one; 3.3e12 would hold Euler's number."""
 NAMED = re.compile(
     r"^\s*(?!\\pi\b)(?!\\?(?:log|ln|lg|exp|sqrt|[dtc]?frac|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?)(?![A-Za-z])[^=]*"
@@ -134,10 +141,11 @@ def digits_for_words(text: str) -> str:
 
 
 def tidy(text: str) -> str:
-    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(RAISED)}}}", text)
-    text = re.sub(r"[₀-₉]+", lambda found: f"_{{{found[0].translate(RAISED)}}}", text).translate(SIGNS)
+    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{_compatible(found[0])}}}", text)
+    text = re.sub(r"[₀-₉]+", lambda found: f"_{{{_compatible(found[0])}}}", text)
+    text = _compatible(text.translate(SIGNS)).translate(SIGNS)
     for pattern, plain in TIDY:
-        text = re.sub(pattern, plain, text)
+        text = pattern.sub(plain, text)
     return text.strip().rstrip(".").strip()
 
 

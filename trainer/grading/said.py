@@ -198,7 +198,7 @@ def _unmarked(output: str) -> Iterator[Answer]:
         yield from _from_sentence(anchored, whole=True)
         return
     sentences = [one for one in split_sentences(text) if re.search(r"[\w$∞]", one) and not PLEASANTRY.search(one)]
-    for sentence in reversed(sentences[-4:]):
+    for sentence in reversed(sentences):
         if CUT_OFF.search(sentence):
             return
         yield from _from_sentence(sentence, whole=False)
@@ -233,7 +233,6 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         return
     yield Answer(_last_side(text), marked=False)
     if sums:
-        yield Answer(last, marked=False)
         yield Answer(ADDED.sub("", _last_side(last)), marked=False)
     first = where[0][1] - start
     if len(where) == 1:
@@ -255,10 +254,9 @@ def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
 
 def _last_side(text: str) -> str:
     """Of a computation in words, as '40 minutes + 100 minutes = 140 minutes', what it makes."""
-    at = _masked(text).rfind("=")
-    left = _masked(text)[: max(at, 0)]
+    left, equals, _ = _masked(text).rpartition("=")
     words = (ENGLISH.search(left) or "%" in left) and not LETTERS_ALONE.search(left)
-    return text[at + 1 :].strip() if words else text
+    return text[len(left + equals) :].strip() if words else text
 
 
 def _masked(text: str) -> str:
