@@ -51,8 +51,9 @@ FILES = re.compile(
     r"|(training|evaluation)/[^/]+\.jsonl?"
 )
 """What belongs to a RUN, of all that may lie beside it."""
-OWN_FOLDERS: tuple[PartKind, ...] = "trajectories", "samples", "failures"
-"""A RUN without a run.json is known by the parts in these."""
+OWN_NAMES = frozenset({"run.json", "trajectories", "trajectories/"})
+OWN_FOLDERS: tuple[PartKind, ...] = "samples", "failures"
+"""What tells a RUN: one of these names, or a part in one of these folders, which others may have too."""
 FREE = re.compile(r"\..*|lost\+found/|README\.md|probe-[0-9a-f]{32}")
 """What may lie where a RUN is made: hidden files, a card, what is left of a probe of the store."""
 NAMES_SHOWN = 4
@@ -124,7 +125,7 @@ class Run:
             return
         there = sorted(self.bucket.first_names())
         other = [name for name in there if not FREE.fullmatch(name)]
-        if other and "run.json" not in there and not any(map(self.parts, OWN_FOLDERS)):
+        if other and OWN_NAMES.isdisjoint(there) and not any(map(self.parts, OWN_FOLDERS)):
             listed = shorten(", ".join(other[:NAMES_SHOWN]) + ", …" * (len(other) > NAMES_SHOWN))
             raise RunError(
                 f"{self} holds no RUN, but other things ({listed}); name a new folder, as {str(self).rstrip('/')}/run"
