@@ -162,7 +162,7 @@ def as_typed(text: str, fields: Collection[str] = ()) -> str:
     """
     if not (options := _options()):
         return text
-    sure = "|".join(name for name, typed in options.items() if "_" in name or (name in fields and typed[0] == "-"))
+    sure = "|".join(name for name, typed in options.items() if typed[0] == "-" and ("_" in name or name in fields))
     quoted = r"(?<!\w)'[^'\n]*'|\"[^\"\n]*\""
     alone = rf"(?<![\w.=/-])(?:decoding\.)?({sure or '(?!)'})(?![\w=/-]|\.\w)"
     valued = rf"(?:^|(?<=[:;] )|(?<=\n  ))(?:decoding\.|lora\.)?({'|'.join(options)})(?=: |[^;]* there, )"

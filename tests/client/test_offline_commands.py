@@ -64,11 +64,17 @@ def test_settings_that_make_no_sense_are_refused_by_their_option(source, tmp_pat
     assert message in str(code) and not (tmp_path / "new").exists()
 
 
-def test_settings_that_differ_and_those_that_go_to_a_server_are_named_as_they_are_typed(source, tmp_path, client_cli):
+def test_settings_that_differ_and_those_that_go_to_a_server_are_named_as_they_are_typed(
+    source, tmp_path, client_cli, monkeypatch
+):
     new = tmp_path / "new"
     assert client_cli("build", source, new, "--labels", "tilt", "--gamma", 1)[0] == 0
     code, _ = client_cli("build", source, new, "--labels", "tilt", "--first-step", 3)
     assert code.endswith("yours:\n  --first-step: 2 against 3\n  --gamma: 1.0 against 0.5")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new_run").mkdir()
+    (tmp_path / "new_run" / "notes").touch()
+    assert client_cli("build", source, "new_run")[0].startswith("error: new_run holds no RUN")  # a name of the user's
     to, problems = ("--server", "http://127.0.0.1:9"), tmp_path / "p.jsonl"
     problems.write_text('{"question": "?"}')
     for command, words, said in (
