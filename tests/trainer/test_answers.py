@@ -62,8 +62,11 @@ def test_a_gold_answer_is_found(fields, gold):
     [{}, {"answer": None}, {"answer": ""}, {"answer": "He thinks. ####"}, {"answer": True}, minerva("It is 3.")],
 )
 def test_a_row_without_an_answer_is_named_by_file_and_row(fields):
-    with pytest.raises(ProblemSetError, match=r"file\.jsonl:3: no answer"):
+    with pytest.raises(ProblemSetError, match=r"file\.jsonl:3: no answer") as refused:
         gold_answer(row(**fields))
+    assert ("give evaluate --answer-field NAME" in str(refused.value)) == (
+        not any(fields.values()) and "" not in fields.values()
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,13 @@ def gold_answer(problem: ProblemRow) -> Gold:
     else:
         gold = _plain_gold(text)
     if not gold.text:
-        raise ProblemSetError(
-            f"{problem.where}: no answer in {', '.join(ANSWER_FIELDS)} ({text[-80:]!r}); "
-            "evaluation needs one in every row"
+        what = (
+            f"no answer in {field!r} ({text[-80:]!r}), and every row needs one"
+            if field
+            else f"no answer: it has {shorten(', '.join(row), MOST_NAME_CHARACTERS) or 'nothing'}, and none of "
+            f"{', '.join(ANSWER_FIELDS)}; rename the field to answer, or give evaluate --answer-field NAME"
         )
+        raise ProblemSetError(f"{problem.where}: {what}")
     return gold
 
 
