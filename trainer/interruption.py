@@ -12,16 +12,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+from client.cli.signals import STOP_SIGNALS, heard
 from client.errors import LightReasonerError
 
-STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ONE_SIGNAL_SECONDS = 0.5
 """A terminal and a scheduler signal every process of a command, and so a training twice that a process waits for."""
+LONGEST_SECONDS = 10.0
+"""How long a library may take to return, less than schedulers wait before they kill."""
 
 
 class Interrupted(LightReasonerError):
@@ -40,7 +43,7 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        self._before = {number: signal.signal(number, self._note) for number in STOPPING_SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,14 +55,14 @@ class Interruption:
         if self.number:
             return  # the other signal, at the same moment
         self.number = number
-        for meant in STOPPING_SIGNALS:
+        for meant in STOP_SIGNALS:
             signal.signal(meant, signal.SIG_IGN)
         print(
             f"{signal.Signals(number).name}: ends this step and writes a checkpoint; a second signal ends at once",
             file=sys.stderr,
         )
         time.sleep(ONE_SIGNAL_SECONDS)
-        for meant in STOPPING_SIGNALS:
+        for meant in STOP_SIGNALS:
             signal.signal(meant, signal.SIG_DFL)
 
 
@@ -67,30 +70,44 @@ class Interruption:
 def ended_by_signals(message: Callable[[], str]) -> Iterator[None]:
     """End what is inside at once, by an exception, where a signal comes; then raise Interrupted with the message.
 
-    A second signal, a moment later or more, ends the process itself, whatever it waits for.
+    A second signal, a moment later or more, ends the process itself, whatever a library waits for; and so does the
+    first where the library has not returned `LONGEST_SECONDS` later.
     """
     told: list[int] = []
-    began = 0.0
+    first: list[float] = []  # when the first signal was heard
+    over = threading.Event()
 
     def end(number: int, _frame: FrameType | None) -> None:
-        nonlocal began
-        if told:
-            if time.monotonic() - began > ONE_SIGNAL_SECONDS:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            return
-        told.append(number)
-        began = time.monotonic()
-        raise KeyboardInterrupt  # which no library takes for an error of its own
+        if not told:
+            told.append(number)
+            raise KeyboardInterrupt  # which no library takes for an error of its own
 
-    before = {number: signal.signal(number, end) for number in STOPPING_SIGNALS}
+    def leave(number: int) -> None:
+        if not over.is_set():
+            print(message(), file=sys.stderr, flush=True)
+            os._exit(128 + number)
+
+    def insist(number: int) -> None:
+        if signal.getsignal(number) is not end:
+            return  # a training that this process waits for gets it
+        if not first:
+            first.append(time.monotonic())
+            later = threading.Timer(LONGEST_SECONDS, leave, [number])
+            later.daemon = True
+            later.start()
+        elif time.monotonic() - first[0] > ONE_SIGNAL_SECONDS:
+            leave(number)
+
+    before = {number: signal.signal(number, end) for number in STOP_SIGNALS}
     try:
-        yield
+        with heard(insist):
+            yield
     except BaseException:
         if not told:
             raise
         raise Interrupted(told[0], message()) from None  # a library may have made another error of it
     finally:
+        over.set()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -110,7 +127,7 @@ def run_training(words: Sequence[str], name: str) -> tuple[int, str]:
         for training in started:
             training.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in STOPPING_SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         command = [sys.executable, "-m", "trainer", "train", *words]
         training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

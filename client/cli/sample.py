@@ -11,7 +11,6 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from client.cli.options import ApiKey, Problems, SamplingOptions, Servers, TargetRun, WorkOptions
 from client.cli.program import as_typed
+from client.cli.signals import STOP_SIGNALS, heard
 from client.errors import Stopped
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from client.servers.client import SamplingClient
 
 SAME_SIGNAL_SECONDS = 1.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def sample(
@@ -168,30 +167,14 @@ def read_patiently(problems: str, options: SamplingOptions, patience: float) -> 
 
 @contextmanager
 def ended_early(first: str) -> Iterator[None]:
-    """Until something else handles them, SIGINT and SIGTERM end the process at once, before `first`.
-
-    A library may wait for a store for minutes, and no handler in Python runs meanwhile: the signal's number comes
-    through a pipe to a thread.
-    """
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-
-    def wait() -> None:
-        with os.fdopen(reading, "rb", buffering=0) as numbers:
-            while number := numbers.read(1):
-                if number[0] in STOP_SIGNALS:
-                    stop_at_once(number[0], f"before {first}")
-
-    threading.Thread(target=wait, daemon=True).start()
-    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    """Until something else handles them, SIGINT and SIGTERM end the process at once, before `first`."""
     before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     try:
-        yield
+        with heard(lambda number: stop_at_once(number, f"before {first}")):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(woken)
-        os.close(writing)
 
 
 def stop_at_once(number: int, when: str) -> None:

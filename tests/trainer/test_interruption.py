@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 from support.models.tiny_pair import manifest_for, trajectory, write_run
 from support.processes.forked import PATH, fork
+from support.servers.real_store import KEYS
 from support.training.launch import ENVIRONMENT, metrics, ranks, started
 
 from client.errors import ModelError
@@ -100,6 +102,22 @@ def test_an_ablation_that_is_stopped_stops_its_training_which_the_same_command_g
     words = ("train", run, "--model", expert, "--output", adapter, "--seed", 0, "--resume", "--max-steps", done + 1)
     code, said, err = trainer_cli(*words, *light)
     assert code == 0 and f"resuming after step {done}\n" in said, err
+
+
+def test_a_second_signal_ends_an_evaluation_that_waits_for_a_store(tmp_path, expert):
+    (tmp_path / "b.jsonl").write_text('{"question": "How many ?", "answer": "1"}\n')
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # a store that says nothing
+        store = KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{mute.getsockname()[1]}"}
+        benchmark = f"b={tmp_path / 'b.jsonl'}"
+        process = started("evaluate", expert, "--benchmark", benchmark, "--run", "s3://bucket/run", **store)
+        mute.settimeout(60)
+        mute.accept()
+        process.terminate()
+        time.sleep(0.7)
+        assert process.poll() is None  # no handler in Python runs
+        process.terminate()
+        said, _ = process.communicate(timeout=5)
+    assert process.returncode == 143 and "stopped; no output is kept" in said and "Traceback" not in said
 
 
 def test_ranks_stop_together(tmp_path, words):

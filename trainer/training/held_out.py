@@ -206,7 +206,7 @@ def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
         remedy = f"--keep best, or --max-steps {best.step}" if best.step else "a lower --learning-rate"
         console.print(
             f"warning: training went past its best: held-out loss and shift together were lowest at step {best.step}, "
-            f"and what the expert could do is being unlearnt since (loss.png shows it). Train again with {remedy}",
+            f"and since then it unlearns what the expert could do (loss.png shows it). Train again with {remedy}",
             style="yellow",
             soft_wrap=True,
         )

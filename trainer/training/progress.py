@@ -127,11 +127,11 @@ def draw_curve(losses: Sequence[float], held_out: Sequence[HeldOutFigures], file
     if held_out:
         above.plot(measured, [found.loss for found in held_out], color="tab:orange", marker=".", label="held out")
         scores = [found.score for found in held_out]
-        above.plot(measured, scores, color="tab:red", linestyle="--", label="held out, and shift at other steps")
+        above.plot(measured, scores, color="tab:red", linestyle="--", label="score: held out + shift at other steps")
         best = min(held_out, key=lambda found: found.score).step
-        for axes in (above, *below):
-            axes.axvline(best, color="0.5", linestyle=":", label=f"lowest dashed line: step {best}")
+        above.axvline(best, color="0.5", linestyle=":", label=f"lowest score: step {best}")
         for axes in below:
+            axes.axvline(best, color="0.5", linestyle=":")
             axes.plot(measured, [found.shift for found in held_out], marker=".", label="at kept steps")
             axes.plot(measured, [found.other_shift for found in held_out], marker=".", label="at other steps")
             axes.set(ylabel="shift from the base, nats", ylim=(0, None))
