@@ -1,8 +1,10 @@
 """Merging: the same function in one folder."""
 
 import json
+import os
 import resource
 import shutil
+import signal
 
 import pytest
 import torch
@@ -123,6 +125,12 @@ def test_an_adapter_made_for_other_weights_is_refused(tmp_path, expert, adapter,
     code, _, err = trainer_cli("merge", expert, foreign, tmp_path / "out")
     assert code == 1 and "was made for other weights" in err and model_fingerprint(other)[:12] in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_that_is_stopped_says_that_its_folder_is_not_whole(tmp_path, expert, adapter, trainer_cli, monkeypatch):
+    monkeypatch.setattr("trainer.adapters.merge.save", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    code, _, err = trainer_cli("merge", expert, adapter, out := tmp_path / "out")
+    assert code == 143 and err.splitlines()[-1] == f"stopped; {out} is not whole" and "Traceback" not in err
 
 
 def test_what_is_missing_or_in_the_way_is_named(tmp_path, expert, adapter, trainer_cli):

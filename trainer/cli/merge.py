@@ -13,6 +13,7 @@ import typer
 from trainer.adapters.adapter import free_folder
 from trainer.cli.inputs import check_adapters, check_model
 from trainer.cli.options import quiet_transformers
+from trainer.interruption import ended_by_signals
 from trainer.settings import Precision
 
 
@@ -32,12 +33,13 @@ def merge_command(
     Prints how much of the adapter is left after rounding: bfloat16 loses small updates. If it
     loses too much, use the adapter unmerged, or give --dtype float32.
     """
-    check_adapters([adapter], check_model(model))
-    free_folder(out)
-    quiet_transformers()
-    from trainer.adapters.merge import merge
+    with ended_by_signals(lambda: f"stopped; {out} is not whole"):
+        check_adapters([adapter], check_model(model))
+        free_folder(out)
+        quiet_transformers()
+        from trainer.adapters.merge import merge
 
-    update = merge(model, adapter, out, dtype)
+        update = merge(model, adapter, out, dtype)
     saved = str(update.dtype).removeprefix("torch.")
     print(
         f"the adapter changes its layers' weights by {update.relative:.2%} of their norm; saved in {saved}, "
