@@ -175,8 +175,14 @@ def check_generation_config(folder: Path) -> None:
 
 
 def model_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder."""
-    return _json_object(folder / "config.json", "is this a model folder in Hugging Face format?")
+    """config.json of a model folder. Raises ModelError where it describes an encoder-decoder."""
+    config = _json_object(folder / "config.json", "is this a model folder in Hugging Face format?")
+    if config.get("is_encoder_decoder"):
+        named = shown(config.get("architectures"))
+        raise ModelError(
+            f"{folder}/config.json describes an encoder-decoder ({named}); a causal language model is needed"
+        )
+    return config
 
 
 def _json_object(file: Path, remedy: str = "") -> dict[str, Any]:

@@ -154,8 +154,6 @@ def _check_causal(folder: Path, config: dict[str, Any]) -> None:
     remedy = "the service needs a causal language model"
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ModelError(f"{folder}/config.json has architectures {shown(named)}, where a list of names was expected")
-    if config.get("is_encoder_decoder"):
-        raise ModelError(f"{folder}/config.json describes an encoder-decoder ({', '.join(named)}); {remedy}")
     if not named:
         raise ModelError(f"{folder}/config.json names no architectures, so vLLM cannot load it; {remedy}")
     if any(name.endswith(GENERATING) for name in named) or "AutoModelForCausalLM" in (config.get("auto_map") or ()):

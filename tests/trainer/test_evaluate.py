@@ -347,6 +347,9 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(
     mute = save_model(tmp_path / "mute")
     save_tokenizer(mute, template="", words=WORDS)
     (mute / "chat_template.jinja").unlink(missing_ok=True)
+    twofold = save_model(tmp_path / "twofold")
+    about = json.loads((twofold / "config.json").read_text()) | {"is_encoder_decoder": True}
+    (twofold / "config.json").write_text(json.dumps(about))
     (tmp_path / "mine.md").write_text("my own notes")
     for words, code, message in (
         ((expert, *good, "-o", tmp_path / "mine.json"), 1, "mine.md exists, but "),
@@ -356,6 +359,7 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(
         ((expert, *good, "--adapter", tmp_path), 1, "no adapter at"),
         ((expert, *good, "--adapter", foreign), 1, "was made for other weights"),
         ((mute, *good), 1, "has no chat template"),
+        ((twofold, *good), 1, "describes an encoder-decoder (['LlamaForCausalLM']); a causal language model is needed"),
         ((tmp_path / "none", *good), 1, "no model folder at"),
         ((expert, *good, "-o", tmp_path / "no" / "r.json"), 1, "--output"),
         ((expert, *good, "-o", tmp_path / "results"), 1, "ends in .json"),
@@ -432,3 +436,13 @@ def test_a_model_that_vllm_cannot_load_is_named_in_a_line(tmp_path, expert, eval
     assert code == 1
     assert f"error: vLLM could not start {odd}: " in err and "NobodysForCausalLM" in err
     assert "VLLM_LOGGING_LEVEL=INFO shows its log" in err
+
+
+@pytest.mark.long
+def test_a_model_that_generates_no_text_is_named(tmp_path, expert, trainer_cli):
+    judge, file = shutil.copytree(expert, tmp_path / "judge"), tmp_path / "rows.jsonl"
+    about = json.loads((judge / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    (judge / "config.json").write_text(json.dumps(about))
+    file.write_text('{"question": "Ann has 1", "answer": "1"}\n')
+    code, _, err = trainer_cli("evaluate", judge, "--benchmark", f"one={file}")
+    assert code == 1 and "generates no text, says vLLM" in err and "Traceback" not in err

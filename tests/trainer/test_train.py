@@ -265,12 +265,15 @@ def test_help_and_errors_of_what_was_named_need_neither_torch_nor_vllm(tmp_path,
     out = tmp_path / "out"
     train, evaluate = ("train", run, "--output", out, "--model"), ("evaluate", expert, "--benchmark")
     onto = ("train", run, "--model", expert, "--output")
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[-1].content }}")
     expected = {
         ("--help",): "evaluate",
         (*train, tmp_path / "none"): "no model folder at",
         (*train, empty): "config.json is missing",
         (*train, bare): "config.json is missing",
         (*train, other): "was not sampled from the model at",
+        (*train, expert, "--chat-template", template): "if the server had a --chat-template FILE, give the same",
         ("train", empty, "--output", out, "--model", expert): "no RUN at",
         ("train", run, "--model", expert, "--output", taken): "taken is not empty",
         ("train", high, "--output", out, "--model", expert): f"{none_kept} ('lightreasoner-client build {high} NEW_RUN",

@@ -196,7 +196,7 @@ def load(model: ModelFolder, dtype: torch.dtype, attention: str | None = None) -
         loaded, names = whole
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         using = f" with --attention {attention}" if attention else ""
-        raise ModelError(f"{model} cannot be loaded as a causal language model{using}: {error}") from error
+        raise ModelError(f"{model} cannot be loaded as a causal language model{using}: {reason_of(error)}") from error
     for what, odd in (("lacks", names["missing_keys"]), ("has no place for", names["unexpected_keys"])):
         if odd:
             first = sorted(odd)[0]

@@ -182,6 +182,11 @@ def check_expert(run: Run, model: ModelFolder) -> None:
             f"{run} was not sampled from the model at {model}: {'; '.join(differences)}. "
             f"Train the expert that sampled it ({run.manifest().expert.id}), sample again with this one, or give "
             "--allow-mismatch"
+            + (
+                "; if the server had a --chat-template FILE, give the same"
+                if "chat template" in differences[-1]
+                else ""
+            )
         )
 
 

@@ -69,6 +69,8 @@ class AnswerEngine:
                     f"vLLM could not start {model}: {said}; VLLM_LOGGING_LEVEL=INFO shows its log"
                 ) from error
         try:
+            if "generate" not in self.llm.llm_engine.get_supported_tasks():
+                raise ModelError(f"{model} generates no text, says vLLM; a causal language model is needed")
             for adapter in adapters:
                 self.load(adapter)
         except BaseException:
