@@ -6,10 +6,10 @@ and `submit` have in common is one value, `SamplingOptions`; what `sample` of cl
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import orjson
 import typer
 from pydantic import BaseModel, ValidationError
 
@@ -265,7 +265,7 @@ class WorkOptions:
 def template_variables(text: str | None) -> dict[str, Any]:
     """The value of --chat-template-kwargs. Raises LightReasonerError where it is no JSON object of variables."""
     try:
-        value = json.loads(text or "{}")
+        value = orjson.loads(text or "{}")  # takes no NaN, which no record in JSON can hold
     except ValueError as error:
         raise LightReasonerError(f"--chat-template-kwargs {shown(text)} is not JSON: {error}") from None
     if not isinstance(value, dict):

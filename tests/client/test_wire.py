@@ -76,6 +76,7 @@ def test_options_become_fields():
     for wrong, said in (
         ({"chat_template_kwargs": "{x}"}, "--chat-template-kwargs '{x}' is not JSON"),
         ({"chat_template_kwargs": "[1]"}, "give a JSON object"),
+        ({"chat_template_kwargs": '{"a": NaN}'}, "is not JSON"),
         ({"chat_template_kwargs": '{"tokenize": false}'}, "tokenize is no variable"),
         ({"stop_token_ids": "1;2"}, "--stop-token-ids '1;2': give token ids"),
         ({"stop_token_ids": "-1"}, "--stop-token-ids: "),
