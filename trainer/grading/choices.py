@@ -69,6 +69,8 @@ def choice_of(choices: Sequence[str], output: str) -> tuple[str, str]:
     found = list(answers(output, 1))
     marked = next((answer for answer in found if answer.marked), None)
     letter, alone = named(choices, marked.text) if marked else ("", False)
+    if marked and re.fullmatch(r"(?:[\W_]*\b[A-Z]\b)+[\W_]*(?:and|or)?[\W_]*(?:\b[A-Z]\b[\W_]*)*", marked.text):
+        return letter, marked.text
     if not alone and (said := said_letter(choices, marked.behind if marked and letter else output)):
         return said, said
     if marked:
@@ -133,7 +135,10 @@ def _supposed(text: str, match: re.Match[str]) -> bool:
 
 def _ends(choices: Sequence[str], letter: str, rest: str) -> bool:
     """Whether what follows a letter leaves it the answer: nothing, a reason, or its own choice."""
-    return bool(REASON.match(rest)) or _is_choice(choices, letter, rest)
+    if re.match(r"\s*(?:[,/&]|and\b|or\b)\s*\(?[A-Z]\b", rest):
+        return False
+    said = REASON.match(rest) and not (letter == "a" and re.match(r"\s+\(", rest))
+    return bool(said) or _is_choice(choices, letter, rest)
 
 
 def _is_choice(choices: Sequence[str], letter: str, rest: str) -> bool:

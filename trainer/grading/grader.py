@@ -20,6 +20,7 @@ from trainer.grading.gold import BRACKETS, CLOCK, HUNDREDS, Gold, Kind, elements
 from trainer.grading.mathematics import Mathematics, limited
 from trainer.grading.normalize import (
     ANSWER_CHARACTERS,
+    NAMED_BRACKETS,
     NEGATIVE,
     NUMBER_WORD,
     TEXT,
@@ -29,6 +30,7 @@ from trainer.grading.normalize import (
     squeezed,
     tidy,
     without_name,
+    without_unit,
     words_of,
 )
 from trainer.grading.quantities import NUMBER_BASE, PERCENT, cut, is_bare, is_number, multiplier, spelled_out
@@ -139,7 +141,7 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         gold, tail = replace(gold, unit=tail), ""
     wanted = maths.number(NUMBER_BASE.sub("", value)) if not tail.strip(" {}") or percent else None
     if wanted is None:
-        return _formula(gold, answer, expected, text, maths)
+        return _formula(gold, answer, expected, without_unit(text) if gold.unit else text, maths)
     if not re.search(r"\d", text) and NUMBER_WORD.search(text):
         text = digits_for_words(plain_text(text)).strip()
     golds = [wanted * times, *([wanted / 100] if percent and not PERCENT.search(text) else [])]
@@ -176,7 +178,7 @@ def _same_parts(one: Sequence[str], other: Sequence[str], maths: Mathematics) ->
 
 def _same_intervals(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     """Intervals, unions of some, or relations that say the same: what is open or closed is so in both."""
-    wanted, given = (BRACKETS.sub("", tidy(text)) for text in (gold.text, answer.text))
+    wanted, given = (NAMED_BRACKETS.sub("", BRACKETS.sub("", tidy(text))) for text in (gold.text, answer.text))
     if maths.same(wanted, given):
         return True
     sets = []

@@ -153,6 +153,10 @@ def without_name(text: str) -> str:
     return re.sub(r"^\s*(?:\\approx\b|≈|\\sim\b)", "", NAMED.sub("", text, count=1)).strip()
 
 
+def without_unit(text: str) -> str:
+    return re.sub(rf"(?:{TEXT}\s*\{{[^{{}}]*\}}\s*(?:\^\s*\{{?-?\d\}}?)?|\\[,; ]|[~\s/])+$", "", text)
+
+
 def squeezed(text: str) -> str:
     return re.sub(r"\\[,;! ]|[\s$]", "", text).rstrip(".")
 

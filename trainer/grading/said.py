@@ -69,6 +69,9 @@ COPULA = re.compile(
     r"conclude(?: that)?|yields?|remains?)\b|:(?!\d)|(?:答案|结果)?(?:是|为|為|等于|得到|有|共)",
     re.IGNORECASE,
 )
+LEAD = re.compile(
+    r"^\W*(?:(?:so|thus|hence|therefore|then|finally|it|that|the)\b[\s,:]*|(?:因此|所以|故)[，,\s]*)+", re.IGNORECASE
+)
 ASIDE = re.compile(
     r",?\s+(?:because|since|as (?:desired|required|claimed))\b.*$|,?\s+which\b[^\d\\$]*$|\.?\s*I hope\b.*$|"
     r",\s*where\b.*$|,?\s+(?:not|rather than|instead of)\s+\D{0,3}\d\S*$",
@@ -198,7 +201,7 @@ def _unmarked(output: str) -> Iterator[Answer]:
         yield from _from_sentence(anchored, whole=True)
         return
     sentences = [one for one in split_sentences(text) if re.search(r"[\w$∞]", one) and not PLEASANTRY.search(one)]
-    for sentence in reversed(sentences):
+    for sentence in reversed(sentences[-4:]):
         if CUT_OFF.search(sentence):
             return
         yield from _from_sentence(sentence, whole=False)
@@ -209,12 +212,15 @@ def _unmarked(output: str) -> Iterator[Answer]:
 
 
 def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
+    sentence = re.sub(r"\$\\(?:blacksquare|square|Box)\$$", "", sentence.strip()).strip()
     if sentence.endswith(("?", "？")) or STEP.match(sentence):
         return
-    sentence = re.sub(r"^=\s*", "", ASIDE.sub("", sentence.rstrip(".!。 ")).strip())
+    sentence = re.sub(r"^=\s*", "", sentence.rstrip(".!。 "))
+    if runs(short := ASIDE.sub("", sentence).strip()) or not runs(sentence):
+        sentence = short
     begins = [0, *(joint.end() for joint in CLAUSE.finditer(_masked(sentence)))]
     clause = sentence[next((begin for begin in reversed(begins) if runs(sentence[begin:])), 0) :].strip(" ,;")
-    if whole:
+    if whole and not DENIED.match(clause):
         yield Answer(clause, marked=False)
     verbs = list(COPULA.finditer(_masked(clause)))
     verb = next((verb for verb in reversed(verbs) if runs(clause[verb.end() :])), None)
@@ -233,10 +239,13 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         return
     yield Answer(_last_side(text), marked=False)
     if sums:
+        yield Answer(last, marked=False)
         yield Answer(ADDED.sub("", _last_side(last)), marked=False)
     first = where[0][1] - start
     if len(where) == 1:
         yield Answer(text[:first].lstrip(",;:").rstrip(".,;:"), text[first:], marked=False)
+    elif re.match(r",?\s*(?:for (?:all|any|every|each)|where)\b", text[first:]):
+        yield Answer(text[:first].rstrip(".,;:"), marked=False)
 
 
 def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
@@ -245,7 +254,7 @@ def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     denied = DENIED.search(clause) and not re.match(r"(?:\W|so\b|therefore\b)*no\b", clause, re.IGNORECASE)
     if denied or re.search(r"\bif\b", clause) or CHANGED.search(told):
         return
-    yield Answer(clause, marked=False)
+    yield Answer(LEAD.sub("", clause), marked=False)
     for verb in reversed([*verbs, *re.finditer(r"\b(?:on|in)\b", clause)]):
         yield Answer(clause[verb.end() :].strip(" :"), marked=False)
     if (word := NUMBER_WORD.search(clause)) and not DENIED.search(clause) and not BOUND.search(clause[: word.start()]):
@@ -278,7 +287,7 @@ def plain_sentences(output: str) -> str:
         if not (held := (math[1] or math[2] or "").strip()):
             return "\\$"
         words = ENGLISH.search(re.sub(r"\\\w+\s*\{[^{}]*\}|\\\w+", " ", held))
-        if math[2] and words:
+        if math[2] and (words or held[-1] in "-+*/="):
             return "\\" + math[0][:-1] + "\\$"
         return f"${' '.join(held.split())}$"
 
