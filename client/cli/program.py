@@ -160,9 +160,10 @@ def as_typed(text: str, fields: Collection[str] = ()) -> str:
     A name that may be another word, as keep, counts where its value follows: `keep: 0.1 against 0.2`. One of `fields`
     counts everywhere. What is in quotes stays: others wrote it.
     """
-    if not (options := _options()):
+    options = {name: typed for name, typed in _options().items() if typed.startswith("--")}
+    if not options:
         return text
-    sure = "|".join(name for name, typed in options.items() if typed[0] == "-" and ("_" in name or name in fields))
+    sure = "|".join(name for name in options if "_" in name or name in fields)
     quoted = r"(?<!\w)'[^'\n]*'|\"[^\"\n]*\""
     alone = rf"(?<![\w.=/-])(?:decoding\.)?({sure or '(?!)'})(?![\w=/-]|\.\w)"
     valued = rf"(?:^|(?<=[:;] )|(?<=\n  ))(?:decoding\.|lora\.)?({'|'.join(options)})(?=: |[^;]* there, )"
