@@ -76,7 +76,7 @@ def test_a_run_that_cannot_teach_this_model_is_refused_by_name(tmp_path, expert,
     for name, words in {
         "missing": ("no RUN at", "lightreasoner-client sample"),
         "empty": ("is empty", "lightreasoner-client sample"),
-        "unkept": ("none of the 6 trajectories", "beta 1e+06", "lower --beta"),
+        "unkept": ("none of the 6 trajectories", "--beta 1e+06: give a lower one", "build"),
         "foreign": ("weights", Run(str(tmp_path / "foreign")).manifest().expert.model_fingerprint[:12], str(other)),
     }.items():
         code, _, err = trainer_cli("train", tmp_path / name, "--model", expert, "--output", tmp_path / "out")
