@@ -3,15 +3,15 @@
     .venv/bin/python tests/benchmarks/training.py RUN MODEL [--paper-steps 1000] [--part 20]
     .venv/bin/python tests/benchmarks/training.py --sample PROBLEMS.jsonl RUN     (makes a RUN of 64 with SmolLM2)
     python tests/benchmarks/training.py --shape qwen2.5-1.5b|qwen2.5-7b|tiny
-        [--kind mamba --targets in_proj,x_proj] [--token-budget N]
+        [--kind mamba --targets in_proj,x_proj --tokens 40 80] [--token-budget N]
 
 On a RUN: seconds an epoch by packed trajectories and by the published recipe (a forward per kept step, padded to the
 longest of 8; only every PART-th batch is run, and its time multiplied), each in a process of its own for its peak
 memory; then the loss on held-out trajectories against seconds and tokens, for both presets. On a shape: the first
 part alone, on random weights and 1,000 random trajectories of 128 + 100 tokens with 20 kept steps each, the published
 recipe on 1/50 of them. That mode needs torch, transformers, peft and nothing of ours but trainer/. With --kind, for a
-kind of model that cannot be packed, as wide and deep as the shape: padded rows beside one trajectory a pass, of 164 to
-291 tokens.
+kind of model that cannot be packed, as wide and deep as the shape: padded rows beside one trajectory a pass, in seconds
+of the CPU where there is no GPU. --tokens: trajectories between two lengths.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--sample", metavar="PROBLEMS")
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--kind")
+    parser.add_argument("--tokens", type=int, nargs=2)
     parser.add_argument("--targets", default=",".join(Lora.targets))
     parser.add_argument("--token-budget", type=int, default=TOKEN_BUDGET[DEVICE])
     parser.add_argument("--attention")
@@ -104,7 +105,7 @@ def measure_one(words: argparse.Namespace) -> None:
     device = DEVICE
     if words.shape:
         model = shaped(words.shape, words.attention, words.kind).to(device)
-        examples = random_examples(words.shape, varied=bool(words.kind))
+        examples = random_examples(words.shape, words.tokens)
     else:
         model, examples = real(words).to(device), examples_of(words)
     adapted = with_lora(model, "benchmark", Lora(targets=tuple(words.targets.split(","))))
@@ -130,9 +131,10 @@ def measure_one(words: argparse.Namespace) -> None:
         return tokens, done
 
     epoch(limit=2)  # kernels are chosen, memory is claimed
-    began = time.perf_counter()
+    clock = time.process_time if words.kind and device == "cpu" else time.perf_counter
+    began = clock()
     tokens, done = epoch()
-    seconds = time.perf_counter() - began
+    seconds = clock() - began
     rate = matmul_rate(device, next(model.parameters()).dtype)
     body = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n and "lm_head" not in n)
     head = model.get_output_embeddings().weight.numel()
@@ -246,21 +248,23 @@ def shaped(shape: str, attention: str | None, kind: str | None) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
 
 
-def random_examples(shape: str, varied: bool) -> list[Example]:
+def random_examples(shape: str, tokens: Sequence[int] | None) -> list[Example]:
+    """Half of a trajectory between two lengths is its prompt."""
     rng = np.random.default_rng(0)
     count, vocabulary = (SHAPE_TRAJECTORIES, SHAPES[shape]["vocab_size"])
     if shape == "tiny":
         count //= 10
-    prompts = rng.integers(PROMPT // 2, PROMPT * 3 // 2, count) if varied else [PROMPT] * count
+    lengths = rng.integers(*tokens, count) if tokens else [PROMPT + COMPLETION] * count
+    parts = [(length // 2, length - length // 2) if tokens else (PROMPT, COMPLETION) for length in lengths]
     return [
         Example(
-            input_ids=rng.integers(0, vocabulary, prompt + COMPLETION),
-            positions=prompt - 1 + np.sort(np.append(rng.choice(COMPLETION - 1, KEPT - 1, replace=False), COMPLETION)),
+            input_ids=rng.integers(0, vocabulary, prompt + completion),
+            positions=prompt - 1 + np.sort(np.append(rng.choice(completion - 1, KEPT - 1, replace=False), completion)),
             label_ids=rng.integers(0, vocabulary, KEPT * LABEL),
             label_weights=np.full(KEPT * LABEL, 1 / LABEL, np.float32),
             label_offsets=np.arange(KEPT + 1) * LABEL,
         )
-        for prompt in prompts
+        for prompt, completion in parts
     ]
 
 
