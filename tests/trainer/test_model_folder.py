@@ -20,8 +20,8 @@ class NoEngine:
     def __init__(self, *about):
         pass
 
-    def answers(self, prompts, examination, adapter):
-        return [["5"] for _ in prompts]
+    def answers(self, prompts, examination, adapter, told):
+        return ((place, ["5"]) for place in range(len(prompts)))
 
     def close(self):
         pass
