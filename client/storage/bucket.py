@@ -39,9 +39,9 @@ BUCKET_SCHEMES = ("s3", "s3a", "gs", "az")
 BUCKET_NAME = re.compile(r"[^:@/\s]+")
 CERTIFICATE = re.compile(r"InvalidCertificate\(([\s\w(]*)")
 """Of an error's sources: the first line says only that the request was not sent."""
-REFUSED = re.compile(r"status code: 4(?:0[1-7]|1\d)")
+PERMANENT_STATUS = re.compile(r"status code: 4(?:0[1-7]|1\d)")
 """A store's status that stays. Of 400, S3 says some where a time ran out; 408, 409, 425 and 429 pass."""
-NOT_THERE = re.compile(r"status code: 404")
+ABSENT_STATUS = re.compile(r"status code: 404")
 """What obstore says of a listing; where one object is asked for, it raises FileNotFoundError."""
 PROBED: set[tuple[str, str]] = set()
 """Schemes and buckets whose exclusive create has been tried by this process."""
@@ -291,11 +291,11 @@ class Bucket:
             said += "; check the credentials and their permissions"
         elif isinstance(error, PermissionDeniedError):
             said += "; check who may read and write that folder"
-        elif remote and (isinstance(error, FileNotFoundError) or NOT_THERE.search(str(error))):
+        elif remote and (isinstance(error, FileNotFoundError) or ABSENT_STATUS.search(str(error))):
             said += "; create the bucket first"
         elif "amazonaws.com" in said:
             said += "; for a store other than Amazon's set AWS_ENDPOINT_URL"
-        passing = remote and not (CERTIFICATE.search(str(error)) or REFUSED.search(str(error)))
+        passing = remote and not (CERTIFICATE.search(str(error)) or PERMANENT_STATUS.search(str(error)))
         passing = passing or any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
         return BucketError(said, may_pass=passing and isinstance(error, GenericError))
 
