@@ -70,7 +70,7 @@ class Pair:
 
     def dead(self) -> dict[Role, str]:
         """The engines that have died, each with what vLLM says of it."""
-        return {engine.role: reason for engine in (self.expert, self.amateur) if (reason := engine.death)}
+        return {engine.role: reason for engine in (self.expert, self.amateur) if (reason := engine.death) is not None}
 
     def failure(self) -> str | None:
         """Why the pair no longer works, or None while it does."""

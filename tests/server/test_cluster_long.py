@@ -33,7 +33,7 @@ def test_a_node_killed_in_a_job_of_20_000_problems(tmp_path: Path) -> None:
         asked = cluster.counts()
         assert len(asked) == 3 and max(asked.values()) < 1.5 * min(asked.values())
         cluster.cluster.remove_node(cluster.others[0], allow_graceful=False)
-        assert [process for process in asked if not Path(f"/proc/{process}").exists()]
+        until(lambda: any(not Path(f"/proc/{process}").exists() for process in asked), 60)
         ended = completed(cluster, job_id, 1200)
         assert ended["request_counts"] == {"total": 20_000, "completed": 20_000, "failed": 0}
         assert in_run(bucket, "run") == Counter(problem.id for problem in more(20_000))
