@@ -15,11 +15,11 @@ from support.servers.proxy import Proxy
 
 import client.servers.dispatch
 import client.servers.window
-from client.errors import Busy, ServiceError, Unreachable
+from client.errors import ServiceError, Unreachable
 from client.protocol.requests import Failure, PairCards, SamplingSettings, Trajectory
 from client.servers.client import SamplingClient
 from client.servers.connection import Connection
-from client.servers.window import ServerWindow, roomiest
+from client.servers.window import ServerWindow
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -177,7 +177,7 @@ def test_a_servers_window_is_twice_its_smaller_engines_slots(expert, amateur, n)
 
 
 def test_a_server_that_is_back_with_fewer_slots_has_a_smaller_window(servers):
-    server = ServerWindow(Connection(servers[0].url), pair())
+    server = ServerWindow(Connection(servers[0].url), PairCards(*servers[0].pair))
     server.request_failed(Unreachable("gone"), 0)
     servers[0].pair = [card.model_copy(update={"slots": 4}) for card in servers[0].pair]
     asyncio.run(server.recover())
@@ -387,53 +387,6 @@ def test_a_server_that_comes_back_with_another_pair_is_never_asked_again(servers
     else:
         assert keys(sampled(urls(servers), problems, on_line=change, tell=told.append)) == once(problems)
         assert told[-1].startswith(f"{first.url} came back with another pair") and "is dropped" in told[-1]
-
-
-def pair():
-    return PairCards(*ContractServer(port=1).pair)
-
-
-def test_the_window_halves_once_a_moment_and_grows_back_by_one_a_window():
-    server = ServerWindow(Connection("http://127.0.0.1:1"), pair())
-    assert server.window == WINDOW
-    first = [server.request_failed(Busy("full"), 0) for _ in range(5)]
-    assert first == [True, False, False, False, False] and server.window == WINDOW / 2
-    assert server.room == 0 and roomiest([server]) is None  # it is paused
-    server.trouble = None
-    for _ in range(WINDOW // 16 // 2):
-        server.request_went_well(16)
-    assert WINDOW / 2 + 15 < server.window <= WINDOW / 2 + 16
-    for _ in range(10):
-        server.request_failed(Busy("full"), server.epoch)
-    assert server.window == 16
-    for _ in range(1000):
-        server.request_went_well(16)
-    assert server.window == WINDOW
-
-
-def test_pauses_grow_to_a_limit_and_are_jittered_down_to_their_half(monkeypatch):
-    monkeypatch.setattr(client.servers.window, "FIRST_PAUSE_SECONDS", 0.5)
-    monkeypatch.setattr(client.servers.window, "LONGEST_PAUSE_SECONDS", 30.0)
-    pauses = []
-    for _ in range(50):
-        server = ServerWindow(Connection("http://127.0.0.1:1"), pair())
-        for attempt in range(12):
-            server.request_failed(Unreachable("gone"), server.epoch)
-            pauses.append((min(0.5 * 2**attempt, 30.0), server._pause))
-    assert all(longest / 2 <= pause <= longest for longest, pause in pauses)
-    last = [pause for longest, pause in pauses if longest == 30.0]
-    assert min(last) < 18 < 27 < max(last)
-    server.line_came()
-    server.request_failed(Unreachable("gone"), server.epoch)
-    assert server._pause <= 0.5
-
-
-def test_the_server_with_the_most_room_is_next():
-    servers = [ServerWindow(Connection(f"http://127.0.0.1:{port}"), pair()) for port in (1, 2, 3)]
-    servers[0].in_flight, servers[1].in_flight, servers[2].in_flight = 5, 3, 9
-    assert roomiest(servers) is servers[1]
-    servers[1].request_failed(Unreachable("gone"), 0)
-    assert roomiest(servers) is servers[0]
 
 
 def test_each_servers_state_can_be_read_while_it_works(servers):

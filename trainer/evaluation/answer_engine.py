@@ -30,7 +30,7 @@ CPU_CACHE_BYTES = 2**30
 AT_ONCE = 512
 """Outputs that are asked for and have not ended: more than an engine decodes at a time."""
 TOLD_TOKENS = 16
-"""Tokens of an output between two times that it is told of."""
+"""How many new tokens of an output are told of at once."""
 
 
 class AnswerEngine:
