@@ -28,7 +28,7 @@ THINK, TOOL, VOCABULARY = 110, 111, 112
 CHUNK, CONTEXT = 16, 160
 TIGHT = {"block_size": 32, "max_num_seqs": 8}
 BLOCKS = {"expert": 11, "amateur": 8}
-"""For one or two whole contexts, where more requests run: some are preempted."""
+"""With one that vLLM keeps: for two whole contexts and for one, where more requests run: some are preempted."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,10 @@ def lines(v2):
     problems = prompts("together", 1, 97)
     ask({"problems": problems, "max_tokens": 1, "top_k": 1})
     together = {"problems": problems, "n": 6, "temperature": 1.0, "max_tokens": 24, "top_k": 20}
-    return {**found, "together": ask(together)}
+    # Nothing else runs, and three grow by a token a step up to the longest context: there is room for two. Those two
+    # come to the amateur within a few of the steps in which it reads one of them: there is room for one.
+    growing = {"problems": prompts("growing", 3, 10), "max_tokens": CONTEXT - 13, "top_k": 20}
+    return {**found, "together": ask(together), "growing": ask(growing)}
 
 
 def amateurs_rows(amateur, line):
@@ -93,7 +96,7 @@ def amateurs_rows(amateur, line):
 
 
 def test_the_whole_server_on_v2_agrees_with_transformers(v2, lines):
-    counts = {"generated": 8, "short": 4, "sampled": 6, "given": 5, "together": 6}
+    counts = {"generated": 8, "short": 4, "sampled": 6, "given": 5, "together": 6, "growing": 3}
     assert {name: len(found) for name, found in lines.items()} == counts
     expert, amateur = Oracle(v2.expert), Oracle(v2.amateur)
     worst, unknown = {"expert": 0.0, "amateur": 0.0}, 0
@@ -123,6 +126,7 @@ def test_rows_on_v2_are_the_experts_best_ids_and_greedy_trajectories_follow_them
 
 
 def test_requests_of_both_engines_were_preempted_and_scheduled_ahead(v2, lines):
+    assert [line.finish_reason for line in lines["growing"]] == ["length"] * 3
     for role in ("expert", "amateur"):
         assert v2.metric("vllm:num_preemptions_total", role=role) >= 1
         assert f"{role}: vLLM's model runner V2, asynchronous scheduling" in v2.log.read_text(errors="replace")
