@@ -26,7 +26,9 @@ SLOTS = 256
 """Sequences that an engine runs at a time on a GPU, unless told otherwise."""
 BATCHED_TOKENS, SMALL_BATCHED_TOKENS, SMALL_CARD = 8192, 4096, 36 * GIB
 """Tokens of one step on a GPU, unless told otherwise; on a small card, and what a small card is."""
-RUNTIME = GIB * 3 // 4
+CONTEXT = GIB // 2
+"""A device context. An engine makes its own before vLLM looks whether its share of the card is free."""
+RUNTIME = CONTEXT + GIB // 4
 """A device context, compiled kernels, and the workspaces of libraries."""
 BETWEEN_CARDS = GIB // 2
 """Buffers of an engine whose parts on several cards talk to each other."""
@@ -95,7 +97,7 @@ def gpu_arguments(
                 "max_num_seqs": plan.sequences,
                 "max_num_batched_tokens": plan.batched_tokens,
                 "kv_cache_memory_bytes": plan.cache,
-                "gpu_memory_utilization": min(1.0, int((plan.certain + plan.room) / card * 10_000) / 10_000),
+                "gpu_memory_utilization": min(GPU_MEMORY_SHARE, int(plan.taken / card * 10_000) / 10_000),
             } | _context(plan.role, shapes, given, plan.shape.tokens(plan.cache))
     return arguments
 
@@ -128,12 +130,17 @@ class EnginePlan:
         self.must = shape.weights + self.beside
         share = _number(given, "gpu_memory_utilization")
         self.cache = int(_number(given, "kv_cache_memory_bytes") or (share * card - self.must if share else 0))
-        self.shared = bool(share)
-        """Whether the user has set its share of the card."""
+        self.shared = int(share * card)
+        """Bytes that must be free when it starts, where the user has set its share of the card."""
         self.open = not share and not self.cache
         self._room = 0
         # With a cache of the user's own, only what is certain: an allowance may be more than is needed.
         self.certain = shape.weights if self.cache and not share else self.must
+
+    @property
+    def taken(self) -> int:
+        """What is gone for others when it has started."""
+        return self.certain + self.room
 
     @property
     def room(self) -> int:
@@ -168,7 +175,11 @@ def _share(plans: Sequence[EnginePlan], card: int) -> None:
         rest -= plan.room
     for plan in undecided[:1]:
         plan.fill(rest)
-    if sum(plan.certain + plan.room for plan in plans) > card and any(plan.shared for plan in plans):
+    free = card
+    for plan in plans:  # in the order in which they start
+        enough, free = plan.taken <= free and plan.shared <= free - CONTEXT, free - plan.taken
+        if enough or not any(each.shared for each in plans):
+            continue
         raise SettingsError(
             f"the engines' parts of a card of {card / GIB:.1f} GiB are more than the card ({_listed(plans)}): decrease"
             f" {_shares(plans)}, or leave it out"

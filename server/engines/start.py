@@ -6,6 +6,7 @@ configuration of either engine rules out is said before any weights are loaded.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from client.errors import shown
+from client.errors import reason_of, shown
 from client.models.mistral import folder_for_vllm, hugging_face_arguments
 from server.engines.engine import Engine, EngineStartError, configuration, reading, start_error, workers_of
 from server.engines.pair import Pair
@@ -27,6 +28,7 @@ from server.engines.preflight import ModelFacts, PairFacts
 from server.logs import log
 from server.memory import EngineShape, cpu_arguments, gpu_arguments
 from server.settings import (
+    GIB,
     ROLES,
     EngineArguments,
     Role,
@@ -51,6 +53,7 @@ V1_ON_CPU: dict[Role, EngineArguments] = {
     "amateur": {"worker_cls": "server.engines.worker.ScoringWorker"},
 }
 """Engine arguments that vLLM's V1 model runner needs on a CPU, where it is the usual one."""
+CUDA_DRIVER = "libcuda.so.1"
 
 
 def start_pair(settings: ServerSettings, facts: PairFacts, stopping: threading.Event) -> Pair:
@@ -59,6 +62,9 @@ def start_pair(settings: ServerSettings, facts: PairFacts, stopping: threading.E
     Raises EngineStartError or SettingsError.
     """
     on_cpu = current_platform.is_cpu()
+    if not on_cpu:
+        # As vLLM and nvidia-smi count cards. CUDA would count the fastest first, and take another than was planned for.
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     bind = on_cpu and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
     models: dict[Role, ModelFacts] = {"expert": facts.expert, "amateur": facts.amateur}
     arguments = sized_arguments(settings, models, on_cpu)
@@ -141,8 +147,8 @@ def engine_shape(role: Role, given: EngineArguments, weight_bytes: int) -> Engin
     if chosen := model.get_num_experts_per_tok():
         wide = max(wide, chosen * (3 * getattr(config, "moe_intermediate_size", 0) + model.get_hidden_size()))
     return EngineShape(
-        devices=_devices(arguments),
-        weights=weight_bytes // (tensor * pipeline),
+        devices=_devices(role, arguments),
+        weights=max(0, weight_bytes // (tensor * pipeline) - int(arguments.cpu_offload_gb * GIB)),
         layers=layers,
         columns=wide // tensor + 6 * model.get_hidden_size(),
         vocabulary=model.get_vocab_size(),
@@ -153,29 +159,65 @@ def engine_shape(role: Role, given: EngineArguments, weight_bytes: int) -> Engin
     )
 
 
-def _devices(arguments: AsyncEngineArgs) -> tuple[int, ...]:
+def _devices(role: Role, arguments: AsyncEngineArgs) -> tuple[int, ...]:
     """The cards of an engine, as this process counts those that it sees; vLLM takes the first that it needs."""
     parts = arguments.tensor_parallel_size * arguments.pipeline_parallel_size * arguments.data_parallel_size
-    named = arguments.device_ids or list(range(parts))
+    named: Any = list(range(parts)) if arguments.device_ids in (None, []) else arguments.device_ids
+    kinds = {type(name) for name in named} if isinstance(named, list) else set()
+    if kinds not in ({int}, {str}):
+        raise SettingsError(
+            f"{role}.device_ids must be a list of numbers, from 0, or of UUIDs in quotes, not {shown(named)}"
+        )
     if len(named) < parts:
-        raise SettingsError(f"device_ids {named} are too few: an engine of {parts} parts needs a card for each")
-    named = named[:parts]
-    if not any(isinstance(name, str) for name in named):
-        return tuple(map(int, named))
+        raise SettingsError(f"{role}.device_ids {named} are too few: an engine of {parts} parts needs a card for each")
+    if kinds == {int}:
+        return tuple(named[:parts])
+    return tuple(_visible_device(role, name) for name in named[:parts])
+
+
+def _visible_device(role: Role, name: str) -> int:
+    """The place of a card among those that this process sees. `name`: its UUID, or its number whatever is seen."""
     platform = current_platform
-    seen = {platform.device_id_to_physical_device_id(card): card for card in range(platform.device_count())}
-    return tuple(seen.get(platform.device_control_id_to_physical_device_id(str(name)), -1) for name in named)
+    try:
+        wanted = platform.device_control_id_to_physical_device_id(name)
+        seen = [platform.device_id_to_physical_device_id(card) for card in range(platform.device_count())]
+    except Exception as error:  # the driver's own, of the library that vLLM asks
+        raise SettingsError(f"{role}.device_ids: {name!r} names no GPU here: {reason_of(error)}") from error
+    if wanted not in seen:
+        raise SettingsError(f"{role}.device_ids: GPU {name!r} is not visible; CUDA_VISIBLE_DEVICES hides it")
+    return seen.index(wanted)
 
 
 def _card_memory(device: int) -> int:
-    """Bytes of a card. Asked of the driver: no context is made on the card."""
+    """Bytes of a visible card. Makes no context on it."""
     count = current_platform.device_count()
     if not 0 <= device < count:
         raise SettingsError(
             f"GPU {device} is asked for, and {count} are visible, from 0: see device_ids, tensor_parallel_size,"
             " pipeline_parallel_size, data_parallel_size and CUDA_VISIBLE_DEVICES"
         )
-    return current_platform.get_device_total_memory(device)
+    try:
+        return _counted_by_cuda(device) or current_platform.get_device_total_memory(device)
+    except Exception as error:
+        raise SettingsError(f"the driver does not say how much memory GPU {device} has: {reason_of(error)}") from error
+
+
+def _counted_by_cuda(device: int) -> int:
+    """Bytes of a visible card, as an engine on it will count them; 0 where CUDA's driver does not say.
+
+    The driver's management library, which vLLM asks, knows no share of a card (MIG): it tells of the whole, or refuses.
+    """
+    handle, size = ctypes.c_int(), ctypes.c_size_t()
+    try:
+        cuda = ctypes.CDLL(CUDA_DRIVER)
+        failed = (
+            cuda.cuInit(0)
+            or cuda.cuDeviceGet(ctypes.byref(handle), device)
+            or cuda.cuDeviceTotalMem_v2(ctypes.byref(size), handle)
+        )
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else size.value
 
 
 def v1_reason(config: VllmConfig) -> str | None:

@@ -41,6 +41,7 @@ from trainer.data.example import Example  # noqa: E402
 from trainer.data.packing import Layout, Sharing, micro_batches  # noqa: E402
 from trainer.settings import PRESETS, TOKEN_BUDGET, Lora, Preset, Recipe, Running  # noqa: E402
 from trainer.training.lora import with_lora  # noqa: E402
+from trainer.training.packing_check import choose  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PUBLISHED_BATCH = 8
@@ -94,7 +95,10 @@ def speed(words: argparse.Namespace, part: int) -> None:
         found[which] = json.loads(said.stdout.splitlines()[-1])
     print(f"\n{'':40}{ours:>12}{NAMES[other]:>26}")
     for name in found[ours]:
-        print(f"{name:40}{found[ours][name]:12.4g}{found[other][name]:26.4g}")
+        mine, others = (
+            said if isinstance(said := found[which][name], str) else f"{said:.4g}" for which in (ours, other)
+        )
+        print(f"{name:40}{mine:>12}{others:>26}")
     ratio = found[other]["seconds an epoch"] / found[ours]["seconds an epoch"]
     of = "" if words.kind else f" (the published recipe by 1/{part} of its batches)"
     print(f"times faster: {ratio:.2g}{of}\n", flush=True)
@@ -109,6 +113,9 @@ def measure_one(words: argparse.Namespace) -> None:
     else:
         model, examples = real(words).to(device), examples_of(words)
     adapted = with_lora(model, "benchmark", Lora(targets=tuple(words.targets.split(","))))
+    if words.only == Sharing.PACKED:  # what `train` would take
+        lengths = [len(example.input_ids) for example in examples]
+        choose(adapted, "benchmark", lengths, words.token_budget, True, words.attention, padding=False)
     adapted.train()
     kept = sum(len(example.positions) for example in examples)
     parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
@@ -139,7 +146,7 @@ def measure_one(words: argparse.Namespace) -> None:
     body = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n and "lm_head" not in n)
     head = model.get_output_embeddings().weight.numel()
     flops = 4 * body * tokens + 6 * head * done  # forward and the gradient of activations; the head forward twice
-    figures = {
+    figures: dict[str, float | str] = {
         "seconds an epoch": seconds * kept / done,
         "tokens through the model per kept step": tokens / done,
         "tokens/s": tokens / seconds,
@@ -147,6 +154,7 @@ def measure_one(words: argparse.Namespace) -> None:
         "of which with the model loaded, GiB": loaded / 2**30,
         "matrix products measured, TFLOP/s": rate / 1e12,
         "share of that reached": flops / seconds / rate,
+        "attention": model.config._attn_implementation,
     }
     if not words.kind:  # a profile of a scan, an operation a token, takes minutes
         figures["share of the time in attention"] = attention_share(lambda: epoch(limit=2), device)

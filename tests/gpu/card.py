@@ -1,19 +1,40 @@
-"""The device that is checked, as nvidia-smi tells of it; on a CPU, what /proc tells of the engines' processes."""
+"""The device that is checked, as nvidia-smi tells of it; on a CPU, what /proc tells of the engines' processes.
+
+nvidia-smi names no process to who looks from a container, so memory is that of whole GPUs: nothing else may use them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import platform
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 MIB = 1024**2
 LOOK_SECONDS = 0.5
 TICKS = os.sysconf("SC_CLK_TCK")
+BACK_SECONDS, LEFT = 10.0, 256 * MIB
+"""After this long an ended server's memory is back, but for so much that the driver keeps."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Look:
+    """At all GPUs at one moment: mean utilisation in percent, bytes in use. 0 where the driver does not say."""
+
+    time: datetime
+    busy: float
+    used: int
 
 
 class Card:
@@ -21,6 +42,7 @@ class Card:
 
     def __init__(self, device: str) -> None:
         self.device, self.cuda = device, device == "cuda"
+        self._free = self.used()
 
     @property
     def name(self) -> str:
@@ -35,26 +57,34 @@ class Card:
 
     def used(self) -> int:
         """Bytes of all GPUs in use, whoever holds them; 0 on a CPU."""
-        return sum(int(line) for line in _nvidia("--query-gpu=memory.used")) * MIB if self.cuda else 0
+        return _look().used if self.cuda else 0
 
     def held_by(self, pids: Iterable[int]) -> int:
-        """Bytes that processes hold: of the GPU, or of memory."""
-        wanted = set(pids)
+        """Bytes that servers hold: of the GPUs, or of memory, where they are these processes'."""
         if self.cuda:
-            rows = [line.split(", ") for line in _nvidia("--query-compute-apps=pid,used_memory")]
-            return sum(int(held) for pid, held in rows if int(pid) in wanted and held.isdecimal()) * MIB
-        pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in wanted)
+            return max(0, self.used() - self._free)
+        pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
         return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def free_again(self) -> bool:
+        """Is all memory back that was free at first?"""
+        return self.used() <= self._free + LEFT
+
+    def wait_until_free(self) -> None:
+        """Whoever starts next finds the memory of who has ended."""
+        deadline = time.monotonic() + BACK_SECONDS
+        while not self.free_again() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
     @contextlib.contextmanager
-    def watched(self) -> Iterator[list[int]]:
-        """The GPUs' utilisation in percent, looked at while the block runs; empty on a CPU."""
-        seen: list[int] = []
+    def watched(self) -> Iterator[list[Look]]:
+        """The GPUs, looked at while the block runs; empty on a CPU."""
+        seen: list[Look] = []
         done = threading.Event()
 
         def look() -> None:
             while self.cuda and not done.wait(LOOK_SECONDS):
-                seen.append(round(fmean(int(line) for line in _nvidia("--query-gpu=utilization.gpu"))))
+                seen.append(_look())
 
         thread = threading.Thread(target=look)
         thread.start()
@@ -69,6 +99,18 @@ def cpu_seconds(pid: int) -> float:
     """CPU time of a process and its threads, without its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def apart(function: Callable[..., T], *arguments: object) -> T:
+    """Its result, from a process of its own: none of the GPU's memory stays behind, where PyTorch would keep it."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _look() -> Look:
+    rows = [line.split(", ") for line in _nvidia("--query-gpu=utilization.gpu,memory.used")]
+    busy, used = ([int(said) if said.isdecimal() else 0 for said in column] for column in zip(*rows, strict=True))
+    return Look(datetime.now(UTC), fmean(busy), sum(used) * MIB)
 
 
 def _nvidia(*query: str) -> list[str]:

@@ -4,8 +4,9 @@
     python tests/gpu/check.py --pairs 7b --parts start,sampling
     make gpu-check DEVICE=cpu                               # the same program on the demo's pair, before there is a GPU
 
-Needs the package with the extras `server` and `trainer`, pytest, and nvidia-smi; it makes its models itself. Each part
-can run alone: it starts and samples what it needs. Prints as it goes; writes gpu-check.json and gpu-check.md to --out.
+Needs the package with the extras `server` and `trainer`, and nvidia-smi; it makes its models itself. Nothing else may
+use the GPUs meanwhile. Each part can run alone: it starts and samples what it needs. Prints as it goes; writes
+gpu-check.json and gpu-check.md to --out.
 Exits 1 where a part fails or a claim does not hold. Targets of speed are printed beside the figures, and fail nothing.
 """
 
@@ -29,19 +30,19 @@ os.environ["PYTHONPATH"] = os.pathsep.join([*ON_PATH, *filter(None, [os.environ.
 
 from gpu.card import Card  # noqa: E402
 from gpu.pairs import NAMES, pair  # noqa: E402
-from gpu.parts import exactness, sampling, start, training  # noqa: E402
+from gpu.parts import eager, exactness, sampling, start, training  # noqa: E402
 from gpu.session import Figures, Session, Sizes  # noqa: E402
 from gpu.whole import end_to_end, stopping  # noqa: E402
 
 PARTS: dict[str, Callable[[Session], Figures]] = {
     "start": start, "exactness": exactness, "sampling": sampling, "training": training, "end": end_to_end,
-    "stopping": stopping,
+    "eager": eager, "stopping": stopping,
 }  # fmt: skip
 START_SECONDS = 900.0
 """A first start on a GPU compiles."""
 DEFAULT_PAIRS = {"cuda": [name for name in NAMES if name != "tiny"], "cpu": ["demo"]}
-STOPPED_PAIR = {"cuda": "0.5b", "cpu": "demo"}
-"""How a server ends does not depend on its models: one pair shows it."""
+ONCE, SHOWN_BY = ("eager", "stopping"), {"cuda": "0.5b", "cpu": "demo"}
+"""Parts that one pair shows: how a server ends does not depend on its models, and all amateurs are equal."""
 SIZES = {"cuda": Sizes(problems=1000, tokens=128, compared=32), "cpu": Sizes(problems=64, tokens=32, compared=16)}
 
 
@@ -53,6 +54,9 @@ def main() -> None:
     parser.add_argument("--problems", type=int)
     parser.add_argument("--out", type=Path, default=Path("gpu-check-output"))
     asked = parser.parse_args()
+    for given, known in ((asked.pairs or "", NAMES), (asked.parts, PARTS)):
+        if unknown := {*filter(None, given.split(","))} - {*known}:
+            parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(known)}")
     from support.servers import real_server
 
     real_server.START_SECONDS = START_SECONDS
@@ -74,7 +78,7 @@ def check(card: Card, pairs: list[str], parts: list[str], sizes: Sizes, out: Pat
             with Session(pair(name, Path(folder), card.device), card, sizes, Path(folder, f"work-{name}")) as session:
                 print(f"{name}: models made in {time.monotonic() - began:.0f} s", flush=True)
                 for part in parts:
-                    if part == "stopping" and STOPPED_PAIR[card.device] in pairs and name != STOPPED_PAIR[card.device]:
+                    if part in ONCE and SHOWN_BY[card.device] in pairs and name != SHOWN_BY[card.device]:
                         continue
                     found["pairs"].setdefault(name, {})[part] = run(PARTS[part], session)
                     print(table(name, part, found["pairs"][name][part]), flush=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu.card import apart
 from support.models.qwen_shapes import QWEN_SHAPES
 from support.servers.real_server import DEMO
 
@@ -34,20 +35,19 @@ def pair(name: str, folder: Path, device: str) -> ModelPair:
     """The pair of that name; what is made lies in `folder`, and is made once."""
     if name == "demo":
         return ModelPair(name, DEMO / "expert", DEMO / "amateur")
-    models = (
-        made(name, folder / f"expert-{name}", 1, device),
-        made(AMATEUR[name], folder / f"amateur-{name}", 2, device),
-    )
-    return ModelPair(name, *models)
+    found = ModelPair(name, folder / f"expert-{name}", folder / f"amateur-{AMATEUR[name]}")
+    for shape, made, seed in ((name, found.expert, 1), (AMATEUR[name], found.amateur, 2)):
+        if not (made / "tokenizer.json").is_file():
+            words = (shape, made, seed, device)
+            apart(make, *words) if device == "cuda" else make(*words)
+    return found
 
 
-def made(shape: str, folder: Path, seed: int, device: str) -> Path:
+def make(shape: str, folder: Path, seed: int, device: str) -> None:
     """A model of a shape, in bfloat16."""
-    if (folder / "tokenizer.json").is_file():
-        return folder
     import torch
     from train_pair import build_tokenizer
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen2Config
 
     config = Qwen2Config(
         **QWEN_SHAPES[shape], max_position_embeddings=CONTEXT, rope_theta=1e6, rms_norm_eps=1e-6,
@@ -55,11 +55,10 @@ def made(shape: str, folder: Path, seed: int, device: str) -> Path:
     )  # fmt: skip
     torch.manual_seed(seed)
     with torch.device(device):
-        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         with torch.no_grad():
             norm = model.model.norm.weight
             norm.copy_(torch.randint(0, 2, norm.shape) * 2 - 1)
             model.lm_head.weight.normal_(0, LOGITS / config.hidden_size**0.5)
     model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
-    return folder

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -28,6 +31,10 @@ MANY = 128
 PHASES = ("checks and imports", "expert loads", "amateur loads", "warm-up")
 MARKS = ("listening on ", "expert: vLLM's model runner", "amateur: vLLM's model runner", "ready: ")
 """Of the server's log, at the end of each phase."""
+PLAN = re.compile(r"memory of a card of [\d.]+ GiB: (\w+): weights ([\d.]+) GiB, beside them ([\d.]+), cache ([\d.]+)")
+"""Of the server's log, on a GPU: what each engine may take."""
+IEEE = {"TRITON_F32_DEFAULT": "ieee"}
+"""vLLM's attention in float32 is Triton's, which multiplies in TF32 otherwise: ten bits of each number."""
 KEPT = 0.16
 """Of all steps: 20 of 128, as the paper's pairs keep. Random weights differ everywhere."""
 PUBLISHED_PART = 50
@@ -58,15 +65,35 @@ def start(session: Session) -> Figures:
     for phase, seconds in phases(server):
         found.add(f"of which {phase}", seconds)
     pids = engine_processes(server)
-    for role, pid in zip(("expert", "amateur"), pids, strict=True):
-        found.add(f"{role}, memory held, MiB", session.card.held_by([pid]) / MIB)
+    found.claim(len(pids) == 2, f"{len(pids)} engine processes, where two were expected")
+    planned = {match[1]: 1024 * sum(map(float, match.groups()[1:])) for match in plans(server)}
+    for role, held in memory(session, server, pids):
+        said = f"planned {planned[role]:.0f}" if role in planned else ""
+        found.add(f"{role}, memory taken, MiB", held / MIB, said)
         found.add(f"{role}, slots", server.ask("GET", "/v1/models").json()["data"][role == "amateur"]["slots"])
     for role, labels in cache_settings(server):
         found.add(f"{role}, planned: share of the card", labels["gpu_memory_utilization"])
         found.add(f"{role}, planned: bytes of cache", labels["kv_cache_memory_bytes"])
         found.add(f"{role}, blocks of cache", labels["num_gpu_blocks"])
-    found.claim(len(pids) == 2, f"{len(pids)} engine processes, where two were expected")
     return found
+
+
+def memory(session: Session, server: RunningServer, pids: list[int]) -> Iterator[tuple[str, int]]:
+    """Bytes that each engine takes: on a GPU, by how much more is in use when it has loaded."""
+    if not session.start_looks:
+        yield from zip(("expert", "amateur"), (session.card.held_by([pid]) for pid in pids), strict=False)
+        return
+    before, loaded, _, ready = marks(server)
+    used = {
+        time: next((look.used for look in session.start_looks if look.time >= time), session.start_looks[-1].used)
+        for time in (before, loaded, ready)
+    }
+    yield "expert", used[loaded] - used[before]
+    yield "amateur", used[ready] - used[loaded]  # with what the warm-up adds to both
+
+
+def plans(server: RunningServer) -> Iterator[re.Match[str]]:
+    return filter(None, (PLAN.match(line["message"]) for line in lines_of(server)))
 
 
 def cache_settings(server: RunningServer) -> Iterator[tuple[str, dict[str, str]]]:
@@ -79,19 +106,29 @@ def cache_settings(server: RunningServer) -> Iterator[tuple[str, dict[str, str]]
 
 def phases(server: RunningServer) -> Iterator[tuple[str, float]]:
     """Whole seconds of each phase, by the log's times."""
-    lines = [json.loads(line) for line in server.log.read_text(errors="replace").splitlines() if line.startswith("{")]
-    times = [
-        next(datetime.fromisoformat(line["time"]) for line in lines if line["message"].startswith(mark))
+    first = datetime.fromisoformat(next(lines_of(server))["time"])
+    for phase, (before, after) in zip(PHASES, itertools.pairwise([first, *marks(server)]), strict=True):
+        yield phase, (after - before).total_seconds()
+
+
+def marks(server: RunningServer) -> list[datetime]:
+    """When each phase ended."""
+    return [
+        next(datetime.fromisoformat(line["time"]) for line in lines_of(server) if line["message"].startswith(mark))
         for mark in MARKS
     ]
-    first = datetime.fromisoformat(lines[0]["time"])
-    for phase, (before, after) in zip(PHASES, itertools.pairwise([first, *times]), strict=True):
-        yield phase, (after - before).total_seconds()
+
+
+def lines_of(server: RunningServer) -> Iterator[dict[str, Any]]:
+    """Of the server's log; libraries print others between them."""
+    for text in server.log.read_text(errors="replace").splitlines():
+        if text.startswith('{"time"'):
+            yield json.loads(text)
 
 
 def exactness(session: Session) -> Figures:
     """Both models against transformers in float32 on the same device, with preemption; then in bfloat16."""
-    found = Figures()
+    found, usual = Figures(), asked(session, session.shared)
     if session.card.cuda:
         tight = {
             "max_num_seqs": TIGHT_SEQUENCES, "max_num_batched_tokens": 4 * TIGHT_TOKENS, "gpu_memory_utilization": 0.45,
@@ -100,16 +137,16 @@ def exactness(session: Session) -> Figures:
         changes = {
             f"{role}_arguments": {**tight, "num_gpu_blocks_override": blocks} for role, blocks in TIGHT_BLOCKS.items()
         }
-        with session.server(dtype="float32", max_model_len=TIGHT_CONTEXT, **changes) as server:
+        with session.server(dtype="float32", max_model_len=TIGHT_CONTEXT, environment=IEEE, **changes) as server:
             lines = asked(session, server)
             for role in ("expert", "amateur"):
                 count = server.metric("vllm:num_preemptions_total", role=role)
                 found.add(f"{role}, requests preempted", count)
                 found.claim(count > 0, f"no request of the {role} was preempted")
         compare(session, "float32", lines, found, EXACT)
-        compare(session, "default dtype", asked(session, session.shared), found, None)
-    else:  # tests/server/test_model_runner.py has the tight one
-        compare(session, "float32", asked(session, session.shared), found, EXACT)
+    # On a CPU the server has float32, and tests/server/test_model_runner.py has the tight one.
+    name, most = ("default dtype", None) if session.card.cuda else ("float32", EXACT)
+    compare(session, name, usual, found, most)
     return found
 
 
@@ -144,27 +181,26 @@ def compare(session: Session, name: str, lines: list[Trajectory], found: Figures
     """Differences from transformers; the server must have left the card."""
     if session.card.cuda:
         session.stop()
-    for role, folder in (("expert", session.pair.expert), ("amateur", session.pair.amateur)):
-        oracle, parts = Oracle(folder, session.card.device), []
-        for line in lines:
-            mine = line.expert_logprobs if role == "expert" else line.amateur_logprobs
-            if role == "expert":
-                exact = oracle.logprobs(line.prompt_token_ids, line.token_ids)
-                known = np.ones(mine.shape, bool)
-            else:
-                known = np.isfinite(mine)
-                exact = read_without_unknown(oracle, line)
-            ids = np.where(known, line.top_ids, 0).astype(int)
-            parts.append(np.abs(mine - np.take_along_axis(exact, ids, 1))[known])
-        every = np.concatenate(parts)
-        found.add(
-            f"{name}, {role}: largest difference from transformers in float32",
-            float(every.max()),
-            f"{most:g}" if most else "",
-        )
+    for role in ("expert", "amateur"):
+        every = session.apart(differences, role, getattr(session.pair, role), session.card.device, lines)
+        target = f"{most:g}" if most else ""
+        found.add(f"{name}, {role}: largest difference from transformers in float32", float(every.max()), target)
         found.add(f"{name}, {role}: mean", float(every.mean()))
         found.claim(most is None or every.max() <= most, f"{name}, {role}: {every.max():.2g} nats from transformers")
-        del oracle
+
+
+def differences(role: str, folder: Path, device: str, lines: list[Trajectory]) -> np.ndarray:
+    """Of each log-probability that a role gave, in nats."""
+    oracle, parts = Oracle(folder, device), []
+    for line in lines:
+        if role == "expert":
+            mine, exact = line.expert_logprobs, oracle.logprobs(line.prompt_token_ids, line.token_ids)
+        else:
+            mine, exact = line.amateur_logprobs, read_without_unknown(oracle, line)
+        known = np.isfinite(mine)
+        ids = np.where(known, line.top_ids, 0).astype(int)
+        parts.append(np.abs(mine - np.take_along_axis(exact, ids, 1))[known])
+    return np.concatenate(parts)
 
 
 def read_without_unknown(oracle: Oracle, line: Trajectory) -> np.ndarray:
@@ -190,7 +226,7 @@ def sampling(session: Session) -> Figures:
         found.add(f"problems/s, {clients} client{'s' * (clients > 1)}", count / value)
     found.add("tokens/s", totals.tokens / seconds[1])
     found.add("front end, CPU ms a trajectory", 1e3 * spent / count, "2.3")
-    found.add("utilisation, %", float(np.mean(busy)) if busy else "not on a CPU")
+    found.add("utilisation, %", float(np.mean([look.busy for look in busy])) if busy else "not on a CPU")
     found.claim(totals.failed == 0, f"{totals.failed} problems failed")
     if not session.sizes.alone:
         return found
@@ -199,6 +235,18 @@ def sampling(session: Session) -> Figures:
     alone = generate(session, slots)
     found.add("the expert alone in LLM.generate, problems/s", count / alone)
     found.add("service : alone", alone / min(seconds.values()), "at least 0.9")
+    return found
+
+
+def eager(session: Session) -> Figures:
+    """Whether the amateur, which never decodes, is worth CUDA graphs: the start, and all problems, without them."""
+    found, count = Figures(), session.sizes.problems
+    began = time.monotonic()
+    with session.server(amateur_arguments={"enforce_eager": True}) as server:
+        found.add("amateur with enforce_eager: seconds to ready", time.monotonic() - began, "less than with graphs")
+        session.sample(session.folder / "eager-warm", server=server)
+        seconds = session.sample(session.folder / "eager", server=server)
+    found.add("amateur with enforce_eager: problems/s, 1 client", count / seconds, "as with graphs")
     return found
 
 

@@ -10,17 +10,18 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gpu.card import Card
+from gpu.card import Card, Look, apart
 from gpu.pairs import ModelPair
 from support.servers.real_server import RunningServer, command, running_server
 from word_problems import rows
 
 TOP_K = 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Session:
     def __init__(self, pair: ModelPair, card: Card, sizes: Sizes, folder: Path) -> None:
         self.pair, self.card, self.sizes, self.folder = pair, card, sizes, folder
         self.start_seconds = self.sample_seconds = 0.0
+        self.start_looks: list[Look] = []
         self.problems = folder / "problems.jsonl"
         self._servers = contextlib.ExitStack()
         self._server: RunningServer | None = None
@@ -87,7 +89,8 @@ class Session:
         """The server with default settings; it runs until a part needs the card for itself."""
         if self._server is None:
             began = time.monotonic()
-            self._server = self._servers.enter_context(self.server())
+            with self.card.watched() as self.start_looks:
+                self._server = self._servers.enter_context(self.server())
             self.start_seconds = time.monotonic() - began
         return self._server
 
@@ -96,13 +99,18 @@ class Session:
         self._server = server
 
     def stop(self) -> None:
-        """End the shared server."""
+        """End the shared server; what comes next has the card."""
         self._servers.close()
         self._server = None
+        self.card.wait_until_free()
 
-    def sample(self, run: Path, clients: int = 1) -> float:
-        """Seconds in which so many clients fill a RUN."""
-        words = ["--max-tokens", self.sizes.tokens, "--top-k", TOP_K, *self.shared.options]
+    def apart(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call what computes on the card: there in a process of its own."""
+        return apart(function, *arguments) if self.card.cuda else function(*arguments)
+
+    def sample(self, run: Path, clients: int = 1, server: RunningServer | None = None) -> float:
+        """Seconds in which so many clients fill a RUN, from the shared server or another."""
+        words = ["--max-tokens", self.sizes.tokens, "--top-k", TOP_K, *(server or self.shared).options]
         said: list[Any] = []
 
         def one(number: int) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from gpu.card import Card
+from gpu.card import Card, apart
 from gpu.check import DEFAULT_PAIRS, PARTS, SIZES, run
 from gpu.pairs import pair
 from gpu.session import Session, Sizes
@@ -38,6 +38,12 @@ def test_a_part_that_fails_is_named_and_stops_no_other(tmp_path):
         raise AssertionError("no such card")
 
     assert run(fails, None)["failed"] == ["AssertionError: no such card"]
+
+
+@pytest.mark.process
+def test_what_computes_on_the_card_does_so_in_a_process_of_its_own():
+    """PyTorch keeps memory that it has used: a server that starts next would not find it free."""
+    assert apart(os.getppid) == os.getpid()
 
 
 @pytest.mark.long

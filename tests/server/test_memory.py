@@ -5,12 +5,13 @@ are loaded, whether its cache holds one sequence of the longest length.
 """
 
 import json
+import subprocess
 from itertools import product
 
 import pytest
 from support.servers.real_server import DEMO, ROOT
 
-from server.memory import GPU_MEMORY_SHARE, SLOTS, EngineShape, cpu_arguments, gpu_arguments
+from server.memory import CONTEXT, GPU_MEMORY_SHARE, SLOTS, EngineShape, cpu_arguments, gpu_arguments
 from server.settings import GIB, SettingsError
 
 QWEN = {  # layers, hidden, MLP, heads, key-value heads, columns of the head, billions of weights in the files
@@ -22,8 +23,6 @@ QWEN = {  # layers, hidden, MLP, heads, key-value heads, columns of the head, bi
 }
 CARDS = {16: 15.77, 24: 23.57, 40: 39.39, 48: 47.41, 80: 79.10, 141: 139.80}
 """GiB that CUDA counts on cards of so many GB: A4000, 4090, A100, A6000, H100, H200."""
-CONTEXT_OF_A_DEVICE = GIB // 2
-"""Taken on a card before vLLM looks what is free there."""
 FITS = {
     ("1.5B", "0.5B"): {16: 32_768, 24: 32_768, 40: 32_768, 48: 32_768, 80: 32_768, 141: 32_768},
     ("7B", "0.5B"): {24: 24_320, 40: 32_768, 48: 32_768, 80: 32_768, 141: 32_768},
@@ -78,7 +77,7 @@ def start(shape):
         for role, size in sizes.items():
             arguments, made = planned[role], shape(size)
             snapshot = MemorySnapshot(auto_measure=False, device="cpu")
-            snapshot.total_memory, snapshot.free_memory = total, free - CONTEXT_OF_A_DEVICE
+            snapshot.total_memory, snapshot.free_memory = total, free - CONTEXT
             config.cache_config.gpu_memory_utilization = arguments["gpu_memory_utilization"]
             request_memory(snapshot, config.cache_config)
             layers, hidden, _, heads, kv_heads, _, _ = QWEN[size]
@@ -145,6 +144,8 @@ def planned_for(shape, sizes=("7B", "0.5B"), memory=(80,), **given):
         {"expert": {"gpu_memory_utilization": 0.4}},
         {"amateur": {"gpu_memory_utilization": 0.3}},
         {"expert": {"gpu_memory_utilization": 0.6}, "amateur": {"gpu_memory_utilization": 0.2}},
+        {"expert": {"gpu_memory_utilization": 0.9, "kv_cache_memory_bytes": 17 * GIB}},
+        {"expert": {"kv_cache_memory_bytes": 17 * GIB}, "amateur": {"gpu_memory_utilization": 0.3}},
     ],
 )
 def test_whatever_the_user_sets_vllm_is_told_both_cache_and_utilisation_and_starts_both(shape, start, given):
@@ -166,6 +167,11 @@ def test_shares_that_do_not_go_together_are_refused_by_name(shape):
         SettingsError, match=r"no room beside .* a cache of .*\. Change expert\.gpu_memory_utilization, "
     ):
         planned_for(shape, expert={"gpu_memory_utilization": 0.9})
+    halves = {role: {"gpu_memory_utilization": 0.5} for role in PAIR}
+    late = {"amateur": {"gpu_memory_utilization": 0.9, "kv_cache_memory_bytes": GIB}}
+    for given in (halves, late):  # beside what the expert holds then, and the amateur's own context
+        with pytest.raises(SettingsError, match=r"more than the card .*: decrease .*amateur\.gpu_memory_utilization"):
+            planned_for(shape, **given)
 
 
 def test_on_cards_of_their_own_each_engine_has_nine_tenths_of_its_card(shape):
@@ -174,6 +180,9 @@ def test_on_cards_of_their_own_each_engine_has_nine_tenths_of_its_card(shape):
         assert arguments["gpu_memory_utilization"] == pytest.approx(GPU_MEMORY_SHARE, abs=2e-4)
     assert [planned[role]["max_num_batched_tokens"] for role in PAIR] == [8192, 4096]
     assert planned["amateur"]["kv_cache_memory_bytes"] > 18 * GIB, "nobody else can use it"
+    large = {"device_ids": [0], "kv_cache_memory_bytes": 64 * GIB}
+    planned = planned_for(shape, memory=(80, 24), expert=large, amateur={"device_ids": [1]})["expert"]
+    assert planned["gpu_memory_utilization"] <= GPU_MEMORY_SHARE, "all of a card is never free"
 
 
 def test_a_card_in_both_lists_is_shared_by_what_lies_on_it(shape):
@@ -205,8 +214,79 @@ def test_an_engines_parts_lie_on_cards_of_their_own(shape, given, cards, parts):
 
 
 def test_more_parts_than_cards_are_refused_by_name(shape):
-    with pytest.raises(SettingsError, match=r"device_ids \[0\] are too few: an engine of 2 parts"):
+    with pytest.raises(SettingsError, match=r"expert\.device_ids \[0\] are too few: an engine of 2 parts"):
         shape("7B", device_ids=[0], tensor_parallel_size=2)
+
+
+@pytest.mark.parametrize("given", [0, 1, "0", "0,1", [0, "1"], [True], [1.0], {"0": 1}])
+def test_device_ids_that_are_no_list_of_cards_are_named(shape, given):
+    """A variable without brackets gives a number."""
+    said = r"expert\.device_ids must be a list of numbers, from 0, or of UUIDs in quotes, not "
+    with pytest.raises(SettingsError, match=said):
+        shape("0.5B", device_ids=given)
+
+
+class Cards:
+    """The cards of a pretended machine as vLLM tells of them: two that are seen of three, one of them a slice."""
+
+    UUIDS = ("GPU-a", "GPU-b", "MIG-c")
+    SEEN = (2, 0)
+
+    def device_count(self):
+        return len(self.SEEN)
+
+    def device_id_to_physical_device_id(self, card):
+        return self.SEEN[card]
+
+    def device_control_id_to_physical_device_id(self, name):
+        if name.isdecimal():
+            return int(name)
+        if name not in self.UUIDS:
+            raise RuntimeError("Not Found")
+        return self.UUIDS.index(name)
+
+    def get_device_total_memory(self, card):
+        raise RuntimeError("Insufficient Permissions")
+
+
+@pytest.mark.parametrize(
+    ("named", "cards"), [(["MIG-c"], (0,)), (["GPU-a"], (1,)), (["0"], (1,)), (["GPU-a", "MIG-c"], (1,))]
+)
+def test_cards_are_found_by_uuid_and_by_number_whatever_is_visible(shape, monkeypatch, named, cards):
+    monkeypatch.setattr("server.engines.start.current_platform", Cards())
+    assert shape("0.5B", device_ids=named).devices == cards
+
+
+def test_a_card_that_is_not_there_or_not_visible_is_named(shape, monkeypatch):
+    from server.engines.start import _card_memory
+
+    monkeypatch.setattr("server.engines.start.current_platform", Cards())
+    with pytest.raises(SettingsError, match=r"expert\.device_ids: 'GPU-d' names no GPU here: Not Found"):
+        shape("0.5B", device_ids=["GPU-d"])
+    with pytest.raises(SettingsError, match=r"GPU 'GPU-b' is not visible; CUDA_VISIBLE_DEVICES hides it"):
+        shape("0.5B", device_ids=["GPU-b"])
+    with pytest.raises(SettingsError, match="GPU 2 is asked for, and 2 are visible, from 0: see device_ids"):
+        _card_memory(2)
+    with pytest.raises(SettingsError, match="does not say how much memory GPU 0 has: Insufficient Permissions"):
+        _card_memory(0)
+
+
+def test_a_card_has_as_much_memory_as_cudas_driver_counts(monkeypatch, tmp_path):
+    """Of a slice (MIG) the library that vLLM asks tells the whole card, or nothing. This driver is a pretended one."""
+    from server.engines import start
+
+    source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so.1"
+    source.write_text("""
+        #include <stddef.h>
+        static int initialized;
+        int cuInit(unsigned flags) { initialized = 1; return 0; }
+        int cuDeviceGet(int *device, int ordinal) { *device = 40 + ordinal; return initialized ? 0 : 3; }
+        int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)device << 30; return 0; }
+    """)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    monkeypatch.setattr(start, "current_platform", Cards())
+    monkeypatch.setattr(start, "CUDA_DRIVER", str(library))
+    assert [start._card_memory(card) for card in (0, 1)] == [40 * GIB, 41 * GIB]
 
 
 def test_a_context_that_the_user_sets_stays_and_one_that_does_not_fit_is_told(shape, caplog):
@@ -237,6 +317,7 @@ def test_weights_count_as_they_are_loaded(shape):
     """A model that is saved in bfloat16 takes twice as much in float32, a cache in 8 bits half."""
     assert shape("7B", dtype="float32").weights == 2 * shape("7B").weights
     assert shape("7B", kv_cache_dtype="fp8").token_bytes == shape("7B").token_bytes // 2
+    assert shape("7B", cpu_offload_gb=4).weights == shape("7B").weights - 4 * GIB
 
 
 @pytest.mark.parametrize("size", ["2", 0, True, None])

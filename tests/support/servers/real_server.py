@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import watchdog
@@ -126,7 +125,8 @@ def watched(server: RunningServer) -> Iterator[RunningServer]:
                 if httpx.get(f"{server.url}/ready").status_code == 200:
                     break
             if server.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the server did not become ready:\n{server.log.read_text(errors='replace')[-4000:]}")
+                said = server.log.read_text(errors="replace")[-4000:]
+                raise AssertionError(f"the server did not become ready:\n{said}")
             time.sleep(0.1)
         yield server
     finally:
