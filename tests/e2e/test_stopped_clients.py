@@ -146,7 +146,7 @@ def test_a_client_that_waits_for_somebody_mute_stops_at_once(server, problem_fil
         connection, _ = listener.accept()
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=5)[1]
+        said = process.communicate(timeout=25)[1]
         connection.close()
     assert process.returncode == 130 and "stopped before the first request to a server" in said
     assert "Traceback" not in said and not server.asked
@@ -175,5 +175,5 @@ def test_a_second_signal_waits_for_nothing(server, problem_file, tmp_path, s3, m
         time.sleep(3)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=5)[1]
+        said = process.communicate(timeout=25)[1]
     assert process.returncode == 130 and f"stopped at once; {bucket} holds what was written" in said

@@ -116,7 +116,7 @@ def test_a_second_signal_ends_an_evaluation_that_waits_for_a_store(tmp_path, exp
         time.sleep(0.7)
         assert process.poll() is None  # no handler in Python runs
         process.terminate()
-        said, _ = process.communicate(timeout=5)
+        said, _ = process.communicate(timeout=25)
     assert process.returncode == 143 and "stopped; no output is kept" in said and "Traceback" not in said
 
 
