@@ -21,6 +21,8 @@ from typing import Any
 from client.cli.signals import STOP_SIGNALS, heard
 from client.errors import LightReasonerError
 
+GO_ON = "go on with the same command and --resume"
+"""What is said of a training, whether it has a checkpoint or begins anew."""
 ONE_SIGNAL_SECONDS = 0.5
 """A terminal and a scheduler signal every process of a command, and so a training twice that a process waits for."""
 LONGEST_SECONDS = 10.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from client.protocol.requests import LARGEST_ID
 
 HEAD_BYTES = 4096
 """Bytes of each tensor that enter the model fingerprint."""
-SHARD_INDEX = "model.safetensors.index.json"
+ONE_FILE, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"(.+)-\d{5}-of-((\d{5})\.safetensors)")
 
 
 def model_folder(
@@ -71,9 +73,10 @@ def model_fingerprint(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"no *.safetensors in {folder}: save the model with save_pretrained(…) in safetensors format")
-    for name in shard_names(folder):
+    for name in sorted(shard_names(folder)):
         if not (folder / name).is_file():
-            raise ModelError(f"{folder / name} is missing, which {SHARD_INDEX} lists; download the model again")
+            told = f"which {SHARD_INDEX} lists" if (folder / SHARD_INDEX).is_file() else "by the names of the others"
+            raise ModelError(f"{folder / name} is missing, {told}; download the model again")
     tensors: dict[str, bytes] = {}
     for file in files:
         with file.open("rb") as stream:
@@ -97,10 +100,16 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def shard_names(folder: Path) -> set[str]:
-    """The names of the files among which the index spreads the weights; none where there is no index."""
+    """The names of the files among which the weights are spread: by the index, or else by the files' own numbers.
+
+    None where they are in one file.
+    """
     index = folder / SHARD_INDEX
     if not index.is_file():
-        return set()
+        if (folder / ONE_FILE).is_file():
+            return set()
+        shards = [found for file in folder.glob("*.safetensors") if (found := SHARD.fullmatch(file.name))]
+        return {f"{one[1]}-{number:05}-of-{one[2]}" for one in shards for number in range(1, int(one[3]) + 1)}
     try:
         return set(_json_object(index)["weight_map"].values())
     except (KeyError, TypeError, AttributeError) as error:

@@ -97,7 +97,10 @@ def test_weights_that_are_not_whole_are_named_before_an_engine_loads_them(tmp_pa
     with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors is missing, which .* lists"):
         inspect_pair(expert, DEMO / "amateur")
     (expert / "model.safetensors.index.json").unlink()
-    half = (expert / "model-00001-of-00002.safetensors").read_bytes()[:-1]
-    (expert / "model-00001-of-00002.safetensors").write_bytes(half)
-    with pytest.raises(ModelError, match=r"model-00001-of-00002\.safetensors is not a readable safetensors file"):
+    with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors is missing, by the names of the others"):
+        inspect_pair(expert, DEMO / "amateur")
+    (expert / "model-00001-of-00002.safetensors").rename(expert / "model-00001-of-00001.safetensors")
+    half = (expert / "model-00001-of-00001.safetensors").read_bytes()[:-1]
+    (expert / "model-00001-of-00001.safetensors").write_bytes(half)
+    with pytest.raises(ModelError, match=r"model-00001-of-00001\.safetensors is not a readable safetensors file"):
         inspect_pair(expert, DEMO / "amateur")

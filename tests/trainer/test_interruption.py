@@ -78,6 +78,21 @@ def test_a_signal_writes_a_checkpoint_says_how_to_go_on_and_exits_as_shells_expe
     assert [line["step"] for line in metrics(out)] == list(range(1, done + 3))
 
 
+@pytest.mark.parametrize("place", ["check_training", "load", "finish"])
+def test_so_does_a_signal_before_the_first_step_and_behind_the_last(tmp_path, words, trainer_cli, monkeypatch, place):
+    def told(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    words[words.index("--max-steps") + 1] = 2
+    with monkeypatch.context() as patch:
+        patch.setattr(f"trainer.{'cli' if place == 'check_training' else 'training'}.train.{place}", told)
+        code, _, err = trainer_cli(*words)
+    assert code == 143 and err.splitlines()[-1] == "stopped: go on with the same command and --resume"
+    assert "Traceback" not in err and not (tmp_path / "out" / ".lock").exists()
+    code, said, err = trainer_cli(*words, "--resume")
+    assert code == 0 and "adapter in" in said, err
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_an_ablation_that_is_stopped_stops_its_training_which_the_same_command_goes_on_with(

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from support.models.tiny_pair import load, randomised, save_adapter, save_model, trajectory, write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from client.models.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
+from client.errors import ModelError
+from client.models.fingerprints import chat_template_digest, model_config, model_fingerprint, tokenizer_fingerprint
 from client.storage.bucket import Bucket
 
 
@@ -127,10 +128,29 @@ def test_an_adapter_made_for_other_weights_is_refused(tmp_path, expert, adapter,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_merge_that_is_stopped_says_that_its_folder_is_not_whole(tmp_path, expert, adapter, trainer_cli, monkeypatch):
-    monkeypatch.setattr("trainer.adapters.merge.save", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    code, _, err = trainer_cli("merge", expert, adapter, out := tmp_path / "out")
-    assert code == 143 and err.splitlines()[-1] == f"stopped; {out} is not whole" and "Traceback" not in err
+def test_a_merge_that_is_stopped_or_killed_leaves_nothing_that_passes_for_a_model(
+    tmp_path, expert, adapter, trainer_cli, monkeypatch
+):
+    out, killed = tmp_path / "out", tmp_path / "killed"
+
+    def stopped(source, _target, **_):
+        if source.parent != out / "unfinished":
+            return  # shutil.copy's own
+        with pytest.raises(ModelError):
+            model_fingerprint(out)
+        with pytest.raises(ModelError):
+            model_config(out)
+        shutil.copytree(out, killed)  # what kill -9 would leave
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.adapters.merge.shutil.copymode", stopped)  # the last that is done before it is whole
+        code, _, err = trainer_cli("merge", expert, adapter, out)
+    assert code == 143 and "Traceback" not in err
+    assert err.splitlines()[-1] == f"stopped; {out} holds no merged model: repeat the command"
+    assert trainer_cli("merge", expert, adapter, out)[0] == 0 and model_config(out) == model_config(expert)
+    code, _, err = trainer_cli("merge", expert, adapter, killed)
+    assert code == 1 and f"{killed} is not empty: it holds what a killed merge left; give another OUT" in err
 
 
 def test_what_is_missing_or_in_the_way_is_named(tmp_path, expert, adapter, trainer_cli):
@@ -153,6 +173,7 @@ def test_what_is_missing_or_in_the_way_is_named(tmp_path, expert, adapter, train
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
     assert code == 1 and f"{tmp_path / 'disk'} cannot be written (" in err and "make room" in err, err
+    assert not any((tmp_path / "disk").iterdir())
 
 
 def test_an_odd_generation_config_is_copied_as_it_is(tmp_path, expert, adapter, trainer_cli):

@@ -26,6 +26,7 @@ WHOLE_FILE = "whole.json"
 """In a checkpoint: its files with their digests, written last."""
 LANDMARKS = {
     "run.json": "a RUN", CONFIG: "an adapter", "metrics.jsonl": "a training", "config.json": "a model",
+    "unfinished/config.json": "what a killed merge left",
 }  # fmt: skip
 """Files by which a folder is known."""
 

@@ -35,8 +35,8 @@ COPIED_FILES = (
     "merges.txt",
     "*.model",
 )
-
-
+UNFINISHED = "unfinished"
+"""Folder in OUT that takes the files first: a merge that is killed leaves nothing that could pass for a model."""
 LARGE_ERROR = 0.1
 """Rounding error, as a share of the update's norm, above which the merged model is not the one that was trained."""
 
@@ -84,23 +84,30 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     try:
         save(merged.to(dtype), base, out)
     except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"{out} cannot be written ({error}), and is not whole: make room there, and give another OUT"
-        ) from error
+        raise ModelError(f"{out} cannot be written ({error}): make room there, and repeat the command") from error
     return update
 
 
 def save(merged: PreTrainedModel, base: ModelFolder, out: Path) -> None:
-    """Write a merged model with the files of `base` that it shares. Raises OSError or SafetensorError."""
-    # The model's own file is copied below: transformers refuses to save some valid ones.
-    merged.generation_config = GenerationConfig()
-    merged.save_pretrained(out)
-    (out / "generation_config.json").unlink(missing_ok=True)
-    for pattern in COPIED_FILES:
-        for file in filter(Path.is_file, base.path.glob(pattern)):
-            shutil.copy(file, out / file.name)
-    for weights_file in out.glob("*.safetensors"):
-        shutil.copymode(out / "config.json", weights_file)  # safetensors lets nobody else read it
+    """Write a merged model with the files of `base` that it shares: to `out` once it is whole, config.json last.
+
+    Raises OSError or SafetensorError, with nothing left in `out`.
+    """
+    unfinished = out / UNFINISHED
+    try:
+        # The model's own file is copied below: transformers refuses to save some valid ones.
+        merged.generation_config = GenerationConfig()
+        merged.save_pretrained(unfinished)
+        (unfinished / "generation_config.json").unlink(missing_ok=True)
+        for pattern in COPIED_FILES:
+            for file in filter(Path.is_file, base.path.glob(pattern)):
+                shutil.copy(file, unfinished / file.name)
+        for weights_file in unfinished.glob("*.safetensors"):
+            shutil.copymode(unfinished / "config.json", weights_file)  # safetensors lets nobody else read it
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
+            file.replace(out / file.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def untie(model: PreTrainedModel) -> None:

@@ -27,6 +27,7 @@ from trainer.cli.options import (
     quiet_transformers,
     wide_console,
 )
+from trainer.interruption import GO_ON, ended_by_signals
 from trainer.settings import ALL_LINEAR, PRESETS, Keep, Lora, Objective, Preset, Recipe, Running, check_together
 
 if TYPE_CHECKING:
@@ -250,15 +251,16 @@ def train_command(
     On several GPUs: torchrun --nproc-per-node N -m trainer train … The GPUs share each batch.
     """
     recipe, running = options.recipe(), options.running()
-    check_together(recipe, running)
-    base = check_model(model, options.chat_template)
-    check_training(Run(run), base, output, recipe, running)
-    if recipe.answers:
-        check_answers(recipe.answers)
-    quiet_transformers()
-    from trainer.training.train import train
+    with ended_by_signals(lambda: f"stopped: {GO_ON}"):  # optimizer steps end with a checkpoint instead
+        check_together(recipe, running)
+        base = check_model(model, options.chat_template)
+        check_training(Run(run), base, output, recipe, running)
+        if recipe.answers:
+            check_answers(recipe.answers)
+        quiet_transformers()
+        from trainer.training.train import train
 
-    report = train(run, base, output, recipe, running, wide_console())
+        report = train(run, base, output, recipe, running, wide_console())
     if report is None:  # a rank that is not the first
         return
     if report.already_done:

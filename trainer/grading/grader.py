@@ -46,6 +46,14 @@ ALGEBRA = re.compile(r"(?:\\mu\b\s*)?[A-Za-z](?![A-Za-z])|\\Omega\b|[^,]*,")
 """Behind a gold number: no unit, unless a ~ or, behind plain digits, a \\, holds it off. \\text, \\mathrm and words of
 several letters are units."""
 HELD_OFF = r"(?:.*~|.*\\[,;: ](?=\s*\\)|-?[\d.,]+\\[,;: ])\s*"
+GOES_ON = re.compile(
+    r"\s*(?:(?:[-+/]|\*(?!\*)|\\(?:cdot|times|div)\b)\s*\\?\$?\d|\^\s*\{?\s*[-\d]|\\(?:sqrt|pi|[dt]?frac)(?![A-Za-z]))"
+)
+"""Right behind a box: the formula of which it holds a part."""
+DEGREES = re.compile(
+    rf"\s*(?:\^\s*\{{?\s*\\circ\b\s*\}}?|\\degree\b|°|(?:{TEXT}\s*\{{)?\s*degrees?\b\s*\}}?)(?!\W*(?:{TEXT})?\W*[CF]\b)"
+)
+PI = re.compile(r"\\pi\b|π")
 ORDINAL = re.compile(rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{TEXT}\s*\{{?)?\s*(st|nd|rd|th)\b\s*\}}*")
 
 
@@ -77,13 +85,14 @@ def _judge(gold: Gold, output: str, found: list[Answer]) -> bool:
     for answer in answers(output, _count(gold)):
         if not found:
             found.append(answer)
-        if len(answer.text) <= ANSWER_CHARACTERS and _same(gold, answer, maths):
+        if len(answer.text) <= ANSWER_CHARACTERS and not GOES_ON.match(answer.behind) and _same(gold, answer, maths):
             found.append(answer)
             return True
     return False
 
 
 def _same(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
+    gold, answer = _in_radians(gold, answer)
     match gold.kind:
         case Kind.WORDS:
             return _words(gold.text, answer.text)
@@ -94,6 +103,22 @@ def _same(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         case Kind.TUPLE:
             return _tuples(gold, answer, maths)
     return _each(gold, answer, maths) if gold.each else _value(gold, answer, maths)
+
+
+def _in_radians(gold: Gold, answer: Answer) -> tuple[Gold, Answer]:
+    """Both in radians where one is in degrees and the other a part of pi."""
+    degrees = DEGREES.match(answer.behind)
+    given = answer.text + degrees[0] if degrees else answer.text
+    expected = gold.text + gold.unit if DEGREES.match(gold.unit) else gold.text
+    if DEGREES.search(expected) and PI.search(given) and not DEGREES.search(given):
+        return replace(gold, text=_radians(expected), unit=""), answer
+    if DEGREES.search(given) and PI.search(expected) and not DEGREES.search(expected):
+        return gold, replace(answer, text=_radians(given), behind="")
+    return gold, answer
+
+
+def _radians(degrees: str) -> str:
+    return DEGREES.sub(r" \\cdot \\frac{\\pi}{180}", degrees)
 
 
 def _count(gold: Gold) -> int:
@@ -148,7 +173,7 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     if times > 1 and not cut(text)[1] and is_bare(answer.behind):  # "How many million?"
         golds.append(wanted)
     told = spelled_out(text, answer.behind, gold.unit)
-    return any(is_number(one, value, gold, each, answer.behind, maths) for one in golds for each in told)
+    return any(is_number(one, value, gold, told, answer.behind, maths) for one in golds)
 
 
 def _formula(gold: Gold, answer: Answer, expected: str, text: str, maths: Mathematics) -> bool:

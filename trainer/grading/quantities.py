@@ -26,7 +26,7 @@ TOKEN = re.compile(
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
 LETTERED = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "bn": "billion", "m": "million"}
-LETTERED_NUMBER = re.compile(rf"(?<=\d)(?:[\s~]|\\[,;! ])*({TEXT}[\s{{~]*)?(k|K|M|B|bn|m)(?![A-Za-z])")
+LETTERED_NUMBER = re.compile(rf"(?<=\d)((?:[\s~{{]|\\[,;! ]|{TEXT})*)(k|K|M|B|bn|m)(?![A-Za-z])")
 """18K."""
 GLUED_LETTER = re.compile(r"(k|K|M|B|bn)(?![A-Za-z])")
 """Right behind a box: no unit that the question asks for."""
@@ -131,18 +131,19 @@ def is_bare(behind: str) -> bool:
     return multiplier(behind)[0] == 1 and unit_of(unit_behind(behind)) is None
 
 
-def spelled_out(text: str, behind: str, expected: str) -> list[str]:
-    """18K as it stands, for it may be kelvins, and as 18 thousand, as money always is. A slanted k is any letter."""
+def spelled_out(text: str, behind: str, expected: str) -> str:
+    """18K as 18 thousand. Apart from its digits, as in 300 K, such a letter is a unit; a slanted k is any letter."""
     measured = unit_of(expected) not in (None, unit_of("dollars"))
     if (glued := GLUED_LETTER.match(behind)) and not measured:
-        return [f"{text} {LETTERED[glued[1]]}"]
+        return f"{text} {LETTERED[glued[1]]}"
     if not (letter := LETTERED_NUMBER.search(text)):
-        return [text]
-    scaled = f"{text[: letter.start()]} {LETTERED[letter[2]]} {text[letter.end() :]}"
-    if MONEY.search(text):
-        return [scaled]
-    slanted = letter[2] not in "KM" and not letter[1] and not expected.strip()
-    return [text] if slanted or measured or letter[2] == "m" else [text, scaled]
+        return text
+    if not MONEY.search(text):
+        slanted = letter[2] not in "KM" and "\\" not in letter[1] and not expected.strip()
+        unit = letter[2] == "m" or (letter[2] in "KM" and re.search(r"[\s~,;]", letter[1]))
+        if measured or slanted or unit:
+            return text
+    return f"{text[: letter.start()]} {LETTERED[letter[2]]} {text[letter.end() :]}"
 
 
 def cut(text: str) -> tuple[str, str]:

@@ -34,7 +34,7 @@ from trainer.data.follow import Arrivals, WaitEnded, WriterStalled
 from trainer.data.identity import differences, identity_of, with_dtype
 from trainer.data.packing import Layout
 from trainer.data.steps import Steps
-from trainer.interruption import Interrupted, Interruption
+from trainer.interruption import GO_ON, Interrupted, Interruption
 from trainer.settings import TOKEN_BUDGET, Keep, Objective, Recipe, Running, check_together
 from trainer.training.checkpoints import Output, number_of, state_of, write_whole
 from trainer.training.held_out import HELD_OUT, HeldOutWatch, measured_every, tell_of, tell_unmeasured
@@ -214,12 +214,8 @@ def fit(trainer: ContrastTrainer, steps: Steps, most: int, checkpoint: Path | No
             raise
         trainer.told_to_stop = True
     if trainer.told_to_stop and (done := trainer.state.global_step) < most:
-        raise Interrupted(
-            interruption.number or signal.SIGTERM,
-            f"stopped after optimizer step {done} of {most}: go on with the same command and --resume"
-            if done
-            else "stopped before the first optimizer step: nothing was trained",
-        )
+        reached = f"after optimizer step {done} of {most}" if done else "before the first optimizer step"
+        raise Interrupted(interruption.number or signal.SIGTERM, f"stopped {reached}: {GO_ON}")
 
 
 def layout_of(training: Training, adapted: PeftModel, steps: Steps, console: Console) -> Layout:
