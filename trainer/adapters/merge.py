@@ -35,7 +35,7 @@ COPIED_FILES = (
     "merges.txt",
     "*.model",
 )
-UNFINISHED = "unfinished"
+NOT_YET_WHOLE = "unfinished"
 """Folder in OUT that takes the files first: a merge that is killed leaves nothing that could pass for a model."""
 LARGE_ERROR = 0.1
 """Rounding error, as a share of the update's norm, above which the merged model is not the one that was trained."""
@@ -93,7 +93,7 @@ def save(merged: PreTrainedModel, base: ModelFolder, out: Path) -> None:
 
     Raises OSError or SafetensorError, with nothing left in `out`.
     """
-    unfinished = out / UNFINISHED
+    unfinished = out / NOT_YET_WHOLE
     try:
         # The model's own file is copied below: transformers refuses to save some valid ones.
         merged.generation_config = GenerationConfig()
