@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
+from urllib.request import getproxies
 
 import httpx
 import orjson
@@ -47,6 +48,7 @@ from client.protocol.requests import (
     parse_line,
 )
 from client.retries import retry
+from client.servers.transport import CTransport
 
 VERSIONS = TypeAdapter(dict[str, str])
 SUBMIT_ATTEMPTS, SUBMIT_PAUSE_SECONDS = 5, 1.0
@@ -108,7 +110,11 @@ class Connection:
             headers = _authorization(api_key) | {"accept-encoding": "identity"}
             if host:
                 headers["host"] = host if address.port is None else f"{host}:{address.port}"
-            self._http = httpx.AsyncClient(base_url=self.server, headers=headers, timeout=timeout, limits=limits)
+            # httpx's own transport is slower, and knows proxies.
+            transport = None if getproxies() else CTransport()
+            self._http = httpx.AsyncClient(
+                base_url=self.server, headers=headers, timeout=timeout, limits=limits, transport=transport
+            )
         except (httpx.InvalidURL, ValueError) as error:
             raise ServiceError(f"--server {server!r} is not a valid URL: {error}") from None
 

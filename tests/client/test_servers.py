@@ -1,6 +1,7 @@
 """Several servers: they must agree, share the work by their room, and may come and go. Real HTTP, from memory."""
 
 import asyncio
+import gc
 import re
 import threading
 import time
@@ -20,6 +21,7 @@ from client.errors import ServiceError, Unreachable
 from client.protocol.requests import Failure, PairCards, SamplingSettings, Trajectory
 from client.servers.client import SamplingClient
 from client.servers.connection import Connection
+from client.servers.transport import CTransport
 from client.servers.window import ServerWindow
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
@@ -88,7 +90,7 @@ def test_a_server_that_comes_after_the_client_is_waited_for(servers):
 
 def test_a_certificate_that_expires_meanwhile_may_be_renewed(servers, monkeypatch):
     """The error is made up, for no certificate expires within a test."""
-    sends, posts = httpx.AsyncHTTPTransport.handle_async_request, []
+    sends, posts = CTransport.handle_async_request, []
 
     async def expired_once(transport, request):
         posts.append(request.method == "POST")
@@ -96,7 +98,7 @@ def test_a_certificate_that_expires_meanwhile_may_be_renewed(servers, monkeypatc
             raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate has expired")
         return await sends(transport, request)
 
-    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", expired_once)
+    monkeypatch.setattr(CTransport, "handle_async_request", expired_once)
     told, problems = [], more(1000)
     assert keys(sampled(servers[0].url, problems, tell=told.append)) == once(problems)
     assert sum(posts) > 2 and not told  # one request was sent again
@@ -112,6 +114,25 @@ def test_a_call_of_the_library_says_what_it_waits_for(caplog):
     with pytest.raises(ServiceError):
         asyncio.run(SamplingClient("http://127.0.0.1:9", patience=0.1).models())
     assert "cannot reach http://127.0.0.1:9 " in caplog.text
+
+
+def test_a_client_may_be_left_open_and_used_by_another_loop(servers, caplog, recwarn):
+    client = SamplingClient(servers[0].url)
+    assert asyncio.run(client.models()) == asyncio.run(client.models())
+    del client
+    gc.collect()
+    assert not caplog.text and not [str(one.message) for one in recwarn if "transport.py" in one.filename]
+
+
+def test_a_proxy_of_the_environment_is_asked(servers, monkeypatch):
+    with Proxy(servers[0].port).running() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert asyncio.run(Connection(servers[1].url).why_not_ready()) is None
+        assert [len(server.requests) for server in servers] == [1, 0]
+        assert servers[0].requests[0].headers["host"] == servers[1].url.removeprefix("http://")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert asyncio.run(Connection(servers[1].url).why_not_ready()) is None
+    assert [len(server.requests) for server in servers] == [1, 1]
 
 
 def test_the_same_server_named_twice_counts_once(servers):
