@@ -190,6 +190,11 @@ def _visible_device(role: Role, name: str) -> int:
 
 def _card_memory(device: int) -> int:
     """Bytes of a visible card. Makes no context on it."""
+    if current_platform.is_unspecified():
+        raise SettingsError(
+            "vLLM finds no GPU here, and this is its build for GPUs: see that nvidia-smi lists one (a container must be"
+            " given it), or install lightreasoner[cpu] in place of lightreasoner[server]"
+        )
     count = current_platform.device_count()
     if not 0 <= device < count:
         raise SettingsError(

@@ -6,11 +6,16 @@ the same dtype, top-k and max_num_seqs (warm, in turns, median of 5); the latenc
 one core, the amateur and everything else the other.
 
     .venv/bin/python tests/benchmarks/service.py PROBLEMS.jsonl [--max-tokens 32] [--rounds 5]
+    .venv/bin/python tests/benchmarks/service.py PROBLEMS.jsonl --tree CHECKOUT    (this checkout beside another)
+
+With another checkout: the CPU time of a server and its engines for a problem, of both in turns, so that a machine that
+others use does not matter.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -93,6 +98,35 @@ def single_latencies(url: str, rows: list[dict[str, str]], max_tokens: int, job:
     return np.array(found)
 
 
+def beside(tree: Path, rows: list[dict[str, str]], max_tokens: int, rounds: int) -> None:
+    """The CPU time of two checkouts' servers, which run at once and work in turns."""
+    from gpu.card import cpu_seconds
+    from smollm2 import make_pair
+    from support.servers.real_server import SMOLLM2, processes_of, running_server
+
+    pair, engine = make_pair(SMOLLM2), {"max_num_seqs": SEQUENCES}
+    spent: dict[Path, list[float]] = {tree: [], ROOT: []}
+    with contextlib.ExitStack() as servers:
+        running = {}
+        for checkout in spent:
+            folder = Path(servers.enter_context(tempfile.TemporaryDirectory()))
+            path = os.pathsep.join(str(checkout / name) for name in ("", "tests", "deploy/demo"))
+            running[checkout] = servers.enter_context(
+                running_server(
+                    *pair, folder, max_model_len=CONTEXT, expert_arguments=engine,
+                    environment={"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+                )
+            )  # fmt: skip
+        for number in range(rounds + 1):
+            for checkout, server in running.items():
+                before = sum(map(cpu_seconds, processes_of(server.process.pid)))
+                service_round(server.url, rows, max_tokens, number)
+                spent[checkout].append(sum(map(cpu_seconds, processes_of(server.process.pid))) - before)
+    other, this = (1e3 * median(values[1:]) / len(rows) for values in spent.values())  # the first one warms up
+    print(f"{len(rows)} problems x {max_tokens} tokens, median of {rounds} rounds in turns, CPU ms a problem")
+    print(f"{tree}: {other:.0f}, this checkout: {this:.0f}, ratio {this / other:.2f}")
+
+
 def lag_quantile(url: str, share: float) -> float:
     """An upper bound of a quantile of the loop's lag: the histogram's bucket that it falls into, in seconds."""
     buckets = []
@@ -112,7 +146,12 @@ def main() -> None:
     parser.add_argument("problems")
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tree", type=Path, help="another checkout, to compare with")
     asked = parser.parse_args()
+    if asked.tree:
+        rows = [{"id": row.id, "question": row.question} for row in read_problems(asked.problems, SEQUENCES)]
+        beside(asked.tree.resolve(), rows, asked.max_tokens, asked.rounds)
+        return
     expert, amateur = make_pair(SMOLLM2)
     rows = [{"id": row.id, "question": row.question} for row in read_problems(asked.problems, JOB_PROBLEMS)]
     with tempfile.TemporaryDirectory() as folder:

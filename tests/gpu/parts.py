@@ -20,7 +20,7 @@ from gpu.card import MIB, cpu_seconds
 from gpu.session import TOP_K, Figures, Session
 from prometheus_client.parser import text_string_to_metric_families
 from support.models.oracle import Oracle
-from support.servers.real_server import ROOT, RunningServer, command, engine_processes
+from support.servers.real_server import ROOT, RunningServer, engine_processes
 
 from client.protocol.requests import Failure, Trajectory, parse_line
 from client.runs.run import Run
@@ -35,8 +35,6 @@ PLAN = re.compile(r"memory of a card of [\d.]+ GiB: (\w+): weights ([\d.]+) GiB,
 """Of the server's log, on a GPU: what each engine may take."""
 IEEE = {"TRITON_F32_DEFAULT": "ieee"}
 """vLLM's attention in float32 is Triton's, which multiplies in TF32 otherwise: ten bits of each number."""
-KEPT = 0.16
-"""Of all steps: 20 of 128, as the paper's pairs keep. Random weights differ everywhere."""
 PUBLISHED_PART = 50
 TIGHT_TOKENS, TIGHT_SEQUENCES, TIGHT_CONTEXT = 16, 8, 256
 TIGHT_BLOCKS = {"expert": 36, "amateur": 20}
@@ -272,11 +270,8 @@ def generate(session: Session, slots: int) -> float:
 
 def training(session: Session) -> Figures:
     """An epoch over what was sampled, beside a forward for each kept step, of which a part is run."""
-    found, kept, run = Figures(), session.folder / "kept", session.run
+    found, kept = Figures(), session.kept
     session.stop()
-    if not kept.exists():
-        said = command("client", "build", run, kept, "--select", "top", "--keep", KEPT)
-        assert said.returncode == 0, said.stderr
     program = Path(ROOT, "tests", "benchmarks", "training.py")
     for name in ("packed", "published"):
         words = [program, kept, session.pair.expert, "--only", name, "--part", PUBLISHED_PART]

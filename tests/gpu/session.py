@@ -21,6 +21,8 @@ from support.servers.real_server import RunningServer, command, running_server
 from word_problems import rows
 
 TOP_K = 20
+KEPT = 0.16
+"""Of all steps: 20 of 128, as the paper's pairs keep. Random weights differ everywhere."""
 T = TypeVar("T")
 
 
@@ -134,3 +136,12 @@ class Session:
             self.sample_seconds = self.sample(self.folder / "run")
             self._run = self.folder / "run"
         return self._run
+
+    @property
+    def kept(self) -> Path:
+        """The same with as many kept steps as a real pair's, which is what is trained on."""
+        kept = self.folder / "kept"
+        if not kept.exists():
+            said = command("client", "build", self.run, kept, "--select", "top", "--keep", KEPT)
+            assert said.returncode == 0, said.stderr
+        return kept

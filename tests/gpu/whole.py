@@ -22,10 +22,10 @@ def end_to_end(session: Session) -> Figures:
     found, pair, out, merged = Figures(), session.pair, session.folder / "adapter", session.folder / "merged"
     if not session.start_seconds:
         session.shared  # noqa: B018  # is started here, and timed
-    run, seconds = session.run, {"server, to ready": session.start_seconds, "sampling": session.sample_seconds}
+    kept, seconds = session.kept, {"server, to ready": session.start_seconds, "sampling": session.sample_seconds}
     session.stop()
     for name, words in (
-        ("training", ("train", run, "--model", pair.expert, "--output", out)),
+        ("training", ("train", kept, "--model", pair.expert, "--output", out)),
         ("merging", ("merge", pair.expert, out, merged)),
     ):
         began = time.monotonic()

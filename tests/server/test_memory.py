@@ -232,6 +232,9 @@ class Cards:
     UUIDS = ("GPU-a", "GPU-b", "MIG-c")
     SEEN = (2, 0)
 
+    def is_unspecified(self):
+        return False
+
     def device_count(self):
         return len(self.SEEN)
 
@@ -268,6 +271,16 @@ def test_a_card_that_is_not_there_or_not_visible_is_named(shape, monkeypatch):
     with pytest.raises(SettingsError, match="GPU 2 is asked for, and 2 are visible, from 0: see device_ids"):
         _card_memory(2)
     with pytest.raises(SettingsError, match="does not say how much memory GPU 0 has: Insufficient Permissions"):
+        _card_memory(0)
+
+
+def test_a_machine_without_a_gpu_is_told_so_by_the_build_for_gpus(shape, monkeypatch):
+    from vllm.platforms.interface import UnspecifiedPlatform
+
+    from server.engines.start import _card_memory
+
+    monkeypatch.setattr("server.engines.start.current_platform", UnspecifiedPlatform())
+    with pytest.raises(SettingsError, match=r"vLLM finds no GPU here, .* nvidia-smi .* install lightreasoner\[cpu\]"):
         _card_memory(0)
 
 
