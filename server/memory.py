@@ -22,8 +22,9 @@ from server.settings import GIB, ROLES, EngineArguments, Role, SettingsError
 
 GPU_MEMORY_SHARE = 0.9
 """Of a card's memory, for all engines on it. The rest is for fragments, and for what an allowance gets wrong."""
-SLOTS = 256
-"""Sequences that an engine runs at a time on a GPU, unless told otherwise."""
+SLOTS, MOST_SLOTS = 256, 1024
+"""Sequences that an engine runs at a time on a GPU, unless told otherwise; the amateur as many as the expert, up to the
+second: the pair works on as many trajectories as the smaller of the two takes."""
 BATCHED_TOKENS, SMALL_BATCHED_TOKENS, SMALL_CARD = 8192, 4096, 36 * GIB
 """Tokens of one step on a GPU, unless told otherwise; on a small card, and what a small card is."""
 CONTEXT = GIB // 2
@@ -89,7 +90,7 @@ def gpu_arguments(
     arguments: dict[Role, EngineArguments] = {}
     for roles in groups:
         card = min(memory[device] for role in roles for device in shapes[role].devices)
-        plans = [EnginePlan(role, shapes[role], given[role], card) for role in roles]
+        plans = [EnginePlan(role, shapes[role], given[role], card, _sequences(role, given)) for role in roles]
         _share(plans, card)
         for plan in plans:
             log.info("memory of a card of %.1f GiB: %s", card / GIB, plan)
@@ -119,9 +120,8 @@ def cpu_arguments(
 class EnginePlan:
     """One engine's part of a card, in bytes: what it must have, and its cache, which is open until it is decided."""
 
-    def __init__(self, role: Role, shape: EngineShape, given: EngineArguments, card: int) -> None:
-        self.role, self.shape, self.given = role, shape, given
-        self.sequences = int(_number(given, "max_num_seqs") or SLOTS)
+    def __init__(self, role: Role, shape: EngineShape, given: EngineArguments, card: int, sequences: int) -> None:
+        self.role, self.shape, self.given, self.sequences = role, shape, given, sequences
         batched = max(SMALL_BATCHED_TOKENS if card < SMALL_CARD else BATCHED_TOKENS, self.sequences)
         if given.get("enable_chunked_prefill") is False:
             batched = max(batched, self.context)
@@ -212,6 +212,17 @@ def _number(given: EngineArguments, key: str) -> float:
     """An argument's value; 0 where it is not given, or is nothing to reckon with, which vLLM then says."""
     value = given.get(key)
     return value if isinstance(value, (int, float)) and value > 0 else 0
+
+
+def _sequences(role: Role, given: Mapping[Role, EngineArguments]) -> int:
+    """Of each of an engine's data-parallel ranks, at a time."""
+    if chosen := _number(given[role], "max_num_seqs"):
+        return int(chosen)
+    if role == "expert":
+        return SLOTS
+    ranks = {each: int(_number(given[each], "data_parallel_size") or 1) for each in given}
+    slots = min(MOST_SLOTS, _sequences("expert", given) * ranks["expert"])
+    return max(SLOTS, -(-slots // ranks["amateur"]))
 
 
 def _wanted_context(shape: EngineShape, given: EngineArguments) -> int:

@@ -317,6 +317,24 @@ def test_the_users_sequences_and_tokens_stay_and_are_reckoned_with(shape):
     assert planned_for(shape, expert={"max_num_seqs": 10_000})["expert"]["max_num_batched_tokens"] == 10_000
 
 
+@pytest.mark.parametrize(
+    ("expert", "amateur", "slots"),
+    [
+        ({"data_parallel_size": 3, "device_ids": [0, 1, 2]}, {"device_ids": [3]}, 768),
+        ({"data_parallel_size": 3, "device_ids": [0, 1, 2]}, {"device_ids": [3], "max_num_seqs": 300}, 300),
+        ({"data_parallel_size": 2}, {"data_parallel_size": 2, "device_ids": [2, 3]}, 256),
+        ({"max_num_seqs": 640}, {}, 640),
+        ({"max_num_seqs": 4000}, {"device_ids": [1]}, 1024),
+        ({"max_num_seqs": 8}, {}, 256),
+    ],
+)
+def test_the_amateur_is_never_the_narrow_place_of_an_expert_that_runs_more(shape, expert, amateur, slots):
+    """Clients and jobs give a pair as much as its smaller engine takes."""
+    planned = planned_for(shape, memory=(80,) * 4, expert=expert, amateur=amateur)
+    assert planned["amateur"]["max_num_seqs"] == slots
+    assert planned["expert"]["max_num_seqs"] == expert.get("max_num_seqs", 256)
+
+
 def test_a_cache_is_no_larger_than_all_sequences_can_use(shape):
     """vLLM makes an object of every block: a tiny model's would be millions."""
     small = {"max_model_len": 256, "device_ids": [0]}
