@@ -58,12 +58,16 @@ class EnvironmentSettings(EnvSettingsSource):
 
 
 def load_settings(config: Path | None, **flags: Any) -> ServerSettings:
-    """Settings from a file, the environment and flags; `expert` and `amateur` among the flags are model names.
+    """Settings from a file, the environment and flags; `expert` and `amateur` among the flags may be model names.
 
     Raises SettingsError naming where the invalid value stands.
     """
     _warn_of_unknown_variables()
-    flags = {key: {"model": value} if key in ROLES else value for key, value in flags.items() if value is not None}
+    flags = {
+        key: {"model": value} if key in ROLES and not isinstance(value, dict) else value
+        for key, value in flags.items()
+        if value is not None
+    }
     sources = [flags, _from_environment(), _read(config) if config else {}]
 
     def place_of(*keys: str) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from pydantic import BaseModel, Field, ValidationError
 from ray import serve
 from ray.exceptions import RayError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from client.errors import LightReasonerError
+from client.errors import LightReasonerError, fault_words, shown
 from server import logs
 from server.api.app import Service, create_app
 from server.api.guard import Guard, load_keys
@@ -51,21 +52,17 @@ def application(args: dict[str, Any]) -> serve.Application:
 def application_over(start: StartPair, args: dict[str, Any]) -> serve.Application:
     """The same, over pairs that `start` checks and starts in each replica."""
     given = dict(args)
-    least, gpus = int(given.pop("min_replicas", 1)), float(given.pop("gpus", 1))
-    most = int(given.pop("max_replicas", least))
-    if not 1 <= least <= most:
-        raise SettingsError(f"min_replicas {least} and max_replicas {most}: give 1 or more, and the larger one last")
+    count = ReplicaCount.of({name: given.pop(name) for name in ReplicaCount.model_fields if name in given})
     config = given.pop("config", None)
-    settings = load_settings(Path(config) if config else None, **{"host": HOST, **given})
+    settings, slots = _with_slots(load_settings(Path(config) if config else None, **{"host": HOST, **given}))
     load_keys(settings)  # a missing key is said here, before anything starts
-    slots = min(int(settings.arguments(role).get("max_num_seqs") or SLOTS) for role in ROLES)
     replicas = serve.deployment(PairReplica).options(  # type: ignore[attr-defined]
         name="Pair",
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": 1, "num_gpus": count.gpus},
         max_ongoing_requests=2 * slots,  # as many wait as run, so that no slot is ever empty
         autoscaling_config={
-            "min_replicas": least,
-            "max_replicas": most,
+            "min_replicas": count.min_replicas,
+            "max_replicas": count.most,
             "target_ongoing_requests": max(1, int(BUSY_SHARE * slots)),
         },
         health_check_period_s=HEALTH_SECONDS,
@@ -78,7 +75,51 @@ def application_over(start: StartPair, args: dict[str, Any]) -> serve.Applicatio
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=settings.grace_seconds + ENDING_SECONDS,
     )
-    return front.bind(settings, replicas.bind(settings, start), most)
+    return front.bind(settings, replicas.bind(settings, start), count.most)
+
+
+class ReplicaCount(BaseModel):
+    """How many replicas there may be, and how many GPUs each has."""
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int | None = Field(None, ge=1)
+    gpus: float = Field(1, ge=0, allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Self:
+        """Raises SettingsError."""
+        try:
+            count = cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise SettingsError(f"{first['loc'][0]} {shown(first['input'])}: {fault_words(first)}") from None
+        if count.most < count.min_replicas:
+            raise SettingsError(
+                f"min_replicas {count.min_replicas} and max_replicas {count.most}: give the larger one last"
+            )
+        return count
+
+    @property
+    def most(self) -> int:
+        return self.min_replicas if self.max_replicas is None else self.max_replicas
+
+
+def _with_slots(settings: ServerSettings) -> tuple[ServerSettings, int]:
+    """The settings with how many sequences each engine runs, and a replica's slots.
+
+    Ray must know them before an engine has started; vLLM's own number differs between machines.
+    """
+    engines = {role: settings.arguments(role) for role in ROLES}
+    engines = {role: given | {"max_num_seqs": given.get("max_num_seqs") or SLOTS} for role, given in engines.items()}
+    slots = min(
+        _whole(given["max_num_seqs"], SLOTS) * _whole(given.get("data_parallel_size"), 1) for given in engines.values()
+    )
+    return settings.model_copy(update=engines), slots
+
+
+def _whole(value: Any, otherwise: int) -> int:
+    """A count; `otherwise` where it is none, which vLLM then says."""
+    return value if isinstance(value, int) and value > 0 else otherwise
 
 
 class Front:

@@ -177,6 +177,10 @@ def test_a_front_that_is_told_to_stop_hands_its_job_back(cluster: LocalCluster, 
         ({}, "no expert model"),
         ({"expert": "x", "amateur": "y"}, "an API key is needed"),
         ({"expert": "x", "amateur": "y", "host": "127.0.0.1", "min_replicas": 3, "max_replicas": 2}, "max_replicas 2"),
+        ({"min_replicas": "two"}, "min_replicas 'two': expected a whole number"),
+        ({"max_replicas": 0}, "max_replicas 0: expected"),
+        ({"gpus": -1}, "gpus -1: expected"),
+        ({"gpus": "all"}, "gpus 'all': expected a number"),
         ({"expert": "x", "amateur": "y", "host": "127.0.0.1", "replica": 3}, "unknown setting"),
     ],
 )
@@ -185,9 +189,23 @@ def test_invalid_arguments_are_named_before_anything_starts(args: dict[str, Any]
         application(args)
 
 
-def test_ray_builds_it_and_gives_a_replica_as_many_requests_as_its_slots_allow() -> None:
-    args = {"host": "127.0.0.1", "expert": "x", "amateur": "y", "min_replicas": 1, "max_replicas": 3}
+@pytest.mark.parametrize(
+    ("expert", "slots"),
+    [
+        ("x", 256),
+        ({"model": "x", "max_num_seqs": 64}, 64),
+        ({"model": "x", "max_num_seqs": 64, "data_parallel_size": 3}, 192),
+        ({"model": "x", "max_num_seqs": None}, 256),
+    ],
+)
+def test_ray_gives_a_replica_as_many_requests_as_its_engines_slots_allow(expert: Any, slots: int) -> None:
+    """Ray's own builder; the replica starts its engines with the slots that Ray reckons with."""
+    args = {"host": "127.0.0.1", "expert": expert, "amateur": "y", "min_replicas": 1, "max_replicas": 3}
     front = call_user_app_builder_with_args_if_necessary(application, args)
     pair = front._bound_deployment.init_args[1]._bound_deployment
-    assert pair.max_ongoing_requests == 512
-    assert pair._deployment_config.autoscaling_config.target_ongoing_requests == 128
+    assert pair.max_ongoing_requests == 2 * slots
+    assert pair._deployment_config.autoscaling_config.target_ongoing_requests == slots / 2
+    settings = pair.init_args[0]
+    engine = settings.expert
+    assert engine["model"] == "x" and settings.amateur == {"model": "y", "max_num_seqs": 256}
+    assert engine["max_num_seqs"] * engine.get("data_parallel_size", 1) == slots

@@ -12,6 +12,7 @@ from typing import Any
 
 from support.cluster.memory_pair import FOLDER, from_memory
 from support.servers.real_server import DEMO, ROOT, free_port
+from support.servers.stand_in_engines import SLOTS
 
 START_TRIES = 3
 NODE = {
@@ -59,7 +60,7 @@ class LocalCluster:
 
         from server.cluster.application import application_over
 
-        models = {"expert": str(DEMO / "expert"), "amateur": str(DEMO / "amateur")}
+        models = {role: {"model": str(DEMO / role), "max_num_seqs": SLOTS} for role in ("expert", "amateur")}
         application = application_over(start, {**models, "gpus": 0, "host": "127.0.0.1", **args})
         pair = application._bound_deployment.init_args[1]._bound_deployment
         for name, value in (scaling or {}).items():
