@@ -19,7 +19,6 @@ from support.servers.stand_in_engines import SLOTS
 
 from client.protocol.requests import SamplingSettings, Trajectory
 from server.cluster.replica import checked_and_started
-from server.jobs.pair_source import SHARE_OF_SLOTS
 
 pytestmark = pytest.mark.long
 
@@ -41,7 +40,7 @@ def test_a_node_killed_in_a_job_of_20_000_problems(tmp_path: Path) -> None:
 
 
 def test_replicas_come_and_go_with_the_work(tmp_path: Path) -> None:
-    """A job keeps three quarters of the slots in use, however fast this machine is: no trajectory ends meanwhile."""
+    """A job keeps three quarters of the slots in use, however slow this machine is: a trajectory takes 10 s."""
     with local_cluster(tmp_path) as cluster:
         soon = {"upscale_delay_s": 1.0, "downscale_delay_s": 1.0}
         cluster.serve(min_replicas=1, max_replicas=3, bucket=str(tmp_path / "bucket"), scaling=soon)
@@ -49,11 +48,10 @@ def test_replicas_come_and_go_with_the_work(tmp_path: Path) -> None:
         assert cluster.replicas() == 1
         cards = httpx.get(f"{cluster.url}/v1/models").raise_for_status().json()["data"]
         assert [card["slots"] for card in cards] == [3 * SLOTS] * 2  # so that clients send enough for all three
-        with cluster.held():
-            job_id = submitted(cluster, 1000, "run")
+        with cluster.held(10.0):
+            job_id = submitted(cluster, 20_000, "run")
             until(lambda: cluster.replicas() == 3, 300)
-            share = int(SHARE_OF_SLOTS * 3 * SLOTS)
-            until(lambda: len(asked := cluster.counts()) == 3 and sum(asked.values()) == share)
+            until(lambda: len(asked := cluster.counts()) == 3 and min(asked.values()) > SLOTS, 120)
             httpx.post(f"{cluster.url}/v1/jobs/{job_id}/cancel", timeout=60).raise_for_status()
             until(lambda: cluster.replicas() == 1, 300)
         body = {"problems": [{"id": "1", "question": "?"}], "max_tokens": 8, "top_k": 4}

@@ -84,9 +84,9 @@ class LocalCluster:
         return {int(file.stem): file.stat().st_size for file in self.folder.glob(f"*.{kind}")}
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """No trajectory ends meanwhile."""
-        (self.folder / "hold").touch()
+    def held(self, seconds: float | None = None) -> Iterator[None]:
+        """No trajectory ends meanwhile, or before so many seconds."""
+        (self.folder / "hold").write_text("" if seconds is None else str(seconds))
         try:
             yield
         finally:

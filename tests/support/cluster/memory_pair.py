@@ -2,13 +2,14 @@
 
 In: the variable STAND_IN_FOLDER, which a cluster's processes inherit. Out, there: `ID.asked` and `ID.cancelled`, a byte
 for each trajectory of the process ID. Where `die` is found, the engine that takes it has died; while `hold` is there,
-no trajectory ends.
+no trajectory ends before as many seconds as it holds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,21 @@ class CountedEngine(StandIn):
             raise EngineDeadError
         count(folder / f"{os.getpid()}.asked")
         try:
-            while (folder / "hold").exists():  # noqa: ASYNC110 -- another process removes it
+            began = time.monotonic()
+            while time.monotonic() - began < held_for(folder / "hold"):  # noqa: ASYNC110 -- another process removes it
                 await asyncio.sleep(0.05)
             return await super().run(prompt_token_ids, params, priority)
         except asyncio.CancelledError:
             count(folder / f"{os.getpid()}.cancelled")
             raise
+
+
+def held_for(file: Path) -> float:
+    """Seconds."""
+    try:
+        return float(file.read_text() or "inf")
+    except FileNotFoundError:
+        return 0.0
 
 
 def count(file: Path) -> None:
