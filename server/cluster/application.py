@@ -109,7 +109,7 @@ def _with_slots(settings: ServerSettings) -> tuple[ServerSettings, int]:
 
     Ray must know them before an engine has started; vLLM's own number differs between machines.
     """
-    engines = {role: settings.arguments(role) for role in ROLES}
+    engines: dict[str, dict[str, Any]] = {role: settings.arguments(role) for role in ROLES}
     engines = {role: given | {"max_num_seqs": given.get("max_num_seqs") or SLOTS} for role, given in engines.items()}
     slots = min(
         _whole(given["max_num_seqs"], SLOTS) * _whole(given.get("data_parallel_size"), 1) for given in engines.values()
