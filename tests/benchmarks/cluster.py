@@ -1,11 +1,13 @@
-"""What Ray Serve costs: problems a second through one plain server, and through Ray Serve with one and three replicas.
+"""What Ray Serve costs: problems and CPU time through a plain server, and through Ray Serve with one replica and three.
 
-Engines answer from memory, 128 tokens with top-k 20 in 0.26 s, 64 at a time: a replica has at most 250 a second, and
-what is below that is HTTP, Ray and our own code. All of it shares this machine's cores; three replicas are faster than
-one only where there are cores for them. Prints JSON, with ratios of the one run, and the front's peak memory. Take an
-idle machine.
+Engines answer from memory, 128 tokens with top-k 20 in 0.26 s, 64 at a time: a replica has at most 250 problems a
+second, and what is below that is HTTP, Ray and our own code. All of it shares this machine's cores; three replicas are
+faster than one only where there are cores for them. The plain server and Ray Serve take turns, so that other processes
+slow both. CPU time is that of all processes of the service, the stand-ins for engines among them, which make up every
+answer anew. Prints JSON.
 
-    .venv/bin/python tests/benchmarks/cluster.py [--problems 2000]
+    .venv/bin/python tests/benchmarks/cluster.py [--problems 1000] [--rounds 3]
+    .venv/bin/python tests/benchmarks/cluster.py --job 100000     # instead: the front's peak memory in such a job
 """
 
 from __future__ import annotations
@@ -17,52 +19,129 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ON_PATH = ROOT / "tests" / "support" / "cluster" / "on_path"
 sys.path[:0] = [str(ON_PATH), str(ROOT), str(ROOT / "tests")]
 TOKENS, TOP_K, WARM = 128, 20, 200
+JOB_TOKENS = 8
+"""Of each problem of --job: its memory is of interest, not its time."""
 
 
-def rate(url: str, count: int) -> float:
-    """Problems a second of one client, after a few that are not counted."""
+def main() -> None:
+    from support.cluster.local_cluster import local_cluster
+    from support.servers.stand_in import stand_in_server
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--problems", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--job", type=int, default=0)
+    given = parser.parse_args()
+    plain, ray = (Path(tempfile.mkdtemp()) for _ in range(2))
+    if given.job:
+        with local_cluster(ray) as cluster:
+            print(json.dumps(in_a_job(cluster, given.job, ray / "bucket"), indent=1))
+        return
+    with stand_in_server(plain) as server, local_cluster(ray) as cluster:
+        found = {
+            f"replicas {replicas}": beside(server, cluster, replicas, given.problems, given.rounds)
+            for replicas in (1, 3)
+        }
+    print(json.dumps({"cores": os.cpu_count(), **found}, indent=1))
+
+
+def beside(server: Any, cluster: Any, replicas: int, count: int, rounds: int) -> dict[str, Any]:
+    """Medians of both, in turns, and of their ratios."""
+    from support.servers.real_server import processes_of
+
+    serve(cluster, replicas)
+    ways: dict[str, tuple[str, Callable[[], Iterable[int]]]] = {
+        "plain server": (server.url, lambda: processes_of(server.process.pid)),
+        "Ray Serve": (cluster.url, lambda: processes_with(cluster.folder)),
+    }
+    for url, _ in ways.values():
+        sample(url, WARM)
+    turns = [{name: rate_and_cpu(*way, count) for name, way in ways.items()} for _ in range(rounds)]
+    rates = {name: [turn[name][0] for turn in turns] for name in ways}
+    cpu = {name: [turn[name][1] for turn in turns] for name in ways}
+    ratios = [ray / plain for plain, ray in zip(*rates.values(), strict=True)]
+    return {
+        "problems/s": {name: round(median(values), 1) for name, values in rates.items()},
+        "of the plain server": {"median": round(median(ratios), 2), "each": [round(ratio, 2) for ratio in ratios]},
+        "CPU ms a trajectory": {name: round(median(values), 1) for name, values in cpu.items()},
+    }
+
+
+def rate_and_cpu(url: str, processes: Callable[[], Iterable[int]], count: int) -> tuple[float, float]:
+    """Problems a second of one client; CPU milliseconds of the service for each."""
+    before, began = cpu_seconds(processes()), time.perf_counter()
+    sample(url, count)
+    seconds = time.perf_counter() - began
+    return count / seconds, 1000 * (cpu_seconds(processes()) - before) / count
+
+
+def sample(url: str, count: int) -> None:
     from support.runs.sampled import keys, more, once, sampled
 
     from client.protocol.requests import SamplingSettings
 
-    settings = SamplingSettings(max_tokens=TOKENS, top_k=TOP_K)
-    sampled(url, more(WARM), settings)
-    problems, began = more(count), time.perf_counter()
-    assert keys(sampled(url, problems, settings)) == once(problems)
-    return count / (time.perf_counter() - began)
+    problems = more(count)
+    assert keys(sampled(url, problems, SamplingSettings(max_tokens=TOKENS, top_k=TOP_K))) == once(problems)
 
 
-def main() -> None:
+def in_a_job(cluster: Any, count: int, bucket: Path) -> dict[str, Any]:
+    """The front's peak memory before a job and after it."""
+    from support.cluster.cluster_jobs import completed, submitted
+
+    serve(cluster, 3, bucket=str(bucket))
+    memory, began = {"before": peak_mib(cluster.pid_of("Front"))}, time.perf_counter()
+    ended = completed(cluster, submitted(cluster, count, "run", max_tokens=JOB_TOKENS), seconds=3600)
+    assert ended["request_counts"]["completed"] == count
+    memory["after"] = peak_mib(cluster.pid_of("Front"))
+    rate = round(count / (time.perf_counter() - began), 1)
+    return {"job of": count, "tokens": JOB_TOKENS, "front, MiB": memory, "problems/s": rate}
+
+
+def serve(cluster: Any, replicas: int, **settings: Any) -> None:
     from support.cluster.cluster_jobs import is_ready
-    from support.cluster.local_cluster import local_cluster, until
-    from support.servers.stand_in import stand_in_server
+    from support.cluster.local_cluster import until
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--problems", type=int, default=2000)
-    count, found, memory = parser.parse_args().problems, {}, {}
-    folder = Path(tempfile.mkdtemp())
-    with stand_in_server(folder) as server:
-        found["plain server"] = rate(server.url, count)
-    for replicas in (1, 3):
-        within = folder / str(replicas)
-        within.mkdir()
-        with local_cluster(within) as cluster:
-            cluster.serve(min_replicas=replicas)
-            until(lambda cluster=cluster: is_ready(cluster), 300)
-            found[f"Ray Serve, replicas {replicas}"] = rate(cluster.url, count)
-            status = Path(f"/proc/{cluster.pid_of('Front')}/status").read_text()
-            memory[replicas] = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) // 1024
-    plain = found["plain server"]
-    ratios = {name: round(value / plain, 2) for name, value in found.items()}
-    figures = {name: round(value, 1) for name, value in found.items()}
-    printed = {"cores": os.cpu_count(), "problems/s": figures, "of the plain server": ratios, "front, MiB": memory}
-    print(json.dumps(printed, indent=1))
+    cluster.serve(min_replicas=replicas, **settings)
+    until(lambda: is_ready(cluster) and cluster.replicas() == replicas, 300)
+
+
+def processes_with(folder: Path) -> list[int]:
+    """The processes of a cluster, by what its nodes' environment says."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(folder).encode() in environment:
+            found.append(int(process.name))
+    return found
+
+
+def cpu_seconds(processes: Iterable[int]) -> float:
+    """User's and system's, of processes that have not ended."""
+    ticks = 0
+    for process in processes:
+        try:
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def peak_mib(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) // 1024
 
 
 if __name__ == "__main__":
