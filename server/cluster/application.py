@@ -112,12 +112,13 @@ def _with_slots(settings: ServerSettings) -> tuple[ServerSettings, int]:
     engines: dict[str, dict[str, Any]] = {role: settings.arguments(role) for role in ROLES}
     engines = {role: given | {"max_num_seqs": given.get("max_num_seqs") or SLOTS} for role, given in engines.items()}
     slots = min(
-        _whole(given["max_num_seqs"], SLOTS) * _whole(given.get("data_parallel_size"), 1) for given in engines.values()
+        _count_or(given["max_num_seqs"], SLOTS) * _count_or(given.get("data_parallel_size"), 1)
+        for given in engines.values()
     )
     return settings.model_copy(update=engines), slots
 
 
-def _whole(value: Any, otherwise: int) -> int:
+def _count_or(value: Any, otherwise: int) -> int:
     """A count; `otherwise` where it is none, which vLLM then says."""
     return value if isinstance(value, int) and value > 0 else otherwise
 
@@ -134,13 +135,15 @@ class Front:
         keys, limits = load_keys(self._settings), self._settings.limits
         app = create_app(self._settings, self._remote_pair, self._fail, max(1, len(keys.names)))
         service: Service = app.state.service
+        self._service = service
         guarded = Guard(app, keys, limits.body_bytes, lambda: service.draining, limits.all_bodies_bytes)
         return Draining(guarded, service, self._settings.grace_seconds)
 
     def check_health(self) -> None:
-        """Raises RuntimeError where the service could not start."""
-        if self._failed:
-            raise RuntimeError(str(self._failed))
+        """Raises RuntimeError where the service could not start, or replicas serve another pair."""
+        pair = self._service.pair
+        if reason := self._failed or (pair and pair.failure()):
+            raise RuntimeError(str(reason))
 
     def _fail(self, error: BaseException) -> None:
         self._failed = error

@@ -1,7 +1,7 @@
 """A pair whose engines are in replicas: the front's routes and jobs use it as they would use a pair of their own.
 
 In: problems. Out: trajectories, from the replica with the fewest requests, as Ray Serve chooses it. What a lost replica
-did not answer is asked again. Cancelling a call frees the replica's engines.
+did not answer is asked again. Cancelling a call frees the replica's engines. Never passes on what another pair made.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import ReplicaUnavailableError
 
 from client.protocol.requests import Failure, ModelCard, Problem, SamplingSettings, Trajectory
-from server.cluster.replica import PairDescription
+from server.cluster.replica import PairDescription, pair_mark
 from server.engines.pair import Pair, Turn
 from server.engines.prompts import TrajectoryError
 from server.logs import log
@@ -29,6 +29,7 @@ REPLICAS_TRIED = 4
 ASKED_AGAIN_SECONDS = 1.0
 SENT_APART_SECONDS = 0.001
 """Ray gives a request to the replica that has the fewest, but all requests of one moment to the same one."""
+ANOTHER_PAIR = "replicas serve another pair now, which was deployed meanwhile; the front starts again"
 REPLICA_COUNT_SECONDS = 2.0
 """How often the replicas that run are counted."""
 
@@ -53,6 +54,7 @@ class RemotePair(Pair):
     def __init__(self, replicas: Any, described: PairDescription, most: int) -> None:
         """`replicas`: the handle of their deployment; `most`: how many there may be."""
         self._replicas, self._most, self.accepted = replicas, most, described.accepted
+        self._mark, self._replaced = pair_mark(described.cards), False
         self._sending = asyncio.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="lightreasoner-")
         folder = Path(self._folder.name)
@@ -63,8 +65,8 @@ class RemotePair(Pair):
         self.prompts: Any = SimpleNamespace(ends_as_early=described.ends_as_early)
 
     def dead(self) -> dict[Role, str]:
-        """None: Ray ends a replica whose engine died, and starts another one."""
-        return {}
+        """Empty while replicas serve the pair that was described: those whose engine died Ray replaces by itself."""
+        return {"expert": ANOTHER_PAIR} if self._replaced else {}
 
     async def warm_up(self) -> None:
         """Every replica does that itself."""
@@ -97,10 +99,12 @@ class RemotePair(Pair):
             for _ in range(REPLICAS_TRIED):
                 async with self._sending:
                     await asyncio.sleep(SENT_APART_SECONDS)
-                call = self._replicas.trajectory.remote(problem, sample_index, sampling, turn.priority)
+                call = self._replicas.trajectory.remote(problem, sample_index, sampling, turn.priority, self._mark)
                 try:
                     answer = await call
-                    break
+                    if answer is not None:
+                        break
+                    lost = ANOTHER_PAIR
                 except asyncio.CancelledError:
                     call.cancel()
                     raise
@@ -109,8 +113,9 @@ class RemotePair(Pair):
                         raise
                     lost = " ".join(str(error).split())
                     log.warning("a replica was lost, its problems are asked again: %.300s", lost)
-                    await asyncio.sleep(ASKED_AGAIN_SECONDS)
+                await asyncio.sleep(ASKED_AGAIN_SECONDS)
             else:
+                self._replaced = self._replaced or lost == ANOTHER_PAIR
                 raise TrajectoryError(
                     "engine_error", f"{REPLICAS_TRIED} replicas in a row were lost at it; the last: {lost}"
                 )

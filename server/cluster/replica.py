@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from client.protocol.requests import Failure, PairCards, Problem, SamplingSettings, Trajectory
+from client.servers.window import PAIR_FIELDS
 from server import logs, watchdog
 from server.engines import forkserver
 from server.engines.pair import Pair, Turn
@@ -25,9 +26,14 @@ from server.settings import ServerSettings
 StartPair = Callable[[ServerSettings], Pair]
 
 
+def pair_mark(cards: PairCards) -> str:
+    """The same for two pairs that may fill one RUN."""
+    return repr([getattr(card, field) for card in cards for field in PAIR_FIELDS])
+
+
 @dataclass(frozen=True)
 class PairDescription:
-    """What a front tells of a pair without asking: every replica's is the same."""
+    """What a front tells of a pair without asking: every replica's is the same, but while another is deployed."""
 
     cards: PairCards
     accepted: Accepted
@@ -42,20 +48,29 @@ class PairReplica:
         logs.configure()
         self.pair = await asyncio.to_thread(start, settings)
         await self.pair.warm_up()
+        self._mark = pair_mark(self.cards)
         self._watching = asyncio.create_task(self.pair.watch(settings.hang_seconds))
         log.info("the pair is ready")
+
+    @property
+    def cards(self) -> PairCards:
+        return PairCards(self.pair.card(self.pair.expert), self.pair.card(self.pair.amateur))
 
     async def describe(self) -> PairDescription:
         """What the front needs to know of the pair."""
         pair = self.pair
         tokenizer = await asyncio.to_thread((pair.facts.expert.folder / "tokenizer.json").read_bytes)
-        cards = PairCards(pair.card(pair.expert), pair.card(pair.amateur))
-        return PairDescription(cards, pair.accepted, pair.prompts.ends_as_early, tokenizer)
+        return PairDescription(self.cards, pair.accepted, pair.prompts.ends_as_early, tokenizer)
 
     async def trajectory(
-        self, problem: Problem, sample_index: int, sampling: SamplingSettings, priority: int
-    ) -> Trajectory | Failure:
-        """A problem's trajectory, or why it failed. Where an engine has died it never answers."""
+        self, problem: Problem, sample_index: int, sampling: SamplingSettings, priority: int, mark: str
+    ) -> Trajectory | Failure | None:
+        """A problem's trajectory, or why it failed; None if the front means another pair.
+
+        Where an engine has died it never answers.
+        """
+        if mark != self._mark:
+            return None
         try:
             return await self.pair.trajectory(problem, sample_index, sampling, Turn(priority))
         except TrajectoryError as error:
