@@ -26,6 +26,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from client.errors import LightReasonerError, shorten
 from client.storage.claims import NO_HARD_LINKS, NotExclusive, check_exclusive, claim_name, rename_without_links
+from client.storage.folders import files_below, folders_in
 from client.storage.s3_credentials import AwsError, s3_options
 
 MOST_SAID_CHARACTERS = 500
@@ -61,6 +62,10 @@ class BucketError(LightReasonerError):
         self.may_pass = may_pass
 
 
+class OddObject(BucketError):
+    """One object is no file, or larger than it may be; the others can be read."""
+
+
 class Bucket:
     """A prefix of an object store, opened from a local path or a URL (`PLACES`)."""
 
@@ -92,7 +97,7 @@ class Bucket:
         return self.url
 
     def get(self, name: str, most: int | None = None) -> bytes | None:
-        """The object's bytes, or None if it does not exist. Raises BucketError if they are more than `most`."""
+        """The object's bytes, or None if it does not exist. Raises OddObject if they are more than `most`."""
         store = self._open(for_writing=False)
         if store is None:
             return None
@@ -106,17 +111,17 @@ class Bucket:
         except Exception as error:
             raise self._trouble("read", name, error) from error
         if most and size > most:
-            raise BucketError(f"cannot read {name} in {self.url}: it has {size:,} bytes, more than {most:,}")
+            raise OddObject(f"cannot read {name} in {self.url}: it has {size:,} bytes, more than {most:,}")
         return data
 
     def _check_kind(self, name: str) -> None:
-        """Raises BucketError for a pipe or a device of a local folder, which would be read for ever."""
+        """Raises OddObject for a pipe or a device of a local folder, which would be read for ever."""
         if self._folder is None:
             return
         with contextlib.suppress(OSError):
             mode = (self._folder / name).stat().st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise BucketError(
+                raise OddObject(
                     f"{self._folder / name} is a pipe or a device, and a bucket holds files; give another URL, or move "
                     "it away"
                 )
@@ -188,13 +193,13 @@ class Bucket:
 
         Objects that are still being written are left out.
         """
-        store = self._open(for_writing=False)
-        if store is None:
-            return
         try:
-            found = [
-                entry["path"] for batch in obstore.list(store, f"{prefix}/" if prefix else None) for entry in batch
-            ]
+            if self._folder is not None:
+                found = list(files_below(self._folder, prefix))
+            else:
+                assert self._store is not None
+                pages = obstore.list(self._store, f"{prefix}/" if prefix else None)
+                found = [entry["path"] for page in pages for entry in page]
         except Exception as error:
             raise self._trouble("list", f"{prefix}/", error) from error
         yield from sorted(path for path in found if not HIDDEN.fullmatch(PurePosixPath(path).name))
@@ -218,11 +223,11 @@ class Bucket:
 
     def folders(self, prefix: str) -> list[str]:
         """The names of the folders directly under `prefix/`, sorted, without the prefix."""
-        store = self._open(for_writing=False)
-        if store is None:
-            return []
         try:
-            found = obstore.list_with_delimiter(store, f"{prefix}/")["common_prefixes"]
+            if self._folder is not None:
+                return sorted(folders_in(self._folder, prefix))
+            assert self._store is not None
+            found = obstore.list_with_delimiter(self._store, f"{prefix}/")["common_prefixes"]
         except Exception as error:
             raise self._trouble("list", f"{prefix}/", error) from error
         return sorted(PurePosixPath(path).name for path in found)

@@ -18,7 +18,7 @@ from server.api.bodies import BodyRoute
 from server.api.problem_details import documented, invalid
 from server.api.sharing import Caller, caller_of
 from server.jobs.runner import JobRunner
-from server.jobs.store import KeyReused, TooManyJobs
+from server.jobs.store import DAMAGED, KeyReused, TooManyJobs
 
 OPEN_JOBS_RETRY_SECONDS = 30
 """Retry-After when too many jobs are open."""
@@ -32,8 +32,9 @@ def jobs_of(request: Request) -> Iterator[JobRunner]:
         raise HTTPException(501, "this server has no bucket, so it takes no jobs: start it with --bucket URL")
     try:
         yield jobs
-    except ValidationError as error:
-        said = f"{request.url.path}: an object of this job in the bucket is damaged: {error.title}"
+    except DAMAGED as error:
+        what = error.title if isinstance(error, ValidationError) else error
+        said = f"{request.url.path}: an object of this job in the bucket is damaged: {what}"
         raise HTTPException(
             500, f"{said}; move the job's folder out of jobs/, and submit its problems again"
         ) from error

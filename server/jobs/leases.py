@@ -15,10 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from enum import Enum
 
-from pydantic import ValidationError
-
 from client.protocol.requests import JobError, RequestCounts
-from server.jobs.store import Heartbeat, JobFolder, JobStore
+from server.jobs.store import DAMAGED, Heartbeat, JobFolder, JobStore
 from server.logs import log
 
 MOST_FRUITLESS_OWNERS = 5
@@ -110,7 +108,7 @@ class Claimant:
                 if claim := self._claimed(job_id, job_id in waiting):
                     self._turns[names[job_id]] = max(self._turns.values(), default=0) + 1
                     return claim
-            except ValidationError as error:  # a damaged object in its folder must not block the other jobs
+            except DAMAGED as error:  # it must not block the other jobs
                 if job_id not in self._damaged:
                     log.error("skipping %s: an object in its folder is damaged: %s", job_id, error)
                 self._damaged.add(job_id)
@@ -119,7 +117,7 @@ class Claimant:
     def end_cancelled(self) -> None:
         """End the cancelled jobs whose lease has expired: servers that are busy for hours would not reach them."""
         for job_id in self._store.unfinished():
-            with contextlib.suppress(ValidationError):
+            with contextlib.suppress(*DAMAGED):
                 if self._store.folder(job_id).cancelled:
                     self._claimed(job_id)  # claiming a cancelled job ends it
 

@@ -15,6 +15,7 @@ IDs sort by time. Calls block. They raise BucketError if the store fails.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import secrets
@@ -31,7 +32,7 @@ from client.errors import ProblemSetError
 from client.problems.problem_set import ProblemSet
 from client.problems.reader import read_problem_set
 from client.protocol.requests import ENDED, Job, JobError, JobRequest, JobStatus, JobTerms, Problem, RequestCounts
-from client.storage.bucket import Bucket
+from client.storage.bucket import Bucket, OddObject
 from server import metrics
 from server.jobs.paths import JOBS_FOLDER, BucketPaths, OutsideBucket
 from server.logs import log
@@ -42,6 +43,10 @@ TIME = re.compile(rb"\d{1,12}")
 """Seconds since the epoch, as an object holds them."""
 LOOKUP_THREADS = 16
 """How many jobs are read at the same time: one by one is slow on a remote store."""
+MOST_OBJECT_BYTES, MOST_PROBLEMS_BYTES = 2**24, 2**28
+"""Of an object of a job, and of its problems: the largest body that a server may take holds less."""
+DAMAGED = (ValidationError, OddObject)
+"""One object cannot be read; the store and the other objects can."""
 
 
 class TooManyJobs(Exception):
@@ -117,13 +122,12 @@ class JobStore:
         marker = {"id": _new_id(), "body": hashlib.sha256(body).hexdigest()}
         whose = f"{key_name}\n{key}" if key_name else key  # two API keys may choose the same idempotency key
         name = f"{KEYS}/{hashlib.sha256(whose.encode()).hexdigest()}" if whose and key else None
-        first = self.bucket.get(name) if name else None
-        if first is None:
+        made = self._marker(name) if name else None
+        if made is None:
             self._check_room(most_open, key_name, keys)
             if name and not self.bucket.create(name, orjson.dumps(marker)):
-                first = self.bucket.get(name)
-        if first is not None:
-            made = _marker(name, first)
+                made = self._marker(name)
+        if made is not None:
             if made.body != marker["body"]:
                 raise KeyReused(f"made job {made.id} from another request")
             marker["id"] = made.id
@@ -157,7 +161,7 @@ class JobStore:
     def _status(self, job_id: str, folder: JobFolder) -> JobStatus:
         try:
             heartbeat = self.heartbeat(job_id, folder.heartbeat_owner)
-        except ValidationError:  # it is damaged; the others are counted all the same
+        except DAMAGED:  # the others are counted all the same
             heartbeat = None
         return "cancelling" if folder.cancelled else heartbeat.phase if heartbeat else "validating"
 
@@ -205,7 +209,7 @@ class JobStore:
         """A job for a list; None if its objects are damaged, so that the others are still listed."""
         try:
             return self.job(job_id)
-        except ValidationError as error:
+        except DAMAGED as error:
             log.error("%s cannot be read: %s", job_id, error)
             return None
 
@@ -215,7 +219,7 @@ class JobStore:
             try:
                 if (record := self.record(job_id)) is None:
                     return None
-            except ValidationError:
+            except DAMAGED:
                 return None
             self._key_names[job_id] = record.key_name
         return self._key_names[job_id]
@@ -236,7 +240,7 @@ class JobStore:
         if record.problems_url:
             url = self.paths.url(record.problems_url)
             return read_problem_set(url, most + 1, stopped=stopped)
-        if (data := self._get(job_id, "problems.jsonl")) is None:
+        if (data := self._get(job_id, "problems.jsonl", MOST_PROBLEMS_BYTES)) is None:
             raise ProblemSetError(f"{job_id}: its problems.jsonl is gone from the bucket; submit the job again")
         return ProblemSet.of(map(Problem.model_validate_json, data.splitlines()))
 
@@ -247,10 +251,11 @@ class JobStore:
             or self.heartbeat(job_id, folder.heartbeat_owner)
             or Heartbeat(request_counts=RequestCounts(total=record.total))
         )
-        cancelled_from = self._get(job_id, "cancel") if folder.cancelled else None
-        if cancelled_from and not TIME.fullmatch(
-            cancelled_from
-        ):  # somebody else has written it: cancelled all the same
+        cancelled_from = None
+        if folder.cancelled:  # whoever has written it, and whatever
+            with contextlib.suppress(OddObject):
+                cancelled_from = self._get(job_id, "cancel")
+        if cancelled_from and not TIME.fullmatch(cancelled_from):
             cancelled_from = None
         return Job(
             id=job_id,
@@ -340,15 +345,16 @@ class JobStore:
         except OutsideBucket:  # the path is a link by now; the job fails with that reason
             return job
 
-    def _get(self, job_id: str, name: str) -> bytes | None:
-        return self.bucket.get(f"{JOBS_FOLDER}/{job_id}/{name}")
+    def _get(self, job_id: str, name: str, most: int = MOST_OBJECT_BYTES) -> bytes | None:
+        return self.bucket.get(f"{JOBS_FOLDER}/{job_id}/{name}", most)
 
-
-def _marker(name: str | None, data: bytes) -> Marker:
-    try:
-        return Marker.model_validate_json(data)
-    except ValidationError:
-        raise KeyReused(f"has a damaged marker in the bucket, {name}; move that object away") from None
+    def _marker(self, name: str) -> Marker | None:
+        """What an idempotency key made; None if it is new."""
+        try:
+            data = self.bucket.get(name, MOST_OBJECT_BYTES)
+            return None if data is None else Marker.model_validate_json(data)
+        except DAMAGED:
+            raise KeyReused(f"has a damaged marker in the bucket, {name}; move that object away") from None
 
 
 def _new_id() -> str:

@@ -1,10 +1,12 @@
 """What a bucket in a local folder shows to those who read the folder itself."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import obstore
 import pytest
@@ -107,3 +109,21 @@ def test_a_folder_that_may_not_be_written_is_named_with_the_object_and_what_to_l
         rf"cannot write a\1 in {tmp_path}: {tmp_path}/a\1: Permission denied (os error 13)"
         "; check who may read and write that folder"
     )
+
+
+def test_an_odd_name_or_a_link_in_a_circle_hides_no_other_file(tmp_path):
+    bucket = Bucket(str(tmp_path))
+    bucket.put("jobs/x/job.json", b"{}")
+    for name in (b"a\xff", b"a\nb", b"\x1b[31m"):
+        Path(os.fsdecode(bytes(tmp_path) + b"/jobs/x/" + name)).touch()
+        Path(os.fsdecode(bytes(tmp_path) + b"/jobs/" + name)).mkdir()
+    (tmp_path / "jobs/circle").symlink_to("circle")
+    (tmp_path / "jobs/nothing").symlink_to("nowhere")
+    (tmp_path / "jobs/x/up").symlink_to("..")
+    os.mkfifo(tmp_path / "jobs/pipe")
+    (tmp_path / "jobs/other").symlink_to("x")
+    assert (
+        bucket.folders("jobs") == ["other", "x"] and bucket.folders("none") == bucket.folders("jobs/x/job.json") == []
+    )
+    assert {"jobs/x/job.json", "jobs/other/job.json"} <= set(bucket.names("jobs"))
+    assert set(bucket.names("jobs/x")) >= {"jobs/x/job.json"} and not list(bucket.names("jobs/none"))

@@ -1,5 +1,7 @@
 """Jobs as objects, and who owns them: the same on a local folder and on a real S3 server. No engines."""
 
+import hashlib
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -325,6 +327,34 @@ def test_a_damaged_job_keeps_no_other_waiting_and_hides_none(store, bucket, name
     fresh = JobStore(bucket)
     assert Claimant(fresh, 30).claim().job_id == other
     assert [job.id for job in fresh.page(10, None)[0]] == [other]
+
+
+@pytest.mark.parametrize("name", ["job.json", "beat-1", "cancel", "end.json"])
+@pytest.mark.parametrize("damage", ["pipe", "huge"])
+def test_an_object_that_has_no_end_keeps_no_other_waiting_and_hides_none(tmp_path, name, damage):
+    store = JobStore(str(tmp_path))
+    damaged = post(store, "damaged")
+    Claimant(store, 30).claim().release(stopping=False)
+    time.sleep(0.002)
+    other = post(store, "other")
+    path = tmp_path / "jobs" / damaged / name
+    path.unlink(missing_ok=True)
+    if damage == "pipe":
+        os.mkfifo(path)
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**36)
+    fresh = JobStore(str(tmp_path))
+    assert other in {job.id for job in fresh.page(10, None)[0]}
+    assert fresh.open_by_status()["validating"] >= 1 and post(fresh, "third")
+    Claimant(fresh, 30).end_cancelled()
+    claims = iter(Claimant(fresh, 30).claim, None)
+    assert other in {claim.job_id for claim in claims}
+    marker = f"jobs/idempotency/{hashlib.sha256(b'key').hexdigest()}"
+    (tmp_path / marker).parent.mkdir()
+    path.replace(tmp_path / marker)
+    with pytest.raises(KeyReused, match="damaged marker"):
+        post(fresh, key="key")
 
 
 @pytest.mark.parametrize("garbage", [b"", b"soon", b"\xff", b"9" * 5000, b"-1", b"1e9"])
