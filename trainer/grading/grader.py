@@ -8,9 +8,7 @@ Runs in a main thread only: that limit is a signal.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from math_verify.errors import TimeoutException
 
@@ -25,9 +23,7 @@ from trainer.grading.normalize import (
     NUMBER_WORD,
     TEXT,
     digits_for_words,
-    lists,
     plain_text,
-    squeezed,
     tidy,
     without_name,
     without_unit,
@@ -39,9 +35,8 @@ from trainer.grading.units import unit_of
 
 EXTRACTED_CHARACTERS = 200
 """Of an answer that is found, as results keep it."""
-UNION = re.compile(rf"\\cup\b|\\bigcup\b|∪|{TEXT}\s*\{{\s*or\s*\}}|\bor\b")
 OR = rf"{TEXT}\s*\{{\s*(?:or|and)\s*\}}|\b(?:or|and)\b"
-RELATION = re.compile(r"[<>≤≥≠]|\\[lgn](?:e|eq|t|eqslant)?\b")
+OR_SETS = re.compile(rf"(?<=[)\]])\s*(?:{OR})\s*(?=[(\[])")
 ALGEBRA = re.compile(r"(?:\\mu\b\s*)?[A-Za-z](?![A-Za-z])|\\Omega\b|[^,]*,")
 """Behind a gold number: no unit, unless a ~ or, behind plain digits, a \\, holds it off. \\text, \\mathrm and words of
 several letters are units."""
@@ -98,10 +93,8 @@ def _same(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
             return _words(gold.text, answer.text)
         case Kind.CLOCK:
             return _clock(gold.text, answer)
-        case Kind.INTERVAL:
-            return _same_intervals(gold, answer, maths)
-        case Kind.TUPLE:
-            return _tuples(gold, answer, maths)
+        case Kind.TUPLE | Kind.INTERVAL:
+            return _bracketed(gold.text, answer.text, maths)
     return _each(gold, answer, maths) if gold.each else _value(gold, answer, maths)
 
 
@@ -128,19 +121,10 @@ def _count(gold: Gold) -> int:
 
 def _each(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     """Several numbers, each within its own tolerance, in any order."""
-    golds = [
-        replace(gold, text=text, absolute=room, each=())
-        for text, room in zip(elements(gold.text), gold.each, strict=True)
-    ]
-    given = [replace(answer, text=text) for text in elements(tidy(re.sub(OR, ",", answer.text)))]
-    return _matched(golds, given, lambda one, other: _value(one, other, maths))
-
-
-def _matched(wanted: Sequence[Any], given: Sequence[Any], same: Callable[[Any, Any], bool]) -> bool:
-    """Whether each that is wanted is the same as one of its own of the given, in any order, and none is left."""
-    left = list(given)
-    for one in wanted:
-        match = next((other for other in left if same(one, other)), None)
+    left = [replace(answer, text=text) for text in elements(tidy(re.sub(OR, ",", answer.text)))]
+    for text, room in zip(elements(gold.text), gold.each, strict=True):
+        one = replace(gold, text=text, absolute=room, each=())
+        match = next((other for other in left if _value(one, other, maths)), None)
         if match is None:
             return False
         left.remove(match)
@@ -181,43 +165,17 @@ def _formula(gold: Gold, answer: Answer, expected: str, text: str, maths: Mathem
     if len(sides) == 1 or len(elements(gold.text, "=")) > 1:
         return maths.same(expected, text) or maths.same(tidy(gold.text), tidy(answer.text))
     if len(elements(expected)) > 1 or r"\pm" in expected:  # x = 3 or x = 5
-        return maths.same(expected, ", ".join(without_name(part) for part in elements(re.sub(OR, ",", text))))
+        parts = [without_name(part) for part in elements(re.sub(OR, ",", text))]
+        return not any("=" in part for part in parts) and maths.same(expected, ", ".join(parts))
     return all(maths.same(expected, side) for side in sides)  # an equation is not its right side
 
 
-def _tuples(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
-    """Tuples by their parts, in order; several of them in any order. Without its brackets one tuple is a list."""
-    if RELATION.search(answer.text):
-        return _same_intervals(gold, answer, maths)
-    wanted, given = lists(gold.text), lists(answer.text)
-    if wanted is None or given is None:
-        return squeezed(gold.text) == squeezed(answer.text)
-    if not given and len(wanted) == 1:
-        given = [elements(BRACKETS.sub("", tidy(answer.text)))]
-    return _matched(wanted, given, lambda one, other: _same_parts(one, other, maths))
-
-
-def _same_parts(one: Sequence[str], other: Sequence[str], maths: Mathematics) -> bool:
-    return len(one) == len(other) and all(maths.same(*pair) for pair in zip(one, other, strict=True))
-
-
-def _same_intervals(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
-    """Intervals, unions of some, or relations that say the same: what is open or closed is so in both."""
-    wanted, given = (NAMED_BRACKETS.sub("", BRACKETS.sub("", tidy(text))) for text in (gold.text, answer.text))
-    if maths.same(wanted, given):
-        return True
-    sets = []
-    for text in (wanted, given):
-        pieces = [piece.strip() for piece in UNION.split(text)]
-        points = [maths.points(piece) if _is_set(piece) else None for piece in pieces]
-        if any(one is None for one in points):
-            return False
-        sets.append(points)
-    return maths.same_sets(*sets)
-
-
-def _is_set(text: str) -> bool:
-    return bool(re.fullmatch(r"[(\[].*[)\]]|\\\{.*\\\}|\\emptyset|\\mathbb\{?R\}?", text) or RELATION.search(text))
+def _bracketed(gold: str, answer: str, maths: Mathematics) -> bool:
+    """Tuples, in order; intervals, their unions, or relations that say the same. Braces hold sets."""
+    wanted, given = (without_name(tidy(NAMED_BRACKETS.sub("", text))) for text in (gold, answer))
+    if r"\cup" in wanted:
+        given = OR_SETS.sub(r"\\cup ", given)
+    return not re.fullmatch(r"\\\{[^()\[\]]*\\\}", given) and maths.same(wanted, given.rstrip(" ,"))
 
 
 def _words(gold: str, told: str) -> bool:

@@ -10,7 +10,7 @@ import math
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -18,6 +18,7 @@ import sympy
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
+from sympy.core.relational import Relational
 
 from trainer.grading.normalize import squeezed
 
@@ -38,6 +39,8 @@ WHOLE_ANSWER = [
     )
 ]
 """math-verify's other readings take a number out of what they do not understand; its units make 2t a 2."""
+EXACT: dict[str, Any] = {"float_rounding": 12, "allow_set_relation_comp": True, "timeout_seconds": None}
+"""For math-verify: 0.333333 is not 1/3, and 1 < x < 2 is (1, 2)."""
 GROWING = (sympy.exp, sympy.sinh, sympy.cosh, sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial)
 HUGE = re.compile(
     r"\^\s*\{?\s*[-+]?\s*\d{6}|\^[\s{]*[-+\d]*\d\s*\^[\s{]*[-+]?\d|\d{6}[\s})]*!|!\s*[})]*\s*!.*!"
@@ -82,16 +85,7 @@ class Mathematics:
             return close(*numbers, ROUNDING)
         if isinstance(mine, sympy.Eq) and isinstance(theirs, sympy.Eq):
             return self._same_equation(mine, theirs)
-        return bool(self._limited(lambda: verify([mine], [theirs], timeout_seconds=None)))
-
-    def points(self, text: str) -> Any:
-        """The set of real numbers that a text describes, as brackets or as relations; None where it is none."""
-        value = self.value(text)
-        return self._limited(lambda: _points(value))
-
-    def same_sets(self, ones: Sequence[Any], others: Sequence[Any]) -> bool:
-        """Whether two unions of sets, as `points` gives them, are the same."""
-        return bool(self._limited(lambda: sympy.Union(*ones) == sympy.Union(*others)))
+        return bool(self._limited(lambda: verify(_one_set(mine), _one_set(theirs), **EXACT)))
 
     def _number(self, value: Any) -> Any:
         def computed() -> Any:
@@ -142,6 +136,13 @@ def _too_long(signum: int, frame: FrameType | None) -> None:
     raise TimeoutException("a comparison that takes too long")
 
 
+def _one_set(value: Any) -> Any:
+    """Several relations as one set: x < -1 or x > 3. Anything else as it is."""
+    if isinstance(value, sympy.FiniteSet) and all(isinstance(one, Relational) for one in value):
+        return sympy.Union(*(one.as_set() for one in value))
+    return value
+
+
 def _frozen(value: Any) -> Any:
     """Derivatives as symbols, for sympy takes the functions in them for constants."""
     return value.subs({found: sympy.Symbol(str(found)) for found in value.atoms(sympy.Derivative)})
@@ -151,14 +152,6 @@ def close(one: Any, other: Any, part: float) -> bool:
     """Whether numbers are the same: rational ones exactly, others within `part` of either."""
     exact = isinstance(one, sympy.Rational) and isinstance(other, sympy.Rational)
     return bool(one == other) if exact else math.isclose(float(one), float(other), rel_tol=part)
-
-
-def _points(value: Any) -> Any:
-    if isinstance(value, sympy.Set):
-        return value
-    if isinstance(value, tuple | sympy.Tuple) and len(value) == 2:  # an open interval is written as a pair is
-        return sympy.Interval.open(*value)
-    return value.as_set()
 
 
 def bits(value: Any) -> float:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from trainer.grading.gold import BRACKETS, elements
-
 ANSWER_CHARACTERS = 2_000
 """Of an answer; a longer one is none."""
 TEXT = r"\\(?:text|mathrm|textrm|textbf|mathbf|textit|operatorname|mbox|rm)\b"
@@ -66,6 +64,7 @@ TIDY = [
         (r"\b10\s*\^\s*(-\d+)", r"10^{\1}"),
         (r"(?<=\d)\s*[x*]\s*(?=\\?\$?\d)", r" \\times "),
         (r"\bnp\.(?=[a-z])", r"\\"),
+        (r"^\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}\s*$", r"\1"),
         (r"\\varnothing\b", r"\\emptyset"),
         (r"(?<![\\A-Za-z\]}^_\d])\{\s*(-?[\d.,]+|[A-Za-z])\s*\}(?!\{)", r"\1"),
     )
@@ -117,8 +116,6 @@ CHANGED = re.compile(
 """Behind a number: what makes it another one, a bound, or none. Coins are quarters."""
 BELOW = re.compile(rf"(?i)(?:[^\w.,;]|circ|{TEXT}|degrees?|celsius|[CF]\b)*\bbelow(?:\W|{TEXT})*(?:zero\b|0(?![\d.]))")
 """Below zero, right behind a number and its unit."""
-TUPLE = re.compile(r"\(([^()]*(?:\([^()]*\)[^()]*)*)\)")
-BETWEEN_TUPLES = re.compile(rf"(?:[\s,;.]|\\[{{}},; ]|{TEXT}|[{{}}]|\band\b)*")
 SOFT_EDGES = re.compile(r"^[\s\"'*]*(?:(?:the|a|an)\s+)?[\"'*]*|[\s.,;:!?'\"*]+$", re.IGNORECASE)
 
 
@@ -176,12 +173,3 @@ def letters_of(choice: str) -> str:
     """A choice without what may be written otherwise: spaces, brackets around it, a full stop."""
     plain = words_of(plain_text(choice)).replace(" ", "")
     return plain[1:-1] if plain.startswith("(") and plain.endswith(")") else plain
-
-
-def lists(text: str) -> list[list[str]] | None:
-    """The bracketed lists of a text, each as its parts; None where other things stand between them."""
-    plain = NAMED_BRACKETS.sub("", BRACKETS.sub("", tidy(text)))
-    found = [elements(match) for match in TUPLE.findall(plain) if len(elements(match)) > 1]
-    if found and not BETWEEN_TUPLES.fullmatch(TUPLE.sub(",", plain)):
-        return None
-    return found
