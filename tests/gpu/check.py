@@ -1,6 +1,6 @@
 """One command on a GPU node: whether the service is exact and fast there, as a table and as JSON.
 
-    make gpu-check                                          # every part, on every pair; at most 20 minutes on one H100
+    make gpu-check                                          # every part, on every pair; meant for 20 minutes of an H100
     python tests/gpu/check.py --pairs 7b --parts start,sampling
     make gpu-check DEVICE=cpu                               # the same program on the demo's pair, before there is a GPU
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -57,6 +58,8 @@ def main() -> None:
     for given, known in ((asked.pairs or "", NAMES), (asked.parts, PARTS)):
         if unknown := {*filter(None, given.split(","))} - {*known}:
             parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(known)}")
+    if asked.device == "cuda" and not shutil.which("nvidia-smi"):
+        parser.error("nvidia-smi is not found, so there is no GPU; --device cpu tries this program without one")
     from support.servers import real_server
 
     real_server.START_SECONDS = START_SECONDS

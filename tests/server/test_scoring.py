@@ -86,6 +86,7 @@ def test_vllms_own_scoring_agrees_with_transformers_on_a_gpu(tmp_path):
 
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device: vLLM's own prompt_logprob_token_ids needs the V2 model runner")
+    from gpu.parts import IEEE
     from support.models.oracle import Oracle, disagreement
     from support.servers.real_server import DEMO, running_server
     from test_trajectories import ask
@@ -93,7 +94,7 @@ def test_vllms_own_scoring_agrees_with_transformers_on_a_gpu(tmp_path):
 
     problems = [{"id": row["id"], "question": row["question"]} for row in rows("dev", 16)]
     amateur = Oracle(DEMO / "amateur")
-    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path) as server:
+    with running_server(DEMO / "expert", DEMO / "amateur", tmp_path, environment=IEEE) as server:
         for line in ask(server, problems, max_tokens=48, top_k=32).values():
             exact = amateur.logprobs(line.prompt_token_ids, line.token_ids)
             assert disagreement(line.amateur_logprobs, exact, line.top_ids) <= 2e-3
