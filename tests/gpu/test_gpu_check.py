@@ -7,13 +7,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
-from gpu.card import Card, apart
+from gpu.card import Card, Look, apart
 from gpu.check import DEFAULT_PAIRS, PARTS, SIZES, run
 from gpu.pairs import pair
+from gpu.parts import MARKS, memory, phases, plans
 from gpu.session import Session, Sizes
-from support.servers.real_server import ROOT
+from support.servers.real_server import ROOT, RunningServer
+
+from server.memory import EngineShape, gpu_arguments
+from server.settings import GIB
 
 AT_EVERY_CHANGE = ("start", "exactness", "sampling")
 
@@ -44,6 +50,32 @@ def test_a_part_that_fails_is_named_and_stops_no_other(tmp_path):
 def test_what_computes_on_the_card_does_so_in_a_process_of_its_own():
     """PyTorch keeps memory that it has used: a server that starts next would not find it free."""
     assert apart(os.getppid) == os.getpid()
+
+
+def test_memory_on_a_gpu_is_what_came_into_use_while_an_engine_loaded_beside_the_servers_plan(tmp_path, caplog):
+    """With a log as a server writes it, and nvidia-smi looked at each half second."""
+    shape = EngineShape((0,), 3 * GIB, 16, 20_000, 128_256, 2, 16_384, 4096)
+    with caplog.at_level("INFO"):
+        gpu_arguments({"expert": shape, "amateur": shape}, {"expert": {}, "amateur": {}}, {0: 40 * GIB})
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    messages = ["checks", *caplog.messages, *MARKS]
+    times = [began + timedelta(seconds=10 * index) for index in range(len(messages))]
+    log = tmp_path / "server.log"
+    log.write_text("of a library\n{'a': 1}\n" + "".join(
+        json.dumps({"time": time.isoformat(), "message": said}) + "\n"
+        for time, said in zip(times, messages, strict=True)
+    ))  # fmt: skip
+    server = RunningServer("", tmp_path, tmp_path, log, None)
+    listening, expert, amateur, ready = times[-4:]
+    session = SimpleNamespace(start_looks=[
+        Look(began, 0.0, 1 * GIB), Look(listening + timedelta(seconds=1), 0.0, 1 * GIB),
+        Look(expert - timedelta(seconds=1), 0.0, 9 * GIB), Look(expert, 0.0, 31 * GIB),
+        Look(amateur, 0.0, 36 * GIB), Look(ready, 0.0, 37 * GIB),
+    ])  # fmt: skip
+    assert dict(memory(session, server, [])) == {"expert": 30 * GIB, "amateur": 6 * GIB}
+    planned = {match[1]: sum(map(float, match.groups()[1:])) for match in plans(server)}
+    assert planned.keys() == {"expert", "amateur"} and sum(planned.values()) == pytest.approx(26.8, abs=0.1)
+    assert [seconds for _, seconds in phases(server)] == [30, 10, 10, 10]
 
 
 @pytest.mark.long
