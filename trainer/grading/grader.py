@@ -41,6 +41,8 @@ ALGEBRA = re.compile(r"(?:\\mu\b\s*)?[A-Za-z](?![A-Za-z])|\\Omega\b|[^,]*,")
 """Behind a gold number: no unit, unless a ~ or, behind plain digits, a \\, holds it off. \\text, \\mathrm and words of
 several letters are units."""
 HELD_OFF = r"(?:.*~|.*\\[,;: ](?=\s*\\)|-?[\d.,]+\\[,;: ])\s*"
+EQUATION = re.compile(r"(?=[^=]*(?<![\\A-Za-z])[A-Za-z](?![A-Za-z]))[^=]*[-+*/^|][^=]*=")
+"""No name and no derivation before its value."""
 GOES_ON = re.compile(
     r"\s*(?:(?:[-+/]|\*(?!\*)|\\(?:cdot|times|div)\b)\s*\\?\$?\d|\^\s*\{?\s*[-\d]|\\(?:sqrt|pi|[dt]?frac)(?![A-Za-z]))"
 )
@@ -166,7 +168,7 @@ def _formula(gold: Gold, answer: Answer, expected: str, text: str, maths: Mathem
         return maths.same(expected, text) or maths.same(tidy(gold.text), tidy(answer.text))
     if len(elements(expected)) > 1 or r"\pm" in expected:  # x = 3 or x = 5
         parts = [without_name(part) for part in elements(re.sub(OR, ",", text))]
-        return not any("=" in part for part in parts) and maths.same(expected, ", ".join(parts))
+        return not any(map(EQUATION.match, parts)) and maths.same(expected, ", ".join(parts))
     return all(maths.same(expected, side) for side in sides)  # an equation is not its right side
 
 

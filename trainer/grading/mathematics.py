@@ -18,7 +18,6 @@ import sympy
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
-from sympy.core.relational import Relational
 
 from trainer.grading.normalize import squeezed
 
@@ -41,6 +40,7 @@ WHOLE_ANSWER = [
 """math-verify's other readings take a number out of what they do not understand; its units make 2t a 2."""
 EXACT: dict[str, Any] = {"float_rounding": 12, "allow_set_relation_comp": True, "timeout_seconds": None}
 """For math-verify: 0.333333 is not 1/3, and 1 < x < 2 is (1, 2)."""
+INEQUALITY = (sympy.StrictLessThan, sympy.LessThan, sympy.StrictGreaterThan, sympy.GreaterThan, sympy.Ne)
 GROWING = (sympy.exp, sympy.sinh, sympy.cosh, sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial)
 HUGE = re.compile(
     r"\^\s*\{?\s*[-+]?\s*\d{6}|\^[\s{]*[-+\d]*\d\s*\^[\s{]*[-+]?\d|\d{6}[\s})]*!|!\s*[})]*\s*!.*!"
@@ -137,8 +137,8 @@ def _too_long(signum: int, frame: FrameType | None) -> None:
 
 
 def _one_set(value: Any) -> Any:
-    """Several relations as one set: x < -1 or x > 3. Anything else as it is."""
-    if isinstance(value, sympy.FiniteSet) and all(isinstance(one, Relational) for one in value):
+    """Several inequalities as one set: x < -1 or x > 3. Anything else as it is."""
+    if isinstance(value, sympy.FiniteSet) and all(isinstance(one, INEQUALITY) for one in value):
         return sympy.Union(*(one.as_set() for one in value))
     return value
 
