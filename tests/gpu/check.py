@@ -31,14 +31,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join([*ON_PATH, *filter(None, [os.environ.
 
 from gpu.card import Card  # noqa: E402
 from gpu.pairs import NAMES, pair  # noqa: E402
-from gpu.parts import eager, exactness, sampling, start, training  # noqa: E402
+from gpu.parts import alone, eager, exactness, sampling, start, training  # noqa: E402
 from gpu.session import Figures, Session, Sizes  # noqa: E402
 from gpu.whole import end_to_end, stopping  # noqa: E402
 
 PARTS: dict[str, Callable[[Session], Figures]] = {
-    "start": start, "exactness": exactness, "sampling": sampling, "training": training, "end": end_to_end,
-    "eager": eager, "stopping": stopping,
+    "start": start, "sampling": sampling, "exactness": exactness, "alone": alone, "training": training,
+    "end": end_to_end, "eager": eager, "stopping": stopping,
 }  # fmt: skip
+"""In this order one server with default settings does for a pair."""
 START_SECONDS = 900.0
 """A first start on a GPU compiles."""
 DEFAULT_PAIRS = {"cuda": [name for name in NAMES if name != "tiny"], "cpu": ["demo"]}

@@ -210,7 +210,7 @@ def read_without_unknown(oracle: Oracle, line: Trajectory) -> np.ndarray:
 
 
 def sampling(session: Session) -> Figures:
-    """All problems through the client, with one and two clients, beside vLLM generating with the expert alone."""
+    """All problems through the client, with one and two clients."""
     found, server, count = Figures(), session.shared, session.sizes.problems
     session.sample(session.folder / "warm")
     before, seconds = cpu_seconds(server.process.pid), {}
@@ -226,13 +226,18 @@ def sampling(session: Session) -> Figures:
     found.add("front end, CPU ms a trajectory", 1e3 * spent / count, "2.3")
     found.add("utilisation, %", float(np.mean([look.busy for look in busy])) if busy else "not on a CPU")
     found.claim(totals.failed == 0, f"{totals.failed} problems failed")
-    if not session.sizes.alone:
-        return found
-    slots = server.ask("GET", "/v1/models").json()["data"][0]["slots"]
+    session.sample_seconds = min(seconds.values())
+    return found
+
+
+def alone(session: Session) -> Figures:
+    """vLLM generating with the expert alone, with as many sequences and the same k, beside the service's best."""
+    found, count = Figures(), session.sizes.problems
+    session.run  # noqa: B018  # is made here
     session.stop()
-    alone = generate(session, slots)
-    found.add("the expert alone in LLM.generate, problems/s", count / alone)
-    found.add("service : alone", alone / min(seconds.values()), "at least 0.9")
+    seconds = generate(session, session.slots)
+    found.add("the expert alone in LLM.generate, problems/s", count / seconds)
+    found.add("service : alone", seconds / session.sample_seconds, "at least 0.9")
     return found
 
 

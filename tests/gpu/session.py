@@ -33,7 +33,6 @@ class Sizes:
     problems: int
     tokens: int
     compared: int
-    alone: bool = True  # vLLM generating with the expert alone is timed too
 
 
 @dataclass
@@ -57,6 +56,7 @@ class Session:
     def __init__(self, pair: ModelPair, card: Card, sizes: Sizes, folder: Path) -> None:
         self.pair, self.card, self.sizes, self.folder = pair, card, sizes, folder
         self.start_seconds = self.sample_seconds = 0.0
+        self.slots = 0  # of the shared server's expert
         self.start_looks: list[Look] = []
         self.problems = folder / "problems.jsonl"
         self._servers = contextlib.ExitStack()
@@ -94,6 +94,7 @@ class Session:
             with self.card.watched() as self.start_looks:
                 self._server = self._servers.enter_context(self.server())
             self.start_seconds = time.monotonic() - began
+            self.slots = self._server.ask("GET", "/v1/models").json()["data"][0]["slots"]
         return self._server
 
     def adopt(self, server: RunningServer) -> None:

@@ -21,15 +21,13 @@ from support.servers.real_server import ROOT, RunningServer
 from server.memory import EngineShape, gpu_arguments
 from server.settings import GIB
 
-AT_EVERY_CHANGE = ("start", "exactness", "sampling")
+AT_EVERY_CHANGE = ("start", "sampling", "exactness")
 
 
 def test_the_check_runs_on_a_cpu(demo_server, tmp_path):
-    """On a server that runs already, and without timing vLLM alone."""
+    """On a server that runs already."""
     found = {}
-    with Session(
-        pair("demo", tmp_path, "cpu"), Card("cpu"), Sizes(24, 24, 6, alone=False), tmp_path / "work"
-    ) as session:
+    with Session(pair("demo", tmp_path, "cpu"), Card("cpu"), Sizes(24, 24, 6), tmp_path / "work") as session:
         for part in AT_EVERY_CHANGE:
             session.adopt(demo_server)
             found[part] = run(PARTS[part], session)
