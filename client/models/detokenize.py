@@ -10,11 +10,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from client.errors import RunError
+from client.protocol.trajectories import most_values
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-
+MOST_TOKENIZER_BYTES, MOST_TOKENIZER_VALUES = 2**26, 3_000_000
+"""Of a tokenizer.json. The largest known has half of the bytes, and two thirds of the values."""
 WORD_BEGINS = "▁"
 """How SentencePiece's kind of vocabulary writes a space, which decoding cuts at the beginning of a text."""
 PRINTED_AS_THEMSELVES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -24,11 +26,18 @@ BYTE_OF_LETTER = {chr(byte): byte for byte in PRINTED_AS_THEMSELVES} | {
 """The alphabet in which GPT-2's kind of vocabulary writes bytes."""
 
 
+def has_too_many_values(data: bytes) -> bool:
+    """Whether a tokenizer.json would fill the memory as values."""
+    return most_values(data) > MOST_TOKENIZER_VALUES
+
+
 def tokenizer_of(data: bytes, where: str) -> Tokenizer:
     """The tokenizer of a tokenizer.json. Raises RunError that names `where` it is."""
     from tokenizers import Tokenizer
 
     try:
+        if has_too_many_values(data):
+            raise ValueError(f"more than {MOST_TOKENIZER_VALUES:,} values")
         return Tokenizer.from_buffer(data)
     except Exception as error:
         raise RunError(f"{where} is not a tokenizer.json that can be read ({error}); copy the expert's there") from None

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 JsonRow = dict[str, Any]
 MOST_ROW_BYTES = 64 * 2**20
 """Most bytes of a line: the longest question, escaped by JSON, and room for the other fields."""
+MOST_EMPTY_LINES = 2**20
+"""One after the other: a few kilobytes, packed, may hold any number, and others may wait for their reader."""
 MOST_COLUMN_BYTES = 2**30
 """Most unpacked bytes of a column in a row group: it may be a single page, and a page is unpacked whole."""
 BATCH_ROWS = 16
@@ -126,14 +128,22 @@ def _naming(path: str) -> Iterator[None]:
 
 
 def _of_lines(file: BinaryIO, name: str, columns: Columns) -> Numbered:
-    number = 0
-    while line := file.readline(MOST_ROW_BYTES + 1):
-        number += 1
-        if len(line) > MOST_ROW_BYTES:
-            raise _line_too_long(f"{name}:{number}")
+    for number, line in _lines(file, name):
         text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if text.strip():
             yield number, _row_in(text, f"{name}:{number}"), ()
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+    """The lines and their numbers. Raises ProblemSetError where one has no end, or where only empty ones come."""
+    empty = 0
+    for number, line in enumerate(iter(lambda: file.readline(MOST_ROW_BYTES + 1), b""), 1):
+        if len(line) > MOST_ROW_BYTES:
+            raise _line_too_long(f"{name}:{number}")
+        empty = 0 if line.strip() else empty + 1
+        if empty > MOST_EMPTY_LINES:
+            raise ProblemSetError(f"{name}:{number}: more than {MOST_EMPTY_LINES:,} empty lines; remove them")
+        yield number, line
 
 
 def _of_array(file: BinaryIO, name: str, columns: Columns) -> Numbered:
@@ -201,14 +211,11 @@ def _of_csv(file: BinaryIO, name: str, columns: Columns) -> Numbered:
 
 
 def _text_lines(file: BinaryIO, name: str) -> Iterator[str]:
-    for number, line in enumerate(iter(lambda: file.readline(MOST_ROW_BYTES + 1), b""), 1):
-        where = f"{name}:{number}"
-        if len(line) > MOST_ROW_BYTES:
-            raise _line_too_long(where)
+    for number, line in _lines(file, name):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
-            raise _not_utf8(where) from None
+            raise _not_utf8(f"{name}:{number}") from None
 
 
 def _of_parquet(file: BinaryIO, name: str, columns: Columns) -> Numbered:

@@ -77,7 +77,7 @@ class Failure:
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
-MOST_VALUES, SMALL_LINE_BYTES = 2**22, 2**22
+MOST_VALUES, SMALL_LINE_BYTES = 2**21, 2**22
 """Most values of a line, and bytes of a line whose values need no counting. A value may cost 60 bytes and more."""
 MOST_DETAIL_CHARACTERS = 2000
 """Most characters of a failure's detail: a person reads it."""
@@ -127,9 +127,14 @@ def _fields_of(line: bytes | str) -> Any:
     """A line's JSON. Raises ValueError if Python's objects for it would fill the memory."""
     if len(line) > SMALL_LINE_BYTES:
         data = line.encode() if isinstance(line, str) else line
-        if sum(data.count(mark) for mark in (b"[", b"{", b",")) > MOST_VALUES:
+        if most_values(data) > MOST_VALUES:
             raise ValueError(f"more than {MOST_VALUES:,} values; base64 packs arrays")
     return orjson.loads(line)
+
+
+def most_values(data: bytes) -> int:
+    """How many values a JSON text holds at most, without reading it."""
+    return sum(data.count(mark) for mark in (b"[", b"{", b","))
 
 
 def _key_in(fields: dict[str, Any]) -> tuple[str, int]:

@@ -27,7 +27,7 @@ from client.runs.samples import Sample
 
 SHADES = (0.05, 0.2, 0.4, 0.8, 1.6)
 """Nats at which a token's shade deepens. Fixed, so that two reports can be compared by eye."""
-LONGEST_SHOWN = 1024
+LONGEST_SHOWN, LONGEST_QUESTION = 1024, 20_000
 """Tokens of a trajectory that the page shows: eight long ones would make it too large to open."""
 IDS_SHOWN = 20
 """Ids that a token's detail lists, best first: all of the default top k."""
@@ -121,7 +121,7 @@ def shown_trajectory(
     pieces = texts.pieces(trajectory.token_ids[:LONGEST_SHOWN])
     return ShownTrajectory(
         title=title_of(sample, manifest),
-        question=question or texts.whole(trajectory.prompt_token_ids),
+        question=_shown_question(question or texts.whole(trajectory.prompt_token_ids[:LONGEST_QUESTION])),
         steps=[
             ShownStep(piece or "·", int(np.searchsorted(SHADES, bound)), step in labels)
             for step, (piece, bound) in enumerate(zip(pieces, bounds[:LONGEST_SHOWN], strict=True))
@@ -132,6 +132,10 @@ def shown_trajectory(
         mean_kl=float(bounds[manifest.first_step :].mean()),
         detail=_script_json(details),
     )
+
+
+def _shown_question(question: str) -> str:
+    return question if len(question) <= LONGEST_QUESTION else f"{question[:LONGEST_QUESTION]}…"
 
 
 def reason(step: int, bound: float, whole: bool, kept: bool, manifest: RunManifest) -> str:

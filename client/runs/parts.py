@@ -102,8 +102,11 @@ class Parts:
 
     def failures(self, part: str) -> list[Failure]:
         """A part's failures."""
+        data = self.data("failures", part)
         try:
-            lines = [parse_line(line) for line in self.data("failures", part).splitlines()]
+            if (count := data.count(b"\n")) > MOST_PART_ROWS:
+                raise ValueError(f"{count:,} lines, more than a part holds")
+            lines = [parse_line(line) for line in data.split(b"\n")]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{self._bucket}/{_object_name('failures', part)} is damaged ({_reason(error)}); {MOVE_OUT}"

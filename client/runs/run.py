@@ -28,6 +28,7 @@ import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from client.errors import RunError, fault_words, shorten
+from client.models.detokenize import MOST_TOKENIZER_BYTES
 from client.protocol.requests import Failure, Trajectory, token_fault
 from client.runs.keys import Key, Keys
 from client.runs.manifest import CARD_TAG, PICTURE, RunManifest, dataset_card, divergence_picture
@@ -234,7 +235,7 @@ class Run:
 
     def tokenizer(self) -> bytes:
         """The expert's tokenizer.json. Raises RunError if it is missing."""
-        data = self.bucket.get("tokenizer.json", MOST_PART_BYTES)
+        data = self.bucket.get("tokenizer.json", MOST_TOKENIZER_BYTES)
         if data is None:
             raise RunError(f"{self} has no tokenizer.json; copy the expert's tokenizer.json into it")
         return data

@@ -34,6 +34,7 @@ from client.errors import (
     shorten,
     shown,
 )
+from client.models.detokenize import MOST_TOKENIZER_BYTES, has_too_many_values
 from client.protocol.requests import (
     Failure,
     Job,
@@ -47,6 +48,7 @@ from client.protocol.requests import (
     key_of_line,
     parse_line,
 )
+from client.protocol.trajectories import most_values
 from client.retries import retry
 from client.servers.transport import CTransport
 
@@ -59,9 +61,10 @@ MOST_ANSWER_LINE_BYTES = 2**28
 """A trajectory of 100,000 tokens with a top k of 128 is smaller."""
 SMALLEST_LINE_BOUND, BYTES_AN_ENTRY = 2**24, 64
 """A line may have the first for its prompt, and the second for each id of its top k, in JSON too."""
-MOST_BODY_BYTES, MOST_CARDS_BYTES, MOST_TOKENIZER_BYTES = 2**20, 2**22, 2**26
-"""Most bytes of a response that is no stream. The largest tokenizer.json known has half of the last."""
-MOST_TOKENIZER_VALUES = 2**23
+MOST_BODY_BYTES, MOST_CARDS_BYTES = 2**20, 2**22
+"""Most bytes of a response that is no stream."""
+MOST_BODY_VALUES = 2**16
+"""Most values of one, but of a tokenizer: pydantic keeps a kilobyte for each that is invalid."""
 ANSWER_SECONDS = 300.0
 """How long a response that is no stream may take: a tokenizer over a slow line."""
 LONGEST_RETRY_AFTER = 86_400.0
@@ -141,7 +144,7 @@ class Connection:
 
     async def models(self) -> PairCards:
         """The expert's card and the amateur's."""
-        content = await self._ok("/v1/models", MOST_CARDS_BYTES)
+        content = self._few(await self._ok("/v1/models", MOST_CARDS_BYTES))
         try:
             cards = {card.role: card for card in ModelList.model_validate_json(content).data}
             pair = PairCards(cards["expert"], cards["amateur"])
@@ -161,7 +164,7 @@ class Connection:
     async def tokenizer(self) -> bytes:
         """The expert's tokenizer.json."""
         content = await self._ok("/v1/tokenizer", MOST_TOKENIZER_BYTES)
-        if sum(content.count(mark) for mark in (b"[", b"{", b",")) <= MOST_TOKENIZER_VALUES:
+        if not has_too_many_values(content):
             with contextlib.suppress(ValueError):
                 if isinstance(found := orjson.loads(content), dict) and "model" in found:
                     return content
@@ -170,7 +173,7 @@ class Connection:
     async def versions(self) -> dict[str, str]:
         """Versions of the server and of the packages that its results depend on."""
         try:
-            return VERSIONS.validate_json(await self._ok("/version"))
+            return VERSIONS.validate_json(self._few(await self._ok("/version")))
         except ValidationError:
             raise ServiceError(f"{self} is not a lightreasoner-server: its /version lists no versions") from None
 
@@ -266,13 +269,19 @@ class Connection:
             raise self._refusal(answer, f"{self}{path} answered {answer.status}")
         return answer.content
 
+    def _few(self, content: bytes) -> bytes:
+        """The same body. Raises ServiceError if it holds too many values to check."""
+        if (count := most_values(content)) > MOST_BODY_VALUES:
+            raise ServiceError(f"{self} answered with {count:,} values; is a lightreasoner-server there?")
+        return content
+
     def _job(self, answer: HttpAnswer, expected: int) -> Job:
         if answer.status == 503:
             raise Unreachable(f"{self} cannot answer now: {_detail(answer)}", _retry_after(answer))
         if answer.status != expected:
             raise ServiceError(f"{self} rejected the request: {_detail(answer)}")
         try:
-            return Job.model_validate_json(answer.content)
+            return Job.model_validate_json(self._few(answer.content))
         except ValidationError:
             raise ServiceError(f"{self} sent an invalid job") from None
 

@@ -9,8 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from support.runs.reported import make_run, trajectories_of
 
+import client.models.detokenize
 import client.runs.parts
 from client.errors import RunError
+from client.models.detokenize import tokenizer_of
+from client.report.page import report_page
 from client.runs.run import Run
 from client.storage.bucket import Bucket, BucketError
 
@@ -102,3 +105,25 @@ def test_a_run_json_without_end_is_named(run):
     Bucket(str(run)).put("run.json", b"[" * (2**22 + 1))
     with pytest.raises(BucketError, match=r"cannot read run\.json in .*: it has 4,194,305 bytes, more than 4,194,304"):
         Run(str(run)).manifest()
+
+
+def test_what_else_a_run_holds_has_a_bound_too(run, monkeypatch):
+    bucket = Bucket(str(run))
+    bucket.put("failures/part-0.jsonl", b"\n" * 9)
+    assert not run.failures()
+    monkeypatch.setattr(client.runs.parts, "MOST_PART_ROWS", 8)
+    with pytest.raises(RunError, match=r"part-0\.jsonl is damaged \(9 lines, more than a part holds\)"):
+        run.failures()
+    monkeypatch.setattr(client.models.detokenize, "MOST_TOKENIZER_VALUES", 8)
+    with pytest.raises(RunError, match=r"tokenizer\.json is not .* \(more than 8 values\)"):
+        tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json")
+    with Path(f"{run}/tokenizer.json").open("wb") as file:
+        file.truncate(2**36)
+    with pytest.raises(BucketError, match=r"68,719,476,736 bytes, more than 67,108,864"):
+        run.tokenizer()
+
+
+def test_a_report_shows_the_beginning_of_a_question_that_has_no_end(tmp_path):
+    questions = {f"p{index}": "Q" * 2**20 for index in range(4)}
+    page = report_page(make_run(tmp_path / "run", trajectories_of(4), questions=questions))
+    assert "Q" * 20_000 + "…" in page and "Q" * 20_001 not in page

@@ -19,6 +19,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+import client.problems.rows
 from client.errors import ProblemSetError
 from client.problems.problem_set import ProblemSet
 from client.problems.reader import read_problem_set, read_problems
@@ -336,3 +337,15 @@ def test_messages_that_cannot_be_sent_are_named(tmp_path, chat, said):
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": chat}))
     with pytest.raises(ProblemSetError, match=rf"p\.jsonl:1: {said}"):
         read_problems(str(tmp_path / "p.jsonl"))
+
+
+@pytest.mark.parametrize("first", ['{"question": "q"}', "question\nq", ""])
+def test_empty_lines_without_end_are_refused(tmp_path, first, monkeypatch):
+    monkeypatch.setattr(client.problems.rows, "MOST_EMPTY_LINES", 3)
+    file = tmp_path / "p"
+    file.write_text(f"{first}\n\n\n{first.rpartition(chr(10))[2]}\n")
+    if first:
+        assert len(read_problems(str(file))) == 1
+    file.write_text(f"{first}\n" + "\n" * 5)
+    with pytest.raises(ProblemSetError, match=r"p:\d: more than 3 empty lines; remove them"):
+        read_problems(str(file))
