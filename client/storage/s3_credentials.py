@@ -34,7 +34,8 @@ def s3_options() -> dict[str, Any]:
             raise AwsError(f"its endpoint, AWS_ENDPOINT_URL, is {endpoint!r}; it must begin with http:// or https://")
         options["endpoint"] = endpoint
         client["allow_http"] = endpoint.startswith("http://")
-    if bundle := os.environ.get("AWS_CA_BUNDLE") or found.get("ca_bundle"):
+    bundles = os.environ.get("AWS_CA_BUNDLE"), found.get("ca_bundle"), os.environ.get("REQUESTS_CA_BUNDLE")
+    if bundle := next(filter(None, bundles), None):
         try:
             client["root_certificate"] = Path(bundle).expanduser().read_bytes()
         except OSError as error:
@@ -44,7 +45,10 @@ def s3_options() -> dict[str, Any]:
 
 def _session(needed: bool) -> Any:
     """botocore's session; None if there is nothing that it alone can read. Raises AwsError if it is `needed`."""
-    files = (os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"), "~/.aws/credentials")
+    files = (
+        os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"),
+        os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+    )
     if not needed and not any(Path(file).expanduser().is_file() for file in files):
         return None
     try:

@@ -110,6 +110,20 @@ def test_with_a_key_in_the_environment_region_and_endpoint_still_come_from_the_c
     assert s3_options()["region"] == "us-west-2" and works(f"{s3}/aws")
 
 
+def test_files_elsewhere_are_found_by_their_variables(home, tmp_path, monkeypatch):
+    for name, value in {**KEYS, "AWS_REGION": ""}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "elsewhere").write_text("[default]\nregion = eu-west-3\nendpoint_url = http://127.0.0.1:9\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "elsewhere"))
+    (tmp_path / "bundle").write_text("certificates")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "bundle"))
+    assert s3_options() == {
+        "region": "eu-west-3",
+        "endpoint": "http://127.0.0.1:9",
+        "client_options": {"allow_http": True, "root_certificate": b"certificates"},
+    }
+
+
 @pytest.mark.parametrize("key_from", ["environment", "profile"])
 def test_a_services_section_goes_before_its_profile_and_after_the_environment(
     s3, home, tmp_path, monkeypatch, key_from
