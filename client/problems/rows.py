@@ -128,13 +128,13 @@ def _naming(path: str) -> Iterator[None]:
 
 
 def _of_lines(file: BinaryIO, name: str, columns: Columns) -> Numbered:
-    for number, line in _numbered_lines(file, name):
+    for number, line in _bounded_lines(file, name):
         text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if text.strip():
             yield number, _row_in(text, f"{name}:{number}"), ()
 
 
-def _numbered_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+def _bounded_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
     """The lines and their numbers. Raises ProblemSetError where one has no end, or where only empty ones come."""
     empty = 0
     for number, line in enumerate(iter(lambda: file.readline(MOST_ROW_BYTES + 1), b""), 1):
@@ -211,7 +211,7 @@ def _of_csv(file: BinaryIO, name: str, columns: Columns) -> Numbered:
 
 
 def _text_lines(file: BinaryIO, name: str) -> Iterator[str]:
-    for number, line in _numbered_lines(file, name):
+    for number, line in _bounded_lines(file, name):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
