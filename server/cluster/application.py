@@ -39,6 +39,8 @@ HEALTH_SECONDS = 2.0
 FRONT_REQUESTS = 4096
 """Open at one front; `limits` bound what they hold."""
 DESCRIBE_SECONDS = 5.0
+LOGGING = {"enable_access_log": False}
+"""Ray writes a line for every trajectory otherwise, in the replica; ours tell what matters."""
 
 
 def application(args: dict[str, Any]) -> serve.Application:
@@ -66,6 +68,7 @@ def application_over(start: StartPair, args: dict[str, Any]) -> serve.Applicatio
             "target_ongoing_requests": max(1, int(BUSY_SHARE * slots)),
         },
         health_check_period_s=HEALTH_SECONDS,
+        logging_config=LOGGING,
         graceful_shutdown_timeout_s=settings.grace_seconds + ENDING_SECONDS,
     )
     front = serve.deployment(serve.ingress()(Front)).options(  # type: ignore[attr-defined]
@@ -73,6 +76,7 @@ def application_over(start: StartPair, args: dict[str, Any]) -> serve.Applicatio
         ray_actor_options={"num_cpus": 1},
         max_ongoing_requests=FRONT_REQUESTS,
         health_check_period_s=HEALTH_SECONDS,
+        logging_config=LOGGING,
         graceful_shutdown_timeout_s=settings.grace_seconds + ENDING_SECONDS,
     )
     return front.bind(settings, replicas.bind(settings, start), count.most)
