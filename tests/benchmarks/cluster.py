@@ -55,33 +55,33 @@ def main() -> None:
 
 
 def beside(server: Any, cluster: Any, replicas: int, count: int, rounds: int) -> dict[str, Any]:
-    """Medians of both, in turns, and of their ratios."""
+    """Medians of both, in turns, and of their ratios. The front is one process, so its CPU time bounds the rate."""
     from support.servers.real_server import processes_of
 
     serve(cluster, replicas)
-    ways: dict[str, tuple[str, Callable[[], Iterable[int]]]] = {
-        "plain server": (server.url, lambda: processes_of(server.process.pid)),
-        "Ray Serve": (cluster.url, lambda: processes_with(cluster.folder)),
+    processes: dict[str, Callable[[], Iterable[int]]] = {
+        "plain server": lambda: processes_of(server.process.pid),
+        "Ray Serve": lambda: processes_with(cluster.folder),
+        "its front": lambda: [cluster.pid_of("Front")],
     }
-    for url, _ in ways.values():
+    rates: dict[str, list[float]] = {"plain server": [], "Ray Serve": []}
+    cpu: dict[str, list[float]] = {name: [] for name in processes}
+    for url in (server.url, cluster.url):
         sample(url, WARM)
-    turns = [{name: rate_and_cpu(*way, count) for name, way in ways.items()} for _ in range(rounds)]
-    rates = {name: [turn[name][0] for turn in turns] for name in ways}
-    cpu = {name: [turn[name][1] for turn in turns] for name in ways}
+    for _ in range(rounds):
+        for name, url in (("plain server", server.url), ("Ray Serve", cluster.url)):
+            asked = [way for way in processes if (way == "plain server") == (name == "plain server")]
+            before, began = {way: cpu_seconds(processes[way]()) for way in asked}, time.perf_counter()
+            sample(url, count)
+            rates[name].append(count / (time.perf_counter() - began))
+            for way in asked:
+                cpu[way].append(1000 * (cpu_seconds(processes[way]()) - before[way]) / count)
     ratios = [ray / plain for plain, ray in zip(*rates.values(), strict=True)]
     return {
         "problems/s": {name: round(median(values), 1) for name, values in rates.items()},
         "of the plain server": {"median": round(median(ratios), 2), "each": [round(ratio, 2) for ratio in ratios]},
         "CPU ms a trajectory": {name: round(median(values), 1) for name, values in cpu.items()},
     }
-
-
-def rate_and_cpu(url: str, processes: Callable[[], Iterable[int]], count: int) -> tuple[float, float]:
-    """Problems a second of one client; CPU milliseconds of the service for each."""
-    before, began = cpu_seconds(processes()), time.perf_counter()
-    sample(url, count)
-    seconds = time.perf_counter() - began
-    return count / seconds, 1000 * (cpu_seconds(processes()) - before) / count
 
 
 def sample(url: str, count: int) -> None:
