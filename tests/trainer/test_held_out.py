@@ -165,13 +165,17 @@ def test_the_best_adapter_is_kept_and_a_training_that_goes_past_it_warns(tmp_pat
     assert code == 0 and 0 < best < 6
     said = " ".join(said.split())
     assert f"warning: training went past its best: held-out loss and shift together were lowest at step {best}" in said
-    assert f"Train again with --keep best, or --max-steps {best}" in said
+    assert f"Train again with --max-steps {best}, or with --keep best" in said
     seen = next(at for at in range(2, 8) if min(scores[at - 1 : at + 1]) > 1.01 * min(scores[: at + 1]))
     on_the_way = f"step {seen}: held-out loss and shift together have risen since step {best}: training may be past"
     assert said.count(on_the_way) == 1 == said.count("training may be past")
     assert said.index(on_the_way) < said.index("step 7/7")
-    assert f"**Training went past its best, step {best}:**" in (tmp_path / "last" / "README.md").read_text()
+    told = (tmp_path / "last" / "README.md").read_text()
+    assert f"**Training went past its best, step {best}:**" in told and f"`--max-steps {best}`, or with" in told
+    assert f"If `checkpoints/checkpoint-{best}` is here" in told and "measured every 1 steps" in told
+    assert not list((tmp_path / "last" / "checkpoints").glob("*/README.md"))
     code, said, _ = trainer_cli(*words, "--output", tmp_path / "best", "--max-steps", 7, "--keep", "best")
+    assert f"{many} shows this training now, and no longer the one before" in " ".join(said.split())
     assert code == 0 and f"the adapter of step {best} is kept" in " ".join(said.split())
     assert f"adapter of step {best} in {tmp_path / 'best'}" in said
     told = (tmp_path / "best" / "README.md").read_text()

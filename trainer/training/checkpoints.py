@@ -164,6 +164,7 @@ class Output:
         """Complete a checkpoint: write `state` and the list of its files. Then remove all but the newest `keep`."""
         folder = self.checkpoints / f"checkpoint-{number}"
         (folder / PROVENANCE).write_text(json.dumps(state, indent=2) + "\n")
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's, which says nothing
         for file in folder.glob("*.safetensors"):
             shutil.copymode(folder / PROVENANCE, file)  # safetensors lets nobody else read it
         digests = {file.name: _file_digest(file) for file in sorted(folder.iterdir()) if file.is_file()}

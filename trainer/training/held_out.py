@@ -99,7 +99,7 @@ class HeldOutWatch(TrainerCallback):
     def outcome(self) -> dict[str, Any]:
         """For lightreasoner.json: the best and the last measurement, and whether training went past its best."""
         measured = {"best": asdict(self.best), "last": asdict(self.figures[-1])}
-        return {**measured, "past_the_best": self.past_the_best}
+        return {**measured, "measured_every": self._every, "past_the_best": self.past_the_best}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.figures = [
@@ -203,7 +203,7 @@ def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
         past = "training went past its best: " if watch.past_the_best else ""
         console.print(f"{past}the adapter of step {best.step} is kept{nothing}", soft_wrap=True)
     elif watch.past_the_best:
-        remedy = f"--keep best, or --max-steps {best.step}" if best.step else "a lower --learning-rate"
+        remedy = f"--max-steps {best.step}, or with --keep best" if best.step else "a lower --learning-rate"
         console.print(
             f"warning: training went past its best: held-out loss and shift together were lowest at step {best.step}, "
             f"and since then it unlearns what the expert could do (loss.png shows it). Train again with {remedy}",

@@ -46,11 +46,13 @@ def card(provenance: dict[str, Any], base: str) -> str:
         "amateur, weights": run["amateur.model_fingerprint"],
         "α, β, first step": f"{run['alpha']:g}, {run['beta']:g} nats, {run['first_step']}",
         "trained on": f"{provenance['trajectories']} trajectories with {provenance['kept_steps']} kept steps",
-        "optimizer steps": f"{provenance['optimizer_steps']} of {recipe['batch_size']} {UNITS[recipe['unit']]}",
+        "optimizer steps": f"{provenance['optimizer_steps']} of {recipe['batch_size']} {UNITS[recipe['unit']]}"
+        + ("" if recipe["max_steps"] else f", {recipe['epochs']:g} epochs"),
         "learning rate": f"{recipe['learning_rate']:g}, AdamW",
         "LoRA": f"rank {lora['rank']}, alpha {lora['alpha']}, dropout {lora['dropout']:g}, "
         f"on {', '.join(lora['targets'])}",
-        "loss": f"{provenance['first_loss']:.4f} nats at the first step, {provenance['last_loss']:.4f} at the last",
+        "loss of a step alone": f"{provenance['first_loss']:.4f} nats at the first, {provenance['last_loss']:.4f} at "
+        "the last",
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
     }
     if held_out := provenance.get("held_out"):
@@ -64,17 +66,24 @@ def card(provenance: dict[str, Any], base: str) -> str:
     overridden = "".join(f"\n- {difference}" for difference in provenance["mismatches"])
     warning = f"\n**Trained although the model is not the RUN's expert:**{overridden}\n" if overridden else ""
     if held_out and held_out["past_the_best"] and step == last:
-        warning += (
-            f"\n**Training went past its best, step {held_out['best']['step']}:** since then the model unlearns what "
-            "it could do,\nby the trajectories that were held out. `loss.png` and `held_out.jsonl` show how. "
-            "`--keep best` keeps the best adapter.\n"
-        )
+        warning += _past_the_best(held_out["best"]["step"], held_out["measured_every"])
     return (
         f"---\n{header}\n---\n\n"
         f"# LightReasoner adapter for {name}\n\n"
         f"{MADE[recipe['objective']]}\n{warning}\n| | |\n| --- | --- |\n{table}\n\n"
         "`lightreasoner.json` beside this file has every setting. The licence of the base model applies to its "
         "weights.\n"
+    )
+
+
+def _past_the_best(best: int, every: int) -> str:
+    """What to do about an adapter of a training that went on for too long."""
+    there = f"If `checkpoints/checkpoint-{best}` is here, use that one.\nIf not, train" if best else "Train"
+    remedy = f"`--max-steps {best}`, or with\n`--keep best` and as many steps" if best else "a lower `--learning-rate`"
+    return (
+        f"\n**Training went past its best, step {best}:** since then the model unlearns what it could do,\nby the "
+        f"trajectories that were held out and measured every {every} steps (`loss.png`, `held_out.jsonl`).\n"
+        f"{there} again, into another folder, with {remedy}.\n"
     )
 
 

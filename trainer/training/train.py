@@ -410,6 +410,8 @@ def finish(
     write_whole(folder / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
     for name in (METRICS, CURVE, HELD_OUT):
         try:
+            if name == METRICS and _is_of_another(training.run.bucket.get(f"training/{name}"), folder / name):
+                console.print(f"{training.run} shows this training now, and no longer the one before", soft_wrap=True)
             if name == HELD_OUT and not watch:  # an earlier training's may be there
                 training.run.bucket.remove(f"training/{name}")
             else:
@@ -417,6 +419,11 @@ def finish(
         except BucketError as error:
             console.print(f"warning: {name} is not in the RUN: {error}", style="yellow", soft_wrap=True)
     training.out.publish()
+
+
+def _is_of_another(metrics: bytes | None, mine: Path) -> bool:
+    """Whether metrics in the RUN are those of another training, or of this one before it was repeated."""
+    return metrics is not None and not mine.read_bytes().startswith(metrics)
 
 
 def report_of(provenance: dict[str, Any], seconds: float, already_done: bool = False) -> TrainReport:
