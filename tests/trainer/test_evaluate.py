@@ -350,6 +350,10 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(
     twofold = save_model(tmp_path / "twofold")
     about = json.loads((twofold / "config.json").read_text()) | {"is_encoder_decoder": True}
     (twofold / "config.json").write_text(json.dumps(about))
+    lacking = save_model(tmp_path / "lacking")
+    weights = load_file(lacking / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]  # vLLM joins it with another, and says nothing
+    save_file(weights, lacking / "model.safetensors", {"format": "pt"})
     (tmp_path / "mine.md").write_text("my own notes")
     for words, code, message in (
         ((expert, *good, "-o", tmp_path / "mine.json"), 1, "mine.md exists, but "),
@@ -359,6 +363,7 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(
         ((expert, *good, "--adapter", tmp_path), 1, "no adapter at"),
         ((expert, *good, "--adapter", foreign), 1, "was made for other weights"),
         ((mute, *good), 1, "has no chat template"),
+        ((lacking, *good), 1, "it lacks 1 tensors, such as model.layers.1.mlp.up_proj.weight"),
         ((twofold, *good), 1, "describes an encoder-decoder (['LlamaForCausalLM']); a causal language model is needed"),
         ((tmp_path / "none", *good), 1, "no model folder at"),
         ((expert, *good, "-o", tmp_path / "no" / "r.json"), 1, "--output"),

@@ -292,6 +292,7 @@ def test_a_model_with_other_tensors_than_its_configuration_has_is_refused(tmp_pa
     run = write_run(tmp_path / "run", base, trajectories=[trajectory("p", 0)])
     code, _, err = trainer_cli("train", run, "--model", base, "--output", tmp_path / "adapter")
     assert code == 1 and words in " ".join(err.split()), err
+    assert harm is not without_a_tensor or not (tmp_path / "adapter").exists()
     adapter = save_adapter(tmp_path / "made", expert)
     code, _, err = trainer_cli("merge", base, adapter, tmp_path / "out")
     assert code == 1 and words in " ".join(err.split()), err

@@ -5,6 +5,7 @@ In: a folder, or a Hugging Face Hub id. Out: a `ModelFolder`, which is made once
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -150,6 +151,24 @@ class ModelFolder:
                 " from. If RUN was sampled with the quantised one, add --allow-mismatch"
             )
 
+    def check_whole(self) -> None:
+        """Raise ModelError if the files lack a tensor of the model. Reads names alone, as transformers maps them.
+
+        vLLM does not say so of a tensor that it joins with others, as q_proj, and computes with what lies in memory.
+        A quantised model's tensors have other names, and are left to who loads them.
+        """
+        from transformers import AutoModelForCausalLM
+
+        if getattr(self.configuration, "quantization_config", None):
+            return
+        try:
+            whole: Any = AutoModelForCausalLM.from_pretrained(
+                self.path, config=self.configuration, device_map="meta", output_loading_info=True
+            )
+        except Exception:  # a kind of model that transformers cannot load so: whoever loads it says why
+            return
+        _refuse(self, "lacks", whole[1]["missing_keys"])
+
     @cached_property
     def dtype(self) -> torch.dtype:
         """The type in config.json; if there is none, float32, which can hold all others exactly."""
@@ -197,11 +216,15 @@ def load(model: ModelFolder, dtype: torch.dtype, attention: str | None = None) -
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         using = f" with --attention {attention}" if attention else ""
         raise ModelError(f"{model} cannot be loaded as a causal language model{using}: {reason_of(error)}") from error
-    for what, odd in (("lacks", names["missing_keys"]), ("has no place for", names["unexpected_keys"])):
-        if odd:
-            first = sorted(odd)[0]
-            raise ModelError(
-                f"{model} is damaged, or not what its config.json says: it {what} {len(odd)} tensors, such as {first};"
-                " download or save the model again"
-            )
+    _refuse(model, "lacks", names["missing_keys"])
+    _refuse(model, "has no place for", names["unexpected_keys"])
     return loaded
+
+
+def _refuse(model: ModelFolder, what: str, odd: Iterable[str]) -> None:
+    """Raise ModelError where there are such names of tensors."""
+    if listed := sorted(odd):
+        raise ModelError(
+            f"{model} is damaged, or not what its config.json says: it {what} {len(listed)} tensors, such as"
+            f" {listed[0]}; download or save the model again"
+        )

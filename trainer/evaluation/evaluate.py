@@ -62,6 +62,7 @@ def evaluate(
                 style="yellow",
                 soft_wrap=True,
             )
+    model.check_whole()
     read, about = benchmarks_of(model, benchmarks, examination, file, lambda text: console.print(text, soft_wrap=True))
     records = Records(file, about | {"adapters": {name: _digest(at) for name, at in tuned.items()}})
     try:

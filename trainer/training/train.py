@@ -75,6 +75,7 @@ def train(
     if not running.allow_mismatch:
         check_expert(run, base)
     base.check_unquantized()
+    base.check_whole()
     # Errors of the RUN are found before anything is written.
     training_set = None if running.resume or running.follow else read(run, base, recipe, running)
     identity = identity_of(run, base, recipe, running)
