@@ -167,7 +167,7 @@ class ModelFolder:
             )
         except Exception:  # a kind of model that transformers cannot load so: whoever loads it says why
             return
-        _refuse(self, "lacks", whole[1]["missing_keys"])
+        _check_names(self, "lacks", whole[1]["missing_keys"])
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -216,12 +216,12 @@ def load(model: ModelFolder, dtype: torch.dtype, attention: str | None = None) -
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         using = f" with --attention {attention}" if attention else ""
         raise ModelError(f"{model} cannot be loaded as a causal language model{using}: {reason_of(error)}") from error
-    _refuse(model, "lacks", names["missing_keys"])
-    _refuse(model, "has no place for", names["unexpected_keys"])
+    _check_names(model, "lacks", names["missing_keys"])
+    _check_names(model, "has no place for", names["unexpected_keys"])
     return loaded
 
 
-def _refuse(model: ModelFolder, what: str, odd: Iterable[str]) -> None:
+def _check_names(model: ModelFolder, what: str, odd: Iterable[str]) -> None:
     """Raise ModelError where there are such names of tensors."""
     if listed := sorted(odd):
         raise ModelError(

@@ -93,9 +93,12 @@ DENIED = re.compile(
 SIGN = re.compile(r"(?:^\W*|\b(?:of|to|at|about)\s+|\b(?=negative))((?:minus|negative)\s+)$", re.IGNORECASE)
 BOUND = re.compile(r"\b(?:over|under|beyond|minus|negative)\s*$", re.IGNORECASE)
 """Right before a number, as its sign is. Over 4 weeks it may be 4 * 50 = 200."""
+DISBELIEVED = re.compile(
+    r"(?:\bnot|n't)\s+(?:true|think|believe|claim|say|sure|certain|convinced|the\s+case)\b|\bdoubt\b", re.IGNORECASE
+)
 UNTRUE = re.compile(
-    r"(?:\bnot|n't|\bnever|\bcannot|\bno longer)\s+(?:\w+\s+)?$|\b(?:not|n't)\s+(?:true|think|believe|claim|sure)\b|"
-    r"\b(?:wrong|incorrect|false|doubt)\b|^if\b(?!.*,)|不$",
+    rf"(?:\bnot|n't|\bnever|\bcannot|\bno longer)\s+(?:\w+\s+)?$|{DISBELIEVED.pattern}|"
+    r"\b(?:wrong|incorrect|false)\b|^if\b(?!.*,)|不$",
     re.IGNORECASE,
 )
 """Before the verb; the difference between two things is a number."""
@@ -124,7 +127,8 @@ CUT_OFF = re.compile(
 MATHY = re.compile(r"[\d\\=<>≤≥≠≈^√π∞±×÷½]|^[-+*/–—−]$")
 OPERATOR = re.compile(r"^[-+*/=<>≤≥≠≈^±×÷(]|[-+*/=<>≤≥≠≈^±×÷(]$")
 LETTERS_ALONE = re.compile(r"(?<![A-Za-z\\])(?!x\s*\\?\$?\d|(?:a|I)\s+\\?[$\w])[A-Za-z](?![A-Za-z])")
-PIECE = re.compile(r"\$[^$]*\$\S*|\S+")
+CJK = r"\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
+PIECE = re.compile(rf"\$[^$]*\$\S*|[{CJK}]+|[^\s{CJK}]+")
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,8 @@ def _unmarked(output: str) -> Iterator[Answer]:
     anchored = ""
     for said in ANSWER.finditer(text):
         rest = text[said.end() :].lstrip(" \n\t*:：")
-        anchored = next(iter(split_sentences(rest)), anchored)
+        before = re.split(r"[.!?\n]", text[: said.start()])[-1]
+        anchored = "" if DISBELIEVED.search(before) else next(iter(split_sentences(rest)), anchored)
     if anchored:
         yield from _from_sentence(anchored, whole=True)
         return
