@@ -48,12 +48,28 @@ FOREIGN = {
     b"\x80": ("a Python pickle, which may run code", "save it as JSON lines"),
     b"version https://git-lfs": ("a pointer of Git LFS and not the file itself", "run git lfs pull"),
     b"---\n": ("YAML", "save it as JSON lines"),
+    b"\x1f\x9d": ("compressed by compress (.Z)", "unpack it"),
+    b"LZIP": ("compressed by lzip", "unpack it"),
+    b"\x5d\0\0": ("compressed as LZMA", "unpack it, or compress it as xz"),
+    b"\xff\x06\0\0sNaPpY": ("compressed by Snappy", "unpack it"),
+    b"x\x01": ("compressed as zlib", "unpack it, or compress it as gzip"),
+    b"x\x9c": ("compressed as zlib", "unpack it, or compress it as gzip"),
+    b"x\xda": ("compressed as zlib", "unpack it, or compress it as gzip"),
+    b"GGUF": ("a GGUF model", "give the file of problems"),
+    b"\x7fELF": ("a program", "give the file of problems"),
+    b"\x89PNG": ("a picture", "give the file of problems"),
+    b"\xff\xd8\xff": ("a picture", "give the file of problems"),
 }
 """First bytes of what is not read: what it is, and what to do."""
-WORDS = (b"PARE", b"ORC", b"FEA1", b"ARROW1", b"Rar!")
+WORDS = (b"PARE", b"ORC", b"FEA1", b"ARROW1", b"Rar!", b"LZIP", b"GGUF")
 """Of these, what a text may begin with too: a file of that form also has bytes that no text has."""
 BINARY = re.compile(rb"[\0-\x08\x0e-\x1f]")
 TAR_AT, TAR = 257, b"ustar"
+DUCKDB_AT, DUCKDB = 8, b"DUCK"
+SAFETENSORS = re.compile(rb"[\s\S]{4}\0{4}\{")
+WIDE = re.compile(rb"(?:[\x20-\x7e]\0|\0[\x20-\x7e]){2}")
+"""How UTF-16 begins that has no mark; its first line says what to do."""
+MOST_FIRST_BYTES_SHOWN = 8
 ENCODINGS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
              codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
 NO_TABLE = re.compile(rb"[{}\[\]\0]")
@@ -83,6 +99,10 @@ def _form_of_text(head: bytes, name: str) -> Form:
     )  # fmt: skip
     if head[TAR_AT:].startswith(TAR):
         what, remedy = "a tar archive", "unpack it"
+    elif head[DUCKDB_AT:].startswith(DUCKDB):
+        what, remedy = "a DuckDB database", "export the table as CSV"
+    elif SAFETENSORS.match(head):
+        what, remedy = "a safetensors model", "give the file of problems"
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if text.startswith(b"<"):
         what, remedy = "a web page or XML", "download the file itself, or save it as JSON lines"
@@ -93,6 +113,11 @@ def _form_of_text(head: bytes, name: str) -> Form:
             raise ProblemSetError(
                 f"{name}:1: not in UTF-8 but in {encoding}; the file must be in UTF-8: iconv -f {encoding} -t UTF-8"
             )
+    if BINARY.search(head) and not _is_text(head) and not WIDE.match(head):
+        raise ProblemSetError(
+            f"{name} is binary, of a form that is not known (it begins with {head[:MOST_FIRST_BYTES_SHOWN]!r}); save "
+            "it as JSON lines, CSV or Parquet"
+        )
     if name.lower().endswith(".parquet"):
         raise ProblemSetError(f"{name} is no Parquet file: it begins with {head[:8]!r}; download or write it again")
     if text.startswith(b"["):
@@ -102,6 +127,15 @@ def _form_of_text(head: bytes, name: str) -> Form:
     of_json = re.search(r"\.(jsonl?|ndjson)(\.\w+)?$", name, re.IGNORECASE)
     table = not of_json or any(mark in first for mark in (b",", b"\t", b";"))
     return "csv" if first and (by_name or table) and not NO_TABLE.search(first) else "lines"
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether a file that begins so may be UTF-8; the last character may be cut."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:

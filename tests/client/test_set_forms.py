@@ -10,6 +10,7 @@ import re
 import sys
 import uuid
 import zipfile
+import zlib
 from datetime import date, datetime
 from decimal import Decimal
 from types import SimpleNamespace
@@ -122,6 +123,16 @@ def test_a_large_array_is_read_row_by_row(tmp_path):
         (gzip.compress(b"\0" * 257 + b"ustar\0"), "is a tar archive; unpack it"),
         (b"7z\xbc\xaf\x27\x1c", "is a 7z archive"),
         (b"SQLite format 3\0", "is a SQLite database; export"),
+        (zlib.compress(LINES), "is compressed as zlib; unpack it, or compress it as gzip"),
+        (lzma.compress(LINES, format=lzma.FORMAT_ALONE), "is compressed as LZMA; unpack it"),
+        (b"\xff\x06\0\0sNaPpY\1", "is compressed by Snappy; unpack it"),
+        (b"\x1f\x9d\x90\xe9", r"is compressed by compress \(\.Z\); unpack it"),
+        (b"LZIP\1\x0c\xe9", "is compressed by lzip"),
+        (pa.compress(LINES * 9, "brotli", asbytes=True), "is binary, of a form that is not known .*JSON lines"),
+        (b"GGUF\3\0\0\0", "is a GGUF model; give the file of problems"),
+        (b"\x10\0\0\0\0\0\0\0{}", "is a safetensors model"),
+        (b"\x89PNG\r\n\x1a\n", "is a picture"),
+        (b"\0" * 8 + b"DUCK", "is a DuckDB database; export"),
         (b"\x80\x04\x95", "is a Python pickle"),
         (b"<!DOCTYPE html><title>404", "is a web page or XML; download the file itself"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS .* git lfs pull"),
