@@ -94,12 +94,18 @@ def sample(url: str, count: int) -> None:
 
 
 def in_a_job(cluster: Any, count: int, bucket: Path) -> dict[str, Any]:
-    """The front's peak memory before a job and after it."""
-    from support.cluster.cluster_jobs import completed, submitted
+    """The front's peak memory before a job and after it; its problems are in the bucket."""
+    import httpx
+    from support.cluster.cluster_jobs import completed
 
+    bucket.mkdir()
+    lines = (json.dumps({"id": f"{number}", "question": "And?"}) for number in range(count))
+    (bucket / "problems.jsonl").write_text("\n".join(lines))
     serve(cluster, 3, bucket=str(bucket))
     memory, began = {"before": peak_mib(cluster.pid_of("Front"))}, time.perf_counter()
-    ended = completed(cluster, submitted(cluster, count, "run", max_tokens=JOB_TOKENS), seconds=3600)
+    body = {"problems_url": "problems.jsonl", "run": "run", "max_tokens": JOB_TOKENS, "top_k": 4}
+    posted = httpx.post(f"{cluster.url}/v1/jobs", json=body, timeout=60).raise_for_status().json()
+    ended = completed(cluster, posted["id"], seconds=3600)
     assert ended["request_counts"]["completed"] == count
     memory["after"] = peak_mib(cluster.pid_of("Front"))
     rate = round(count / (time.perf_counter() - began), 1)
