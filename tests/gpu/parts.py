@@ -140,7 +140,8 @@ def exactness(session: Session) -> Figures:
             for role in ("expert", "amateur"):
                 count = server.metric("vllm:num_preemptions_total", role=role)
                 found.add(f"{role}, requests preempted", count)
-                found.claim(count > 0, f"no request of the {role} was preempted")
+                crowded = session.pair.name != "demo"  # whose answers are short: its requests hardly meet
+                found.claim(count > 0 or not crowded, f"no request of the {role} was preempted")
         compare(session, "float32", lines, found, EXACT)
     # On a CPU the server has float32, and tests/server/test_model_runner.py has the tight one.
     name, most = ("default dtype", None) if session.card.cuda else ("float32", EXACT)
