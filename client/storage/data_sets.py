@@ -122,8 +122,11 @@ class DataSet:
             raise
         except Exception as error:
             remedy = ""
+            reasons: list[BaseException] = [error]
+            if error.__cause__ and not hasattr(error, "response"):  # of an upload the cause alone says why
+                reasons.append(error.__cause__)
             with contextlib.suppress(AttributeError):
-                if error.response.status_code in (401, 403, 404):  # type: ignore[attr-defined]
+                if reasons[-1].response.status_code in (401, 403, 404):  # type: ignore[attr-defined]
                     remedy = "; check the name, and log in with `hf auth login` or a token in HF_TOKEN"
-            reason = shorten(reason_of(error), MOST_SAID_CHARACTERS)
+            reason = shorten("; ".join(dict.fromkeys(map(reason_of, reasons))), MOST_SAID_CHARACTERS)
             raise BucketError(f"cannot {verb} {self}: {reason}{remedy}") from error

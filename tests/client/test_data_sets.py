@@ -27,6 +27,7 @@ def hub(monkeypatch, tmp_path):
             monkeypatch.setattr(huggingface_hub.constants, name, there.replace("https://huggingface.co", hub.url))
         monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         HfFileSystem.clear_instance_cache()
         yield hub
@@ -54,10 +55,12 @@ def objects(run):
     return {name: run.bucket.get(name) for name in run.bucket.names("") if name != "notes.txt"}
 
 
-def test_a_run_that_was_pushed_and_pulled_is_the_same_run(hub, sealed, tmp_path):
+@pytest.mark.parametrize("piece_bytes", [None, 1000])
+def test_a_run_that_was_pushed_and_pulled_is_the_same_run(hub, sealed, tmp_path, piece_bytes):
+    hub.piece_bytes = piece_bytes
     said = called("push", sealed, PLACE)
     assert said.strip() == f"{hub.url}/datasets/me/run/commit/{1:040x}" and hub.private == {"me/run"}
-    assert hub.files("me/run") == objects(sealed) and len(hub.commits) == 1
+    assert hub.files("me/run") == objects(sealed) and len(hub.commits) == 1 and len(hub.stored) == 6
     assert called("pull", PLACE, tmp_path / "new") == f"{tmp_path / 'new'}: 10 files copied from {PLACE}\n"
     assert objects(Run(str(tmp_path / "new"))) == objects(sealed)
 
@@ -97,6 +100,13 @@ def test_what_cannot_be_pushed_or_pulled_is_named_with_the_remedy(hub, sealed, t
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(LightReasonerError, match=r"401.*; check the name, and log in with `hf auth login`"):
         called("push", sealed, "hf://datasets/me/other")
+
+
+def test_a_store_of_the_hub_that_refuses_leaves_no_commit(hub, sealed):
+    hub.refuse_upload = 403
+    with pytest.raises(LightReasonerError, match=rf"cannot write {PLACE}: .*403"):
+        called("push", sealed, PLACE)
+    assert not hub.commits
 
 
 def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch, sealed, tmp_path):

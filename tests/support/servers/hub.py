@@ -1,7 +1,7 @@
 """A stand-in of the Hugging Face Hub: its HTTP API for data sets, from memory, over real HTTP.
 
-It answers what huggingface_hub asks to make a data set, to commit to it, to list and to read it. All files are
-committed in the request itself; the Hub takes large ones by way of a store, which is not tried here.
+It answers what huggingface_hub asks to make a data set, to commit to it, to list and to read it. Parquet goes by way of
+a store, as the Hub has it, whole or in pieces (`piece_bytes`); of the Hub's own store of chunks, Xet, nothing is here.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ class Hub:
         self.data_sets: dict[str, list[dict[str, bytes]]] = {}  # by name: the files of each commit
         self.private: set[str] = set()
         self.refuse: int | None = None  # a status, for every commit
+        self.refuse_upload: int | None = None  # a status, for every file that goes to the store
+        self.piece_bytes: int | None = None
+        self.stored: dict[str, bytes] = {}  # by SHA-256
+        self._pieces: dict[str, dict[int, bytes]] = {}
         self.commits: list[list[str]] = []  # the files that each commit added
         self.url = ""
 
@@ -110,8 +114,39 @@ class Hub:
     async def _modes(self, request: Request) -> Response:
         files = (await request.json())["files"]
         return JSONResponse(
-            {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
-        )
+            {
+                "files": [
+                    {"path": (path := file["path"]), "shouldIgnore": False,
+                     "uploadMode": "lfs" if path.endswith(".parquet") else "regular"}
+                    for file in files
+                ]
+            }
+        )  # fmt: skip
+
+    async def _batch(self, request: Request) -> Response:
+        objects = []
+        for asked in (await request.json())["objects"]:
+            action: dict[str, Any] = {"href": f"{self.url}/store/{asked['oid']}"}
+            if size := self.piece_bytes:
+                numbers = range(1, -(-asked["size"] // size) + 1)
+                pieces = {f"{number:05d}": f"{action['href']}/{number}" for number in numbers}
+                action["header"] = {"chunk_size": str(size), **pieces}
+            objects.append({**asked, "actions": {"upload": action}})
+        return JSONResponse({"transfer": "multipart" if self.piece_bytes else "basic", "objects": objects})
+
+    async def _store(self, request: Request) -> Response:
+        oid, data = request.path_params["oid"], await request.body()
+        if self.refuse_upload:
+            return Response("no", self.refuse_upload)
+        if request.method == "POST":  # the last word on its pieces
+            pieces = self._pieces.pop(oid)
+            data = b"".join(pieces[part["partNumber"]] for part in orjson.loads(data)["parts"])
+        elif number := request.path_params.get("number"):
+            self._pieces.setdefault(oid, {})[number] = data
+            return Response(headers={"etag": f'"{number}"'})
+        assert hashlib.sha256(data).hexdigest() == oid
+        self.stored[oid] = data
+        return JSONResponse({"success": True})
 
     async def _commit(self, request: Request) -> Response:
         name, _ = self._asked(request)
@@ -119,9 +154,10 @@ class Hub:
             return JSONResponse({"error": "no more room"}, self.refuse)
         lines = [orjson.loads(line) for line in (await request.body()).splitlines() if line]
         added = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
+        by_store = {line["value"]["path"]: line["value"]["oid"] for line in lines if line["key"] == "lfsFile"}
         files = self.data_sets[name][-1] | {path: base64.b64decode(data) for path, data in added.items()}
-        self.data_sets[name].append(files)
-        self.commits.append(sorted(added))
+        self.data_sets[name].append(files | {path: self.stored[oid] for path, oid in by_store.items()})
+        self.commits.append(sorted(added | by_store))
         sha = _sha(len(self.data_sets[name]) - 1)
         return JSONResponse({"success": True, "commitOid": sha, "commitUrl": f"{self._of(name)}/commit/{sha}"})
 
@@ -141,6 +177,9 @@ class Hub:
         return Starlette(
             routes=[
                 Route("/api/repos/create", self._create, methods=post),
+                Route("/datasets/{owner}/{name}.git/info/lfs/objects/batch", self._batch, methods=post),
+                Route("/store/{oid}", self._store, methods=["PUT", "POST"]),
+                Route("/store/{oid}/{number:int}", self._store, methods=["PUT"]),
                 Route("/api/validate-yaml", self._valid, methods=post),
                 Route(f"{api}/preupload/{{revision}}", self._modes, methods=post),
                 Route(f"{api}/commit/{{revision}}", self._commit, methods=post),
