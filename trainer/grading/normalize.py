@@ -41,7 +41,7 @@ TIDY = [
         (r"\\(?:displaystyle|textstyle|limits|nolimits|left\.|right\.)(?![A-Za-z])", " "),
         (r"\\color\s*\{[^{}]*\}|\\(?:bf|it|em|sf|tt|large|Large|LARGE|huge|Huge|bfseries|boldmath)(?![A-Za-z])", ""),
         (r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}", ""),
-        (r"\\mathbf\s*\{(\d)\s+(\d)(?:\s+(\d))?(?:\s+(\d))?\}", r"\1\2\3\4"),  # OlympiadBench's
+        (r"\\mathbf\s*\{(\d(?:\s+\d)+)\}", lambda digits: "".join(digits[1].split())),  # OlympiadBench's
         (
             r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathnormal|ensuremath|underline|emph)\s*\{([^{}]*[^{}A-Za-z][^{}]*|[A-Za-z])\}",
             r"{\1}",
