@@ -34,8 +34,7 @@ class LocalCluster:
         from ray import serve
         from ray.cluster_utils import Cluster
 
-        self.folder, self.port = folder, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.folder = folder
         paths = [ROOT, ROOT / "tests", *([] if real_engines else [Path(__file__).parent / "on_path"])]
         os.environ |= RAY | {FOLDER: str(folder), "PYTHONPATH": ":".join(map(str, paths))}
         for tries_left in reversed(range(START_TRIES)):
@@ -47,7 +46,9 @@ class LocalCluster:
                 if not tries_left or "timed out during startup" not in str(error):
                     raise
         ray.init(self.cluster.address, log_to_driver=False, logging_level="error")
-        serve.start(http_options={"host": "127.0.0.1", "port": self.port}, proxy_location="HeadOnly")
+        port = free_port()  # only now: a node's start takes many ports, and seconds
+        self.url = f"http://127.0.0.1:{port}"
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
 
     def serve(
         self, start: Callable[..., Any] = from_memory, scaling: Mapping[str, float] | None = None, **args: Any
