@@ -90,7 +90,7 @@ def gpu_arguments(
     arguments: dict[Role, EngineArguments] = {}
     for roles in groups:
         card = min(memory[device] for role in roles for device in shapes[role].devices)
-        plans = [EnginePlan(role, shapes[role], given[role], card, _slots_a_rank(role, given)) for role in roles]
+        plans = [EnginePlan(role, shapes[role], given[role], card, slots_a_rank(role, given)) for role in roles]
         _share(plans, card)
         for plan in plans:
             log.info("memory of a card of %.1f GiB: %s", card / GIB, plan)
@@ -214,15 +214,19 @@ def _number(given: EngineArguments, key: str) -> float:
     return value if isinstance(value, (int, float)) and value > 0 else 0
 
 
-def _slots_a_rank(role: Role, given: Mapping[Role, EngineArguments]) -> int:
+def slots_a_rank(role: Role, given: Mapping[Role, EngineArguments]) -> int:
     """Of each of an engine's data-parallel ranks, at a time."""
     if chosen := _number(given[role], "max_num_seqs"):
         return int(chosen)
     if role == "expert":
         return SLOTS
-    ranks = {each: int(_number(given[each], "data_parallel_size") or 1) for each in given}
-    slots = min(MOST_SLOTS, _slots_a_rank("expert", given) * ranks["expert"])
-    return max(SLOTS, -(-slots // ranks["amateur"]))
+    slots = min(MOST_SLOTS, slots_a_rank("expert", given) * ranks_of(given["expert"]))
+    return max(SLOTS, -(-slots // ranks_of(given["amateur"])))
+
+
+def ranks_of(given: EngineArguments) -> int:
+    """How many data-parallel ranks an engine has."""
+    return int(_number(given, "data_parallel_size") or 1)
 
 
 def _wanted_context(shape: EngineShape, given: EngineArguments) -> int:

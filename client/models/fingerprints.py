@@ -102,13 +102,14 @@ def model_fingerprint(folder: Path) -> str:
 def shard_names(folder: Path) -> set[str]:
     """The names of the files among which the weights are spread: by the index, or else by the files' own numbers.
 
-    None where they are in one file.
+    None where they are in one file, or in Mistral's, whose names begin with `consolidated`.
     """
     index = folder / SHARD_INDEX
     if not index.is_file():
         if (folder / ONE_FILE).is_file():
             return set()
-        shards = [found for file in folder.glob("*.safetensors") if (found := SHARD.fullmatch(file.name))]
+        files = (file.name for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated"))
+        shards = [found for name in files if (found := SHARD.fullmatch(name))]
         return {f"{one[1]}-{number:05}-of-{one[2]}" for one in shards for number in range(1, int(one[3]) + 1)}
     try:
         return set(_json_object(index)["weight_map"].values())

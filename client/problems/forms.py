@@ -63,7 +63,8 @@ FOREIGN = {
 """First bytes of what is not read: what it is, and what to do."""
 WORDS = (b"PARE", b"ORC", b"FEA1", b"ARROW1", b"Rar!", b"LZIP", b"GGUF")
 """Of these, what a text may begin with too: a file of that form also has bytes that no text has."""
-BINARY = re.compile(rb"[\0-\x08\x0e-\x1f]")
+BINARY, MOST_CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1f]"), 3
+"""Control characters; text in an old encoding may hold so many."""
 TAR_AT, TAR = 257, b"ustar"
 DUCKDB_AT, DUCKDB = 8, b"DUCK"
 SAFETENSORS = re.compile(rb"[\s\S]{4}\0{4}\{")
@@ -99,7 +100,7 @@ def _form_of_text(head: bytes, name: str) -> Form:
     )  # fmt: skip
     if head[TAR_AT:].startswith(TAR):
         what, remedy = "a tar archive", "unpack it"
-    elif head[DUCKDB_AT:].startswith(DUCKDB):
+    elif head[DUCKDB_AT:].startswith(DUCKDB) and BINARY.search(head):
         what, remedy = "a DuckDB database", "export the table as CSV"
     elif SAFETENSORS.match(head):
         what, remedy = "a safetensors model", "give the file of problems"
@@ -113,7 +114,7 @@ def _form_of_text(head: bytes, name: str) -> Form:
             raise ProblemSetError(
                 f"{name}:1: not in UTF-8 but in {encoding}; the file must be in UTF-8: iconv -f {encoding} -t UTF-8"
             )
-    if BINARY.search(head) and not _is_text(head) and not WIDE.match(head):
+    if len(BINARY.findall(head)) > MOST_CONTROLS and not _is_text(head) and not WIDE.match(head):
         raise ProblemSetError(
             f"{name} is binary, of a form that is not known (it begins with {head[:MOST_FIRST_BYTES_SHOWN]!r}); save "
             "it as JSON lines, CSV or Parquet"

@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 import orjson
@@ -50,7 +50,6 @@ from client.protocol.requests import (
 )
 from client.protocol.trajectories import most_values
 from client.retries import retry
-from client.servers.transport import CTransport
 
 VERSIONS = TypeAdapter(dict[str, str])
 SUBMIT_ATTEMPTS, SUBMIT_PAUSE_SECONDS = 5, 1.0
@@ -63,8 +62,9 @@ SMALLEST_LINE_BOUND, BYTES_AN_ENTRY = 2**24, 64
 """A line may have the first for its prompt, and the second for each id of its top k, in JSON too."""
 MOST_BODY_BYTES, MOST_CARDS_BYTES = 2**20, 2**22
 """Most bytes of a response that is no stream."""
-MOST_BODY_VALUES = 2**16
-"""Most values of one, but of a tokenizer: pydantic keeps a kilobyte for each that is invalid."""
+MOST_BODY_VALUES, MOST_CARDS_VALUES = 2**16, 2**18
+"""Most values of one, but of a tokenizer: pydantic keeps a kilobyte for each that is invalid. Cards may name thousands
+of unknown tokens."""
 ANSWER_SECONDS = 300.0
 """How long a response that is no stream may take: a tokenizer over a slow line."""
 LONGEST_RETRY_AFTER = 86_400.0
@@ -113,13 +113,18 @@ class Connection:
             headers = _authorization(api_key) | {"accept-encoding": "identity"}
             if host:
                 headers["host"] = host if address.port is None else f"{host}:{address.port}"
+            from client.servers.transport import CTransport  # slow to import
+
             # httpx's own transport is slower, and knows proxies.
-            transport = None if getproxies() else CTransport()
+            proxied = set(getproxies()) - {"no"} and not proxy_bypass(address.hostname)
+            transport = None if proxied else CTransport()
             self._http = httpx.AsyncClient(
                 base_url=self.server, headers=headers, timeout=timeout, limits=limits, transport=transport
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise ServiceError(f"--server {server!r} is not a valid URL: {error}") from None
+        except OSError as error:
+            raise ServiceError(f"certificates cannot be loaded: {error}; see SSL_CERT_FILE and SSL_CERT_DIR") from error
 
     def __str__(self) -> str:
         return self._name
@@ -144,7 +149,7 @@ class Connection:
 
     async def models(self) -> PairCards:
         """The expert's card and the amateur's."""
-        content = self._few(await self._ok("/v1/models", MOST_CARDS_BYTES))
+        content = self._few(await self._ok("/v1/models", MOST_CARDS_BYTES), MOST_CARDS_VALUES)
         try:
             cards = {card.role: card for card in ModelList.model_validate_json(content).data}
             pair = PairCards(cards["expert"], cards["amateur"])
@@ -269,9 +274,9 @@ class Connection:
             raise self._refusal(answer, f"{self}{path} answered {answer.status}")
         return answer.content
 
-    def _few(self, content: bytes) -> bytes:
+    def _few(self, content: bytes, most: int = MOST_BODY_VALUES) -> bytes:
         """The same body. Raises ServiceError if it holds too many values to check."""
-        if (count := most_values(content)) > MOST_BODY_VALUES:
+        if (count := most_values(content)) > most:
             raise ServiceError(f"{self} answered with {count:,} values; is a lightreasoner-server there?")
         return content
 

@@ -1,7 +1,7 @@
 """HTTP/1.1 beneath httpx, by aiohttp, whose parser is C: httpx's own takes half of a sampling client's time.
 
 In: httpx's requests. Out: httpx's responses, which stream their bodies as they came, never decompressed; errors are
-httpx's. No redirects, cookies, proxies or retries.
+httpx's. No redirects, cookies or proxies. A GET is sent again where the server has just closed an idle connection.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class CTransport(httpx.AsyncBaseTransport):
     """Connections to any number of servers; those that are idle are used again. Creating it needs no event loop."""
 
     def __init__(self) -> None:
-        self._tls = httpx.create_ssl_context()
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._tls = httpx.create_ssl_context()
 
     def __del__(self) -> None:
         self._forget()
@@ -33,16 +33,19 @@ class CTransport(httpx.AsyncBaseTransport):
             self._forget()
             self._session, self._loop = self._new_session(), asyncio.get_running_loop()
         timeout = request.extensions["timeout"]
+        # aiohttp waits without end for a server that does not take the body.
+        head = sum(timeout[part] for part in ("connect", "write", "read"))
         with _httpx_errors():
-            response = await self._session.request(
-                request.method,
-                str(request.url.copy_with(userinfo=b"")),
-                headers=request.headers.multi_items(),
-                data=await request.aread() or None,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(connect=timeout["connect"], sock_read=timeout["read"]),
-                server_hostname=request.extensions.get("sni_hostname"),
-            )
+            async with asyncio.timeout(head):
+                response = await self._session.request(
+                    request.method,
+                    str(request.url.copy_with(userinfo=b"")),
+                    headers=request.headers.multi_items(),
+                    data=await request.aread() or None,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(connect=timeout["connect"], sock_read=timeout["read"]),
+                    server_hostname=request.extensions.get("sni_hostname"),
+                )
         return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response))
 
     async def aclose(self) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import os
 import re
 import secrets
 import stat
@@ -26,7 +25,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from client.errors import LightReasonerError, shorten
 from client.storage.claims import NO_HARD_LINKS, NotExclusive, check_exclusive, claim_name, rename_without_links
-from client.storage.folders import files_below, folders_in
+from client.storage.folders import entries_of, files_below, folders_in
 from client.storage.s3_credentials import AwsError, s3_options
 
 MOST_SAID_CHARACTERS = 500
@@ -208,9 +207,7 @@ class Bucket:
         """What lies directly in the bucket: files, and folders with a / at their end; of a store, one page of names."""
         if self._folder:
             try:
-                return {entry.name + "/" * entry.is_dir() for entry in os.scandir(self._folder)}
-            except FileNotFoundError:
-                return set()
+                return {name + "/" * stat.S_ISDIR(found.st_mode) for name, found in entries_of(self._folder)}
             except OSError as error:
                 raise self._trouble("list", ".", error) from error
         store = self._open(for_writing=False)

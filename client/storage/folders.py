@@ -27,11 +27,11 @@ def files_below(folder: Path, prefix: str) -> Iterator[str]:
 
 def folders_in(folder: Path, prefix: str) -> list[str]:
     """The names of the folders directly in `prefix`. Raises OSError if it cannot be read."""
-    return [name for name, found in _entries(folder / prefix) if stat.S_ISDIR(found.st_mode)]
+    return [name for name, found in entries_of(folder / prefix) if stat.S_ISDIR(found.st_mode)]
 
 
 def _below(folder: Path, prefix: str, above: frozenset[Place]) -> Iterator[str]:
-    for name, found in _entries(folder / prefix):
+    for name, found in entries_of(folder / prefix):
         path, place = f"{prefix}/{name}" if prefix else name, (found.st_dev, found.st_ino)
         if stat.S_ISREG(found.st_mode):
             yield path
@@ -39,7 +39,8 @@ def _below(folder: Path, prefix: str, above: frozenset[Place]) -> Iterator[str]:
             yield from _below(folder, path, above | {place})
 
 
-def _entries(folder: Path) -> list[tuple[str, os.stat_result]]:
+def entries_of(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """What lies directly in a folder; nothing where it is not there."""
     found = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:

@@ -34,8 +34,9 @@ def s3_options() -> dict[str, Any]:
             raise AwsError(f"its endpoint, AWS_ENDPOINT_URL, is {endpoint!r}; it must begin with http:// or https://")
         options["endpoint"] = endpoint
         client["allow_http"] = endpoint.startswith("http://")
-    bundles = os.environ.get("AWS_CA_BUNDLE"), found.get("ca_bundle"), os.environ.get("REQUESTS_CA_BUNDLE")
-    if bundle := next(filter(None, bundles), None):
+    bundle = os.environ.get("AWS_CA_BUNDLE") or found.get("ca_bundle")
+    others = os.environ.get("REQUESTS_CA_BUNDLE", "")  # set for other programs: it may name a folder
+    if bundle := bundle or (others if Path(others).expanduser().is_file() else None):
         try:
             client["root_certificate"] = Path(bundle).expanduser().read_bytes()
         except OSError as error:

@@ -102,7 +102,7 @@ class Service:
         dead = self.pair.dead() if self.pair else {}
         for role in ROLES:
             metrics.ENGINE_UP.labels(role).set(self.pair is not None and role not in dead)
-        metrics.READY.set(self.pair is not None and not dead and not self.draining)
+        metrics.READY.set(self.pair is not None and not self.pair.failure() and not self.draining)
 
 
 def create_app(

@@ -18,7 +18,7 @@ from server.api.bodies import BodyRoute
 from server.api.problem_details import documented, invalid
 from server.api.sharing import Caller, caller_of
 from server.jobs.runner import JobRunner
-from server.jobs.store import DAMAGED, KeyReused, TooManyJobs
+from server.jobs.store import DAMAGED, JobTooLarge, KeyReused, TooManyJobs
 
 OPEN_JOBS_RETRY_SECONDS = 30
 """Retry-After when too many jobs are open."""
@@ -80,6 +80,8 @@ def create_job(
             f"{limits.open_jobs} jobs are open, the most that this service takes; retry when some have ended",
             headers={"Retry-After": str(OPEN_JOBS_RETRY_SECONDS)},
         ) from None
+    except JobTooLarge as error:
+        raise HTTPException(413, str(error)) from None
     except KeyReused as error:
         raise invalid("Idempotency-Key", f"{error}; take a new key", "header") from None
     jobs.wake()

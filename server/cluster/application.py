@@ -27,8 +27,8 @@ from server.cluster.replica import PairReplica, StartPair, checked_and_started
 from server.configuration import load_settings
 from server.engines.pair import Pair
 from server.logs import log
-from server.memory import SLOTS
-from server.settings import ROLES, ServerSettings, SettingsError
+from server.memory import ranks_of, slots_a_rank
+from server.settings import ROLES, EngineArguments, Role, ServerSettings, SettingsError
 
 HOST = "0.0.0.0"
 """Taken to be the proxies' address unless `host` says otherwise: keys are required beyond loopback."""
@@ -113,18 +113,13 @@ def _with_slots(settings: ServerSettings) -> tuple[ServerSettings, int]:
 
     Ray must know them before an engine has started; vLLM's own number differs between machines.
     """
-    engines: dict[str, dict[str, Any]] = {role: settings.arguments(role) for role in ROLES}
-    engines = {role: given | {"max_num_seqs": given.get("max_num_seqs") or SLOTS} for role, given in engines.items()}
-    slots = min(
-        _count_or(given["max_num_seqs"], SLOTS) * _count_or(given.get("data_parallel_size"), 1)
-        for given in engines.values()
-    )
+    given: dict[Role, EngineArguments] = {role: settings.arguments(role) for role in ROLES}
+    each = {role: slots_a_rank(role, given) for role in ROLES}
+    slots = min(each[role] * ranks_of(given[role]) for role in ROLES)
+    engines: dict[str, Any] = {
+        role: given[role] | {"max_num_seqs": given[role].get("max_num_seqs") or each[role]} for role in ROLES
+    }
     return settings.model_copy(update=engines), slots
-
-
-def _count_or(value: Any, otherwise: int) -> int:
-    """A count; `otherwise` where it is none, which vLLM then says."""
-    return value if isinstance(value, int) and value > 0 else otherwise
 
 
 class Front:

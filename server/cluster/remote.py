@@ -65,8 +65,12 @@ class RemotePair(Pair):
         self.prompts: Any = SimpleNamespace(ends_as_early=described.ends_as_early)
 
     def dead(self) -> dict[Role, str]:
-        """Empty while replicas serve the pair that was described: those whose engine died Ray replaces by itself."""
-        return {"expert": ANOTHER_PAIR} if self._replaced else {}
+        """None: Ray ends a replica whose engine died, and starts another one."""
+        return {}
+
+    def failure(self) -> str | None:
+        """Why the front must start again: replicas serve another pair than the one that was described to it."""
+        return ANOTHER_PAIR if self._replaced else None
 
     async def warm_up(self) -> None:
         """Every replica does that itself."""
@@ -96,6 +100,7 @@ class RemotePair(Pair):
         self, problem: Problem, sample_index: int, sampling: SamplingSettings, turn: Turn
     ) -> Trajectory:
         async with turn.slot():
+            others = 0  # replicas of another pair
             for _ in range(REPLICAS_TRIED):
                 async with self._sending:
                     await asyncio.sleep(SENT_APART_SECONDS)
@@ -104,7 +109,7 @@ class RemotePair(Pair):
                     answer = await call
                     if answer is not None:
                         break
-                    lost = ANOTHER_PAIR
+                    others += 1
                 except asyncio.CancelledError:
                     call.cancel()
                     raise
@@ -115,7 +120,9 @@ class RemotePair(Pair):
                     log.warning("a replica was lost, its problems are asked again: %.300s", lost)
                 await asyncio.sleep(ASKED_AGAIN_SECONDS)
             else:
-                self._replaced = self._replaced or lost == ANOTHER_PAIR
+                if others == REPLICAS_TRIED:
+                    self._replaced = True
+                    raise TrajectoryError("engine_error", ANOTHER_PAIR)
                 raise TrajectoryError(
                     "engine_error", f"{REPLICAS_TRIED} replicas in a row were lost at it; the last: {lost}"
                 )

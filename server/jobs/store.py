@@ -44,7 +44,9 @@ TIME = re.compile(rb"\d{1,12}")
 LOOKUP_THREADS = 16
 """How many jobs are read at the same time: one by one is slow on a remote store."""
 MOST_OBJECT_BYTES, MOST_PROBLEMS_BYTES = 2**24, 2**28
-"""Of an object of a job, and of its problems: the largest body that a server may take holds less."""
+"""Of an object of a job, and of its problems. What would be larger is refused when it is posted."""
+OWN_FIELDS_BYTES = 2**12
+"""What the store adds to a job's fields takes less."""
 DAMAGED = (ValidationError, OddObject)
 """One object cannot be read; the store and the other objects can."""
 
@@ -55,6 +57,10 @@ class TooManyJobs(Exception):
 
 class KeyReused(Exception):
     """An idempotency key cannot be used again; the message says why."""
+
+
+class JobTooLarge(Exception):
+    """A part of a job is too large to be read again; the message says which."""
 
 
 class JobRecord(JobTerms):
@@ -116,9 +122,17 @@ class JobStore:
         """Make a job, or find the job that the idempotency key already made; returns its ID.
 
         `run` and `problems_url` must be names in the bucket. `key_name`: of the API key that posts it; `keys`: how many
-        share `most_open`. Raises TooManyJobs or KeyReused.
+        share `most_open`. Raises TooManyJobs, KeyReused or JobTooLarge.
         """
-        body = orjson.dumps(request.model_dump(exclude=request.unsaid), option=orjson.OPT_SORT_KEYS)
+        asked = request.model_dump(exclude=request.unsaid)
+        body = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+        problems = len(orjson.dumps(asked.get("problems")))
+        for part, size, most in (
+            ("problems", problems, MOST_PROBLEMS_BYTES),
+            ("other fields", len(body) - problems, MOST_OBJECT_BYTES - OWN_FIELDS_BYTES),
+        ):
+            if size > most:
+                raise JobTooLarge(f"its {part} take {size:,} bytes, and those of a job {most:,} at most")
         marker = {"id": _new_id(), "body": hashlib.sha256(body).hexdigest()}
         whose = f"{key_name}\n{key}" if key_name else key  # two API keys may choose the same idempotency key
         name = f"{KEYS}/{hashlib.sha256(whose.encode()).hexdigest()}" if whose and key else None

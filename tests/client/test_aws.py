@@ -115,6 +115,8 @@ def test_files_elsewhere_are_found_by_their_variables(home, tmp_path, monkeypatc
         monkeypatch.setenv(name, value)
     (tmp_path / "elsewhere").write_text("[default]\nregion = eu-west-3\nendpoint_url = http://127.0.0.1:9\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))  # a folder, as other programs take it
+    assert "root_certificate" not in s3_options()["client_options"]
     (tmp_path / "bundle").write_text("certificates")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "bundle"))
     assert s3_options() == {

@@ -72,7 +72,7 @@ def test_a_body_that_does_not_end_is_cut(server, path, status):
 @pytest.mark.parametrize("path", PATHS[1:])
 def test_a_body_of_many_small_values_is_refused_before_it_is_checked(server, path):
     """Some 4 MB of such cards took 2.8 GB."""
-    content = b'{"data": [' + b"{}," * (2**21 if path == "/v1/tokenizer" else 2**16) + b"{}]}"
+    content = b'{"data": [' + b"{}," * {"/v1/tokenizer": 2**21, "/v1/models": 2**18}.get(path, 2**16) + b"{}]}"
     server.refuse = answering(path, lambda: Response(content))
     with pytest.raises(ServiceError, match=r"answered with [\d,]+ values|not a tokenizer.json|sent an invalid line"):
         ask_all(server.url)

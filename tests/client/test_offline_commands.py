@@ -88,7 +88,10 @@ def test_settings_that_differ_and_those_that_go_to_a_server_are_named_as_they_ar
 
 def test_ctrl_c_while_a_program_loads_ends_it_in_one_line():
     """Nothing else has been imported when it comes; who imports the commands for something else keeps its own ways."""
-    code = "import os, sys; sys.argv[0] = {!r}; import client.cli; os.kill(os.getpid(), 2); import client.__main__"
+    code = (
+        "import os, signal, sys; signal.signal(2, signal.default_int_handler); sys.argv[0] = {!r}; "  # as in a terminal
+        "import client.cli; os.kill(os.getpid(), 2); import client.__main__"
+    )
     for started in ("/usr/bin/lightreasoner-client", "/lib/trainer/__main__.py", "/usr/bin/pytest"):
         ended = subprocess.run([sys.executable, "-c", code.format(started)], capture_output=True, text=True)
         if "pytest" in started:

@@ -23,6 +23,7 @@ def fill(folder, *names):
     "names", [(), (".gitkeep", ".DS_Store"), ("lost+found/",), (".git/config", ".gitattributes", "README.md")]
 )
 def test_a_place_with_nothing_of_anybodys_is_free(tmp_path, names):
+    (tmp_path / "circle").symlink_to("circle")
     Run(str(fill(tmp_path, *names))).check_place()
     Run(str(tmp_path / "new")).check_place()
 

@@ -117,6 +117,7 @@ def test_a_large_array_is_read_row_by_row(tmp_path):
         (b'id,question\n1,a\n2,"b\n\n\n', r":3: not CSV \("),
         (b"id,question,id\n1,a,2\n", r":1: two columns have the name 'id'"),
         (b"id,question\n1,caf\xe9\n", r":2: not in UTF-8; the file must be"),
+        (b"id,question\n1,caf\xe9 \x07\x1a\n", r":2: not in UTF-8; the file must be"),
         (b"id,answer\n1,a\n", r":2: no question; .* it has answer, id\. --q"),
         ('{"question": "a"}'.encode("utf-16"), r":1: not in UTF-8 but in UTF-16; .*: iconv -f UTF-16 -t UTF-8"),
         (b"PK\x03\x04\x14\0", "is a ZIP archive or an Excel workbook; unpack it"),

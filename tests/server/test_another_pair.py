@@ -62,9 +62,9 @@ def test_what_another_pair_answers_is_asked_again_and_a_front_without_its_pair_s
             front = Front.__new__(Front)
             front._failed, front._service = None, SimpleNamespace(pair=gone)
             front.check_health()
-            with pytest.raises(TrajectoryError, match="replicas serve another pair now"):
+            with pytest.raises(TrajectoryError, match=r"^replicas serve another pair now"):
                 await gone.trajectory(*ASKED)
-            with pytest.raises(RuntimeError, match="replicas serve another pair now"):
+            with pytest.raises(RuntimeError, match=r"^replicas serve another pair now"):
                 front.check_health()
         finally:
             before.pair.shutdown()

@@ -190,15 +190,19 @@ def test_invalid_arguments_are_named_before_anything_starts(args: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("expert", "slots"),
+    ("expert", "slots", "amateurs"),
     [
-        ("x", 256),
-        ({"model": "x", "max_num_seqs": 64}, 64),
-        ({"model": "x", "max_num_seqs": 64, "data_parallel_size": 3}, 192),
-        ({"model": "x", "max_num_seqs": None}, 256),
+        ("x", 256, 256),
+        ({"model": "x", "max_num_seqs": 64}, 64, 256),
+        ({"model": "x", "max_num_seqs": 64, "data_parallel_size": 3}, 192, 256),
+        ({"model": "x", "data_parallel_size": 3}, 768, 768),
+        ({"model": "x", "max_num_seqs": 640}, 640, 640),
+        ({"model": "x", "max_num_seqs": None}, 256, 256),
     ],
 )
-def test_ray_gives_a_replica_as_many_requests_as_its_engines_slots_allow(expert: Any, slots: int) -> None:
+def test_ray_gives_a_replica_as_many_requests_as_its_engines_slots_allow(
+    expert: Any, slots: int, amateurs: int
+) -> None:
     """Ray's own builder; the replica starts its engines with the slots that Ray reckons with."""
     args = {"host": "127.0.0.1", "expert": expert, "amateur": "y", "min_replicas": 1, "max_replicas": 3}
     front = call_user_app_builder_with_args_if_necessary(application, args)
@@ -207,5 +211,5 @@ def test_ray_gives_a_replica_as_many_requests_as_its_engines_slots_allow(expert:
     assert pair._deployment_config.autoscaling_config.target_ongoing_requests == slots / 2
     settings = pair.init_args[0]
     engine = settings.expert
-    assert engine["model"] == "x" and settings.amateur == {"model": "y", "max_num_seqs": 256}
+    assert engine["model"] == "x" and settings.amateur == {"model": "y", "max_num_seqs": amateurs}
     assert engine["max_num_seqs"] * engine.get("data_parallel_size", 1) == slots

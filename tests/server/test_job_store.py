@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pydantic import ValidationError
 
+import server.jobs.store
 from client.protocol.requests import MAX_JOB_PROBLEMS, JobError, JobRequest, Problem, RequestCounts
 from client.sampling.writer import Counts
 from client.storage.bucket import Bucket
 from server.jobs import runner as jobs
 from server.jobs.leases import MOST_FRUITLESS_OWNERS, Claimant, LeaseState
-from server.jobs.store import JobStore, KeyReused, TooManyJobs
+from server.jobs.store import JobStore, JobTooLarge, KeyReused, TooManyJobs
 
 MANY = 1000
 DONE = RequestCounts(total=1, completed=1)
@@ -58,6 +59,18 @@ def test_a_job_is_told_as_it_was_posted_and_its_problems_are_kept(store):
     assert record.alpha == 0.3 and record.run == "runs/r"
     assert list(store.problems(job_id, record, MANY)) == problems
     assert store.job("job-0000000000000-00000000") is None and store.job("../x") is None
+
+
+@pytest.mark.parametrize("part", ["problems", "other fields"])
+def test_a_job_that_could_not_be_read_again_is_refused_before_anything_is_written(store, monkeypatch, part):
+    bound = "MOST_PROBLEMS_BYTES" if part == "problems" else "MOST_OBJECT_BYTES"
+    monkeypatch.setattr(server.jobs.store, bound, 5000)
+    long = {"problems": [Problem(id="a", question="?" * 9000)], "chat_template_kwargs": {"a": "x" * 6000}}
+    with pytest.raises(JobTooLarge, match=rf"its {part} take \d,\d+ bytes"):
+        store.post(request(**long), "key", MANY)
+    assert not list(store.bucket.names("jobs"))
+    monkeypatch.undo()
+    assert store.record(store.post(request(**long), "key", MANY))
 
 
 def test_pages_go_from_the_newest_to_the_oldest(store):

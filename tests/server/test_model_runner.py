@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from support.models.oracle import Oracle, disagreement
-from support.models.small_models import save_small_model
+from support.models.small_models import never_end, save_small_model
 from support.servers.real_server import DEMO, ROOT, running_server
 from support.v2 import V2_ON_CPU
 
@@ -36,6 +36,7 @@ def v2(tmp_path_factory):
     """A pair with unknown tokens on V2, as on a GPU: asynchronous, prompts in chunks, and too few blocks."""
     folder = tmp_path_factory.mktemp("v2")
     expert = save_small_model(folder / "expert", VOCABULARY, 1, {THINK: "<|think|>", TOOL: "<|tool|>"})
+    never_end(expert)
     amateur = save_small_model(folder / "amateur", THINK + 1, 2, {THINK: "<|other|>"})
     # The expert's chunks share their step with the tokens that others generate. The amateur never generates, so
     # several of its prompts must be in work at a time.

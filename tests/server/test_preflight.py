@@ -86,6 +86,10 @@ def test_weights_that_lie_in_a_folder_twice_count_once(tmp_path, sharded):
         index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00001.safetensors"}}
         (expert / "model.safetensors.index.json").write_text(json.dumps(index))
     assert inspect_pair(expert, DEMO / "amateur").expert.weight_bytes == once
+    if sharded:
+        (expert / "model.safetensors.index.json").unlink()
+        (expert / "consolidated.safetensors").rename(expert / "consolidated-00001-of-00001.safetensors")
+        assert inspect_pair(expert, DEMO / "amateur").expert.weight_bytes == once
 
 
 def test_weights_that_are_not_whole_are_named_before_an_engine_loads_them(tmp_path):

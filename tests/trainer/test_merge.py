@@ -147,7 +147,7 @@ def test_a_merge_that_is_stopped_or_killed_leaves_nothing_that_passes_for_a_mode
         patch.setattr("trainer.adapters.merge.shutil.copymode", stopped)  # the last that is done before it is whole
         code, _, err = trainer_cli("merge", expert, adapter, out)
     assert code == 143 and "Traceback" not in err
-    assert err.splitlines()[-1] == f"stopped; {out} holds no merged model: repeat the command"
+    assert err.splitlines()[-1] == f"stopped; {out} holds no merged model: empty it, and repeat the command"
     assert trainer_cli("merge", expert, adapter, out)[0] == 0 and model_config(out) == model_config(expert)
     code, _, err = trainer_cli("merge", expert, adapter, killed)
     assert code == 1 and f"{killed} is not empty: it holds what a killed merge left; give another OUT" in err
@@ -157,7 +157,7 @@ def test_what_is_missing_or_in_the_way_is_named(tmp_path, expert, adapter, train
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     code, _, err = trainer_cli("merge", expert, adapter, tmp_path / "full")
-    assert code == 1 and "full is not empty: it holds other files; give another OUT" in err
+    assert code == 1 and "full is not empty: it holds other files; empty it, or give another OUT" in err
     code, _, err = trainer_cli("merge", expert, tmp_path / "none", tmp_path / "out")
     assert code == 1 and f"no adapter at {tmp_path / 'none'}" in err
     smaller = shutil.copytree(expert, tmp_path / "smaller")

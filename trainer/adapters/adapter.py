@@ -44,7 +44,7 @@ def free_folder(out: str) -> Path:
         )
     check_writable(folder := local_folder(out))
     if folder.is_dir() and any(folder.iterdir()):
-        raise ModelError(f"{folder} is not empty: it holds {what_lies(folder)}; give another OUT")
+        raise ModelError(f"{folder} is not empty: it holds {what_lies(folder)}; empty it, or give another OUT")
     return folder
 
 

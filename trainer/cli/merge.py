@@ -33,7 +33,7 @@ def merge_command(
     Prints how much of the adapter is left after rounding: bfloat16 loses small updates. If it
     loses too much, use the adapter unmerged, or give --dtype float32.
     """
-    with ended_by_signals(lambda: f"stopped; {out} holds no merged model: repeat the command"):
+    with ended_by_signals(lambda: f"stopped; {out} holds no merged model: empty it, and repeat the command"):
         check_adapters([adapter], check_model(model))
         free_folder(out)
         quiet_transformers()

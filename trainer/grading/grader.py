@@ -44,7 +44,7 @@ HELD_OFF = r"(?:.*~|.*\\[,;: ](?=\s*\\)|-?[\d.,]+\\[,;: ])\s*"
 EQUATION = re.compile(r"(?=[^=]*(?<![\\A-Za-z])[A-Za-z](?![A-Za-z]))[^=]*[-+*/^|][^=]*=")
 """No name and no derivation before its value."""
 GOES_ON = re.compile(
-    r"\s*(?:(?:[-+/]|\*(?!\*)|\\(?:cdot|times|div)\b)\s*\\?\$?\d|\^\s*\{?\s*[-\d]|\\(?:sqrt|pi|[dt]?frac)(?![A-Za-z]))"
+    r"[^\S\n]*(?:(?:[-+/]|\*(?!\*)|\\(?:cdot|times|div)\b)\s*\\?\$?\d|\^\s*\{?\s*[-\d]|\\(?:sqrt|pi|[dt]?frac)(?![A-Za-z]))"
 )
 """Right behind a box: the formula of which it holds a part."""
 DEGREES = re.compile(

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from train_pair import CONTEXT, build_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
+
+END = 2
 
 
 def save_small_model(
@@ -18,7 +21,7 @@ def save_small_model(
     config = LlamaConfig(
         vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=CONTEXT, initializer_range=0.25,
-        bos_token_id=None, eos_token_id=2, pad_token_id=0,
+        bos_token_id=None, eos_token_id=END, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
@@ -31,3 +34,10 @@ def save_small_model(
     tokenizer["model"]["vocab"] = vocabulary
     file.write_text(json.dumps(tokenizer))
     return folder
+
+
+def never_end(folder: Path) -> None:
+    """Give a model's end token the logit 0: some other one is always above, so that greedy answers have no end."""
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][END] = 0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
