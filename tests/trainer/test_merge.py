@@ -150,7 +150,9 @@ def test_a_merge_that_is_stopped_or_killed_leaves_nothing_that_passes_for_a_mode
     assert err.splitlines()[-1] == f"stopped; {out} holds no merged model: empty it, and repeat the command"
     assert trainer_cli("merge", expert, adapter, out)[0] == 0 and model_config(out) == model_config(expert)
     code, _, err = trainer_cli("merge", expert, adapter, killed)
-    assert code == 1 and f"{killed} is not empty: it holds what a killed merge left; empty it, or give another OUT" in err
+    assert (
+        code == 1 and f"{killed} is not empty: it holds what a killed merge left; empty it, or give another OUT" in err
+    )
 
 
 def test_what_is_missing_or_in_the_way_is_named(tmp_path, expert, adapter, trainer_cli):

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import server.engines.forkserver
 import server.engines.start
@@ -25,6 +26,7 @@ from server.engines.preflight import ModelFacts, PairFacts
 from server.settings import Role, ServerSettings
 
 CONTEXT, SLOTS, TOKEN_SECONDS = 256, 64, 0.002
+Floats = npt.NDArray[np.float64]
 
 
 class StandIn(Engine):
@@ -55,7 +57,13 @@ class StandIn(Engine):
             return SimpleNamespace(prompt_token_id_logprobs=-rng.exponential(3, shape).astype(np.float32))
         async with self._free:
             await asyncio.sleep(params.max_tokens * TOKEN_SECONDS)
-        return SimpleNamespace(outputs=[completion(rng, params.max_tokens, params.logprobs, self.facts.vocab_size)])
+        if params.prompt_logprobs:  # a completion that was given
+            logprobs = made_up(rng, len(prompt_token_ids), self.facts.vocab_size)
+            return SimpleNamespace(prompt_logprobs=flat_rows(logprobs, prompt_token_ids, params.prompt_logprobs))
+        logprobs = made_up(rng, params.max_tokens, self.facts.vocab_size)
+        taken = logprobs.argmax(axis=1).tolist()
+        rows = flat_rows(logprobs, taken, params.logprobs)
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=taken, finish_reason="length", logprobs=rows)])
 
     async def watch(self, seconds: float) -> None:
         """It never hangs."""
@@ -65,17 +73,20 @@ class StandIn(Engine):
         self._process.wait()
 
 
-def completion(rng: np.random.Generator, tokens: int, k: int, vocabulary: int) -> Any:
-    """What vLLM gives for a completion: in each row the token that was taken, then the k best ids."""
+def made_up(rng: np.random.Generator, tokens: int, vocabulary: int) -> Floats:
+    """Log-probabilities over the whole vocabulary: [tokens, vocabulary]."""
     logits = rng.normal(0, 3, (tokens, vocabulary))
-    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    best = np.argsort(-logprobs, axis=1)[:, [0, *range(k)]]
-    starts = np.arange(tokens) * (k + 1)
-    rows = SimpleNamespace(
-        start_indices=starts.tolist(), end_indices=(starts + k + 1).tolist(), token_ids=best.ravel().tolist(),
-        logprobs=np.take_along_axis(logprobs, best, 1).ravel().tolist(),
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def flat_rows(logprobs: Floats, taken: list[int], k: int) -> Any:
+    """As vLLM gives them: in each row the token that was taken, then the k best ids."""
+    ids = np.column_stack((taken, np.argsort(-logprobs, axis=1)[:, :k]))
+    starts = np.arange(len(ids)) * (k + 1)
+    return SimpleNamespace(
+        start_indices=starts.tolist(), end_indices=(starts + k + 1).tolist(), token_ids=ids.ravel().tolist(),
+        logprobs=np.take_along_axis(logprobs, ids, 1).ravel().tolist(),
     )  # fmt: skip
-    return SimpleNamespace(token_ids=best[:, 0].tolist(), finish_reason="length", logprobs=rows)
 
 
 class StandInPair(Pair):
