@@ -57,7 +57,7 @@ class StandIn(Engine):
             return SimpleNamespace(prompt_token_id_logprobs=-rng.exponential(3, shape).astype(np.float32))
         async with self._free:
             await asyncio.sleep(params.max_tokens * TOKEN_SECONDS)
-        if params.prompt_logprobs:  # a completion that was given
+        if params.logprobs is None:  # a completion that was given
             logprobs = made_up(rng, len(prompt_token_ids), self.facts.vocab_size)
             return SimpleNamespace(prompt_logprobs=flat_rows(logprobs, prompt_token_ids, params.prompt_logprobs))
         logprobs = made_up(rng, params.max_tokens, self.facts.vocab_size)
