@@ -441,13 +441,3 @@ def test_a_model_that_vllm_cannot_load_is_named_in_a_line(tmp_path, expert, eval
     assert code == 1
     assert f"error: vLLM could not start {odd}: " in err and "NobodysForCausalLM" in err
     assert "VLLM_LOGGING_LEVEL=INFO shows its log" in err
-
-
-@pytest.mark.long
-def test_a_model_that_generates_no_text_is_named(tmp_path, expert, trainer_cli):
-    judge, file = shutil.copytree(expert, tmp_path / "judge"), tmp_path / "rows.jsonl"
-    about = json.loads((judge / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
-    (judge / "config.json").write_text(json.dumps(about))
-    file.write_text('{"question": "Ann has 1", "answer": "1"}\n')
-    code, _, err = trainer_cli("evaluate", judge, "--benchmark", f"one={file}")
-    assert code == 1 and "generates no text, says vLLM" in err and "Traceback" not in err

@@ -1,6 +1,7 @@
 """A model's folder is looked at once: what a 7B model's weights cost to read is paid once a command."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -80,3 +81,14 @@ def test_a_soft_cap_of_attention_is_computed_as_the_model_was_trained(tmp_path):
     assert torch.equal(loaded, capped) and (loaded - uncapped).abs().max() > 0.1
     with pytest.raises(ModelError, match=r"caps its attention .* --attention sdpa leaves out: use eager"):
         load(model, torch.float32, "sdpa")
+
+
+@pytest.mark.long
+@pytest.mark.engine
+def test_a_model_that_generates_no_text_is_named(tmp_path, expert, trainer_cli):
+    judge, file = shutil.copytree(expert, tmp_path / "judge"), tmp_path / "rows.jsonl"
+    about = json.loads((judge / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    (judge / "config.json").write_text(json.dumps(about))
+    file.write_text('{"question": "Ann has 1", "answer": "1"}\n')
+    code, _, err = trainer_cli("evaluate", judge, "--benchmark", f"one={file}")
+    assert code == 1 and "generates no text, says vLLM" in err and "Traceback" not in err
