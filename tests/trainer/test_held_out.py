@@ -172,7 +172,11 @@ def test_the_best_adapter_is_kept_and_a_training_that_goes_past_it_warns(tmp_pat
     assert said.index(on_the_way) < said.index("step 7/7")
     told = (tmp_path / "last" / "README.md").read_text()
     assert f"**Training went past its best, step {best}:**" in told and f"`--max-steps {best}`, or with" in told
-    assert f"If `checkpoints/checkpoint-{best}` is here" in told and "measured every 1 steps" in told
+    assert (
+        f"If `checkpoints/checkpoint-{best}` is here" in told
+        and "measured every 1 steps" in told
+        and "`evaluate`" in told
+    )
     assert not list((tmp_path / "last" / "checkpoints").glob("*/README.md"))
     code, said, _ = trainer_cli(*words, "--output", tmp_path / "best", "--max-steps", 7, "--keep", "best")
     assert f"{many} shows this training now, and no longer the one before" in " ".join(said.split())
