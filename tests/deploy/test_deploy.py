@@ -263,3 +263,29 @@ def test_what_is_tried_again_and_what_is_not_is_what_sample_exits_with() -> None
     recovery = yaml.safe_load((SKYPILOT / "sample.yaml").read_text())["resources"]["job_recovery"]
     assert recovery["recover_on_exit_codes"] == [TRY_AGAIN]
     assert f'"$status" = {TRY_AGAIN} ' in (SLURM / "sample-array.sbatch").read_text()
+
+
+def test_a_spot_machine_gets_a_python_that_the_package_takes() -> None:
+    """The machine's own may be older."""
+    (least,) = re.findall(r'requires-python = ">=3\.(\d+)"', (DEPLOY.parent / "pyproject.toml").read_text())
+    task = yaml.safe_load((SKYPILOT / "sample.yaml").read_text())
+    (given,) = re.findall(r"venv .*--python 3\.(\d+)", task["setup"])
+    assert int(given) >= int(least)
+
+
+def pods(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict) and "containers" in node:
+        yield node
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from pods(inner)
+
+
+def test_pods_with_gpus_are_taken_by_nodes_that_are_kept_for_gpus() -> None:
+    """Clouds taint them; nothing else starts there."""
+    files = [*KUBERNETES.glob("*/*.yaml"), *DEPLOY.glob("ray/*.yaml")]
+    asking = [file for file in files if "nvidia.com/gpu: " in file.read_text() and file.name != "kustomization.yaml"]
+    assert len(asking) == 5
+    for file in asking:
+        found = [pod for document in yaml.safe_load_all(file.read_text()) for pod in pods(document)]
+        with_gpus = [pod for pod in found if len(found) == 1 or "nvidia.com/gpu" in str(pod["containers"])]
+        assert with_gpus and all(pod["tolerations"][0]["key"] == "nvidia.com/gpu" for pod in with_gpus), file

@@ -15,21 +15,6 @@ from server.settings import ServerSettings
 ROOT = Path(__file__).parents[2]
 RAY = ROOT / "deploy" / "ray"
 OWN_ARGUMENTS = {"config", "min_replicas", "max_replicas", "gpus"}
-SERVICE_FIELDS = {
-    "excludeHeadPodFromServeSvc", "managedBy", "rayClusterConfig", "rayClusterDeletionDelaySeconds", "serveConfigV2",
-    "serveService", "upgradeStrategy",
-}  # fmt: skip
-CLUSTER_FIELDS = {
-    "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec",
-    "headServiceAnnotations", "managedBy", "rayVersion", "suspend", "upgradeStrategy", "workerGroupSpecs",
-}  # fmt: skip
-GROUP_FIELDS = {"labels", "rayStartParams", "resources", "template"}
-HEAD_FIELDS = GROUP_FIELDS | {"enableIngress", "headService", "serviceType"}
-WORKER_FIELDS = GROUP_FIELDS | {
-    "groupName", "idleTimeoutSeconds", "maxReplicas", "minReplicas", "numOfHosts", "replicas", "scaleStrategy",
-    "suspend",
-}  # fmt: skip
-"""Of KubeRay's API reference, ray.io/v1: its schema is not among Kubernetes' own."""
 
 
 def rayservice() -> dict[str, Any]:
@@ -85,19 +70,3 @@ def test_the_image_is_built_with_the_extra() -> None:
     image = (ROOT / "deploy" / "docker" / "server.Dockerfile").read_text()
     (given,) = set(re.findall(r"--build-arg EXTRAS=([\w,]*\w)", image + (RAY / "rayservice.yaml").read_text()))
     assert "ray" in given.split(",") and 'pip install ".[$EXTRAS]"' in image
-
-
-def test_kuberay_knows_every_field() -> None:
-    """The fields of its API; what Kubernetes itself owns is valid by Kubernetes' schema."""
-    validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
-    document = rayservice()
-    assert (document["apiVersion"], document["kind"]) == ("ray.io/v1", "RayService")
-    assert document["spec"].keys() <= SERVICE_FIELDS
-    cluster = document["spec"]["rayClusterConfig"]
-    assert cluster.keys() <= CLUSTER_FIELDS
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    assert groups[0].keys() <= HEAD_FIELDS and all(group.keys() <= WORKER_FIELDS for group in groups[1:])
-    for group in groups:
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
-        validate.validate(pod, "1.37", strict=True)
