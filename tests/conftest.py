@@ -5,6 +5,7 @@ A test that ends one of them is marked `last`: it runs when all others have.
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import sys
@@ -49,6 +50,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         last = item.get_closest_marker("last") is not None
         order[item] = (not shares, (ENGINE, PROCESS, UNIT).index(found), last)
     items.sort(key=order.__getitem__)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: a search for garbage, as each training ends with one, need not look there.
+
+    Over the modules of torch, transformers and vLLM one takes half a second.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At the interpreter's end all is taken apart."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
