@@ -1,8 +1,8 @@
 """The process that forks: imports what it is told to, then makes each request a child that runs one function.
 
-    fork_server.py SOCKET_FD MODULE …
+    fork_server.py LISTENER_FD MODULE …
 
-In: requests on the socket, each with three open files: standard output, standard error, and a pipe for the status. Out,
+In: requests of all who connect, each with three open files: standard output and error, and a pipe for the status. Out,
 on that pipe: the child's process id, then its exit status, as lines. A child ends as Python ends, with its threads and
 what atexit knows; only what was imported is not taken apart, which takes seconds. The server itself starts no thread
 and runs none of the modules' functions: what it has imported is all that children share.
@@ -25,30 +25,38 @@ HEADER_BYTES, FILES = 8, 3
 
 
 class ForkServer:
-    """Forks until its socket closes."""
+    """Forks until all who connected have gone."""
 
-    def __init__(self, requests):
-        self._requests = requests
+    def __init__(self, listener):
+        self._listener = listener
+        self._asking = [listener.accept()[0]]
         self._running = {}  # pidfd -> (pid, status pipe)
 
     def serve(self):
-        """Returns in each child, with what it is to call; in the server itself None, when the socket has closed."""
-        while True:
-            readable, _, _ = select.select([self._requests, *self._running], [], [])
-            for ended in (one for one in readable if one is not self._requests):
-                self._report(ended)
-            if self._requests in readable:
-                header, files, _, _ = socket.recv_fds(self._requests, HEADER_BYTES, FILES)
-                if not header:
-                    return None
-                asked = pickle.loads(self._received(int.from_bytes(header)))
-                if child := self._fork(asked, *files):
+        """Returns in each child, with what it is to call; in the server itself None, when all have gone."""
+        while self._asking:
+            readable, _, _ = select.select([self._listener, *self._asking, *self._running], [], [])
+            for one in readable:
+                if one is self._listener:
+                    self._asking.append(self._listener.accept()[0])
+                elif one in self._running:
+                    self._report(one)
+                elif child := self._answer(one):
                     return child
+        return None
 
-    def _received(self, count):
+    def _answer(self, connection):
+        header, files, _, _ = socket.recv_fds(connection, HEADER_BYTES, FILES)
+        if header:
+            return self._fork(pickle.loads(self._received(connection, int.from_bytes(header))), *files)
+        connection.close()
+        self._asking.remove(connection)
+        return None
+
+    def _received(self, connection, count):
         data = bytearray()
         while len(data) < count:
-            data += self._requests.recv(count - len(data))
+            data += connection.recv(count - len(data))
         return data
 
     def _fork(self, asked, output, errors, status):
@@ -58,7 +66,8 @@ class ForkServer:
             self._running[os.pidfd_open(pid)] = pid, status
             os.write(status, b"%d\n" % pid)
             return None
-        self._requests.close()
+        for theirs in (self._listener, *self._asking):
+            theirs.close()
         for pidfd, (_, theirs) in self._running.items():
             os.close(pidfd)
             os.close(theirs)
@@ -115,10 +124,10 @@ def run_to_the_end(function):
 
 
 if __name__ == "__main__":
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    listening = socket.socket(fileno=int(sys.argv[1]))
     for imported in sys.argv[2:]:
         importlib.import_module(imported)
     gc.freeze()  # so that children do not copy the pages of what was imported
-    if child := ForkServer(connection).serve():
+    if child := ForkServer(listening).serve():
         run_to_the_end(child)
     os._exit(0)

@@ -96,21 +96,24 @@ class Forked:
 
 
 class ForkServer:
-    """The process that forks for one package."""
+    """The process that forks for one package, which all processes of a test run share."""
 
     def __init__(self, package: str) -> None:
-        folder = ROOT / package
-        modules = [module.name for module in pkgutil.walk_packages([str(folder)], f"{package}.")]
-        self._lock = threading.Lock()
-        self._socket, theirs = socket.socketpair()
-        self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno()), *PRELOADED[package],
-             *modules],
-            env={**FIRST, **os.environ, **PATH, **ONE_THREAD}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
-            cwd=ROOT,
-        )  # fmt: skip
-        theirs.close()
-        atexit.register(self._socket.close)  # which ends the server; what it has forked lives on
+        self._lock, self._socket = threading.Lock(), socket.socket(socket.AF_UNIX)
+        # A name without a file: it is free again when the server has ended.
+        run = (os.environ["PYTEST_XDIST_TESTRUNUID"], os.getppid()) if is_worker() else (os.getpid(),)
+        address = "\0" + "-".join(map(str, ("lightreasoner", *run, package)))
+        with socket.socket(socket.AF_UNIX) as listener:
+            try:
+                listener.bind(address)
+            except OSError:  # another process of this run has started it
+                pass
+            else:
+                listener.listen()
+                start(package, listener)
+        while self._socket.connect_ex(address):  # it is bound, and listens in a moment
+            time.sleep(0.01)
+        atexit.register(self._socket.close)  # the server ends with the last of them; what it has forked lives on
 
     def fork(
         self,
@@ -144,9 +147,25 @@ class ForkServer:
         return Forked(said, reading, errors, status)
 
 
+def is_worker() -> bool:
+    """Whether this process is one of several that run the tests."""
+    return "PYTEST_XDIST_WORKER" in os.environ
+
+
+def start(package: str, listener: socket.socket) -> None:
+    """Start a package's server, which imports all of the package."""
+    modules = [module.name for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")]
+    subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("fork_server.py"), str(listener.fileno()), *PRELOADED[package],
+         *modules],
+        env={**FIRST, **os.environ, **PATH, **ONE_THREAD}, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()],
+        cwd=ROOT,
+    )  # fmt: skip
+
+
 @functools.cache
 def fork_server(package: str) -> ForkServer:
-    """The one of a package, started when it is first asked for."""
+    """The one of a package, started when a process of this test run first asks for it."""
     return ForkServer(package)
 
 
