@@ -4,10 +4,15 @@ The client sees the k best ids of the expert, rounded to float32, and of some of
 proves from them must hold of the distributions as they are.
 """
 
+import os
+import subprocess
+import sys
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.runs.distributions import alphas, ks, many, pairs, seen, true_kl
+from support.runs.distributions import EXAMPLES, alphas, ks, many, pairs, seen, true_kl
 
 from client.contrast import SMALLEST_REMAINDER, contrast, covered_mass, kl_lower_bound, mask_complete
 
@@ -99,3 +104,12 @@ def test_the_covered_mass_is_what_the_expert_gives_to_ids_that_both_know(pair, k
     expert, _, known, order = pair
     mass = [np.exp(expert[step][[i for i in order[step, :k] if known[i]]]).sum() for step in range(len(expert))]
     np.testing.assert_allclose(covered_mass(*seen(pair, k)[1:]), mass, atol=1e-5)
+
+
+@pytest.mark.long
+def test_all_of_it_holds_of_thousands():
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, EXAMPLES: "4000"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.returncode == 0 and " passed" in said.stdout, said.stdout[-4000:]

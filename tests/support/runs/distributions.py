@@ -1,5 +1,7 @@
 """Pairs of distributions for hypothesis to look through, and what the service would show of them."""
 
+import os
+
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -49,4 +51,6 @@ def true_kl(pair):
 
 ks = st.integers(1, 10)
 alphas = st.one_of(st.sampled_from([1.0, 0.2]), st.floats(1e-3, 1.0))
-many = settings(max_examples=400, deadline=None)
+EXAMPLES = "EXAMPLES"
+"""The variable that says how many pairs each property is tried on."""
+many = settings(max_examples=int(os.environ.get(EXAMPLES, "150")), deadline=None)
