@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The main job, end to end, on the small pair beside this file: the three real processes and a bucket.
-# Usage: deploy/demo/run.sh [FOLDER]   (make demo sets up what it needs first; FOLDER must not be there yet)
+# Usage: deploy/demo/run.sh [FOLDER [PROBLEMS [OPTION …]]]   (make demo sets up what it needs; FOLDER must not be there)
+# PROBLEMS: how many are sampled, and how many others are tested; 1000 unless given. OPTION: more of train's options.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-OUT="${1:-demo-output}"
+OUT="${1:-demo-output}" PROBLEMS="${2:-1000}"
 PORT="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
 run() { say "$(printf '%q ' "$@")"; "$@"; }
@@ -14,10 +15,10 @@ mkdir "$OUT"
 began=$SECONDS
 trap '[ -z "${server:-}" ] || kill "$server" 2> /dev/null || true; wait' EXIT
 
-say "python deploy/demo/word_problems.py sample 1000 > $OUT/sample.jsonl"
-python deploy/demo/word_problems.py sample 1000 > "$OUT/sample.jsonl"
-say "python deploy/demo/word_problems.py test 1000 > $OUT/test.jsonl"
-python deploy/demo/word_problems.py test 1000 > "$OUT/test.jsonl"
+say "python deploy/demo/word_problems.py sample $PROBLEMS > $OUT/sample.jsonl"
+python deploy/demo/word_problems.py sample "$PROBLEMS" > "$OUT/sample.jsonl"
+say "python deploy/demo/word_problems.py test $PROBLEMS > $OUT/test.jsonl"
+python deploy/demo/word_problems.py test "$PROBLEMS" > "$OUT/test.jsonl"
 
 say "lightreasoner-server --config deploy/demo/server.yaml --port $PORT > $OUT/server.log &"
 lightreasoner-server --config deploy/demo/server.yaml --port "$PORT" > "$OUT/server.log" 2>&1 &
@@ -32,7 +33,7 @@ run lightreasoner-client sample "$OUT/sample.jsonl" "$OUT/run" --server "http://
     --max-tokens 64 --top-k 32
 kill "$server" # its work is done; it winds down by itself
 
-run lightreasoner-trainer train "$OUT/run" --model deploy/demo/expert --output "$OUT/adapter" --epochs 6
+run lightreasoner-trainer train "$OUT/run" --model deploy/demo/expert --output "$OUT/adapter" --epochs 6 "${@:3}"
 run lightreasoner-trainer evaluate deploy/demo/expert --adapter "$OUT/adapter" --benchmark "unseen=$OUT/test.jsonl" \
     --system-prompt "Please reason step by step." --max-tokens 64 -o "$OUT/results.json" --run "$OUT/run"
 run lightreasoner-client report "$OUT/run" -o "$OUT/report.html"

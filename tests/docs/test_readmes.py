@@ -33,8 +33,9 @@ README_NAMES_IN_DEMO = {
     "problems.jsonl": "$OUT/sample.jsonl", "unseen.jsonl": "$OUT/test.jsonl", "runs/first": "$OUT/run",
     "report.html": "$OUT/report.html", "adapter": "$OUT/adapter", "results.json": "$OUT/results.json",
     "8000": "$PORT", "%1": "$server", "server.log": "$OUT/server.log",
+    "1000": "$PROBLEMS",
 }  # fmt: skip
-ONLY_IN_DEMO = {"--port", "$PORT", "--run", "$OUT/run", ">", "$OUT/server.log", "2>&1", "&"}
+ONLY_IN_DEMO = {"--port", "$PORT", "--run", "$OUT/run", ">", "$OUT/server.log", "2>&1", "&", "${@:3}"}
 NO_OPTION_OF_OURS = {"--help", "--version", "--install-completion", "--show-completion"}
 
 
@@ -201,6 +202,7 @@ def test_the_readmes_ten_commands_are_those_of_the_demo() -> None:
         assert len(left) == 1 and set(left[0]) <= ONLY_IN_DEMO, (words, left)
         compared += 1
     assert compared == 8
+    assert ' PROBLEMS="${2:-1000}"\n' in (ROOT / "deploy" / "demo" / "run.sh").read_text()
 
 
 @pytest.mark.parametrize("package", PACKAGES)
