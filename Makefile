@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-SPREAD = --numprocesses $(or $(WORKERS),2) --dist loadgroup --no-loadscope-reorder
+SPREAD = --numprocesses $(or $(WORKERS),$(1)) --dist loadgroup --no-loadscope-reorder
 
 # The first process that imports a module compiles it for all: without that, each start takes 15 s of a core longer.
 unexport PYTHONDONTWRITEBYTECODE
@@ -20,10 +20,10 @@ demo: setup ## sample, train and evaluate with a small pair of models; needs no 
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo/run.sh
 
 test: setup ## the whole test suite, on real engines, in two processes; WORKERS=0 runs it in one
-	$(BIN)/python -m pytest $(SPREAD)
+	$(BIN)/python -m pytest $(call SPREAD,2)
 
-test-fast: setup ## the tests that start no process and no engine
-	$(BIN)/python -m pytest $(SPREAD) -m "unit and not long"
+test-fast: setup ## the tests that start no process and no engine, in three processes: many wait for a moment
+	$(BIN)/python -m pytest $(call SPREAD,3) -m "unit and not long"
 
 test-long: setup ## what is too long for every change: 5,000 made-up requests, the GPU's path, a server killed 20 times, a client 30 times
 	$(BIN)/python -m pytest -m long
