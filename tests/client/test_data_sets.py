@@ -2,7 +2,6 @@
 
 import json
 
-import datasets
 import huggingface_hub.constants
 import pytest
 from huggingface_hub import HfFileSystem
@@ -21,6 +20,8 @@ PLACE = "hf://datasets/me/run"
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
+    import datasets  # before what it reads is changed; at the top, each process that collects tests would import it
+
     with Hub().running() as hub:
         for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
             there = getattr(huggingface_hub.constants, name)
@@ -111,7 +112,7 @@ def test_a_store_of_the_hub_that_refuses_leaves_no_commit(hub, sealed):
 
 def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch, sealed, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(datasets, "load_dataset", None)  # it would try for a minute
+    monkeypatch.setattr("datasets.load_dataset", None)  # it would try for a minute
     out = r"the Hugging Face Hub at http://127.0.0.1:9 cannot be reached \(.*refused.*\); check the network"
     for read in (
         lambda: read_problem_set("hf://openai/gsm8k?config=main"),

@@ -154,7 +154,7 @@ def test_a_server_that_hangs_gets_no_more_than_its_window(servers):
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_servers_window_is_twice_its_smaller_engines_slots(expert, amateur, n):
     """In trajectories, and no request has more than 16. The server answers nothing until no more requests come."""
-    free, seen = threading.Event(), [0]
+    free, seen, window = threading.Event(), [0], 2 * min(expert, amateur)
 
     async def hang():
         await asyncio.to_thread(free.wait, 60)
@@ -171,10 +171,9 @@ def test_a_servers_window_is_twice_its_smaller_engines_slots(expert, amateur, n)
         ]
         server.before_line = hang
         threading.Thread(target=release, daemon=True).start()
-        problems = more(600)
+        problems = more(window // n + 50)
         settings = SamplingSettings(n=n, temperature=1.0 if n > 1 else 0.0)
         assert keys(sampled(server.url, problems, settings)) == once(problems, n)
-    window = 2 * min(expert, amateur)
     assert seen[-1] == max(1, window // n)
     assert max(map(len, server.asked)) <= max(1, min(16, window // 2) // n)
 
