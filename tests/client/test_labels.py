@@ -158,7 +158,7 @@ def kept_of(samples):
 
 
 def test_top_keeps_the_share_with_the_largest_bounds_of_the_whole_run(source, tmp_path):
-    """Whatever the share: so also where the cut falls between equal bounds, of one trajectory or of several."""
+    """So also wherever the cut falls between equal bounds, of one trajectory or of several."""
     ranked = []
     for t in source.trajectories():
         bounds = kl_lower_bound(t.expert_logprobs, t.amateur_logprobs)
@@ -167,7 +167,9 @@ def test_top_keeps_the_share_with_the_largest_bounds_of_the_whole_run(source, tm
     ranked.sort()
     assert len({row[0] for row in ranked}) < len(ranked) - 5
     made = source.manifest()
-    for count in range(1, len(ranked) + 1):
+    between = {count for count in range(1, len(ranked)) if ranked[count - 1][0] == ranked[count][0]}
+    assert len(between) >= 5
+    for count in sorted({*between, *range(1, len(ranked) + 1, 5), len(ranked)}):
         settings = made.model_copy(update={"select": "top", "keep": count / len(ranked)})
         settings = settings.model_copy(update={"top_cut": top_cut(source, settings)})
         samples = [sample_of(trajectory, settings) for trajectory in source.trajectories()]
