@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.servers.real_server import DEMO, ROOT, command
+from support.processes.forked import run
+from support.servers.real_server import DEMO, ROOT
 from support.servers.stand_in import stand_in_server
 
 from client.runs.run import Run
@@ -89,7 +90,7 @@ def test_the_two_commands_of_the_readme_that_the_demo_does_not_run_work_too(demo
         wait = wait.replace("http://127.0.0.1:8000", server.url)
         assert subprocess.run(shlex.split(wait), capture_output=True, timeout=60).returncode == 0
     given = {"adapter": str(demo[0] / "adapter"), "merged": str(tmp_path / "merged")}
-    said = command("trainer", *(given.get(word, word) for word in shlex.split(merge)[1:]))
+    said = run("trainer", *(given.get(word, word) for word in shlex.split(merge)[1:]))
     assert said.returncode == 0, said.stderr
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 

@@ -8,6 +8,8 @@ prompts come in chunks, -1 in columns and rows) and of the best k with the ranks
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterable
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +20,10 @@ from vllm import SamplingParams
 from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 
 COLUMNS, PADDED = 151_936, 152_064
+MANY = prompt_logprob.CHUNK_SIZE
+SOME = ((torch.float32, 128, MANY), (torch.bfloat16, 20, 2))
+EVERY = (*((dtype, k, MANY) for dtype in (torch.float32, torch.bfloat16) for k in (20, 128)), (torch.float32, 20, 2))
+"""At every change each dtype, each k and each number of rows once; with `all`, and in `make test-long`, the others."""
 PROMPTS, START, CHUNK = (7, 5), 1, 3
 """Tokens of each request's prompt, its first scored row, and the tokens of it that a step computes."""
 
@@ -89,16 +95,15 @@ def best_ids(dtype: torch.dtype, k: int) -> float:
     return float((scores.logprobs.double() - exact.gather(1, scores.logprob_token_ids)).abs().max())
 
 
-def main() -> None:
+def measured(ways: Iterable[tuple[torch.dtype, int, int]]) -> dict[str, float]:
+    """The largest difference of each kernel, for each dtype, k and number of rows whose logits exist at a time."""
     worst = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        for k in (20, 128):
-            worst[f"given ids, {dtype}, k = {k}"] = given_ids(dtype, k)
-            worst[f"best ids, {dtype}, k = {k}"] = best_ids(dtype, k)
-    prompt_logprob.CHUNK_SIZE = 2  # rows whose logits exist at a time: 1,024 in vLLM
-    worst["given ids, two rows at a time"] = given_ids(torch.float32, 20)
-    print(json.dumps(worst))
+    for dtype, k, rows in ways:
+        prompt_logprob.CHUNK_SIZE = rows
+        worst[f"given ids, {dtype}, k = {k}, {rows} rows at a time"] = given_ids(dtype, k)
+        worst[f"best ids, {dtype}, k = {k}"] = best_ids(dtype, k)
+    return worst
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measured(EVERY if sys.argv[1:] == ["all"] else SOME)))
