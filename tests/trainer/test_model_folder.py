@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from support.models.families import FAMILIES, save_family
 from support.models.tiny_pair import save_adapter
 from transformers import AutoModelForCausalLM
@@ -81,6 +82,23 @@ def test_a_soft_cap_of_attention_is_computed_as_the_model_was_trained(tmp_path):
     assert torch.equal(loaded, capped) and (loaded - uncapped).abs().max() > 0.1
     with pytest.raises(ModelError, match=r"caps its attention .* --attention sdpa leaves out: use eager"):
         load(model, torch.float32, "sdpa")
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen3_5", "mistral3"])
+def test_layers_of_a_model_that_reads_pictures_have_the_names_that_vllm_gives_them(tmp_path, kind):
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 97}
+    config = transformers.AutoConfig.for_model(kind)
+    config.text_config.update({**small, "layer_types": ["full_attention"]})
+    config.architectures = [f"{kind.title()}ForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    assert "model.language_model.layers.0.self_attn.q_proj" in ModelFolder(tmp_path).names
+
+
+def test_a_model_that_is_no_language_model_is_refused_in_a_line(tmp_path):
+    config = transformers.ViTConfig(architectures=["ViTForImageClassification"])
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"not a causal language model: .* 'vit' with architectures \['ViTFor"):
+        ModelFolder(tmp_path).check_trainable()
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ from trainer.data.dataset import Limits
 from trainer.data.packing import Layout, Sharing, pack
 from trainer.settings import Lora
 from trainer.training.lora import with_lora
-from trainer.training.packing_check import Choice, neighbours, position_switch
+from trainer.training.packing_check import Choice, fullest, neighbours, position_switch
 
 QUICK = "mamba", "opt"
 
@@ -160,6 +160,20 @@ def test_a_switch_that_no_configuration_tells_of_is_seen_at_the_lengths_of_the_r
 )
 def test_the_lengths_that_are_tried_are_those_that_may_share_a_pass(lengths, budget, layout, pairs):
     assert neighbours(lengths, budget, layout) == pairs
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "layout", "passes"),
+    [
+        ([9, 3, 7, 20], 40, Layout(), [(20, 9, 7, 3)]),
+        ([9, 3, 7, 20], 20, Layout(), []),  # the pair is tried already
+        ([9, 3, 7, 20, 8], 30, Layout(switch=8), [(8, 7, 3)]),
+        ([9, 3, 7, 20, 8], 30, Layout(Sharing.PADDED), []),
+        ([9, 3, 7, 8], 40, Layout(Sharing.PADDED), [(9, 8, 7)]),
+    ],
+)
+def test_the_fullest_pass_is_tried(lengths, budget, layout, passes):
+    assert fullest(lengths, budget, layout) == passes
 
 
 def test_the_switch_of_other_models_is_none(expert):

@@ -68,7 +68,7 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     base, made = ModelFolder.find(model), adapter_folder(adapter)
     read_config(made)
     check_base(made, base)
-    base.check_unquantized()
+    base.check_trainable()
     check_matches(made, base)
     dtype = base.dtype_for(precision)
     make_folder(out := free_folder(output))

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.errors import ModelError, reason_of
+from client.errors import ModelError, reason_of, shown
 from client.models.chat_template import ChatTemplate
 from client.models.ends import end_token_ids
 from client.models.fingerprints import (
@@ -112,14 +112,33 @@ class ModelFolder:
         )
 
     @cached_property
+    def kind(self) -> Any:
+        """The class of transformers that computes it: the one that config.json names, as vLLM does; so names of layers
+        are the same in both, also where text is only a part of what the model reads.
+        """
+        import transformers
+
+        for name in self.configuration.architectures or []:
+            found: Any = getattr(transformers, str(name), None)
+            takes = isinstance(self.configuration, getattr(found, "config_class", None) or ())
+            if takes and found.can_generate() and not self.configuration.is_encoder_decoder:
+                return found
+        if type(self.configuration) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ModelError(
+                f"{self} is not a causal language model: transformers knows none of the type"
+                f" {self.configuration.model_type!r} with architectures {shown(self.configuration.architectures)}"
+            )
+        return transformers.AutoModelForCausalLM
+
+    @cached_property
     def names(self) -> frozenset[str]:
         """The names of all modules and parameters, as transformers has them. Loads no weights."""
         import torch
-        from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
             try:
-                model = AutoModelForCausalLM.from_config(self.configuration)
+                empty = getattr(self.kind, "from_config", None) or self.kind._from_config
+                model = empty(self.configuration)
             except (ValueError, KeyError, ImportError) as error:
                 raise ModelError(f"{self} is not a causal language model: {reason_of(error)}") from error
         return frozenset(name for name, _ in (*model.named_modules(), *model.named_parameters(remove_duplicate=False)))
@@ -139,8 +158,11 @@ class ModelFolder:
         """Whether it squeezes the logits of its attention, as Gemma 2 does: softcap * tanh(logits / softcap)."""
         return bool(getattr(self.configuration.get_text_config(), "attn_logit_softcapping", None))
 
-    def check_unquantized(self) -> None:
-        """Raise ModelError if the weights are quantised in a way that LoRA cannot be trained on or merged into here."""
+    def check_trainable(self) -> None:
+        """Raise ModelError if transformers has no such causal language model, or if the weights are quantised in a way
+        that LoRA cannot be trained on or merged into here.
+        """
+        _ = self.kind
         stored = getattr(self.configuration, "quantization_config", None) or {}
         stored = stored if isinstance(stored, dict) else stored.to_dict()
         method = stored.get("quant_method")
@@ -157,12 +179,10 @@ class ModelFolder:
         vLLM does not say so of a tensor that it joins with others, as q_proj, and computes with what lies in memory.
         A quantised model's tensors have other names, and are left to who loads them.
         """
-        from transformers import AutoModelForCausalLM
-
         if getattr(self.configuration, "quantization_config", None):
             return
         try:
-            whole: Any = AutoModelForCausalLM.from_pretrained(
+            whole: Any = self.kind.from_pretrained(
                 self.path, config=self.configuration, device_map="meta", output_loading_info=True
             )
         except Exception:  # a kind of model that transformers cannot load so: whoever loads it says why
@@ -198,7 +218,6 @@ def load(model: ModelFolder, dtype: torch.dtype, attention: str | None = None) -
     `attention`: attn_implementation of transformers; None lets transformers choose, but for a model with a soft cap.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     if model.caps_attention and attention in (None, UNCAPPED):
         if attention:
@@ -209,7 +228,7 @@ def load(model: ModelFolder, dtype: torch.dtype, attention: str | None = None) -
         attention = "eager"
     options = {} if attention is None else {"attn_implementation": attention}
     try:
-        whole: Any = AutoModelForCausalLM.from_pretrained(
+        whole: Any = model.kind.from_pretrained(
             model.path, config=model.configuration, dtype=dtype, output_loading_info=True, **options
         )
         loaded, names = whole

@@ -47,6 +47,12 @@ class Layout:
         """Tokens of a pass that holds examples of these lengths, with the padding."""
         return len(lengths) * max(lengths) if self.sharing == Sharing.PADDED else sum(lengths)
 
+    def alike(self, length: int, longest: int) -> bool:
+        """Whether an example of this length may share a pass with the longest: as a padded row, if it is not mostly
+        padding.
+        """
+        return self.sharing != Sharing.PADDED or longest <= MOST_UNEQUAL * length
+
 
 class Batch(TypedDict):
     """The examples of a pass: R rows of L tokens, one if packed; K kept steps, labels of at most m ids."""
@@ -132,9 +138,12 @@ def _first_fit(examples: Sequence[Example], budget: int, layout: Layout) -> list
     room: list[int] = []
     for example in examples:
         size = len(example.input_ids)
-        needs = [len(held[0].input_ids) if padded else size for held in bins]
-        most = MOST_UNEQUAL * size
-        fits = next((index for index, left in enumerate(room) if needs[index] <= min(left, most)), None)
+        longest = [len(held[0].input_ids) for held in bins]
+        needs = longest if padded else [size] * len(bins)
+        fits = next(
+            (index for index, left in enumerate(room) if needs[index] <= left and layout.alike(size, longest[index])),
+            None,
+        )
         if fits is None:
             bins.append([example])
             room.append(budget - size)

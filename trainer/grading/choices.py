@@ -112,14 +112,15 @@ def said_letter(choices: Sequence[str], output: str) -> str:
     for match in sorted(spoken, key=lambda match: match.end(match.lastindex or 0), reverse=True):
         letter = match[match.lastindex or 0]
         rest = text[match.end() :].split("\n")[0]
-        if match.re is LAST_LINE and re.match(r"[).]*[.:]?\s+\w", rest) and not _is_choice(choices, letter, rest):
+        own = _is_choice(choices, letter, rest) or _labels(choices, match[1], rest)
+        if match.re is LAST_LINE and re.match(r"[).]*[.:]?\s+\w", rest) and not own:
             continue
         if _supposed(text, match):
             continue
         several = re.search(r"(?:\b(?:and|or)|[,/&])\s*[(\[]?$", text[: match.start(match.lastindex or 0)])
         if several and match.re.pattern != CONCLUDED:
             return ""  # one of several
-        right = match.re.pattern in SAID_RIGHT or _ends(choices, letter, rest)
+        right = match.re.pattern in SAID_RIGHT or _ends(choices, letter, rest) or _labels(choices, match[1], rest)
         if right and letter.upper() in LETTERS[: len(choices)]:
             return letter.upper()
     return ""
@@ -139,6 +140,13 @@ def _ends(choices: Sequence[str], letter: str, rest: str) -> bool:
         return False
     said = REASON.match(rest) and not (letter == "a" and re.match(r"\s+\(", rest))
     return bool(said) or _is_choice(choices, letter, rest)
+
+
+def _labels(choices: Sequence[str], bracketed: str | None, rest: str) -> bool:
+    """Whether a letter stands before a whole choice as its label, be it another one's: 'b. 4'. The letter counts."""
+    label = "" if bracketed else r"\s*[).:\]]"
+    marked = re.match(rf"{label}\s*(?=\S)", rest)
+    return marked is not None and letters_of(rest[marked.end() :]) in map(letters_of, choices)
 
 
 def _is_choice(choices: Sequence[str], letter: str, rest: str) -> bool:

@@ -43,10 +43,6 @@ several letters are units."""
 HELD_OFF = r"(?:.*~|.*\\[,;: ](?=\s*\\)|-?[\d.,]+\\[,;: ])\s*"
 EQUATION = re.compile(r"(?=[^=]*(?<![\\A-Za-z])[A-Za-z](?![A-Za-z]))[^=]*[-+*/^|][^=]*=")
 """No name and no derivation before its value."""
-GOES_ON = re.compile(
-    r"[^\S\n]*(?:(?:[-+/]|\*(?!\*)|\\(?:cdot|times|div)\b)\s*\\?\$?\d|\^\s*\{?\s*[-\d]|\\(?:sqrt|pi|[dt]?frac)(?![A-Za-z]))"
-)
-"""Right behind a box: the formula of which it holds a part."""
 DEGREES = re.compile(
     rf"\s*(?:\^\s*\{{?\s*\\circ\b\s*\}}?|\\degree\b|°|(?:{TEXT}\s*\{{)?\s*degrees?\b\s*\}}?)(?!\W*(?:{TEXT})?\W*[CF]\b)"
 )
@@ -82,7 +78,7 @@ def _judge(gold: Gold, output: str, found: list[Answer]) -> bool:
     for answer in answers(output, _count(gold)):
         if not found:
             found.append(answer)
-        if len(answer.text) <= ANSWER_CHARACTERS and not GOES_ON.match(answer.behind) and _same(gold, answer, maths):
+        if len(answer.text) <= ANSWER_CHARACTERS and not answer.part and _same(gold, answer, maths):
             found.append(answer)
             return True
     return False

@@ -25,6 +25,8 @@ TOKEN = re.compile(
 """Of an answer: where its unit may begin. A letter may be algebra."""
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
+DOZEN = re.compile(MULTIPLIER.pattern.replace("|".join(MULTIPLIERS), "dozen"), re.IGNORECASE)
+"""A question may ask for dozens, and its gold answer then names none."""
 LETTERED = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "bn": "billion", "m": "million"}
 LETTERED_NUMBER = re.compile(rf"(?<=\d)((?:[\s~{{]|\\[,;! ]|{TEXT})*)(k|K|M|B|bn|m)(?![A-Za-z])")
 """18K."""
@@ -55,9 +57,9 @@ def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths
         return total is not None and _within(total, wanted, gold)
     if PERCENT.match(tail) and gold.unit != "%" and 0 < abs(float(wanted)) <= 1:
         numbers += [number / 100 for number in numbers]
-    factors = (
-        [_factor(gold, tail, True)] if tail else [_factor(gold, unit_behind(behind), own) for own in (True, False)]
-    )
+    named = tail or unit_behind(behind)
+    asked = not tail or (DOZEN.match(tail) and not gold.unit.strip())
+    factors = [_factor(gold, named, own) for own in ((True, False) if asked else (True,))]
     return any(
         factor is not None and _within(number * factor, wanted, gold) for number in numbers for factor in factors
     )

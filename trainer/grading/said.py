@@ -44,6 +44,42 @@ REJECTED = re.compile(
 MARKUP = re.compile(rf"\\[()\[\],;! ]|\\q?quad\b|[$~*\s]|{TEXT}|[{{}}]|\\(?:begin|end)\{{\w+\*?\}}")
 WORDS_FIRST = re.compile(rf"{TEXT}\s*\{{[^{{}}\d]*[a-z]{{3}}[^{{}}\d]*\}}[^=]*\d")
 """In a box: it is a sentence."""
+BESIDE = 80
+"""Characters beside a box, in which the rest of its formula is looked for."""
+DOLLARS, OPENED = re.compile(r"(?<!\\)\$\$?"), re.compile(r"(?<!\\)\\[(\[]|\\begin\{[a-z]+\*?\}")
+CLOSED = re.compile(r"(?<!\\)\\[)\]]|\\end\{")
+FORMULA_END = re.compile(r"(?<!\\)\$|\\[)\]]|\\\\|\n")
+SPACES = r"(?:\\[,;:! ]|\\q?quad\b|\\(?:displaystyle|left|bigl?|Bigl?)\b|[~\s])*"
+OPERATOR_BEFORE = r"(?:[-+/^]|(?<!\*)\*(?!\*)|\\(?:cdot|times|div|pm|mp)\b)"
+SIGN_BEFORE = re.compile(
+    rf"(?:^|[=:<>≈({{\[,;&]|\\(?:Rightarrow|rightarrow|implies|to|iff|therefore|approx|[lgn]eq?)\b){SPACES}"
+    rf"(-|\\pm\b){SPACES}(?:\\\$)?$"
+)
+"""In a formula, right before its box."""
+LEADS_UP = re.compile(
+    rf"(?:\\[dtc]?frac(?:\s*\{{[^{{}}]*\}})?|\\sqrt(?:\[[^\]]*\])?|\\[dt]?binom|[\^_])\s*\{{{SPACES}$"
+    rf"|\\(?:sqrt|log|ln|sin|cos|tan|cot|sec|csc|exp)(?:[_^]\{{?\w+\}}?)?{SPACES}\(?$"
+    rf"|[\w)\]}}!%'|]{SPACES}{OPERATOR_BEFORE}{SPACES}(?:\\?\$)?{SPACES}[(\[]?{SPACES}$"
+    r"|(?:\d|\\(?:pi|theta)|(?<!^\(\w)(?<!^\(\w\w)\)|(?<![A-Za-z\\])[A-Za-z])$"
+    r"|(?:[\^_]|frac\s*\{[^{}]*\}|sqrt)\s*\{[^{}]*\}$"
+)
+"""The same: the box holds a part of the formula."""
+LEADS_UP_IN_WORDS = re.compile(
+    rf"\d(?:\\?%)?(?P<space>\s*){OPERATOR_BEFORE}(?P=space)(?:\\?\$)?$|(?:\d|(?<![A-Za-z\\])[A-Za-z])$"
+)
+NUMBERED = re.compile(
+    r"\b(?:step|part|question|problem|case|example|option|answer|number|no)\b\W*\d+\s*-\s*$", re.IGNORECASE
+)
+"""A dash behind a heading."""
+GOES_ON = re.compile(
+    r"[^\S\n]*(?:(?:[-+/]|\*(?!\*)|\\(?:cdot|times|div)\b)\s*\\?\$?\d|\^\s*\{?\s*[-\dA-Za-z]"
+    r"|\\(?:sqrt|pi|[dt]?frac)(?![A-Za-z]))"
+)
+"""Right behind a box: the same."""
+GOES_ON_IN_FORMULA = re.compile(
+    rf"{SPACES}(?:[-+/*]|\\(?:cdot|times|div|pm)\b){SPACES}(?:[A-Za-z(]|\\(?!text|mathrm|quad|\w*box)[A-Za-z])"
+    r"|[abefijnp-rt-z](?![A-Za-z])|\([^()]*[-+][^()]*\)"
+)
 THOUGHT = re.compile(r".*</think>(?=.*\S)", re.DOTALL)
 
 DISPLAY = re.compile(
@@ -137,6 +173,7 @@ class Answer:
 
     text: str
     behind: str = ""
+    part: bool = False  # what stands beside its box makes a formula of which it is a part
     marked: bool = True  # by a box or another mark: then it is all there is
 
 
@@ -191,7 +228,28 @@ def _last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
         if squeezed(text) not in map(squeezed, held):
             held.insert(0, text)
         start = before[0]
-    return Answer(", ".join(held), behind)
+    sign, part = _beside(output[:start], behind)
+    return Answer(sign + ", ".join(held), behind, part)
+
+
+def _beside(before: str, behind: str) -> tuple[str, bool]:
+    """The sign right before a box, and whether what stands beside it makes a formula of which it is a part."""
+    before = before.rpartition("\n\n")[2].replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
+    dollars, opened = list(DOLLARS.finditer(before)), list(OPENED.finditer(before))
+    begin = dollars[-1].end() if len(dollars) % 2 else opened[-1].end() if opened else -1
+    inside = begin >= 0 and not CLOSED.search(before, begin)
+    rest = FORMULA_END.split(behind[:BESIDE], maxsplit=1)[0] if inside else behind
+    goes_on = bool(GOES_ON.match(rest) or (inside and GOES_ON_IN_FORMULA.match(rest)))
+    if inside and (formula := re.split(r"\\\\|&|\n", before[begin:])[-1]).strip():
+        formula = re.sub(r"\s+", " ", formula[-BESIDE:])
+        if sign := SIGN_BEFORE.search(formula):
+            return sign[1], goes_on
+        return "", bool(LEADS_UP.search(formula)) or goes_on
+    line = (before[:begin] if inside else before).rpartition("\n")[2][-BESIDE:]
+    if re.search(r"(?:^|\s|\*\*)-(?:\\?\$|\\\()*$", line):
+        return "-", goes_on
+    line = re.sub(r"(?:(?<!\\)\$|\\[(\[])+(\s*)$", r"\1", line)
+    return "", bool(LEADS_UP_IN_WORDS.search(line) and not NUMBERED.search(line)) or goes_on
 
 
 def _unmarked(output: str) -> Iterator[Answer]:

@@ -26,7 +26,7 @@ from trainer.data.example import Example
 from trainer.data.packing import Batch, Layout, micro_batches
 from trainer.settings import Keep
 from trainer.training.checkpoints import write_whole
-from trainer.training.lora import ADAPTER_ALONE, Head, hidden_states
+from trainer.training.lora import ADAPTER_ALONE, Head, decoder_of, hidden_states
 from trainer.training.loss import CHUNK_ELEMENTS, held_out_sums
 
 HELD_OUT = "held_out.jsonl"
@@ -150,7 +150,7 @@ class HeldOutWatch(TrainerCallback):
     def _means(self) -> tuple[float, ...]:
         """loss, agreement, shift, other_shift."""
         model: Any = self._adapted.get_base_model()
-        decoder, head, device = model.get_decoder(), Head(model), model.device
+        decoder, head, device = decoder_of(model), Head(model), model.device
         was_training = self._adapted.training
         self._adapted.eval()
         try:

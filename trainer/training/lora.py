@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora.layer import Linear
+from peft.tuners.lora.layer import Linear, LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from client.errors import ModelError
 from trainer.settings import ALL_LINEAR, Lora
 from trainer.training.loss import StepSums, contrast_sums
 
+NOISE = re.compile(r"drop|^(?:input_)?jitter_noise$")
+"""In names of attributes: rates at which a layer drops out, or how much noise it adds."""
 ADAPTER_ALONE: dict[str, Any] = {"save_embedding_layers": False}
 """For PEFT's functions that give or save an adapter: otherwise they ask the Hub whether embeddings changed."""
 
@@ -88,9 +91,17 @@ def _rounded(layer: Any, states: Tensor) -> Tensor:
     return nn.functional.linear(states, layer.weight.to(states.dtype))
 
 
+def decoder_of(model: Any) -> Any:
+    """What turns ids into the states that the head reads. Of Llama 4, transformers gives a model with its head."""
+    found, head, embedding = model.get_decoder(), model.get_output_embeddings(), model.get_input_embeddings()
+    while any(module is head for module in found.modules()):
+        found = next(part for part in found.children() if any(module is embedding for module in part.modules()))
+    return found
+
+
 def text_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The modules that text goes through, by their names: the decoder's, and the head."""
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    decoder, head = decoder_of(model), model.get_output_embeddings()
     inner = {id(module) for part in (decoder, head) if part is not None for module in part.modules()}
     return {name: module for name, module in model.named_modules() if id(module) in inner}
 
@@ -107,14 +118,16 @@ def beside_the_text(model: PreTrainedModel) -> str | None:
     return rf"(?!(?:{'|'.join(map(re.escape, roots))})(?:\.|$)).*"
 
 
-def own_dropout(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where the model itself drops out in training, as (module, attribute): dropout layers, and attention's own."""
+def own_dropout(model: PreTrainedModel) -> list[tuple[nn.Module, str]]:
+    """Where the model itself drops out or adds noise in training, as (module, attribute): not the adapter's dropout."""
+    text = text_modules(model).values()
+    adapters = {id(part) for layer in text if isinstance(layer, LoraLayer) for part in layer.lora_dropout.modules()}
     found = []
-    for module in model.modules():
-        for name in ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout", "dropout", "dropout_prob"):
-            rate = getattr(module, name, None)
-            if isinstance(rate, float) and rate > 0:
-                found.append((module, name))
+    for module in text:
+        if id(module) in adapters:
+            continue
+        names = ["p"] if isinstance(module, nn.modules.dropout._DropoutNd) else filter(NOISE.search, vars(module))
+        found += [(module, name) for name in names if isinstance(rate := getattr(module, name), float) and rate > 0]
     return found
 
 
@@ -129,7 +142,8 @@ def check_targets(model: PreTrainedModel, name: str, lora: Lora) -> None:
     modules = text_modules(model)
     wanted = () if lora.targets == (ALL_LINEAR,) else lora.targets
     if unknown := [target for target in wanted if not any(f".{module}".endswith(f".{target}") for module in modules)]:
-        linear = sorted({path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, nn.Linear)})
+        kinds = nn.Linear, Conv1D  # GPT-2's
+        linear = sorted({path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, kinds)})
         raise ModelError(
             f"--targets: {name} has no layer {', '.join(unknown)}; its linear layers are {', '.join(linear)}, or give "
             f"{ALL_LINEAR} alone"
@@ -139,7 +153,7 @@ def check_targets(model: PreTrainedModel, name: str, lora: Lora) -> None:
 def compute_loss_in_forward(adapted: PeftModel) -> None:
     """Replace the model's forward: it then takes a `trainer.data.packing.Batch` and returns `StepSums`."""
     model: Any = adapted.get_base_model()
-    decoder, head = model.get_decoder(), Head(model)
+    decoder, head = decoder_of(model), Head(model)
 
     def forward(
         input_ids: Tensor, position_ids: Tensor, kept: Tensor, label_ids: Tensor, label_weights: Tensor, **_: Any

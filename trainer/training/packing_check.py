@@ -22,7 +22,7 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 
 from client.errors import ModelError, reason_of
 from trainer.data.packing import Layout, Sharing, arrange
-from trainer.training.lora import Head, hidden_states, own_dropout
+from trainer.training.lora import Head, decoder_of, hidden_states, own_dropout
 from trainer.training.progress import is_out_of_memory
 
 TOKENS = 24, 40
@@ -50,12 +50,18 @@ class Choice:
     unpacked: str | None  # why they are not packed
     attention: str  # attn_implementation of transformers
     others: list[str]  # why better ones were left out
+    noise: float = 0.0  # how far logits in training are from those in evaluation, with no dropout that is known
 
     def said(self, budget: int, lengths: Sequence[int], device: str) -> list[str]:
         """What a user should know of it, a line each."""
         lines = []
         if device == "cuda" or self.others:
             lines.append("; not ".join([f"attention: {self.attention}", *self.others]))
+        if self.noise:
+            lines.append(
+                f"the model computes otherwise in training (logits differ by {self.noise:.2g} of their size), and "
+                "--dropout 0 does not switch that off"
+            )
         packed = max(1, budget * len(lengths) // max(1, sum(lengths)))
         if self.layout.sharing == Sharing.PADDED:
             padded = round(len(lengths) / sum(1 / max(1, budget // length) for length in lengths))
@@ -98,12 +104,12 @@ def choose(
             others.append(f"{better}: {error}")
             continue
         if why is None:
-            return Choice(found, why, better, others)
+            return Choice(found, why, better, others, training_noise(adapted))
         others.append(f"{better}: {why}")
     if names:
         model.set_attn_implementation(loaded)
     found, why = layout_for(adapted, name, lengths, budget, packing, padding)
-    return Choice(found, why, loaded, others)
+    return Choice(found, why, loaded, others, training_noise(adapted))
 
 
 def attentions(model: Any, device: str) -> tuple[list[str], list[str]]:
@@ -144,12 +150,13 @@ def _refusal(model: Any, attention: str, reference: Tensor) -> str | None:
 
 
 def _attention_of(model: Any) -> str:
-    return str(model.get_decoder().config._attn_implementation)
+    return str(decoder_of(model).config._attn_implementation)
 
 
-def _own_logits(model: Any) -> Tensor:
+def _own_logits(model: Any, training: bool = False) -> Tensor:
     """Of two short sequences, by the model's own forward pass, with gradients as in `check_alone`: [64, V]."""
     with _Evaluating(model):
+        model.train(training)
         passes = [type(model).forward(model, input_ids=ids, use_cache=False) for ids, _ in _sequences(model, TOKENS)]
     return torch.cat([one.logits[0].detach() for one in passes])
 
@@ -167,13 +174,33 @@ def layout_for(
     for sharing in [Sharing.PACKED] * packing + [Sharing.PADDED] * padding:
         layout = Layout(sharing, switch)
         try:
-            check_packing(adapted, name, [TOKENS, *neighbours(lengths, budget, layout)], layout)
+            passes = [TOKENS, *neighbours(lengths, budget, layout), *fullest(lengths, budget, layout)]
+            check_packing(adapted, name, passes, layout)
         except PackingError as error:
             why.append(str(error))
         else:
             return layout, "; ".join(why) or None
     check_alone(adapted, name)
     return Layout(Sharing.ALONE), "; ".join(why)
+
+
+def training_noise(adapted: PeftModel) -> float:
+    """How far logits in training are from those in evaluation, if not by dropout that is known; 0 if rounding alone.
+
+    LoRA's own dropout changes nothing yet: B begins at zero.
+    """
+    model: Any = adapted.get_base_model()
+    if own_dropout(model):
+        return 0.0
+    try:
+        calm, device = _own_logits(model), [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(device):
+            found = _largest(_differences(_own_logits(model, training=True), calm), model)
+    except UNSUPPORTED as error:
+        if is_out_of_memory(error):
+            raise
+        return 0.0
+    return found if found > _tolerance(model) else 0.0
 
 
 def position_switch(config: PreTrainedConfig) -> int | None:
@@ -196,15 +223,36 @@ def neighbours(lengths: Sequence[int], budget: int, layout: Layout) -> list[tupl
     return found
 
 
+def fullest(lengths: Sequence[int], budget: int, layout: Layout) -> list[tuple[int, ...]]:
+    """The pass that holds the most tokens: some models take no more of them than one trajectory may have."""
+    found: list[tuple[int, ...]] = []
+    for side in layout.sides(lengths):
+        held: list[int] = []
+        for length in sorted((lengths[index] for index in side), reverse=True):
+            if layout.tokens([*held, length]) <= budget and layout.alike(length, max([*held, length])):
+                held.append(length)
+        found += [tuple(held)] if len(held) > 2 else []
+    return found
+
+
 def check_alone(adapted: PeftModel, name: str) -> None:
-    """Raises ModelError if one trajectory a pass gives other logits than the model's own pass."""
+    """Raises ModelError if one trajectory a pass gives other logits than the model's own pass, if a token changes those
+    before it, or if the adapter cannot get its gradient.
+    """
     model: Any = adapted.get_base_model()
     try:
         with _Evaluating(model):
             head, parts = Head(model), _sequences(model, TOKENS)
             # With gradients: some kinds of attention do not support them everywhere, and raise an error here.
-            states = [hidden_states(model.get_decoder(), ids, positions)[0] for ids, positions in parts]
+            states = [hidden_states(decoder_of(model), ids, positions)[0] for ids, positions in parts]
+            trained = [weight for weight in adapted.parameters() if weight.requires_grad]
+            if trained:
+                square = torch.cat([head(state) for state in states]).float().square().mean()
+                torch.autograd.grad(square, trained, allow_unused=True)
             with torch.no_grad():
+                (ids, positions), last = parts[-1], states[-1]
+                shorter = hidden_states(decoder_of(model), ids[:, :-1], positions[:, :-1])[0]
+                ahead = _largest(_differences(head(shorter), head(last[:-1])), model)
                 own = [type(model).forward(model, input_ids=ids, use_cache=False).logits[0] for ids, _ in parts]
                 found = _differences(torch.cat([head(state) for state in states]), torch.cat(own)).max()
     except UNSUPPORTED as error:
@@ -216,54 +264,63 @@ def check_alone(adapted: PeftModel, name: str) -> None:
             f"{name}: the model's logits are not its LM head's, or not only (they differ by {found:.2g} of their "
             "size); this architecture is not supported"
         )
+    if ahead > _tolerance(model):
+        raise ModelError(
+            f"{name}: a token changes the logits before it (they differ by {ahead:.2g} of their size), so training "
+            "would see what sampling does not; this architecture is not supported"
+        )
 
 
 def check_packing(
-    adapted: PeftModel, name: str, pairs: Sequence[tuple[int, int]] = (TOKENS,), layout: Layout | None = None
+    adapted: PeftModel, name: str, passes: Sequence[tuple[int, ...]] = (TOKENS,), layout: Layout | None = None
 ) -> None:
     """Raises PackingError if a row of logits differs between a shared pass and a pass of one trajectory, or ModelError
     as `check_alone`.
 
-    `pairs`: lengths of two trajectories that share a pass. `layout`: how; by default packed.
+    `passes`: lengths of trajectories that share a pass. `layout`: how; by default packed.
     """
     check_alone(adapted, name)
     layout = layout or Layout()
     model: Any = adapted.get_base_model()
     how = "packed into one sequence" if layout.sharing == Sharing.PACKED else "padded into rows"
     with _Evaluating(model):
-        for pair in pairs:
+        for held in passes:
             try:
-                found = _difference_of(model, pair, layout)
+                found = _difference_of(model, held, layout)
             except UNSUPPORTED as error:
                 if is_out_of_memory(error):
                     raise
                 raise PackingError(f"{name} does not take trajectories {how}: {reason_of(error)}") from error
             if found > _tolerance(model):
                 raise PackingError(
-                    f"{name}: trajectories {how} disturb each other (of {pair[0]} and {pair[1]}"
+                    f"{name}: trajectories {how} disturb each other (of {held[0]} and {held[-1]}"
                     f" tokens; logits differ by {found:.2g} of their size)"
                 )
 
 
-def _difference_of(model: Any, pair: tuple[int, int], layout: Layout) -> float:
-    """The largest relative difference of a row of logits between a shared pass and two passes."""
-    decoder, head, parts = model.get_decoder(), Head(model), _sequences(model, pair)
-    rows = [np.unique(np.append(np.arange(length)[: ROWS // 2], np.arange(length)[-ROWS // 2 :])) for length in pair]
+def _difference_of(model: Any, lengths: tuple[int, ...], layout: Layout) -> float:
+    """The largest relative difference of a row of logits between a shared pass and passes of one, for the first of its
+    trajectories and the last.
+    """
+    decoder, head, parts = decoder_of(model), Head(model), _sequences(model, lengths)
     padded = layout.sharing == Sharing.PADDED
     ids, positions, starts = arrange([part[0].cpu().numpy() for part, _ in parts], padded)
-    with torch.set_grad_enabled(pair == TOKENS):  # as in check_alone; long passes would need their memory
+    with torch.set_grad_enabled(lengths == TOKENS):  # as in check_alone; long passes would need their memory
         shared = hidden_states(decoder, ids.to(model.device), positions.to(model.device)).flatten(0, 1)
+    differences = []
     with torch.no_grad():
-        alone = [hidden_states(decoder, *part)[0] for part in parts]
-        found = torch.cat(
-            [
-                _differences(head(shared[start + at]), head(own[at]))
-                for start, own, at in zip(starts, alone, rows, strict=True)
-            ]
-        )
-    if pair == TOKENS or model.dtype in TOLERANCE:
-        return float(found.max())
-    return float(found.quantile(1 - MOST_ODD))
+        for at in (0, -1):
+            rows = np.arange(lengths[at])
+            rows = np.unique(np.append(rows[: ROWS // 2], rows[-ROWS // 2 :]))
+            own = hidden_states(decoder, *parts[at])[0]
+            differences.append(_differences(head(shared[starts[at] + rows]), head(own[rows])))
+    found = torch.cat(differences)
+    return float(found.max()) if lengths == TOKENS else _largest(found, model)
+
+
+def _largest(differences: Tensor, model: Any) -> float:
+    """The largest difference of rows, but for some odd ones in half precision."""
+    return float(differences.max() if model.dtype in TOLERANCE else differences.quantile(1 - MOST_ODD))
 
 
 class _Evaluating:

@@ -74,7 +74,7 @@ def train(
     console.quiet = args.process_index != 0
     if not running.allow_mismatch:
         check_expert(run, base)
-    base.check_unquantized()
+    base.check_trainable()
     base.check_whole()
     # Errors of the RUN are found before anything is written.
     training_set = None if running.resume or running.follow else read(run, base, recipe, running)
