@@ -116,8 +116,9 @@ class Connection:
             from client.servers.transport import CTransport  # slow to import
 
             # httpx's own transport is slower, and knows proxies.
-            proxied = set(getproxies()) - {"no"} and not proxy_bypass(address.hostname)
-            transport = None if proxied else CTransport()
+            names = [host or address.hostname, address.hostname]
+            bypassed = any(proxy_bypass(name if address.port is None else f"{name}:{address.port}") for name in names)
+            transport = CTransport() if bypassed or not set(getproxies()) - {"no"} else None
             self._http = httpx.AsyncClient(
                 base_url=self.server, headers=headers, timeout=timeout, limits=limits, transport=transport
             )

@@ -282,6 +282,18 @@ def test_servers_are_asked_by_their_name(addresses, server_at):
     assert {request.headers["host"] for request in server.requests} == {f"{NAME}:{addresses.port}"}
 
 
+@pytest.mark.parametrize("direct", [NAME, ".test", "{name}:{port}", "127.0.0.2"])
+def test_no_proxy_may_name_the_name_or_an_address(addresses, server_at, monkeypatch, direct):
+    server_at("127.0.0.2")
+    addresses.append("127.0.0.2")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("no_proxy", direct.format(name=NAME, port=addresses.port))
+    assert keys(sampled(addresses.url, patience=20)) == once(PROBLEMS)
+    monkeypatch.setenv("no_proxy", "elsewhere")
+    with pytest.raises(ServiceError, match="no server behind"):
+        sampled(addresses.url, patience=0.5)
+
+
 def test_certificates_are_checked_for_the_name(addresses, tmp_path, monkeypatch):
     if not (openssl := shutil.which("openssl")):
         pytest.skip("no openssl")

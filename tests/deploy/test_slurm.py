@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.models.tiny_pair import save_model, trajectory, write_run
 from support.processes.forked import PATH, ROOT
 from support.servers.real_server import DEMO, free_port
 from word_problems import rows
@@ -200,3 +201,32 @@ main()' "$@"
     said = logs(tmp_path)
     assert "shard 2/2, from SLURM_ARRAY_TASK_ID 2" in said and "Run the same command again" in said
     assert run.completion() and Counter(line.problem_id for line in run.trajectories()) == Counter(asked)
+
+
+def test_a_training_over_two_nodes_continues_after_its_time_and_after_scancel(slurm: Slurm, tmp_path: Path) -> None:
+    expert = save_model(tmp_path / "expert")
+    run = write_run(tmp_path / "run", expert, trajectories=[trajectory(f"p{index}", index) for index in range(13)])
+    out, steps = tmp_path / "out", 600
+    words = (run, "--model", expert, "--output", out, "--batch-size", 4, "--max-steps", steps, "--token-budget", 30)
+
+    def submitted_and_at_work() -> str:
+        before = trained()
+        job = slurm.submit(tmp_path, "train-nodes.sbatch", *words, options=("--gres=gpu:1",))
+        until(lambda: trained() > before, 240)
+        return job
+
+    def trained() -> int:
+        return (out / "metrics.jsonl").read_text().count("\n") if (out / "metrics.jsonl").exists() else 0
+
+    cancelled = submitted_and_at_work()
+    slurm.said("scancel", cancelled)
+    until(lambda: not slurm.state(cancelled))
+    assert list((out / "checkpoints").glob("checkpoint-*")), logs(tmp_path)
+    job = submitted_and_at_work()
+    slurm.said("scancel", "--batch", "--signal=USR1", job)
+    slurm.again(job)
+    until(lambda: not slurm.state(job), 300)
+    said = logs(tmp_path)
+    assert said.count("resuming after step") == 2 and f"{steps} optimizer steps over 13 trajectories" in said, said
+    assert "forcing job termination" not in (tmp_path / f"lightreasoner-train-{job}.log").read_text()
+    assert '"ranks": 2' in (out / "lightreasoner.json").read_text()
