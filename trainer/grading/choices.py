@@ -58,7 +58,7 @@ TAKEN_BACK = re.compile(
 LAST_LINE = re.compile(
     rf"(?:(?:so|thus|hence|therefore|(?:final\s+)?answer|option|choice)\b[\s,:]*)*{LETTER}", re.IGNORECASE
 )
-REASON = re.compile(r"[\s,;]+(?:because|since|as|which)\b|\s*[.;:]\s|\s*[,()。，]|[.)\]!]*$", re.IGNORECASE)
+REASON = re.compile(r"[\s,;]+(?:because|since|as|which)\b|\s*[.;:]\s|\s*[,()。，]|[.)\]}!]*$", re.IGNORECASE)
 
 
 def choice_of(choices: Sequence[str], output: str) -> tuple[str, str]:
@@ -105,7 +105,7 @@ def said_letter(choices: Sequence[str], output: str) -> str:
     for start, _, end in reversed(boxes(output)):
         output = output[:start] + " " + output[end + 1 :]
     text = re.sub(rf"{TEXT}\s*\{{([^{{}}]*)\}}", r"\1", output[-LETTER_CHARACTERS:])
-    text = re.sub(r"[*_`$]|\\[()\[\]]", "", text).strip()
+    text = re.sub(r"[*_`$\"]|\\[()\[\]]", "", text).strip()
     spoken = [match for pattern in MEANT for match in pattern.finditer(text)]
     if match := LAST_LINE.match(text, text.rfind("\n") + 1):
         spoken.append(match)

@@ -13,6 +13,7 @@ from typing import Any
 
 from client.errors import ProblemSetError, shorten, shown
 from client.problems.reader import MOST_NAME_CHARACTERS, ProblemRow
+from trainer.grading.normalize import TEXT
 from trainer.grading.units import unit_of
 
 ANSWER_FIELDS = ("answer", "Answer", "final_answer", "solution")
@@ -27,10 +28,12 @@ BRACKETS = re.compile(r"\\(?:left|right|big|Big|bigl|bigr)(?=[\[\](){}.|])|\\[,;
 """What LaTeX puts around brackets, and between what they hold."""
 HUNDREDS = re.compile(r"[1-9]\d\d(?:, ?[1-9]\d\d)+")
 """125,150 is a list in MATH. A number, as 12,500 or 125,000, seldom looks so."""
+UNBRACED = re.compile(r"\\boxed\s*(?<=[d\s])(-?\d[\d.,]*\d|\d|(?<=\s)[A-Za-z])(?![\w{])")
 BRACE = re.compile(r"\\f?boxed\s*\{|[{}]")
 RELATIVE_TOLERANCE = 0.01
 """Of Minerva Math's rounded numbers. Its problems take measured constants, and ask for no number of digits."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+WORD = re.compile(rf"{TEXT}\s*\{{\s*([A-Za-z]{{2}}[A-Za-z ]*)\}}")
 MINERVA_FIELDS = {"problem", "solution", "type", "idx", "id"}
 READ_FIELDS = {"question", "problem", "input", "body", "choices", "solution", "answer", "final_answer", "error", "unit"}
 """Fields of texts that are asked or graded, in small letters."""
@@ -170,9 +173,14 @@ def boxes(text: str) -> list[tuple[int, int, int]]:
     return sorted(found)
 
 
+def braced(text: str) -> str:
+    """\\boxed 5, as MATH has it too, with braces."""
+    return UNBRACED.sub(r"\\boxed{\1}", text)
+
+
 def last_box(text: str) -> tuple[str, str] | None:
     """What the last box holds, and what follows it; None where there is none."""
-    found = boxes(text)
+    found = boxes(text := braced(text))
     return (text[found[-1][1] : found[-1][2]].strip(), text[found[-1][2] + 1 :]) if found else None
 
 
@@ -214,6 +222,8 @@ def _boxed(text: str, relative: bool) -> Gold:
     held, unit = box[0], unit_behind(box[1])
     if HUNDREDS.fullmatch(held):
         held = ", ".join(elements(held))
+    if word := WORD.fullmatch(held):
+        return Gold(word[1], Kind.WORDS)
     room = RELATIVE_TOLERANCE if relative and ROUNDED.fullmatch(held.replace(" ", "")) else 0.0
     return Gold(held, _kind(held), unit="" if unit_of(unit) is None else unit, relative=room)
 

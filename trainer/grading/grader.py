@@ -14,7 +14,7 @@ from math_verify.errors import TimeoutException
 
 import trainer.grading.mathematics as limits
 from trainer.grading.choices import choice_of
-from trainer.grading.gold import BRACKETS, CLOCK, HUNDREDS, Gold, Kind, elements
+from trainer.grading.gold import BRACKETS, CLOCK, HUNDREDS, Gold, Kind, braced, elements
 from trainer.grading.mathematics import Mathematics, limited
 from trainer.grading.normalize import (
     ANSWER_CHARACTERS,
@@ -62,7 +62,7 @@ def grade(gold: Gold, output: str) -> Grade:
     """Judge an output by its final answer: its last mark, or else what it says last."""
     found: list[Answer] = []
     try:
-        correct = bool(limited(limits.TOTAL_SECONDS, lambda: _judge(gold, output, found)))
+        correct = bool(limited(limits.TOTAL_SECONDS, lambda: _judge(gold, braced(output), found)))
     except TimeoutException:
         correct = False
     return Grade(found[-1].text.strip()[:EXTRACTED_CHARACTERS] if found else "", correct)

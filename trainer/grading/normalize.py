@@ -23,6 +23,10 @@ SIGNS = str.maketrans(
 )  # fmt: skip
 
 
+POWER_OF_CODE = r"(?<=(?<![A-Za-z])[A-Za-z\d)])\*\*(?=[\d(-])"
+"""x**2; ** makes bold elsewhere."""
+
+
 def _compatible(text: str) -> str:
     """Unicode's wide, raised and thin signs as plain ones."""
     return text if text.isascii() else unicodedata.normalize("NFKC", text)
@@ -50,6 +54,9 @@ TIDY = [
         (r"\\sqrt\s*(\[[^\[\]]*\])\s*(\w)", r"\\sqrt\1{\2}"),
         (r"√\s*(\d+|\w)", r"\\sqrt{\1}"),
         (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (POWER_OF_CODE, "^"),
+        (r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"(?<![\\A-Za-z])(pi|ln)(?![A-Za-z])", r"\\\1 "),
         (r"\*\*|`|\\[()\[\]]|(?<!\\)\$", " "),
         (rf"{TEXT}\s*\{{\s*(\\?\$)\s*\}}", r"\\$"),
         (rf"{TEXT}\s*\{{\s*([€£¥])\s*\}}", r"\1"),

@@ -58,7 +58,7 @@ def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths
     if PERCENT.match(tail) and gold.unit != "%" and 0 < abs(float(wanted)) <= 1:
         numbers += [number / 100 for number in numbers]
     named = tail or unit_behind(behind)
-    asked = not tail or (DOZEN.match(tail) and not gold.unit.strip())
+    asked = not gold.unit.strip() and (not tail or DOZEN.match(tail))
     factors = [_factor(gold, named, own) for own in ((True, False) if asked else (True,))]
     return any(
         factor is not None and _within(number * factor, wanted, gold) for number in numbers for factor in factors
@@ -158,7 +158,7 @@ def cut(text: str) -> tuple[str, str]:
         depth += {"{": 1, "}": -1}.get(token[0], 0)
         unit = token["letter"] and re.search(r"\d", text[:at]) and unit_of(text[at:]) is not None
         if depth == 0 and (token["unit"] or unit):
-            value, tail = text[:at].rstrip(" ~\\,;/"), text[at:]
+            value, tail = text[:at].rstrip(" ~\\,;/("), text[at:]
             break
     if not money:
         return value, tail

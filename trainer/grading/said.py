@@ -17,6 +17,7 @@ from trainer.grading.normalize import (
     FOREIGN_NOT,
     MORE_THAN,
     NUMBER_WORD,
+    POWER_OF_CODE,
     TEXT,
     digits_for_words,
     plain_text,
@@ -118,8 +119,9 @@ CLAUSE = re.compile(
     re.IGNORECASE,
 )
 DENIED = re.compile(
-    r"\b(?:no|not|never|between|nor|neither|cannot|half|twice|double|triple|third of|quarter of|wrong|incorrect|false|"
-    r"(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log|sine|cosine|tangent)s? of|"
+    r"\b(?:no|not|never|between|nor|neither|cannot|half(?!\W*$)|twice|double|triple|third of|quarter of|wrong|"
+    r"incorrect|false|(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log)s? of|"
+    r"(?:sine|cosine|tangent)s? of|"
     r"factorial of|except|exceeds?|close to|off by|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|"
     rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|n't\b|不|没|至少|至多|大于|小于|超过"
     rf"|{FOREIGN_NOT}",
@@ -160,8 +162,12 @@ CUT_OFF = re.compile(
     re.IGNORECASE,
 )
 """The last words of a sentence that lacks its end."""
-MATHY = re.compile(r"[\d\\=<>≤≥≠≈^√π∞±×÷½]|^[-+*/–—−]$")
+MATHY = re.compile(r"^(?:ln|sqrt|pi)(?![a-z])|[\d\\=<>≤≥≠≈^√π∞±×÷½]|^[-+*/–—−]$")
 OPERATOR = re.compile(r"^[-+*/=<>≤≥≠≈^±×÷(]|[-+*/=<>≤≥≠≈^±×÷(]$")
+NAME_OF_VALUE = re.compile(
+    rf"^(?!.*{NUMBER_WORD.pattern}).*(?:[A-Za-z]{{3}}|\b[A-Za-z]\([a-z]\))\s*$", re.DOTALL | re.IGNORECASE
+)
+"""What stands before an equals sign: a total, or f(x)."""
 LETTERS_ALONE = re.compile(r"(?<![A-Za-z\\])(?!x\s*\\?\$?\d|(?:a|I)\s+\\?[$\w])[A-Za-z](?![A-Za-z])")
 CJK = r"\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
 PIECE = re.compile(rf"\$[^$]*\$\S*|[{CJK}]+|[^\s{CJK}]+")
@@ -297,7 +303,10 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     if UNTRUE.search(before) or DENIED.search(text[:start]) or (not sums and BOUND.search(text[:start])):
         return
     behind = text[(sums[-1] if sums else where[0])[1] :]
-    last, text = text[sums[-1][0] if sums else 0 :], text[start:]
+    last = text[sums[-1][0] if sums else 0 :]
+    if NAME_OF_VALUE.search(name := text[: where[0][0]]) and not CHANGED.search(name):
+        start += len(text[start:]) - len(text[start:].lstrip("= "))
+    text = text[start:]
     if CHANGED.search(behind) or (not sums and "$" not in text and MORE_THAN.match(behind)):
         return
     yield Answer(_last_side(text), marked=False)
@@ -338,6 +347,7 @@ def _masked(text: str) -> str:
 
 def plain_sentences(output: str) -> str:
     """Formulas between single dollars, displays in lines of their own and by their last row; money as \\$."""
+    output = re.sub(POWER_OF_CODE, "^", output)
     text = re.sub(r"\*\*|__|`|^[ \t]*(?:>|#+[ \t]|[-*•][ \t])+", "", output, flags=re.MULTILINE)
 
     def display(math: re.Match[str]) -> str:
