@@ -8,17 +8,19 @@ from support.servers.real_server import command
 from client.contrast import kl_lower_bound
 from client.runs.run import Run
 
+PROBLEMS = 8
+
 
 @pytest.fixture(scope="module")
 def sampled(smollm2_server, tmp_path_factory):
-    """A RUN of 12 GSM8K problems."""
+    """A RUN of the first GSM8K problems."""
     from support.servers.real_server import SHARED_DATA
 
     problems = SHARED_DATA / "gsm8k_train.jsonl"
     if not problems.is_file():
         pytest.skip(f"no benchmark problems at {problems}: this clone stands alone")
     folder = tmp_path_factory.mktemp("smollm2")
-    words = ["--server", smollm2_server.url, "--limit", 12, "--max-tokens", 48]
+    words = ["--server", smollm2_server.url, "--limit", PROBLEMS, "--max-tokens", 48]
     said = command("client", "sample", problems, folder / "run", *words)
     assert said.returncode == 0, said.stderr
     return Run(str(folder / "run"))
@@ -27,7 +29,7 @@ def sampled(smollm2_server, tmp_path_factory):
 def test_both_models_agree_with_transformers_over_a_vocabulary_of_49152(sampled, smollm2):
     expert, amateur = map(Oracle, smollm2)
     lines = list(sampled.trajectories())
-    assert len(lines) == 12
+    assert len(lines) == PROBLEMS
     worst, precision, recall = 0.0, [], []
     for line in lines:
         p = expert.logprobs(line.prompt_token_ids, line.token_ids)
@@ -45,5 +47,5 @@ def test_both_models_agree_with_transformers_over_a_vocabulary_of_49152(sampled,
 
 def test_the_summary_counts_steps_of_a_real_model(sampled):
     totals = sampled.completion().totals
-    assert totals.problems == 12 and totals.failed == 0
+    assert totals.problems == PROBLEMS and totals.failed == 0
     assert 0 < totals.kept_share < 1 and 0.5 < totals.mean_covered_mass < 1
