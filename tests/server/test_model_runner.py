@@ -61,10 +61,10 @@ def lines(v2):
             {"id": f"{name}-{n}", "prompt_token_ids": rng.integers(6, 110, length + n).tolist()} for n in range(count)
         ]
 
-    given = [{**row, "token_ids": rng.integers(6, VOCABULARY, 30).tolist()} for row in prompts("given", 5, 90)]
+    given = [{**row, "token_ids": rng.integers(6, VOCABULARY, 30).tolist()} for row in prompts("given", 3, 60)]
     given[0]["prompt_token_ids"][3] = given[1]["token_ids"][-1] = THINK
     requests = {
-        "generated": {"problems": prompts("generated", 8, 60), "max_tokens": 40, "top_k": VOCABULARY},
+        "generated": {"problems": prompts("generated", 5, 40), "max_tokens": 24, "top_k": VOCABULARY},
         "short": {"problems": prompts("short", 4, 5), "max_tokens": 24, "top_k": 1},
         "sampled": {"problems": prompts("sampled", 3, 30), "max_tokens": 24, "top_k": 7, "n": 2, "temperature": 1.0,
                     "seed": 3},
@@ -97,7 +97,7 @@ def amateurs_rows(amateur, line):
 
 
 def test_the_whole_server_on_v2_agrees_with_transformers(v2, lines):
-    counts = {"generated": 8, "short": 4, "sampled": 6, "given": 5, "together": 6, "growing": 3}
+    counts = {"generated": 5, "short": 4, "sampled": 6, "given": 3, "together": 6, "growing": 3}
     assert {name: len(found) for name, found in lines.items()} == counts
     expert, amateur = Oracle(v2.expert), Oracle(v2.amateur)
     worst, unknown = {"expert": 0.0, "amateur": 0.0}, 0
