@@ -219,7 +219,7 @@ def test_an_engine_that_hangs_is_found_and_told_of(equal_server):
 def test_a_dead_engine_is_told_of(smollm2_server):
     server = smollm2_server
     before = server.metric("lightreasoner_errors_total", type="engine_error")
-    asking = Asking(server, problems(20), n=4, **LONG | {"max_tokens": 10})
+    asking = Asking(server, problems(8), n=4, **LONG | {"max_tokens": 10})
     assert wait_until(lambda: len(asking.lines) > 0, 60)
     os.kill(max(engine_processes(server)), signal.SIGKILL)
     errors = [line["error"] for line in asking.all() if "error" in line]
