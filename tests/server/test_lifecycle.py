@@ -29,6 +29,7 @@ from support.servers.real_server import (
 )
 from support.servers.restarting import LEASE_SECONDS
 from support.servers.stand_in import stand_in_server
+from support.servers.stand_in_engines import STARTING
 from word_problems import rows
 
 from client.protocol.requests import parse_line
@@ -79,8 +80,7 @@ def problems(count):
 def test_a_signal_to_all_while_the_engines_start_ends_well_and_leaves_no_process(tmp_path, imported):
     """At every change a fork of a server, whose engines carry no mark: the watchdog does not find those, and they stay.
 
-    That it kills what is marked, and that the public command's engines are, is tried beside this and in
-    test_forked_engines.
+    That none stays is tried on the public command, and at every change with stand-ins, below.
     """
     words = ["--expert", str(DEMO / "expert"), "--amateur", str(DEMO / "amateur"), "--port", str(free_port())]
     with (tmp_path / "log").open("w") as log:
@@ -104,6 +104,31 @@ def test_a_signal_to_all_while_the_engines_start_ends_well_and_leaves_no_process
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert imported or not left
+
+
+def test_a_signal_while_stand_ins_for_engines_start_leaves_none_of_them(tmp_path):
+    """It comes to the server alone, for they heed it."""
+    words = ["lightreasoner-server", "--expert", DEMO / "expert", "--amateur", DEMO / "amateur", "--port", free_port()]
+    with (tmp_path / "log").open("w") as log:
+        server = fork_server("server").fork(
+            "support.servers.stand_in_engines:main", words, {STARTING: "1"}, output=log.fileno(), session=True
+        )
+
+    def stand_ins():
+        found = []
+        for pid in processes_of(server.pid):
+            with contextlib.suppress(OSError):  # it has ended
+                found += [pid] * (Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
+        return found
+
+    try:
+        assert wait_until(lambda: len(stand_ins()) == 2, 60)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0 and "ready: " not in (tmp_path / "log").read_text()
+        assert wait_until(lambda: not stand_ins(), 5)
+    finally:
+        for pid in processes_of(server.pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_second_signal_waits_for_nothing_and_leaves_no_process(tmp_path):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
+import threading
 import zlib
 from types import SimpleNamespace
 from typing import Any
@@ -97,8 +99,15 @@ class StandInPair(Pair):
             engine.stop()
 
 
-def start_pair(settings: ServerSettings, facts: PairFacts, stopping: Any) -> Pair:
-    return StandInPair(StandIn("expert", facts.expert), StandIn("amateur", facts.amateur), facts, native=False)
+STARTING = "STAND_INS_START_UNTIL_STOPPED"
+"""With this variable they are ready only when the server is told to stop."""
+
+
+def start_pair(settings: ServerSettings, facts: PairFacts, stopping: threading.Event) -> Pair:
+    expert, amateur = StandIn("expert", facts.expert), StandIn("amateur", facts.amateur)
+    if STARTING in os.environ:
+        stopping.wait()
+    return StandInPair(expert, amateur, facts, native=False)
 
 
 def main() -> None:
