@@ -2,11 +2,13 @@
 
 One RUN of the demo's pair gives a RUN for each variant of selection and labels. Each trains an adapter a seed, whose
 checkpoints are evaluated on the development problems; the epochs that were best there are evaluated on the test
-problems, where --test is given. Every phase is a command of the project. A second call goes on where the first stopped,
-with more epochs too; --report prints the tables of what is there.
+problems, where --test is given. --second-round merges the adapter of six epochs into the expert, samples the same
+problems again and trains again, once with the same amateur and once with the expert of before as amateur. Every phase
+is a command of the project. A second call goes on where the first stopped, with more epochs too; --report prints the
+tables of what is there.
 
     .venv/bin/python tests/benchmarks/labels.py FOLDER RUN [--epochs 24] [--seeds 0,1,2]
-        [--variants "contrast,tilt 0.5"] [--problems 500] [--test]
+        [--variants "contrast,tilt 0.5"] [--problems 500] [--test] [--second-round]
 
 RUN is the one that `make demo` leaves in demo-output/run.
 """
@@ -45,6 +47,12 @@ STEPS = 60
 """Optimizer steps an epoch: 950 trajectories that are not held out, 16 a step. `top`, which keeps steps of fewer
 trajectories, takes as many steps as the others, and so more epochs."""
 TABLE_STEPS = [epochs * STEPS for epochs in TABLE]
+FIRST_ROUND, SECOND_ROUND = 6 * STEPS, (2 * STEPS, 6 * STEPS)
+"""Optimizer steps of the adapter that is merged; of those that are evaluated after a second round."""
+AMATEURS = {"fixed": DEMO / "amateur", "moving": DEMO / "expert"}
+"""The amateur of a second round: that of the first, or the expert of the first."""
+SAMPLED = 1000
+"""Problems of a second round, the demo's."""
 EXAMINED = ["--system-prompt", "Please reason step by step.", "--max-tokens", "64"]
 SCORES = ("loss", "loss + other_shift", "agreement", "other_shift")
 """Held-out scores that may choose a checkpoint."""
@@ -88,10 +96,9 @@ class Trained:
         return json.loads(file.read_text()) if file.exists() else {}
 
     def checkpoints(self) -> dict[int, Path]:
-        """The table's and the best, by optimizer step. The best is copied: a longer training may choose another."""
+        """All there are, and the best, by optimizer step. The best is copied: a longer training may choose another."""
         folders = (self.adapter / "checkpoints").glob("checkpoint-*")
         found = {int(folder.name.rpartition("-")[2]): folder for folder in folders}
-        found = {step: folder for step, folder in found.items() if step in TABLE_STEPS}
         best = self.about["best_step"]
         if best not in found:
             found[best] = self.folder / "best" / f"{self.name}-{best}"
@@ -124,21 +131,51 @@ def train(trained: Trained, run: str, epochs: int) -> None:
         command("trainer", "train", url, "--model", DEMO / "expert", "--output", trained.adapter, *about, *kept)
 
 
-def evaluate(folder: Path, split: str, adapters: Iterable[Path], problems: int) -> None:
-    """Evaluate the expert and adapters on a split; what was evaluated before is not asked again."""
+def written_problems(folder: Path, split: str, problems: int) -> Path:
+    """A file with problems of a split."""
     made = subprocess.run(
         [sys.executable, DEMO / "word_problems.py", split, str(problems)], check=True, capture_output=True, text=True
     )
     file = folder / f"{split}-problems.jsonl"
     file.write_text(made.stdout)
+    return file
+
+
+def evaluate(
+    folder: Path, split: str, adapters: Iterable[Path], problems: int, model: Path = DEMO / "expert", to: str = ""
+) -> None:
+    """Evaluate a model and its adapters on a split; what was evaluated before is not asked again."""
     words = [word for adapter in adapters for word in ("--adapter", adapter)]
-    asked = ["--benchmark", f"{split}={file}", "-o", folder / f"{split}.json", *EXAMINED]
-    command("trainer", "evaluate", DEMO / "expert", *words, *asked)
+    file = written_problems(folder, split, problems)
+    asked = ["--benchmark", f"{split}={file}", "-o", folder / f"{to or split}.json", *EXAMINED]
+    command("trainer", "evaluate", model, *words, *asked)
 
 
-def results_of(folder: Path, split: str) -> dict[str, Point]:
+def second_round(first: Trained, amateur: str, problems: int) -> None:
+    """Merge what a first round gave, sample, train and evaluate again; nothing that is there is made twice."""
+    rounds = first.folder / "second-round"
+    merged, here = rounds / first.name, rounds / f"{first.name}-{amateur}"
+    rounds.mkdir(exist_ok=True)
+    if not (merged / "config.json").exists():
+        command("trainer", "merge", DEMO / "expert", first.checkpoints()[FIRST_ROUND], merged)
+    run, adapter = here / "run", here / "adapter"
+    if not (run / "complete.json").exists():
+        models = ["--expert", merged, "--amateur", AMATEURS[amateur], "--config", DEMO / "server.yaml"]
+        settings = ["--max-tokens", "64", "--top-k", "32", *VARIANTS[first.variant]]
+        words = ["sample", written_problems(rounds, "sample", SAMPLED), run, *models, *settings]
+        subprocess.run([sys.executable, "-m", "server", *map(str, words)], check=True, cwd=ROOT)
+    if not (adapter / "adapter_model.safetensors").exists():
+        steps = ["--max-steps", SECOND_ROUND[-1], "--save-steps", SECOND_ROUND[0], "--keep-checkpoints", 9]
+        command(
+            "trainer", "train", run, "--model", merged, "--output", adapter, "--seed", first.seed, "--resume", *steps
+        )
+    adapters = [adapter / "checkpoints" / f"checkpoint-{steps}" for steps in SECOND_ROUND]
+    evaluate(rounds, "dev", adapters, problems, merged, here.name)
+
+
+def results_of(folder: Path, split: str, file_name: str = "") -> dict[str, Point]:
     """What was found on a split, by adapter; empty where nothing was."""
-    file = folder / f"{split}.json"
+    file = folder / f"{file_name or split}.json"
     models = json.loads(file.read_text())["models"] if file.exists() else {}
     return {name: by_benchmark[split] for name, by_benchmark in models.items()}
 
@@ -191,6 +228,13 @@ def report(every: Sequence[Trained], folder: Path) -> None:
             if step in (0, *TABLE_STEPS):
                 points.setdefault(step, []).append(point["accuracy"])
     (folder / "curves.json").write_text(json.dumps(drawn))  # for deploy/demo/pictures.py
+    print("\nsecond round, development problems; fixed and broken are counted from the first round's adapter")
+    for one in every:
+        for amateur in AMATEURS:
+            name = f"{one.name}-{amateur}"
+            if again := results_of(folder / "second-round", "dev", name):
+                cells = [cell(point) for point in again.values()]
+                print(f"| {one.variant} | {one.seed} | {amateur} | {' | '.join(cells)} |")
     if tested := results_of(folder, "test"):
         print("\ntest problems:", cell(tested["base"]), "before")
         for name, point in tested.items():
@@ -206,6 +250,7 @@ def main() -> None:
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--problems", type=int, default=500, help="of each split")
     parser.add_argument("--test", action="store_true", help="then evaluate what is best on the test split, once")
+    parser.add_argument("--second-round", action="store_true", help="then a second round with either amateur")
     parser.add_argument("--report", action="store_true", help="only print the tables of what is there")
     given = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -222,6 +267,10 @@ def main() -> None:
         best = chosen_epochs(done, results_of(folder, "dev"))
         adapters = [one.checkpoints()[best[one.variant] * STEPS] for one in done]
         evaluate(folder, "test", adapters, given.problems)
+    if given.second_round:
+        for one in done:
+            for amateur in AMATEURS:
+                second_round(one, amateur, given.problems)
     report(done, folder)
 
 
