@@ -13,7 +13,7 @@ import hashlib
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -67,11 +67,8 @@ class HeldOutPoint:
     shift: float  # from the base, at kept steps
     other_shift: float  # at the other steps
     agreement: float  # share of the kept steps
-
-    @property
-    def score(self) -> float:
-        """What `train --keep best` goes by: the lower, the better."""
-        return self.loss + self.other_shift
+    score: float  # what `train --keep best` goes by: the lower, the better
+    best: float  # 1 where it found this measurement the best
 
 
 @dataclass(frozen=True)
@@ -274,7 +271,7 @@ def gather(run: Run) -> Findings:
         trajectories=shown,
         questions=run.questions(set(shown)),
         losses=[(step, loss) for step, loss in _training_figures(run, "metrics.jsonl", ("step", "loss"))],
-        held_out=[HeldOutPoint(*row) for row in _training_figures(run, "held_out.jsonl", HELD_OUT_FIGURES)],
+        held_out=[HeldOutPoint(*row) for row in _training_figures(run, "held_out.jsonl", HELD_OUT_FIGURES, _scored)],
         benchmarks=_evaluated_benchmarks(run),
         curves=_accuracy_curves(run),
     )
@@ -294,12 +291,19 @@ def _lot(trajectory: Trajectory) -> float:
     return int.from_bytes(hashlib.sha256(key).digest()[:6], "little")
 
 
-def _training_figures(run: Run, file: str, names: Sequence[str]) -> list[list[float]]:
+def _scored(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of held_out.jsonl with a score, where it was written without one: loss and shift at other steps."""
+    return {"score": row["loss"] + row["other_shift"], "best": False} | row
+
+
+def _training_figures(
+    run: Run, file: str, names: Sequence[str], completed: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> list[list[float]]:
     """These figures of each line that the trainer left; a line that lacks one, or is torn, is left out."""
     found = []
     for line in (run.bucket.get(f"training/{file}", MOST_PART_BYTES) or b"").splitlines():
         try:
-            row = orjson.loads(line)
+            row = completed(orjson.loads(line))
             figures = [float(row[name]) for name in names]
             if math.isfinite(sum(figures)):
                 found.append(figures)

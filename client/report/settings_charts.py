@@ -155,8 +155,9 @@ def loss_chart(losses: Sequence[tuple[float, float]], held_out: Sequence[HeldOut
 
 
 def best_held_out(held_out: Sequence[HeldOutPoint]) -> HeldOutPoint | None:
-    """The measurement with the lowest score; None where there are not two."""
-    return min(held_out, key=lambda point: point.score) if len(held_out) > 1 else None
+    """The measurement that the training found best, else that with the lowest score; None where there are not two."""
+    found = [point for point in held_out if point.best]
+    return (found[-1] if found else min(held_out, key=lambda point: point.score)) if len(held_out) > 1 else None
 
 
 def held_out_charts(held_out: Sequence[HeldOutPoint]) -> list[Markup]:
@@ -170,10 +171,9 @@ def held_out_charts(held_out: Sequence[HeldOutPoint]) -> list[Markup]:
     return [
         chart(
             x,
-            Axis("held-out loss and shift at other steps, nats", 0.0, highest, even(highest)),
+            Axis("held-out score, the lower the better", 0.0, highest, even(highest)),
             [Line(steps, scores), Threshold(best.step, f"best: step {best.step:g}", best.score)],
-            f"Held-out loss and shift at other steps together, lowest at step {best.step:g}: {best.score:.3f} nats, "
-            f"and {last.score:.3f} at the last.",
+            f"Held-out score, best at step {best.step:g}: {best.score:.3f}, and {last.score:.3f} at the last.",
         ),
         chart(
             x,

@@ -312,12 +312,18 @@ def test_what_a_training_measured_of_held_out_trajectories_is_drawn(tmp_path):
     without = report_page(run)
     assert "Shift from the base at the end: 0.144 nats at kept steps, 0.036 at others" in without
     run.bucket.put("training/metrics.jsonl", b"\n".join(json.dumps(line).encode() for line in losses))
-    assert [vars(point) for point in gather(run).held_out] == rows
+    scores = [{"score": row["loss"] + row["other_shift"], "best": 0} for row in rows]
+    assert [vars(point) for point in gather(run).held_out] == [
+        row | more for row, more in zip(rows, scores, strict=True)
+    ]
     page = " ".join(report_page(run).split())
     assert "over 99 optimizer steps; held-out loss from 0.900 to 0.250." in page and "best: step 72<" in page
-    assert "together, lowest at step 72: 0.278 nats, and 0.286 at the last" in page
-    assert "best at step 72, 0.278 nats; 0.286 at the last." in page
+    assert "Held-out score, best at step 72: 0.278, and 0.286 at the last." in page
+    assert "best at step 72, 0.278; 0.286 at the last." in page
     assert "Agreement with held-out labels from 50.0% to 86.0%" in page
+    given = [row | {"score": score, "best": score == 0.5} for row, score in zip(rows, (0.9, 0.4, 0.5), strict=True)]
+    run.bucket.put("training/held_out.jsonl", b"\n".join(json.dumps(row).encode() for row in given))
+    assert "best at step 144, 0.500; 0.500 at the last." in " ".join(report_page(run).split())
     run.bucket.remove("training/held_out.jsonl")
     assert gather(run).held_out == [] and "held out" not in report_page(run)
 

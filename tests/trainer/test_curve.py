@@ -83,7 +83,14 @@ def test_a_curve_has_a_point_a_step_with_what_each_fixed_and_broke():
     points = curve_of([comparison], {"a": 10, "b": 20})["b"]
     assert [(point["step"], point["accuracy"]) for point in points] == [(0, 0.5), (10, 0.75), (20, 0.5)]
     assert [(point["paired"]["fixed"], point["paired"]["broken"]) for point in points[1:]] == [(1, 0), (2, 2)]
-    assert highest_of({"b": points}) == ["b: accuracy is highest at step 10, 75.0%; at the last, 20, it is 50.0%"]
+    steps = {"out/checkpoints/checkpoint-10": 10, "out": 20}
+    assert highest_of({"b": points}, steps) == [
+        "b: accuracy is highest at step 10, 75.0%; at the last, 20, it is 50.0%. Take out/checkpoints/checkpoint-10"
+    ]
+    assert highest_of({"b": points[:2]}, steps) == ["b: accuracy is highest at step 10, 75.0%"]
+    (line,) = highest_of({"b": [points[0], points[2]]}, steps)
+    assert line.startswith("b: no checkpoint is more accurate than the model as it is, 50.0%; at the last, 20, it is")
+    assert "lower --learning-rate or fewer steps" in line
 
 
 @pytest.mark.engine
@@ -94,7 +101,9 @@ def test_every_checkpoint_is_asked_in_one_engine_and_the_run_gets_the_curve(
     file.write_text("".join(json.dumps({"question": f"{a} + 1 ?", "answer": str(a + 1)}) + "\n" for a in range(4)))
     words = ("evaluate", expert, "--checkpoints", training, "--benchmark", f"digits={file}", "--max-tokens", 4)
     code, said, err = trainer_cli(*words, "--system-prompt", "The answer is", "-o", out, "--run", run)
-    assert code == 0 and "digits: accuracy is highest at step " in said, err
+    assert code == 0 and any(line in said for line in ("digits: accuracy is highest at", "digits: no checkpoint is")), (
+        err
+    )
     curve = json.loads(out.read_text())["curve"]["digits"]
     assert [point["step"] for point in curve] == [0, 3, 4, 5] and all("paired" in point for point in curve[1:])
     assert json.loads(run.bucket.get("evaluation/curve.json"))["curve"]["digits"] == curve

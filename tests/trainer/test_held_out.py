@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from trainer.adapters.model_folder import ModelFolder
 from trainer.data.dataset import Limits, TrainingSet
+from trainer.training.held_out import best_of
 
 MANY = 30
 HOT = ("--batch-size", 6, "--learning-rate", 0.05, "--dropout", 0, "--token-budget", 60)
@@ -63,8 +65,6 @@ def test_a_share_of_the_problems_is_held_out_whole_and_the_same_each_time(tmp_pa
 
 
 def test_samples_of_one_problem_are_never_on_both_sides(tmp_path, expert, trainer_cli):
-    from dataclasses import replace
-
     trajectories = [replace(trajectory("p", index), problem_id=f"p{index // 4}", sample_index=index % 4)
                     for index in range(40)]  # fmt: skip
     run = write_run(tmp_path / "run", expert, trajectories=trajectories)
@@ -100,11 +100,17 @@ def test_what_is_measured_is_a_plain_forward_of_the_model_and_of_its_base(tmp_pa
     rows = rows_of(out)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6]
     base = AutoModelForCausalLM.from_pretrained(expert, dtype=torch.float32)
-    before = measured(base, base, many, expert)
+    before, _ = measured(base, base, many, expert)
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(expert, dtype=torch.float32), out)
-    for row, expected in ((rows[0], before), (rows[-1], measured(tuned, base, many, expert))):
+    after, scores = measured(tuned, base, many, expert)
+    for row, expected in ((rows[0], before), (rows[-1], after)):
         for name, value in expected.items():
             assert row[name] == pytest.approx(value, abs=2e-4), name
+        assert row["score"] == pytest.approx(row["distance"] + 1.5 * row["other_shift"])
+    state = json.loads((out / "checkpoints" / "checkpoint-6" / "trainer_state.json").read_text())
+    kept = [logs["held_out_scores"] for logs in state["log_history"] if "held_out_scores" in logs]
+    assert len(kept) == len(rows) and len(scores) > 2
+    assert np.sort(kept[-1]) == pytest.approx(np.sort(scores), abs=5e-4), "what each trajectory adds to the score"
     assert rows[0]["shift"] == rows[0]["other_shift"] == 0 < rows[-1]["other_shift"]
     about = json.loads((out / "lightreasoner.json").read_text())
     assert (
@@ -116,10 +122,11 @@ def test_what_is_measured_is_a_plain_forward_of_the_model_and_of_its_base(tmp_pa
 
 
 def measured(model, base, run, expert):
-    """loss, agreement, shift, other_shift: a loop a step, from the RUN's samples."""
+    """loss, agreement, distance, shift, other_shift, and each trajectory's share of the score: a loop a step."""
     held_out = {tuple(example.input_ids.tolist()) for example in held_out_of(run, expert, 0.2)[1]}
-    found = {"loss": [], "agreement": [], "shift": [], "other_shift": []}
+    found = {"loss": [], "agreement": [], "distance": [], "shift": [], "other_shift": []}
     model.eval()
+    shares = []
     for sample in run.samples():
         ids = np.concatenate([sample.prompt_token_ids, sample.token_ids])[:-1]
         if tuple(ids.tolist()) not in held_out:
@@ -127,7 +134,7 @@ def measured(model, base, run, expert):
         with torch.no_grad():
             mine, theirs = (torch.log_softmax(one(torch.tensor(ids)[None].long()).logits[0].double(), -1)
                             for one in (model, base))  # fmt: skip
-        kept = sample.contrast
+        kept, before = sample.contrast, {name: sum(values) for name, values in found.items()}
         for step in range(1, len(sample.token_ids)):
             at = len(sample.prompt_token_ids) + step - 1
             shift = float((mine[at].exp() * (mine[at] - theirs[at])).sum())
@@ -139,8 +146,31 @@ def measured(model, base, run, expert):
             weights, tokens = torch.tensor(kept.label_weights[label]).double(), kept.label_ids[label].astype(int)
             found["loss"].append(float((weights * (weights.log() - mine[at, tokens])).sum()))
             found["agreement"].append(int(mine[at].argmax()) == tokens[int(weights.argmax())])
+            found["distance"].append(float((label_over(mine[at], tokens, weights) - mine[at].exp()).abs().sum()) / 2)
             found["shift"].append(shift)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+        shares.append([sum(found[name]) - before[name] for name in ("distance", "other_shift")])
+    distance, other_shift = np.array(shares).T
+    scores = distance / len(found["distance"]) + 1.5 * other_shift / len(found["other_shift"])
+    return {name: float(np.mean(values)) for name, values in found.items()}, scores * len(scores)
+
+
+def label_over(like, tokens, weights):
+    """A label's weights over the whole vocabulary."""
+    return torch.zeros_like(like).index_add(0, torch.tensor(tokens), weights)
+
+
+def test_the_best_measurement_is_the_last_that_is_as_good_as_the_lowest():
+    """As good: within a standard error of the difference, and no measurement between is worse."""
+    lowest, noise = np.array([0.5, 0.1, 0.3, 0.9]), np.array([0.02, -0.02, 0.03, -0.01])
+    as_good, worse = lowest + noise, lowest + 0.1 + noise / 10
+    assert (as_good - lowest).mean() > 0
+    assert best_of([lowest + 1, lowest, as_good]) == 2
+    assert best_of([lowest + 1, lowest, worse, as_good]) == 1
+    assert best_of([lowest + 1, lowest, as_good, worse, as_good]) == 2
+    assert best_of([as_good, worse, lowest]) == 2 and best_of([lowest]) == 0
+    assert best_of([lowest, lowest + np.nan, lowest]) == 0, "figures that are no numbers are never the best"
+    assert best_of([np.array([0.5]), np.array([0.50001])]) == 0, "one trajectory has no standard error"
+    assert best_of([np.array([0.5]), np.array([0.5])]) == 1
 
 
 def test_measuring_changes_no_weight(tmp_path, many, expert, trainer_cli):
@@ -156,18 +186,23 @@ def test_measuring_changes_no_weight(tmp_path, many, expert, trainer_cli):
     assert not (tmp_path / "b" / "held_out.jsonl").exists()
 
 
-def test_the_best_adapter_is_kept_and_a_training_that_goes_past_it_warns(tmp_path, many, expert, trainer_cli):
-    words = ("train", many, "--model", expert, "--held-out", 0.2, *HOT)
+def test_the_best_adapter_is_kept_and_a_training_that_goes_past_it_warns(tmp_path, expert, trainer_cli):
+    """The held-out trajectories are like those that are trained on, or there would be nothing to learn for them."""
+    alike = [replace(trajectory("p", index % 3), problem_id=f"p{index}") for index in range(MANY)]
+    many = write_run(tmp_path / "run", expert, trajectories=alike)
+    words = ("train", many, "--model", expert, "--held-out", 0.2, *HOT, "--learning-rate", 0.01)
     code, said, _ = trainer_cli(*words, "--output", tmp_path / "last", "--max-steps", 7)
     rows = rows_of(tmp_path / "last")
-    scores = [row["loss"] + row["other_shift"] for row in rows]
-    best = rows[int(np.argmin(scores))]["step"]
+    (best,) = (row["step"] for row in rows if row["best"])
     assert code == 0 and 0 < best < 6
     said = " ".join(said.split())
-    assert f"warning: training went past its best: held-out loss and shift together were lowest at step {best}" in said
+    assert f"warning: training went past its best: the held-out score was best at step {best}" in said
     assert f"Train again with --max-steps {best}, or with --keep best" in said
-    seen = next(at for at in range(2, 8) if min(scores[at - 1 : at + 1]) > 1.01 * min(scores[: at + 1]))
-    on_the_way = f"step {seen}: held-out loss and shift together have risen since step {best}: training may be past"
+    on_the_way = re.search(
+        rf"step (\d): the held-out score has been worse than at step {best} twice: training may be past", said
+    )
+    assert on_the_way and int(on_the_way[1]) >= best + 2
+    on_the_way = on_the_way[0]
     assert said.count(on_the_way) == 1 == said.count("training may be past")
     assert said.index(on_the_way) < said.index("step 7/7")
     told = (tmp_path / "last" / "README.md").read_text()

@@ -161,7 +161,7 @@ def evaluate_command(
         about: dict[str, Any] = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
         if steps:
             about["curve"] = curve_of(found, steps)
-            for line in highest_of(about["curve"]):
+            for line in highest_of(about["curve"], steps):
                 console.print(line, soft_wrap=True)
         text = json.dumps(figures(found) | about, indent=2) + "\n"
         if output and kept:

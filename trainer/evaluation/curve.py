@@ -55,15 +55,27 @@ def _adapter_step(made: bytes, url: str) -> int:
     )
 
 
-def highest_of(curve: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """A line for each benchmark of a curve: where accuracy is highest, and at the last step."""
+def highest_of(curve: Mapping[str, Sequence[Mapping[str, Any]]], steps: Mapping[str, int]) -> list[str]:
+    """A line for each benchmark of a curve: where accuracy is highest, at the last step, and which adapter to take.
+
+    Args:
+        curve: as `curve_of` makes it.
+        steps: adapter -> optimizer step.
+    """
     lines = []
     for name, points in curve.items():
         best, last = max(points, key=lambda point: point["accuracy"]), points[-1]
-        line = f"{name}: accuracy is highest at step {best['step']}, {best['accuracy']:.1%}"
-        if best is not last:
-            line += f"; at the last, {last['step']}, it is {last['accuracy']:.1%}"
-        lines.append(line)
+        at_the_last = f"; at the last, {last['step']}, it is {last['accuracy']:.1%}" if best is not last else ""
+        if best["step"]:
+            take = next(adapter for adapter, step in steps.items() if step == best["step"])
+            lines.append(f"{name}: accuracy is highest at step {best['step']}, {best['accuracy']:.1%}{at_the_last}")
+            lines[-1] += f". Take {take}" if at_the_last else ""
+        else:
+            lines.append(
+                f"{name}: no checkpoint is more accurate than the model as it is, {best['accuracy']:.1%}{at_the_last}. "
+                "Train with a lower --learning-rate or fewer steps, or look at the RUN's labels with "
+                "'lightreasoner-client report'"
+            )
     return lines
 
 

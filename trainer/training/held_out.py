@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from rich.console import Console
@@ -27,7 +29,7 @@ from trainer.data.packing import Batch, Layout, micro_batches
 from trainer.settings import Keep
 from trainer.training.checkpoints import write_whole
 from trainer.training.lora import ADAPTER_ALONE, Head, decoder_of, hidden_states
-from trainer.training.loss import CHUNK_ELEMENTS, held_out_sums
+from trainer.training.loss import CHUNK_ELEMENTS, held_out_terms
 
 HELD_OUT = "held_out.jsonl"
 MEASUREMENTS = 20
@@ -36,18 +38,19 @@ MOST_MEASURED = 128
 """Trajectories, of those held out, that a measurement takes."""
 BEST_WEIGHTS = "best_adapter.safetensors"
 """The best adapter so far, in a checkpoint."""
-MEASURED = ("loss", "agreement", "shift", "other_shift")
-WORSE = 0.01
-"""Share by which the last score exceeds the best before it is warned of; less is noise."""
+OTHER_SHIFT = 1.5
+"""Weight of the shift at other steps in the score, beside the distance from the labels."""
+MEASURED = ("loss", "agreement", "distance", "shift", "other_shift")
 
 
 @dataclass(frozen=True)
 class HeldOutFigures:
-    """One measurement. All in nats but agreement."""
+    """One measurement. Losses and shifts are in nats, the others shares of 1."""
 
     step: int  # optimizer steps that were done
     loss: float  # D_KL(label || model), mean over the held-out kept steps
     agreement: float  # share of those where the model's best token is the label's heaviest
+    distance: float  # total variation of label and model, mean over the same steps: probability at wrong tokens
     shift: float  # D_KL(model || base), mean over the same steps
     other_shift: float  # over the steps of the same trajectories that were not selected: what is being unlearnt
 
@@ -55,10 +58,34 @@ class HeldOutFigures:
     def score(self) -> float:
         """What decides which adapter is best: the lower, the better.
 
-        What is learned and what is unlearnt, on one scale. The loss alone goes on falling while accuracy falls
-        (deploy/demo/README.md, "When to stop").
+        What is still to be learned and what is unlearnt. Of the sums of these figures that were tried, this one follows
+        accuracy best (deploy/demo/README.md, "When to stop"); the loss alone goes on falling while accuracy falls.
         """
-        return self.loss + self.other_shift
+        return self.distance + OTHER_SHIFT * self.other_shift
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "score": self.score}
+
+
+Scores = npt.NDArray[np.float64]
+"""[T]: what each held-out trajectory adds to a score, which is their mean."""
+
+
+def is_worse(scores: Scores, others: Scores) -> bool:
+    """Whether a score exceeds another by more than a standard error of their difference, trajectory by trajectory."""
+    difference = scores - others
+    error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    return not difference.mean() <= error  # of figures that are no numbers, too
+
+
+def best_of(history: Sequence[Scores]) -> int:
+    """Which measurement is best: the last of those from the lowest score on that are not worse than it.
+
+    The held-out trajectories are few. Within what they can tell apart, more training has taught more.
+    """
+    lowest = min(range(len(history)), key=lambda index: history[index].mean())
+    later = range(lowest + 1, len(history))
+    return next((index for index in later if is_worse(history[index], history[lowest])), len(history)) - 1
 
 
 class HeldOutWatch(TrainerCallback):
@@ -77,6 +104,7 @@ class HeldOutWatch(TrainerCallback):
     ) -> None:
         """`console`: is told, once, when the score has risen for two measurements."""
         self.figures: list[HeldOutFigures] = []
+        self._scores: list[Scores] = []  # of each measurement
         self._console = console
         self._adapted, self._every, self._file, self._keep_best = adapted, every, file, keep_best
         self._batches = micro_batches(examples[:MOST_MEASURED], budget, layout=layout)[0]
@@ -85,28 +113,24 @@ class HeldOutWatch(TrainerCallback):
 
     @property
     def best(self) -> HeldOutFigures:
-        """The measurement with the lowest score; of equal ones the first."""
-        return min(self.figures, key=lambda figures: figures.score)
+        """The measurement whose adapter is the best, as `best_of` says."""
+        return self.figures[best_of(self._scores)]
 
     @property
     def past_the_best(self) -> bool:
         """Whether training went on for longer than was good."""
-        return self._is_worse(self.figures[-1])
-
-    def _is_worse(self, figures: HeldOutFigures) -> bool:
-        return figures.score > self.best.score * (1 + WORSE)
+        return self.best is not self.figures[-1]
 
     def outcome(self) -> dict[str, Any]:
         """For lightreasoner.json: the best and the last measurement, and whether training went past its best."""
-        measured = {"best": asdict(self.best), "last": asdict(self.figures[-1])}
+        measured = {"best": self.best.to_json(), "last": self.figures[-1].to_json()}
         return {**measured, "measured_every": self._every, "past_the_best": self.past_the_best}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.figures = [
-            HeldOutFigures(int(logs["step"]), *(logs[f"held_out_{name}"] for name in MEASURED))
-            for logs in state.log_history
-            if "held_out_loss" in logs
-        ]
+        measured = [logs for logs in state.log_history if "held_out_scores" in logs]
+        self.figures = [HeldOutFigures(int(logs["step"]), *(logs[f"held_out_{name}"] for name in MEASURED))
+                        for logs in measured]  # fmt: skip
+        self._scores = [np.array(logs["held_out_scores"]) for logs in measured]
         if not self.figures:
             self._measure(state)
 
@@ -129,26 +153,38 @@ class HeldOutWatch(TrainerCallback):
             set_peft_model_state_dict(self._adapted, self._best)
 
     def _measure(self, state: TrainerState) -> None:
-        found = HeldOutFigures(state.global_step, *self._means())
-        if self._keep_best and (not self.figures or found.score < self.best.score):
+        sums = self._sums()
+        kept, others = sums[:, 0].sum(), max(sums[:, 1].sum(), 1.0)
+        loss, agreement, distance, shift = (sums[:, 2:6].sum(axis=0) / kept).tolist()
+        found = HeldOutFigures(state.global_step, loss, agreement, distance, shift, float(sums[:, 6].sum() / others))
+        self.figures.append(found)
+        self._scores.append(len(sums) * (sums[:, 4] / kept + OTHER_SHIFT * sums[:, 6] / others))
+        if self._keep_best and self.best is found:
             weights = get_peft_model_state_dict(self._adapted, **ADAPTER_ALONE)
             self._best = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in weights.items()}
-        self.figures.append(found)
-        if self._console and len(self.figures) > 2 and all(map(self._is_worse, self.figures[-2:])):
+        self._tell_on_the_way()
+        logged = {f"held_out_{name}": getattr(found, name) for name in MEASURED}
+        logs: dict[str, Any] = {**logged, "held_out_scores": self._scores[-1].tolist(), "step": found.step}
+        state.log_history.append(logs)
+        best = self.best
+        lines = [{**figures.to_json(), "best": figures is best} for figures in self.figures]
+        write_whole(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _tell_on_the_way(self) -> None:
+        """Say, once, that the last two measurements are worse than the lowest."""
+        lowest = min(self._scores, key=lambda scores: scores.mean())
+        if self._console and len(self.figures) > 2 and all(is_worse(scores, lowest) for scores in self._scores[-2:]):
             self._console.print(
-                f"step {found.step}: held-out loss and shift together have risen since step {self.best.step}: training "
-                "may be past its best",
+                f"step {self.figures[-1].step}: the held-out score has been worse than at step {self.best.step} twice: "
+                "training may be past its best",
                 style="yellow",
                 soft_wrap=True,
             )
             self._console = None
-        logged = {f"held_out_{name}": float(getattr(found, name)) for name in MEASURED}
-        state.log_history.append({**logged, "step": found.step})
-        write_whole(self._file, "".join(json.dumps(asdict(figures)) + "\n" for figures in self.figures))
 
     @torch.no_grad()
-    def _means(self) -> tuple[float, ...]:
-        """loss, agreement, shift, other_shift."""
+    def _sums(self) -> npt.NDArray[np.float64]:
+        """Of each trajectory, the sums of what `held_out_terms` gives: [T, 7]."""
         model: Any = self._adapted.get_base_model()
         decoder, head, device = decoder_of(model), Head(model), model.device
         was_training = self._adapted.training
@@ -157,24 +193,33 @@ class HeldOutWatch(TrainerCallback):
             if not self._base:
                 with self._adapted.disable_adapter():
                     self._base = [self._states(decoder, batch, device) for batch in self._batches]
-            totals = torch.zeros(6, dtype=torch.float64)
+            sums = []
             for batch, base in zip(self._batches, self._base, strict=True):
                 states = self._states(decoder, batch, device)
                 rows = max(1, CHUNK_ELEMENTS // head.vocab_size)
                 labels = (batch[name].to(device).split(rows) for name in ("label_ids", "label_weights"))  # type: ignore[literal-required]
+                terms = []
                 for here, there, ids, weights in zip(states.split(rows), base.split(rows), *labels, strict=True):
                     with self._adapted.disable_adapter():
                         base_logits = head(there)
-                    totals += held_out_sums(head(here), base_logits, ids, weights).cpu()
+                    terms.append(held_out_terms(head(here), base_logits, ids, weights).cpu())
+                owners = trajectories_of(batch)
+                of_each = torch.zeros(int(owners.max()) + 1, 7, dtype=torch.float64)
+                sums.append(of_each.index_add_(0, owners, torch.cat(terms)))
         finally:
             self._adapted.train(was_training)
-        kept, others, loss, agreeing, shift, other_shift = totals.tolist()
-        return loss / kept, agreeing / kept, shift / kept, other_shift / others if others else 0.0
+        return torch.cat(sums).numpy()
 
     @staticmethod
     def _states(decoder: Any, batch: Batch, device: torch.device) -> Tensor:
         states = hidden_states(decoder, batch["input_ids"].to(device), batch["position_ids"].to(device))
         return states.flatten(0, 1)[batch["kept"].to(device)]
+
+
+def trajectories_of(batch: Batch) -> Tensor:
+    """Which trajectory of a pass each of its kept steps belongs to, counted from 0: [K], int64."""
+    begins = (batch["position_ids"] == 0).flatten().cumsum(dim=0)
+    return torch.unique(begins[batch["kept"]], return_inverse=True)[1]
 
 
 def measured_every(total: int) -> int:
@@ -205,8 +250,8 @@ def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
     elif watch.past_the_best:
         remedy = f"--max-steps {best.step}, or with --keep best" if best.step else "a lower --learning-rate"
         console.print(
-            f"warning: training went past its best: held-out loss and shift together were lowest at step {best.step}, "
-            f"and since then it unlearns what the expert could do (loss.png shows it). Train again with {remedy}",
+            f"warning: training went past its best: the held-out score was best at step {best.step}, and since then "
+            f"the model unlearns what it could do (loss.png shows it). Train again with {remedy}",
             style="yellow",
             soft_wrap=True,
         )

@@ -55,24 +55,26 @@ def contrast_sums(
     return StepSums(loss, entropy.detach(), agreeing.detach())
 
 
-def held_out_sums(logits: Tensor, base_logits: Tensor, label_ids: Tensor, label_weights: Tensor) -> Tensor:
-    """What is measured at held-out steps, as sums: [6], float64.
+def held_out_terms(logits: Tensor, base_logits: Tensor, label_ids: Tensor, label_weights: Tensor) -> Tensor:
+    """What is measured at each held-out step: [n, 7], float64.
 
-    Steps with a label and steps without one; of the first D_KL(v || pi_theta) and how often the model's best token is
-    the label's heaviest; of both kinds D_KL(pi_theta || pi_0), pi_0 being the base.
+    Whether the step has a label, and whether it has none. Of a step with a label v: D_KL(v || pi_theta), whether the
+    model's best token is v's heaviest, the total variation distance of v and pi_theta, and D_KL(pi_theta || pi_0), pi_0
+    being the base. Of one without: D_KL(pi_theta || pi_0). The rest is 0.
 
     Args:
         logits, base_logits: [n, V], of the model and of its base.
         label_ids, label_weights: as `contrast_sums` takes them; a row of weight 0 is a step without a label.
     """
     log_model, log_base = (torch.log_softmax(found.float(), dim=-1) for found in (logits, base_logits))
-    labelled = label_weights.sum(dim=-1) > 0
-    terms = torch.xlogy(label_weights, label_weights) - label_weights * log_model.gather(-1, label_ids)
+    labelled, log_given = label_weights.sum(dim=-1) > 0, log_model.gather(-1, label_ids)
+    loss = (torch.xlogy(label_weights, label_weights) - label_weights * log_given).sum(dim=-1)
     heaviest = label_ids.gather(-1, label_weights.argmax(dim=-1, keepdim=True))[:, 0]
     agreeing = (log_model.argmax(dim=-1) == heaviest) & labelled
+    distance = (label_weights - log_given.exp()).clamp(min=0).sum(dim=-1)  # of weight 0, an id adds nothing
     shift = (log_model.exp() * (log_model - log_base)).sum(dim=-1)
-    sums = labelled, ~labelled, terms, agreeing, shift[labelled], shift[~labelled]
-    return torch.stack([one.double().sum() for one in sums])
+    columns = labelled, ~labelled, loss, agreeing, distance, shift * labelled, shift * ~labelled
+    return torch.stack([column.double() for column in columns], dim=-1)
 
 
 def _sums_of_chunk(

@@ -59,8 +59,9 @@ def card(provenance: dict[str, Any], base: str) -> str:
         step, last = provenance["adapter_step"], provenance["optimizer_steps"]
         rows["adapter"] = f"of step {step}" + (f", the best of {last} by the held-out trajectories" * (step != last))
         rows["held out"] = (
-            f"{provenance['held_out_trajectories']} trajectories; loss and shift at other steps, together: "
-            f"{_score(held_out['best'])} at step {held_out['best']['step']}, {_score(held_out['last'])} at step {last}"
+            f"{provenance['held_out_trajectories']} trajectories; score, the lower the better: "
+            f"{held_out['best']['score']:.4f} at step {held_out['best']['step']}, {held_out['last']['score']:.4f} at "
+            f"step {last}"
         )
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     overridden = "".join(f"\n- {difference}" for difference in provenance["mismatches"])
@@ -86,10 +87,6 @@ def _past_the_best(best: int, every: int) -> str:
         "They are few, and do not know accuracy: see first, with `evaluate`, whether that fell.\n"
         f"{there} again, into another folder, with {remedy}.\n"
     )
-
-
-def _score(measured: dict[str, float]) -> str:
-    return f"{measured['loss'] + measured['other_shift']:.4f} nats"
 
 
 def _on_the_hub(base: str) -> bool:

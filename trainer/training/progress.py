@@ -112,8 +112,8 @@ class Journal(TrainerCallback):
         print(json.dumps({name: logs[name] for name in COLUMNS}), file=self._stream, flush=True)
 
 
-def draw_curve(losses: Sequence[float], held_out: Sequence[HeldOutFigures], file: Path) -> None:
-    """Draw the loss of each optimizer step its running mean, and the held-out figures, as PNG."""
+def draw_curve(losses: Sequence[float], held_out: Sequence[HeldOutFigures], best: int, file: Path) -> None:
+    """Draw the loss of each optimizer step, its running mean, the held-out figures and the `best` step, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 7 if held_out else 4), layout="constrained")
@@ -127,9 +127,8 @@ def draw_curve(losses: Sequence[float], held_out: Sequence[HeldOutFigures], file
     if held_out:
         above.plot(measured, [found.loss for found in held_out], color="tab:orange", marker=".", label="held out")
         scores = [found.score for found in held_out]
-        above.plot(measured, scores, color="tab:red", linestyle="--", label="score: held out + shift at other steps")
-        best = min(held_out, key=lambda found: found.score).step
-        above.axvline(best, color="0.5", linestyle=":", label=f"lowest score: step {best}")
+        above.plot(measured, scores, color="tab:red", linestyle="--", label="score: distance + shift at other steps")
+        above.axvline(best, color="0.5", linestyle=":", label=f"best score: step {best}")
         for axes in below:
             axes.axvline(best, color="0.5", linestyle=":")
             axes.plot(measured, [found.shift for found in held_out], marker=".", label="at kept steps")

@@ -406,7 +406,7 @@ def finish(
 ) -> None:
     """Write the files beside the weights; copy metrics and picture to the RUN, for its report."""
     folder = training.out.folder
-    draw_curve(losses, watch.figures if watch else [], folder / CURVE)
+    draw_curve(losses, *((watch.figures, watch.best.step) if watch else ([], 0)), folder / CURVE)
     (folder / "README.md").write_text(card(provenance, training.base.name))
     write_whole(folder / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
     for name in (METRICS, CURVE, HELD_OUT):
