@@ -7,7 +7,7 @@ problems again and trains again, once with the same amateur and once with the ex
 is a command of the project. A second call goes on where the first stopped, with more epochs too; --report prints the
 tables of what is there.
 
-    .venv/bin/python tests/benchmarks/labels.py FOLDER RUN [--epochs 24] [--seeds 0,1,2]
+    .venv/bin/python tests/benchmarks/labels.py FOLDER RUN [--epochs 24] [--save-steps 180] [--seeds 0,1,2]
         [--variants "contrast,tilt 0.5"] [--problems 500] [--test] [--second-round]
 
 RUN is the one that `make demo` leaves in demo-output/run.
@@ -41,8 +41,8 @@ VARIANTS = {
     "top 0.02": ["--select", "top", "--keep", "0.02"],
 }
 """Options of `build`, by name. contrast is the paper's label."""
-APART, TABLE = 3, (3, 6, 12, 24)
-"""Epochs between two checkpoints; those in the table."""
+TABLE = (3, 6, 12, 24)
+"""Epochs in the table."""
 STEPS = 60
 """Optimizer steps an epoch: 950 trajectories that are not held out, 16 a step. `top`, which keeps steps of fewer
 trajectories, takes as many steps as the others, and so more epochs."""
@@ -54,8 +54,8 @@ AMATEURS = {"fixed": DEMO / "amateur", "moving": DEMO / "expert"}
 SAMPLED = 1000
 """Problems of a second round, the demo's."""
 EXAMINED = ["--system-prompt", "Please reason step by step.", "--max-tokens", "64"]
-SCORES = ("loss", "loss + other_shift", "agreement", "other_shift")
-"""Held-out scores that may choose a checkpoint."""
+SCORES = ("loss", "agreement", "distance", "other_shift", "loss + other_shift", "score")
+"""Held-out figures, and sums of them, that may choose a checkpoint; the last is what `train --keep best` goes by."""
 TOGETHER = 4
 """Trainings that one engine evaluates."""
 
@@ -115,10 +115,11 @@ class Trained:
         lines = [json.loads(line) for line in (self.adapter / "held_out.jsonl").read_text().splitlines()]
         steps = [line["step"] for line in lines]
         sign = -1.0 if score == "agreement" else 1.0
-        return sign * sum(float(np.interp(step, steps, [line[n] for line in lines])) for n in score.split(" + "))
+        named = ([line.get(name, np.nan) for line in lines] for name in score.split(" + "))
+        return sign * sum(float(np.interp(step, steps, values)) for values in named)
 
 
-def train(trained: Trained, run: str, epochs: int) -> None:
+def train(trained: Trained, run: str, epochs: int, save_steps: int) -> None:
     """Build the RUN of a variant and train on it, where that is not done."""
     url = run
     if options := VARIANTS[trained.variant]:
@@ -127,7 +128,7 @@ def train(trained: Trained, run: str, epochs: int) -> None:
             command("client", "build", run, url, *options)
     if trained.about.get("optimizer_steps", 0) < epochs * STEPS:
         about = ["--max-steps", epochs * STEPS, "--seed", trained.seed, "--keep", "best", "--resume"]
-        kept = ["--save-steps", APART * STEPS, "--keep-checkpoints", max(TABLE)]
+        kept = ["--save-steps", save_steps, "--keep-checkpoints", epochs * STEPS // save_steps + 1]
         command("trainer", "train", url, "--model", DEMO / "expert", "--output", trained.adapter, *about, *kept)
 
 
@@ -211,15 +212,19 @@ def report(every: Sequence[Trained], folder: Path) -> None:
         cells = [cell(curve[epochs * STEPS]) for epochs in TABLE if epochs * STEPS in curve]
         print(f"| {one.variant} | {one.seed} | {' | '.join(cells)} |")
     print("\nrank correlation of accuracy with each held-out score, over the checkpoints of a training: -1 is perfect")
+    print(f"| | | {' | '.join(SCORES)} |")
     for one, curve in curves.items():
         accuracies = [point["accuracy"] for point in curve.values()]
         found = [spearmanr([one.held_out(score, step) for step in curve], accuracies).statistic for score in SCORES]
         print(f"| {one.variant} | {one.seed} | {' | '.join(f'{value:+.2f}' for value in found)} |")
-    print("\naccuracy of the checkpoint that each score chooses, of the best and of the last; steps in brackets")
+    print(
+        "\naccuracy of the checkpoint that each score chooses, of --keep best, of the best and of the last; the steps"
+    )
+    print(f"| | | {' | '.join([*SCORES, '--keep best', 'best', 'last'])} |")
     for one, curve in curves.items():
-        found = [min(curve, key=lambda step: one.held_out(score, step)) for score in SCORES]
-        found += [max(curve, key=lambda step: curve[step]["accuracy"]), max(curve)]
-        cells = [f"{curve[step]['accuracy']:.1%} ({step})" for step in found]
+        chosen = [min(curve, key=lambda step: one.held_out(score, step)) for score in SCORES]
+        chosen += [one.about["best_step"], max(curve, key=lambda step: curve[step]["accuracy"]), max(curve)]
+        cells = [f"{curve[step]['accuracy']:.1%} ({step})" if step in curve else f"({step})" for step in chosen]
         print(f"| {one.variant} | {one.seed} | {' | '.join(cells)} |")
     drawn: dict[str, dict[int, list[float]]] = {}
     for one, curve in curves.items():
@@ -246,6 +251,7 @@ def main() -> None:
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--epochs", type=int, default=max(TABLE), help="of each training")
+    parser.add_argument("--save-steps", type=int, default=3 * STEPS, help="optimizer steps between two checkpoints")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--problems", type=int, default=500, help="of each split")
@@ -259,7 +265,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, 0 if given.report else len(every), TOGETHER):
         for one in every[first : first + TOGETHER]:
-            train(one, given.run, given.epochs)
+            train(one, given.run, given.epochs, given.save_steps)
         done = [one for one in every if one.about]
         evaluate(folder, "dev", [at for one in done for at in one.checkpoints().values()], given.problems)
     done = [one for one in every if one.about]
