@@ -67,18 +67,18 @@ class HeldOutFigures:
         return {**asdict(self), "score": self.score}
 
 
-Scores = npt.NDArray[np.float64]
+TrajectoryScores = npt.NDArray[np.float64]
 """[T]: what each held-out trajectory adds to a score, which is their mean."""
 
 
-def is_worse(scores: Scores, others: Scores) -> bool:
+def is_worse(scores: TrajectoryScores, others: TrajectoryScores) -> bool:
     """Whether a score exceeds another by more than a standard error of their difference, trajectory by trajectory."""
     difference = scores - others
     error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
     return not difference.mean() <= error  # of figures that are no numbers, too
 
 
-def best_of(history: Sequence[Scores]) -> int:
+def best_of(history: Sequence[TrajectoryScores]) -> int:
     """Which measurement is best: the last of those from the lowest score on that are not worse than it.
 
     The held-out trajectories are few. Within what they can tell apart, more training has taught more.
@@ -104,7 +104,7 @@ class HeldOutWatch(TrainerCallback):
     ) -> None:
         """`console`: is told, once, when the score has risen for two measurements."""
         self.figures: list[HeldOutFigures] = []
-        self._scores: list[Scores] = []  # of each measurement
+        self._scores: list[TrajectoryScores] = []  # of each measurement
         self._console = console
         self._adapted, self._every, self._file, self._keep_best = adapted, every, file, keep_best
         self._batches = micro_batches(examples[:MOST_MEASURED], budget, layout=layout)[0]
