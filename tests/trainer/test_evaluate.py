@@ -386,6 +386,7 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(
         ({"rank_pattern": {"q_proj": 1024}}, "its LoRA rank is 1024"),
         ({"modules_to_save": ["lm_head"]}, "Unsupported modules_to_save: ['lm_head']"),
         ({"bias": "all"}, "bias is not supported"),
+        ({"trainable_token_indices": [7]}, "it trains rows of an embedding"),
     ],
 )
 def test_an_adapter_that_vllm_cannot_do_is_refused_before_an_engine_starts(

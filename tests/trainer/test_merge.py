@@ -24,7 +24,7 @@ def adapter(tmp_path_factory, expert):
     return save_adapter(tmp_path_factory.mktemp("adapters") / "adapter", expert)
 
 
-@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}])
+@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}, {"trainable_token_indices": [7, 8]}])
 def test_merged_and_unmerged_agree_in_float32(tmp_path, expert, variant, trainer_cli):
     adapter = save_adapter(tmp_path / "adapter", expert, **variant)
     code, shown, err = trainer_cli("merge", expert, adapter, tmp_path / "out")

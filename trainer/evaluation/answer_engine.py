@@ -197,6 +197,8 @@ def _check_features(adapter: Path) -> None:
         )
     except (ValueError, TypeError) as error:
         raise _refused(adapter, reason_of(error)) from error
+    if read_config(adapter).get("trainable_token_indices"):
+        raise _refused(adapter, "it trains rows of an embedding (trainable_token_indices)")
 
 
 def _refused(adapter: Path, reason: str) -> ModelError:
