@@ -17,7 +17,7 @@ from trainer.adapters.model_folder import ModelFolder
 NAME_PREFIX = "base_model.model."
 """Of every name in an adapter's file; what follows is the name in the model."""
 LORA = ".lora_"
-TOKENS = ".token_adapter."
+TOKEN_ROWS = ".token_adapter."
 """Behind the name of an embedding of which some rows are trained (trainable_token_indices)."""
 HALVES = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 """What a layer's update is the product of: if either is zero, so is the update."""
@@ -27,7 +27,7 @@ def check_matches(adapter: Path, base: ModelFolder) -> None:
     """Raise ModelError unless every weight of the adapter belongs to a layer of the model, and all halves are there."""
     names = _names(adapter)
     layers = {name.partition(LORA)[0] for name in names if LORA in name}
-    wanted = layers | {name.partition(TOKENS)[0] for name in names if LORA not in name}
+    wanted = layers | {name.partition(TOKEN_ROWS)[0] for name in names if LORA not in name}
     if lost := sorted(wanted - base.names):
         raise ModelError(
             f"{adapter} does not fit {base}: {len(lost)} of its {len(wanted)} layers are not in the model, such as"
