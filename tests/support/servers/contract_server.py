@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import socket
 import sys
 import threading
@@ -35,13 +34,8 @@ def line_of(problem: dict[str, Any], index: int) -> bytes:
     """The line that answers a problem: always the same one."""
     if "unanswerable" in (problem["question"] or ""):
         return Failure(problem["id"], index, "context_length_exceeded", "the problem is too long").to_line()
-    return made_line(problem["id"], index, problem.get("top_k", DEFAULT_TOP_K))
-
-
-@functools.lru_cache(maxsize=20_000)
-def made_line(problem_id: str, index: int, top_k: int) -> bytes:
-    """Tests of one process ask for the same again and again."""
-    made = make_trajectory(problem_id, zlib.crc32(f"{problem_id}/{index}".encode()), TOKENS, top_k)
+    seed = zlib.crc32(f"{problem['id']}/{index}".encode())
+    made = make_trajectory(problem["id"], seed, TOKENS, problem.get("top_k", DEFAULT_TOP_K))
     return dataclasses.replace(made, sample_index=index).to_line("base64")
 
 
