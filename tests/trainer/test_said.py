@@ -88,6 +88,8 @@ def test_what_stands_around_it_makes_it_wrong(gold, form):
         (Gold("276000"), "So his total cost is 264,000+12,000=$276,000", True),
         (Gold("15"), "There are 9 + 6 = 15 liters of water out of the 24 liters.", True),
         (Gold("7"), "So she has seven.", True),
+        (Gold("93"), "So he spends 3*31=$93 a month", True),
+        (Gold(r"7.6 Z", unit=r"\mathrm{eV}"), r"\[E=7.6 Z \mathrm{eV}\]", True),
         (Gold("121"), "The answer is one hundred and twenty-one.", True),
         (Gold("7"), "Thus $m+n = 3+4 = 7$.", True),
         (Gold("60"), "\\begin{align*} x &= 3 \\cdot 20 \\\\ &= 60 \\end{align*}", True),

@@ -15,10 +15,9 @@ TEXT = r"\\(?:text|mathrm|textrm|textbf|mathbf|textit|operatorname|mbox|rm)\b"
 SIGNS = str.maketrans(
     {
         **dict.fromkeys("\u2212\u2012\u2013", "-"),
-        "、": ",", "。": ".", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
-        "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "≈": r"\approx ", "∪": r"\cup ", "∈": r"\in ",
+        "、": ",", "。": ".", "∞": r"\infty ", "±": r"\pm ", "·": r"\cdot ", "⋅": r"\cdot ",
+        "∪": r"\cup ", "∈": r"\in ", "′": "'",
         "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
-        "′": "'",
     }
 )  # fmt: skip
 
@@ -43,8 +42,8 @@ TIDY = [
     (re.compile(pattern), plain)
     for pattern, plain in (
         (r"\\(?:displaystyle|textstyle|limits|nolimits|left\.|right\.)(?![A-Za-z])", " "),
-        (r"\\color\s*\{[^{}]*\}|\\(?:bf|it|em|sf|tt|large|Large|LARGE|huge|Huge|bfseries|boldmath)(?![A-Za-z])", ""),
-        (r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}", ""),
+        (r"\\(?:color|textcolor|colorbox)\s*\{[^{}]*\}", ""),
+        (r"\\(?:bf|it|em|sf|tt|large|Large|LARGE|huge|Huge|bfseries|boldmath)(?![A-Za-z])", ""),
         (r"\\mathbf\s*\{(\d(?:\s+\d)+)\}", lambda digits: "".join(digits[1].split())),  # OlympiadBench's
         (
             r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathnormal|ensuremath|underline|emph)\s*\{([^{}]*[^{}A-Za-z][^{}]*|[A-Za-z])\}",
@@ -53,16 +52,12 @@ TIDY = [
         (r"\\(?:mathrm|operatorname|text|rm)\s*\{\s*([ei])\s*\}", r"\1 "),
         (r"\\sqrt\s*(\[[^\[\]]*\])\s*(\w)", r"\\sqrt\1{\2}"),
         (r"√\s*(\d+|\w)", r"\\sqrt{\1}"),
-        (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (POWER_OF_CODE, "^"),
-        (r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"(?:√|(?<![\\A-Za-z])sqrt)\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<![\\A-Za-z])(pi|ln)(?![A-Za-z])", r"\\\1 "),
         (r"\*\*|`|\\[()\[\]]|(?<!\\)\$", " "),
-        (rf"{TEXT}\s*\{{\s*(\\?\$)\s*\}}", r"\\$"),
-        (rf"{TEXT}\s*\{{\s*([€£¥])\s*\}}", r"\1"),
         (r"\bUS(?=\\?\$)", ""),
-        (rf"{TEXT}\s*\{{\s*([-+]?(?:\\?\$)?[\d.,]+)\s*\}}", r"\1"),
-        (r"\\!", ""),
+        (rf"{TEXT}\s*\{{\s*([-+]?(?:\\\$)?[\d.,]+|\\\$|[€£¥])\s*\}}", r"\1"),
         (r"(?<=\d)(?:\\[,; ]|~|\{,\}| )+(?=\d{3}(?!\d))", ","),  # thousands
         (r"(?<![\d.^_{])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),  # 2 1/2
         (r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}", _repeating),

@@ -100,7 +100,7 @@ def _factor(gold: Gold, tail: str, multiplies: bool) -> Any:
     expected, unit = multiplier(gold.unit)
     times = sympy.Rational(times, expected) if multiplies and times > 1 else sympy.Integer(1)
     mine, theirs = unit_of(unit), unit_of(tail)
-    if theirs is not None and mine is None and unit.strip() and unit.strip(" \\%.") != "":
+    if theirs is not None and mine is None and unit.strip(" \\%."):
         return None  # hours are no apples
     if mine is None or theirs is None or mine == theirs:
         return times

@@ -247,8 +247,7 @@ def _beside(before: str, behind: str) -> tuple[str, bool]:
     rest = FORMULA_END.split(behind[:BESIDE], maxsplit=1)[0] if inside else behind
     goes_on = bool(GOES_ON.match(rest) or (inside and GOES_ON_IN_FORMULA.match(rest)))
     if inside and (formula := re.split(r"\\\\|&|\n", before[begin:])[-1]).strip():
-        formula = re.sub(r"\s+", " ", formula[-BESIDE:])
-        if sign := SIGN_BEFORE.search(formula):
+        if sign := SIGN_BEFORE.search(formula := formula[-BESIDE:]):
             return sign[1], goes_on
         return "", bool(LEADS_UP.search(formula)) or goes_on
     line = (before[:begin] if inside else before).rpartition("\n")[2][-BESIDE:]
@@ -311,7 +310,6 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         return
     yield Answer(_last_side(text), marked=False)
     if sums:
-        yield Answer(last, marked=False)
         yield Answer(ADDED.sub("", _last_side(last)), marked=False)
     first = where[0][1] - start
     if len(where) == 1:

@@ -24,7 +24,7 @@ METRIC = {
     "mole", "parsec", "calorie", "tesla", "coulomb", "ohm", "farad", "electron_volt", "molar", "year",
 }
 """Those with prefixes."""
-PLAIN_WORDS = {"has", "mug", "camp", "damp", "kilos", "Ma", "ma", "na", "Ga", "Ta"}
+PLAIN_WORDS = {"has", "mug", "camp", "damp", "kilos"}
 # fmt: on
 PREFIXES = {"", "tera", "giga", "mega", "kilo", "deci", "centi", "milli", "micro", "nano", "pico", "femto"}
 LETTERS_OF_UNITS = "mgslLJNWVAKTFMhΩÅ"
@@ -49,7 +49,6 @@ LATEX = (
     (r"\blight[\s-]+(?=years?\b)", "light"),
     (r"(?<=[a-z])\(e?s\)", "s"),
     (r"\\q?quad\b|\\cdot\b|\\times\b|\\[,;! ]|~", " "),
-    (r"\^\s*\{\s*(-?\d)\s*\}", r"^\1"),
     (r"[{}()$]", " "),
     (r"\bper\b", " / "),
     (r"\bin\s+(?=[a-z])", ". "),  # minutes in total
@@ -103,9 +102,7 @@ def _named(name: str) -> str | None:
     """pint's name of a unit. Symbols are case-sensitive, for mm and Mm differ; but KM can only be km."""
     if found := OTHER_SPELLINGS.get(name.lower()):
         return found
-    if len(name) == 1 and name not in LETTERS_OF_UNITS:
-        return None
-    if name in PLAIN_WORDS or (len(name) > 2 and name.lower() in PLAIN_WORDS):
+    if (len(name) == 1 and name not in LETTERS_OF_UNITS) or name.lower() in PLAIN_WORDS:
         return None
     shouted = len(name) > 1 and name.isupper()
     for spelling in (name, name.lower()):
