@@ -91,7 +91,7 @@ def test_samples_of_one_problem_are_never_on_both_sides(tmp_path, expert, traine
     assert not sides[0] & sides[1]
 
 
-@pytest.mark.parametrize("options", [(), ("--no-packing",)])
+@pytest.mark.parametrize("options", [("--token-budget", 1000), ("--no-packing",)])
 def test_what_is_measured_is_a_plain_forward_of_the_model_and_of_its_base(tmp_path, many, expert, trainer_cli, options):
     out = tmp_path / "out"
     words = ("train", many, "--model", expert, "--output", out, "--held-out", 0.2, "--max-steps", 6, *HOT, *options)
@@ -110,7 +110,8 @@ def test_what_is_measured_is_a_plain_forward_of_the_model_and_of_its_base(tmp_pa
     state = json.loads((out / "checkpoints" / "checkpoint-6" / "trainer_state.json").read_text())
     kept = [logs["held_out_scores"] for logs in state["log_history"] if "held_out_scores" in logs]
     assert len(kept) == len(rows) and len(scores) > 2
-    assert np.sort(kept[-1]) == pytest.approx(np.sort(scores), abs=5e-4), "what each trajectory adds to the score"
+    in_order = [scores[tuple(example.input_ids.tolist())] for example in held_out_of(many, expert, 0.2)[1]]
+    assert kept[-1] == pytest.approx(in_order, abs=5e-4), "what each trajectory adds, in whatever passes they are"
     assert rows[0]["shift"] == rows[0]["other_shift"] == 0 < rows[-1]["other_shift"]
     about = json.loads((out / "lightreasoner.json").read_text())
     assert (
@@ -126,7 +127,7 @@ def measured(model, base, run, expert):
     held_out = {tuple(example.input_ids.tolist()) for example in held_out_of(run, expert, 0.2)[1]}
     found = {"loss": [], "agreement": [], "distance": [], "shift": [], "other_shift": []}
     model.eval()
-    shares = []
+    shares = {}
     for sample in run.samples():
         ids = np.concatenate([sample.prompt_token_ids, sample.token_ids])[:-1]
         if tuple(ids.tolist()) not in held_out:
@@ -148,10 +149,10 @@ def measured(model, base, run, expert):
             found["agreement"].append(int(mine[at].argmax()) == tokens[int(weights.argmax())])
             found["distance"].append(float((label_over(mine[at], tokens, weights) - mine[at].exp()).abs().sum()) / 2)
             found["shift"].append(shift)
-        shares.append([sum(found[name]) - before[name] for name in ("distance", "other_shift")])
-    distance, other_shift = np.array(shares).T
-    scores = distance / len(found["distance"]) + 1.5 * other_shift / len(found["other_shift"])
-    return {name: float(np.mean(values)) for name, values in found.items()}, scores * len(scores)
+        shares[tuple(ids.tolist())] = [sum(found[name]) - before[name] for name in ("distance", "other_shift")]
+    weights = len(shares) / len(found["distance"]), 1.5 * len(shares) / len(found["other_shift"])
+    scores = {ids: float(np.dot(weights, share)) for ids, share in shares.items()}
+    return {name: float(np.mean(values)) for name, values in found.items()}, scores
 
 
 def label_over(like, tokens, weights):
@@ -228,7 +229,9 @@ def test_the_best_adapter_is_kept_and_a_training_that_goes_past_it_warns(tmp_pat
 
     early = tmp_path / "early"  # stopped past the best, and made longer: the best comes from the checkpoint
     assert trainer_cli(*words, "--output", early, "--max-steps", best + 1, "--keep", "best")[0] == 0
-    assert trainer_cli(*words, "--output", early, "--max-steps", 7, "--keep", "best", "--resume")[0] == 0
+    (early / "held_out.jsonl").unlink()  # as after a machine that is lost, of an OUT in a bucket
+    resumed = (*words, "--output", early, "--max-steps", 7, "--keep", "best", "--resume", "--token-budget", 200)
+    assert trainer_cli(*resumed)[0] == 0, "other passes than before"
     check_equal(tmp_path / "best", early)
     assert [row["step"] for row in rows_of(early)] == [row["step"] for row in rows]
 

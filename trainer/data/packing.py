@@ -87,6 +87,13 @@ def micro_batches(
     return [[pack(held, padded) for held in mine] + [_idle(examples[0])] * (most - len(mine)) for mine in bins]
 
 
+def passes(examples: Sequence[Example], token_budget: int, layout: Layout) -> list[list[int]]:
+    """Which examples share each pass of a single rank, by their places in `examples`; the longest come first."""
+    places = {id(example): place for place, example in enumerate(examples)}
+    ordered = sorted(examples, key=lambda example: -len(example.input_ids))
+    return [[places[id(example)] for example in held] for held in _bins(ordered, token_budget, layout)]
+
+
 def pack(examples: Sequence[Example], padded: bool = False) -> Batch:
     """Put examples into one pass, by default one after the other into one sequence."""
     input_ids, position_ids, starts = arrange([example.input_ids for example in examples], padded)

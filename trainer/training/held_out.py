@@ -25,7 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from client.errors import ModelError
 from trainer.data.example import Example
-from trainer.data.packing import Batch, Layout, micro_batches
+from trainer.data.packing import Batch, Layout, Sharing, pack, passes
 from trainer.settings import Keep
 from trainer.training.checkpoints import write_whole
 from trainer.training.lora import ADAPTER_ALONE, Head, decoder_of, hidden_states
@@ -71,11 +71,11 @@ TrajectoryScores = npt.NDArray[np.float64]
 """[T]: what each held-out trajectory adds to a score, which is their mean."""
 
 
-def is_worse(scores: TrajectoryScores, others: TrajectoryScores) -> bool:
-    """Whether a score exceeds another by more than a standard error of their difference, trajectory by trajectory."""
+def is_worse(scores: TrajectoryScores, others: TrajectoryScores, errors: float = 1.0) -> bool:
+    """Whether a score exceeds another by more than so many standard errors of their difference, by trajectories."""
     difference = scores - others
     error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    return not difference.mean() <= error  # of figures that are no numbers, too
+    return not difference.mean() <= errors * error  # of figures that are no numbers, too
 
 
 def best_of(history: Sequence[TrajectoryScores]) -> int:
@@ -107,7 +107,9 @@ class HeldOutWatch(TrainerCallback):
         self._scores: list[TrajectoryScores] = []  # of each measurement
         self._console = console
         self._adapted, self._every, self._file, self._keep_best = adapted, every, file, keep_best
-        self._batches = micro_batches(examples[:MOST_MEASURED], budget, layout=layout)[0]
+        layout, measured = layout or Layout(), examples[:MOST_MEASURED]
+        self._passes = passes(measured, budget, layout)
+        self._batches = [pack([measured[at] for at in held], layout.sharing == Sharing.PADDED) for held in self._passes]
         self._base: list[Tensor] = []  # the base's hidden states at the measured steps, batch by batch
         self._best: dict[str, Tensor] | None = None
 
@@ -118,8 +120,12 @@ class HeldOutWatch(TrainerCallback):
 
     @property
     def past_the_best(self) -> bool:
-        """Whether training went on for longer than was good."""
-        return self.best is not self.figures[-1]
+        """Whether training surely went on for longer than was good."""
+        return self._is_surely_worse(self._scores[-1])
+
+    def _is_surely_worse(self, scores: TrajectoryScores) -> bool:
+        """Than the lowest, by two standard errors: one alone is exceeded too often by chance."""
+        return is_worse(scores, min(self._scores, key=lambda found: found.mean()), 2.0)
 
     def outcome(self) -> dict[str, Any]:
         """For lightreasoner.json: the best and the last measurement, and whether training went past its best."""
@@ -131,7 +137,9 @@ class HeldOutWatch(TrainerCallback):
         self.figures = [HeldOutFigures(int(logs["step"]), *(logs[f"held_out_{name}"] for name in MEASURED))
                         for logs in measured]  # fmt: skip
         self._scores = [np.array(logs["held_out_scores"]) for logs in measured]
-        if not self.figures:
+        if self.figures:
+            self._write()
+        else:
             self._measure(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -166,14 +174,17 @@ class HeldOutWatch(TrainerCallback):
         logged = {f"held_out_{name}": getattr(found, name) for name in MEASURED}
         logs: dict[str, Any] = {**logged, "held_out_scores": self._scores[-1].tolist(), "step": found.step}
         state.log_history.append(logs)
+        self._write()
+
+    def _write(self) -> None:
+        """Every measurement, to held_out.jsonl."""
         best = self.best
         lines = [{**figures.to_json(), "best": figures is best} for figures in self.figures]
         write_whole(self._file, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _tell_on_the_way(self) -> None:
         """Say, once, that the last two measurements are worse than the lowest."""
-        lowest = min(self._scores, key=lambda scores: scores.mean())
-        if self._console and len(self.figures) > 2 and all(is_worse(scores, lowest) for scores in self._scores[-2:]):
+        if self._console and len(self.figures) > 2 and all(map(self._is_surely_worse, self._scores[-2:])):
             self._console.print(
                 f"step {self.figures[-1].step}: the held-out score has been worse than at step {self.best.step} twice: "
                 "training may be past its best",
@@ -184,7 +195,7 @@ class HeldOutWatch(TrainerCallback):
 
     @torch.no_grad()
     def _sums(self) -> npt.NDArray[np.float64]:
-        """Of each trajectory, the sums of what `held_out_terms` gives: [T, 7]."""
+        """Of each trajectory, in their order, the sums of what `held_out_terms` gives: [T, 7]."""
         model: Any = self._adapted.get_base_model()
         decoder, head, device = decoder_of(model), Head(model), model.device
         was_training = self._adapted.training
@@ -208,7 +219,8 @@ class HeldOutWatch(TrainerCallback):
                 sums.append(of_each.index_add_(0, owners, torch.cat(terms)))
         finally:
             self._adapted.train(was_training)
-        return torch.cat(sums).numpy()
+        found = torch.cat(sums).numpy()
+        return found[np.argsort(np.concatenate(self._passes))]
 
     @staticmethod
     def _states(decoder: Any, batch: Batch, device: torch.device) -> Tensor:
