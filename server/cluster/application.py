@@ -73,7 +73,7 @@ def application_over(start: StartPair, args: dict[str, Any]) -> serve.Applicatio
     )
     front = serve.deployment(serve.ingress()(Front)).options(  # type: ignore[attr-defined]
         name="Front",
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": 0},  # or replicas could take all of Ray's CPUs, and a dead front never come back
         max_ongoing_requests=FRONT_REQUESTS,
         health_check_period_s=HEALTH_SECONDS,
         logging_config=LOGGING,

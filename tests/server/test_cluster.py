@@ -40,8 +40,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, bucket: Path) -> Any:
-    """Two replicas."""
-    with local_cluster(tmp_path_factory.mktemp("cluster")) as running:
+    """Two replicas, which take all of Ray's CPUs; the front must have its place all the same."""
+    with local_cluster(tmp_path_factory.mktemp("cluster"), cpus=2) as running:
         running.serve(min_replicas=2, bucket=str(bucket), lease_seconds=LEASE_SECONDS, grace_seconds=2)
         until(lambda: is_ready(running), 120)
         yield running

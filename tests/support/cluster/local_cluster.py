@@ -16,7 +16,7 @@ from support.servers.stand_in_engines import SLOTS
 
 START_TRIES = 3
 NODE = {
-    "num_cpus": 4, "object_store_memory": 100 * 1024**2, "include_dashboard": False, "include_log_monitor": False,
+    "object_store_memory": 100 * 1024**2, "include_dashboard": False, "include_log_monitor": False,
     "no_monitor": True,
 }  # fmt: skip
 RAY = {
@@ -29,7 +29,7 @@ RAY = {
 class LocalCluster:
     """`url` answers once `serve` has returned."""
 
-    def __init__(self, folder: Path, nodes: int, real_engines: bool) -> None:
+    def __init__(self, folder: Path, nodes: int, real_engines: bool, cpus: int) -> None:
         import ray
         from ray import serve
         from ray.cluster_utils import Cluster
@@ -39,8 +39,8 @@ class LocalCluster:
         os.environ |= RAY | {FOLDER: str(folder), "PYTHONPATH": ":".join(map(str, paths))}
         for tries_left in reversed(range(START_TRIES)):
             try:
-                self.cluster = Cluster(initialize_head=True, head_node_args=NODE)
-                self.others = [self.cluster.add_node(**NODE) for _ in range(nodes - 1)]
+                self.cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": cpus})
+                self.others = [self.cluster.add_node(**NODE, num_cpus=cpus) for _ in range(nodes - 1)]
                 break
             except Exception as error:  # Ray itself gives a node 30 s, which a busy machine may exceed
                 if not tries_left or "timed out during startup" not in str(error):
@@ -116,9 +116,10 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def local_cluster(folder: Path, nodes: int = 1, real_engines: bool = False) -> Iterator[LocalCluster]:
+def local_cluster(folder: Path, nodes: int = 1, real_engines: bool = False, cpus: int = 4) -> Iterator[LocalCluster]:
+    """`cpus`: of each node, as Ray counts them."""
     before = dict(os.environ)
-    cluster = LocalCluster(folder, nodes, real_engines)
+    cluster = LocalCluster(folder, nodes, real_engines, cpus)
     try:
         yield cluster
     finally:
