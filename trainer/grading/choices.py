@@ -27,9 +27,13 @@ SAID = (
     rf"{ANSWER_WORD}{YET}*?\bis\b{YET}*?(?=\([A-Z]\)\s*(?:\.|\n|$)){LETTER}",
     r"\b(?:choose|chose|select|pick|go\s+with|(?:option|choice|one|it|this|that)(?:'s|\s+is)"
     rf"|(?:is|matches|corresponds\s+to)(?=\s+(?:option|choice|answer|letter)\b))\s+{OPTION}{LETTER}",
+    rf"{LETTER}\s+it\s+is\b",
     rf"(?:答案|选项|故选|选择?)\s*[是为选选：:]*\s*{LETTER}",
 )
+LISTED = rf"(?m:^)\W*?{LETTER}\s*[).:-]*\s*(?:correct|right|true|yes)\W*?(?m:$)"
+"""A line of its own, among the other choices'."""
 SAID_RIGHT = (
+    LISTED,
     rf"{LETTER}(?:(?!\bnot\b|n't|(?<![A-Za-z])[A-Z](?![A-Za-z]))[^.;\n]){{0,80}}?\b{RIGHT}",
     rf"\b(?:option|choice)\s+{LETTER}\s*[:.-]\s*(?:correct|right|true|yes)\b",
 )
@@ -107,6 +111,8 @@ def said_letter(choices: Sequence[str], output: str) -> str:
     text = re.sub(rf"{TEXT}\s*\{{([^{{}}]*)\}}", r"\1", output[-LETTER_CHARACTERS:])
     text = re.sub(r"[*_`$\"]|\\[()\[\]]", "", text).strip()
     spoken = [match for pattern in MEANT for match in pattern.finditer(text)]
+    if len(listed := [match for match in spoken if match.re.pattern == LISTED]) > 1:
+        spoken = [match for match in spoken if match not in listed]
     if match := LAST_LINE.match(text, text.rfind("\n") + 1):
         spoken.append(match)
     for match in sorted(spoken, key=lambda match: match.end(match.lastindex or 0), reverse=True):

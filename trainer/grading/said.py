@@ -92,7 +92,7 @@ INLINE = re.compile(r"\\\((.+?)\\\)|(?<![\\$])\$(?!\$)((?:\\.|[^$\\])+?)\$(?!\d)
 ENGLISH = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}(?![A-Za-z}])")
 """In what two dollar signs enclose: they are money."""
 SENTENCE_END = re.compile(
-    r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bsq)(?<![ap]\.m)[.!?](?=[\s*\"')]|$)|[。！？]|\n"
+    r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bRs)(?<!\bsq)(?<![ap]\.m)[.!?](?=[\s*\"')]|$)|[。！？]|\n"
 )
 PART = r"\b(?:first|second|third|next|last|previous|other|parts?|step|sub\w*|case|half|above|wrong|not)\b|n't\b"
 ANSWER = re.compile(
@@ -280,6 +280,7 @@ def _unmarked(output: str) -> Iterator[Answer]:
 
 
 def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
+    sentence = re.sub(r"^\W*step\s+\d+\s*[:.]\s*(?=.*=)", "", sentence, flags=re.IGNORECASE)
     sentence = re.sub(r"\$\\(?:blacksquare|square|Box)\$$", "", sentence.strip()).strip()
     if sentence.endswith(("?", "？")) or STEP.match(sentence):
         return
