@@ -230,6 +230,25 @@ BOXED = [
     r"$\angle A = \boxed{18}^\circ$",
     r"$\sin x = \boxed{18}$",
     r"$N=\boxed{18}(\text{mod }20)$",
+    r"18\boxed{18}",
+    r"$18$\boxed{18}$",
+    r"=18$\boxed{18}$",
+    r"9+9=18\[\boxed{18}\]",
+    r"$9+9=18$$\boxed{18}$",
+    r"$x=18\boxed{18}$",
+    r"答案是18\boxed{18}",
+    r"x = 18 - \boxed{18}",
+    r"Thus, $x$\boxed{18}",
+    r"\boxed{18}^{th}",
+    r"$\boxed{18}^{nd}$",
+    r"Exercise 2 - \boxed{18}",
+    r"**Day 3** – $\boxed{18}$",
+    r"- Q1 - \boxed{18}",
+    r"1 - \boxed{18}",
+    "Final Answer\n-\\boxed{18}",
+    r"Answer -\boxed{18}",
+    r"**Answer** –$\boxed{18}$",
+    r"$\text{Answer} - \boxed{18}$",
 ]
 PARTS = [
     r"20-\boxed{18}",
@@ -286,6 +305,17 @@ PARTS = [
     r"$\boxed{18}i$",
     r"$\text{cost} - \boxed{18}$",
     r"$5\%-\boxed{18}$",
+    r"20 -\boxed{18}",
+    r"20 -$\boxed{18}$",
+    r"$3 - \boxed{18}$",
+    r"3-\boxed{18}",
+    r"x = 20 - \boxed{18}",
+    r"Total: 20 - \boxed{18}",
+    r"118\boxed{18}",
+    r"Total=-\boxed{18}",
+    "The answer is\n-\\boxed{18}",
+    r"It costs $20, so $x = 20 - \boxed{18}$",
+    "$$\nx = 20 - \\boxed{18}\n$$",
 ]
 
 
@@ -299,9 +329,21 @@ def test_a_box_that_is_a_part_of_a_formula_is_no_answer(output):
     assert not grade(Gold("18"), output).correct
 
 
-@pytest.mark.parametrize("output", [r"$x = -\boxed{18}$", r"It is -\boxed{18}.", r"\[ -\boxed{18} \]"])
-def test_a_sign_before_a_box_is_the_answers(output):
-    assert grade(Gold("-18"), output).correct
+@pytest.mark.parametrize(
+    ("output", "right"),
+    [
+        (r"$x = -\boxed{18}$", True),
+        (r"It is -\boxed{18}.", True),
+        (r"\[ -\boxed{18} \]", True),
+        (r"Total=-\boxed{18}", True),
+        ("The answer is:\n-\\boxed{18}", True),
+        (r"20 -\boxed{18}", False),
+        (r"20 -$\boxed{18}$", False),
+        ("Final Answer\n-\\boxed{18}", False),
+    ],
+)
+def test_a_sign_before_a_box_is_the_answers(output, right):
+    assert grade(Gold("-18"), output).correct == right
 
 
 def test_what_follows_a_golds_box_is_a_unit_only_where_it_is_one():

@@ -47,8 +47,10 @@ WORDS_FIRST = re.compile(rf"{TEXT}\s*\{{[^{{}}\d]*[a-z]{{3}}[^{{}}\d]*\}}[^=]*\d
 """In a box: it is a sentence."""
 BESIDE = 80
 """Characters beside a box, in which the rest of its formula is looked for."""
-DOLLARS, OPENED = re.compile(r"(?<!\\)\$\$?"), re.compile(r"(?<!\\)\\[(\[]|\\begin\{[a-z]+\*?\}")
+OPENED = re.compile(r"(?<!\\)\\[(\[]|\\begin\{[a-z]+\*?\}")
 CLOSED = re.compile(r"(?<!\\)\\[)\]]|\\end\{")
+FORMULA_BEGIN = re.compile(r"(?:(?<!\\)\$|\\[(\[])+(\s*)$")
+UNFINISHED = re.compile(r"[-+*/=]\s*$")
 FORMULA_END = re.compile(r"(?<!\\)\$|\\[)\]]|\\\\|\n")
 SPACES = r"(?:\\[,;:! ]|\\q?quad\b|\\(?:displaystyle|left|bigl?|Bigl?)\b|[~\s])*"
 OPERATOR_BEFORE = r"(?:[-+/^]|(?<!\*)\*(?!\*)|\\(?:cdot|times|div|pm|mp)\b)"
@@ -65,15 +67,23 @@ LEADS_UP = re.compile(
     r"|(?:[\^_]|frac\s*\{[^{}]*\}|sqrt)\s*\{[^{}]*\}$"
 )
 """The same: the box holds a part of the formula."""
-LEADS_UP_IN_WORDS = re.compile(
-    rf"\d(?:\\?%)?(?P<space>\s*){OPERATOR_BEFORE}(?P=space)(?:\\?\$)?$|(?:\d|(?<![A-Za-z\\])[A-Za-z])$"
-)
+LEADS_UP_IN_WORDS = re.compile(rf"\d(?:\\?%)?(?:(?P<space>\s*){OPERATOR_BEFORE}(?P=space)|\s+-)(?:\\?\$)?$")
+MINUS = re.compile(r"(?:^|[\s=:(]|\*\*)-(?:\\\$)?$")
+TOUCHES = re.compile(r"(?:\d|(?<![A-Za-z\\])[A-Za-z])$")
 NUMBERED = re.compile(
-    r"\b(?:step|part|question|problem|case|example|option|answer|number|no)\b\W*\d+\s*-\s*$", re.IGNORECASE
+    r"(?:\b(?:step|part|question|problem|case|example|option|answer|number|no)\b[\s.#]*[\d.]+"
+    r"|^[\s#>*(]*(?:[-+]\s+)?[\s*]*(?:[A-Za-z]+[\s.#]*[\d.]+[.:)*]*|\d[.:)*]*\s))\s*-\s*$",
+    re.IGNORECASE,
 )
+NAMED = re.compile(r"\b(?:answer|result|solution|conclusion)\b[\s*_}]*-\s*$", re.IGNORECASE)
 """A dash behind a heading."""
+COMES_NEXT = re.compile(
+    r"(?:^|=|\b(?:is|are|was|be|equals?|to|gets?|got|gives?|have|has|obtains?|finds?|makes?|yields?)\b)\W*$",
+    re.IGNORECASE,
+)
+"""Before a line that begins with a minus: it is no bullet."""
 GOES_ON = re.compile(
-    r"[^\S\n]*(?:(?:[-+/]|\*(?!\*)|\\(?:cdot|times|div)\b)\s*\\?\$?\d|\^\s*\{?\s*[-\dA-Za-z]"
+    r"[^\S\n]*(?:(?:[-+/]|\*(?!\*)|\\(?:cdot|times|div)\b)\s*\\?\$?\d|\^\s*\{?\s*(?!(?:o|th|st|nd|rd)(?![A-Za-z\d]))[-\dA-Za-z]"
     r"|\\(?:sqrt|pi|[dt]?frac)(?![A-Za-z]))"
 )
 """Right behind a box: the same."""
@@ -91,6 +101,8 @@ DISPLAY = re.compile(
 INLINE = re.compile(r"\\\((.+?)\\\)|(?<![\\$])\$(?!\$)((?:\\.|[^$\\])+?)\$(?!\d)", re.DOTALL)
 ENGLISH = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}(?![A-Za-z}])")
 """In what two dollar signs enclose: they are money."""
+PROSE = re.compile(rf"{ENGLISH.pattern}|(?<![\\A-Za-z{{])(?:so|is|to|of|at|he|we|it|by|or|on|if)(?![A-Za-z}}])")
+WORDLESS = re.compile(r"\\\w+\s*\{[^{}]*\}|\\\w+")
 SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bRs)(?<!\bsq)(?<![ap]\.m)[.!?](?=[\s*\"')]|$)|[。！？]|\n"
 )
@@ -119,7 +131,7 @@ CLAUSE = re.compile(
     re.IGNORECASE,
 )
 DENIED = re.compile(
-    r"\b(?:no|not|never|between|nor|neither|cannot|half(?!\W*$)|twice|double|triple|third of|quarter of|wrong|"
+    r"\b(?:no|not|never|between|nor|neither|cannot|half|twice|double|triple|third of|quarter of|wrong|"
     r"incorrect|false|(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log)s? of|"
     r"(?:sine|cosine|tangent)s? of|"
     r"factorial of|except|exceeds?|close to|off by|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|"
@@ -128,6 +140,8 @@ DENIED = re.compile(
     re.IGNORECASE,
 )
 """Before a number: it is a bound, or no answer at all."""
+DENIED_IN_WORDS = DENIED.pattern.replace("half", r"half(?!\W*$)")
+"""Of a whole clause, which may end with one half."""
 SIGN = re.compile(r"(?:^\W*|\b(?:of|to|at|about)\s+|\b(?=negative))((?:minus|negative)\s+)$", re.IGNORECASE)
 BOUND = re.compile(r"\b(?:over|under|beyond|minus|negative)\s*$", re.IGNORECASE)
 """Right before a number, as its sign is. Over 4 weeks it may be 4 * 50 = 200."""
@@ -150,7 +164,7 @@ PLEASANTRY = re.compile(
     re.IGNORECASE,
 )
 DOUBT = re.compile(
-    DENIED.pattern
+    DENIED_IN_WORDS
     + r"|\b(?:but|however|unsure|unclear|guess|wait|mistake|hmm|oops|know|next|now|let's|let us|needs?)\b|\?",
     re.IGNORECASE,
 )
@@ -234,27 +248,57 @@ def _last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
         if squeezed(text) not in map(squeezed, held):
             held.insert(0, text)
         start = before[0]
-    sign, part = _beside(output[:start], behind)
+    sign, part = _beside(output[:start], held[0], behind)
     return Answer(sign + ", ".join(held), behind, part)
 
 
-def _beside(before: str, behind: str) -> tuple[str, bool]:
+def _beside(before: str, held: str, behind: str) -> tuple[str, bool]:
     """The sign right before a box, and whether what stands beside it makes a formula of which it is a part."""
-    before = before.rpartition("\n\n")[2].replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
-    dollars, opened = list(DOLLARS.finditer(before)), list(OPENED.finditer(before))
-    begin = dollars[-1].end() if len(dollars) % 2 else opened[-1].end() if opened else -1
-    inside = begin >= 0 and not CLOSED.search(before, begin)
+    before = before.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
+    begin = _opened(before, behind)
+    formula = re.split(r"\\\\|&|\n", before[begin:])[-1] if begin >= 0 else ""
+    inside = begin >= 0 and not _prose(formula)
     rest = FORMULA_END.split(behind[:BESIDE], maxsplit=1)[0] if inside else behind
-    goes_on = bool(GOES_ON.match(rest) or (inside and GOES_ON_IN_FORMULA.match(rest)))
-    if inside and (formula := re.split(r"\\\\|&|\n", before[begin:])[-1]).strip():
+    goes_on = bool(GOES_ON.match(rest) or (inside and not _prose(rest) and GOES_ON_IN_FORMULA.match(rest)))
+    again = rf"(?<![\d.,]){re.escape(held)}"
+    if inside and formula.strip():
         if sign := SIGN_BEFORE.search(formula := formula[-BESIDE:]):
             return sign[1], goes_on
-        return "", bool(LEADS_UP.search(formula)) or goes_on
-    line = (before[:begin] if inside else before).rpartition("\n")[2][-BESIDE:]
-    if re.search(r"(?:^|\s|\*\*)-(?:\\?\$|\\\()*$", line):
-        return "-", goes_on
-    line = re.sub(r"(?:(?<!\\)\$|\\[(\[])+(\s*)$", r"\1", line)
-    return "", bool(LEADS_UP_IN_WORDS.search(line) and not NUMBERED.search(line)) or goes_on
+        alone = NAMED.search(formula) or re.search(rf"{again}$", formula)
+        return "", bool(LEADS_UP.search(formula) and not alone) or goes_on
+    if inside and (before[begin:].strip() or "\n" in before[begin:]):
+        return "", goes_on
+    bare = before[:-BESIDE] + FORMULA_BEGIN.sub(r"\1", before[-BESIDE:])
+    above, _, line = bare.rpartition("\n")
+    line = line if len(line) <= BESIDE else f"…{line[-BESIDE:]}"
+    if NUMBERED.search(line) or NAMED.search(line) or re.search(rf"{again}(?:\s+-\s*)?$", line):
+        return "", goes_on
+    if LEADS_UP_IN_WORDS.search(line) or (bare == before and TOUCHES.search(line)):
+        return "", True
+    bullet = re.fullmatch(r"\s*-(?:\\\$)?", line) and not COMES_NEXT.search(above[-BESIDE:])
+    return "-" if MINUS.search(line) and not bullet else "", goes_on
+
+
+def _opened(before: str, behind: str) -> int:
+    """Where the formula begins in which a box stands, or -1. A single dollar is closed on its line, or is money."""
+    begin = before.rfind("\n\n") + 1
+    opened = list(OPENED.finditer(before, begin))
+    if opened and not CLOSED.search(before, opened[-1].end()):
+        return opened[-1].end()
+    displays = list(re.finditer(r"(?<!\\)\$\$", before[begin:]))
+    if len(displays) % 2 and "$$" in behind:
+        return begin + displays[-1].end()
+    line, begin = before[before.rfind("\n") + 1 :], -1
+    for dollar in re.finditer(r"(?<!\\)\$", line):
+        closes = begin >= 0 and not UNFINISHED.search(held := line[begin : dollar.start()]) and not _prose(held)
+        money = line[: dollar.start()][-1:].isdigit() and line[dollar.end() :].strip()
+        begin = -1 if closes or money else dollar.end()
+    closed = re.match(r"[^\n]*?(?<!\\)\$", behind)
+    return len(before) - len(line) + begin if begin >= 0 and closed else -1
+
+
+def _prose(text: str) -> bool:
+    return bool(PROSE.search(WORDLESS.sub(" ", text)))
 
 
 def _unmarked(output: str) -> Iterator[Answer]:
@@ -322,13 +366,14 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
 def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     """A sentence without a formula: 'it is purple', 'she has seven'."""
     told = clause[verbs[0].end() :] if verbs else clause
-    denied = DENIED.search(clause) and not re.match(r"(?:\W|so\b|therefore\b)*no\b", clause, re.IGNORECASE)
+    denies = re.search(DENIED_IN_WORDS, clause, re.IGNORECASE)
+    denied = denies and not re.match(r"(?:\W|so\b|therefore\b)*no\b", clause, re.IGNORECASE)
     if denied or re.search(r"\bif\b", clause) or CHANGED.search(told):
         return
     yield Answer(LEAD.sub("", clause), marked=False)
     for verb in reversed([*verbs, *re.finditer(r"\b(?:on|in)\b", clause)]):
         yield Answer(clause[verb.end() :].strip(" :"), marked=False)
-    if (word := NUMBER_WORD.search(clause)) and not DENIED.search(clause) and not BOUND.search(clause[: word.start()]):
+    if (word := NUMBER_WORD.search(clause)) and not denies and not BOUND.search(clause[: word.start()]):
         yield Answer(digits_for_words(clause[word.start() :]), marked=False)
 
 
@@ -358,7 +403,7 @@ def plain_sentences(output: str) -> str:
     def inline(math: re.Match[str]) -> str:
         if not (held := (math[1] or math[2] or "").strip()):
             return "\\$"
-        words = ENGLISH.search(re.sub(r"\\\w+\s*\{[^{}]*\}|\\\w+", " ", held))
+        words = ENGLISH.search(WORDLESS.sub(" ", held))
         if math[2] and (words or held[-1] in "-+*/="):
             return "\\" + math[0][:-1] + "\\$"
         return f"${' '.join(held.split())}$"
