@@ -50,7 +50,7 @@ BESIDE = 80
 OPENED = re.compile(r"(?<!\\)\\[(\[]|\\begin\{[a-z]+\*?\}")
 CLOSED = re.compile(r"(?<!\\)\\[)\]]|\\end\{")
 FORMULA_BEGIN = re.compile(r"(?:(?<!\\)\$|\\[(\[])+(\s*)$")
-UNFINISHED = re.compile(r"[-+*/=]\s*$")
+WANTS_MORE = re.compile(r"[-+*/=]\s*$")
 FORMULA_END = re.compile(r"(?<!\\)\$|\\[)\]]|\\\\|\n")
 SPACES = r"(?:\\[,;:! ]|\\q?quad\b|\\(?:displaystyle|left|bigl?|Bigl?)\b|[~\s])*"
 OPERATOR_BEFORE = r"(?:[-+/^]|(?<!\*)\*(?!\*)|\\(?:cdot|times|div|pm|mp)\b)"
@@ -75,7 +75,7 @@ NUMBERED = re.compile(
     r"|^[\s#>*(]*(?:[-+]\s+)?[\s*]*(?:[A-Za-z]+[\s.#]*[\d.]+[.:)*]*|\d[.:)*]*\s))\s*-\s*$",
     re.IGNORECASE,
 )
-NAMED = re.compile(r"\b(?:answer|result|solution|conclusion)\b[\s*_}]*-\s*$", re.IGNORECASE)
+HEADED = re.compile(r"\b(?:answer|result|solution|conclusion)\b[\s*_}]*-\s*$", re.IGNORECASE)
 """A dash behind a heading."""
 COMES_NEXT = re.compile(
     r"(?:^|=|\b(?:is|are|was|be|equals?|to|gets?|got|gives?|have|has|obtains?|finds?|makes?|yields?)\b)\W*$",
@@ -255,7 +255,7 @@ def _last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
 def _beside(before: str, held: str, behind: str) -> tuple[str, bool]:
     """The sign right before a box, and whether what stands beside it makes a formula of which it is a part."""
     before = before.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
-    begin = _opened(before, behind)
+    begin = _formula_begin(before, behind)
     formula = re.split(r"\\\\|&|\n", before[begin:])[-1] if begin >= 0 else ""
     inside = begin >= 0 and not _prose(formula)
     rest = FORMULA_END.split(behind[:BESIDE], maxsplit=1)[0] if inside else behind
@@ -264,14 +264,14 @@ def _beside(before: str, held: str, behind: str) -> tuple[str, bool]:
     if inside and formula.strip():
         if sign := SIGN_BEFORE.search(formula := formula[-BESIDE:]):
             return sign[1], goes_on
-        alone = NAMED.search(formula) or re.search(rf"{again}$", formula)
+        alone = HEADED.search(formula) or re.search(rf"{again}$", formula)
         return "", bool(LEADS_UP.search(formula) and not alone) or goes_on
     if inside and (before[begin:].strip() or "\n" in before[begin:]):
         return "", goes_on
     bare = before[:-BESIDE] + FORMULA_BEGIN.sub(r"\1", before[-BESIDE:])
     above, _, line = bare.rpartition("\n")
     line = line if len(line) <= BESIDE else f"…{line[-BESIDE:]}"
-    if NUMBERED.search(line) or NAMED.search(line) or re.search(rf"{again}(?:\s+-\s*)?$", line):
+    if NUMBERED.search(line) or HEADED.search(line) or re.search(rf"{again}(?:\s+-\s*)?$", line):
         return "", goes_on
     if LEADS_UP_IN_WORDS.search(line) or (bare == before and TOUCHES.search(line)):
         return "", True
@@ -279,7 +279,7 @@ def _beside(before: str, held: str, behind: str) -> tuple[str, bool]:
     return "-" if MINUS.search(line) and not bullet else "", goes_on
 
 
-def _opened(before: str, behind: str) -> int:
+def _formula_begin(before: str, behind: str) -> int:
     """Where the formula begins in which a box stands, or -1. A single dollar is closed on its line, or is money."""
     begin = before.rfind("\n\n") + 1
     opened = list(OPENED.finditer(before, begin))
@@ -290,7 +290,7 @@ def _opened(before: str, behind: str) -> int:
         return begin + displays[-1].end()
     line, begin = before[before.rfind("\n") + 1 :], -1
     for dollar in re.finditer(r"(?<!\\)\$", line):
-        closes = begin >= 0 and not UNFINISHED.search(held := line[begin : dollar.start()]) and not _prose(held)
+        closes = begin >= 0 and not WANTS_MORE.search(held := line[begin : dollar.start()]) and not _prose(held)
         money = line[: dollar.start()][-1:].isdigit() and line[dollar.end() :].strip()
         begin = -1 if closes or money else dollar.end()
     closed = re.match(r"[^\n]*?(?<!\\)\$", behind)
