@@ -255,11 +255,14 @@ def test_an_engine_that_hangs_is_found_and_told_of(equal_server):
 def test_a_dead_engine_is_told_of(smollm2_server):
     server = smollm2_server
     before = server.metric("lightreasoner_errors_total", type="engine_error")
+    answered = server.metric("lightreasoner_engine_seconds_count", role="expert")
+    amateur = max(engine_processes(server))
+    os.kill(amateur, signal.SIGSTOP)  # so that it scores none before it is killed
     asking = Asking(server, problems(8), n=4, **LONG | {"max_tokens": 10})
-    assert wait_until(lambda: len(asking.lines) > 0, 60)
-    os.kill(max(engine_processes(server)), signal.SIGKILL)
+    assert wait_until(lambda: server.metric("lightreasoner_engine_seconds_count", role="expert") > answered, 60)
+    os.kill(amateur, signal.SIGKILL)
     errors = [line["error"] for line in asking.all() if "error" in line]
-    assert errors and {error["type"] for error in errors} == {"engine_error"}
+    assert len(errors) == 32 and {error["type"] for error in errors} == {"engine_error"}
     assert all("the amateur's engine died" in error["detail"] for error in errors)
     for path in ("/health", "/ready"):
         answer = httpx.get(f"{server.url}{path}")

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from support.models.tiny_pair import manifest_for, trajectory, write_run
+from support.models.unpacked import save_family
 from support.training.launch import metrics, ranks, started
 
 import trainer.data.follow
@@ -132,6 +133,17 @@ def test_a_run_that_is_sealed_without_a_kept_step_is_refused(tmp_path, expert, w
     words[1] = tmp_path / "bored"
     code, _, err = trainer_cli(*words)
     assert code == 1 and "none of the 6 trajectories" in err
+
+
+def test_a_full_pass_is_tried_before_any_trajectory_is_there(tmp_path, trainer_cli):
+    """GPT-Neo's mask takes no more tokens than its context has: a full pass would fail in the first step."""
+    shape = {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8}
+    model = save_family(tmp_path / "model", "gpt_neo", **shape)
+    words = "train", write_run(tmp_path / "run", model, 12), "--model", model, "--output", tmp_path / "out"
+    code, said, err = trainer_cli(
+        *words, "--follow", "--batch-size", 12, "--epochs", 1, "--targets", "q_proj,v_proj", "--token-budget", 119
+    )
+    assert code == 0 and "one trajectory a row, padded" in said, err
 
 
 def test_drawing_from_the_whole_run_does_not_go_with_following_it(words, trainer_cli):

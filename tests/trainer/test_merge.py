@@ -11,8 +11,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.models.families import FAMILIES, save_family
 from support.models.tiny_pair import load, randomised, save_adapter, save_model, trajectory, write_run
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 
 from client.errors import ModelError
 from client.models.fingerprints import chat_template_digest, model_config, model_fingerprint, tokenizer_fingerprint
@@ -117,6 +118,20 @@ def test_the_merged_folder_is_a_whole_model_with_the_same_tokenizer_and_template
     assert model_fingerprint(out) != model_fingerprint(expert)
     assert {file.stat().st_mode for file in out.iterdir()} == {(out / "config.json").stat().st_mode}
     assert AutoTokenizer.from_pretrained(out)("Ann has 2 apples").input_ids
+
+
+def test_the_merged_folder_of_a_model_that_reads_pictures_has_its_processors_files(tmp_path, trainer_cli):
+    base = save_family(tmp_path / "base", FAMILIES["Gemma 3, multimodal"], "amateur")
+    others = ("video_preprocessor_config.json", "audio_tokenizer_config.json", "additional_chat_templates/tools.jinja")
+    (base / "additional_chat_templates").mkdir()
+    for name in others:
+        (base / name).write_text("{}")
+    adapter, out = save_adapter(tmp_path / "adapter", base), tmp_path / "out"
+    code, _, err = trainer_cli("merge", base, adapter, out)
+    assert code == 0, err
+    assert AutoImageProcessor.from_pretrained(out).to_dict() == AutoImageProcessor.from_pretrained(base).to_dict()
+    for name in ("processor_config.json", *others):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
 
 
 def test_an_adapter_made_for_other_weights_is_refused(tmp_path, expert, adapter, trainer_cli):

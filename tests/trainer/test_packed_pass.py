@@ -8,7 +8,8 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 from client.errors import ModelError
 from trainer.data.packing import Layout, Sharing
-from trainer.training.lora import compute_loss_in_forward, own_dropout, switch_off
+from trainer.settings import Lora
+from trainer.training.lora import compute_loss_in_forward, decoder_of, own_dropout, switch_off, with_lora
 from trainer.training.packing_check import attentions, check_alone, check_packing, choose
 
 SMALL = {
@@ -62,11 +63,16 @@ def test_attention_that_ignores_the_packs_is_refused(monkeypatch):
     ("kind", "changes", "lengths"),
     [
         ("gpt_neo", {"max_position_embeddings": 128}, [30] * 6),  # its mask has no more rows
+        ("gpt_neo", {"max_position_embeddings": 128}, [20, 80, 80]),
         ("llama4_text", {"attention_chunk_size": 8, "no_rope_layers": [1, 0]}, [30, 50]),  # chunks begin anew
+        ("llama4_text", {}, [30] * 6),  # in the fourth
+        ("llama4_text", {}, [50] * 4 + [30] * 4),  # not if those of 50 come first
+        ("llama4_text", {}, [50] * 9 + [25]),  # a chunk ends between those of 50, and within one behind that of 25
     ],
 )
-def test_what_a_full_pass_or_one_of_unequal_lengths_would_change_gets_rows(kind, changes, lengths):
-    model = adapted(kind, **changes)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_full_pass_or_one_of_unequal_lengths_would_change_gets_rows(kind, changes, lengths, dtype):
+    model = adapted(kind, dtype, **changes)
     assert choose(model, "some/model", lengths, 180, packing=True, attention=None).layout.sharing == Sharing.PADDED
 
 
@@ -81,6 +87,17 @@ def test_a_model_whose_tokens_change_those_before_them_is_refused(monkeypatch):
     monkeypatch.setattr(LlamaModel, "forward", with_the_last)
     with pytest.raises(ModelError, match="some/llama: a token changes the logits before it"):
         check_alone(adapted("llama"), "some/llama")
+
+
+def test_a_head_that_reads_other_states_than_the_decoders_is_refused_by_name():
+    tokens = dict.fromkeys(("bos_token_id", "cls_token_id", "sep_token_id"), 2)
+    config = transformers.AutoConfig.for_model("modernbert-decoder", **{**SMALL, **tokens})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    assert decoder_of(model) is model.model
+    with pytest.raises(ModelError, match=r"some/bert has no layer v_projection; its linear layers are .*q_proj"):
+        with_lora(model, "some/bert", Lora(targets=("v_projection",)))
+    with pytest.raises(ModelError, match="some/bert: the model's logits are not its LM head's"):
+        check_alone(with_lora(model, "some/bert", Lora(targets=("q_proj",))), "some/bert")
 
 
 def test_an_adapter_that_gets_no_gradient_is_refused_before_the_first_step(monkeypatch):

@@ -18,7 +18,7 @@ from trainer.data.dataset import Limits
 from trainer.data.packing import Layout, Sharing, pack
 from trainer.settings import Lora
 from trainer.training.lora import with_lora
-from trainer.training.packing_check import Choice, fullest, neighbours, position_switch
+from trainer.training.packing_check import Choice, fullest, lengths_to_come, neighbours, position_switch
 
 QUICK = "mamba", "opt"
 
@@ -165,15 +165,32 @@ def test_the_lengths_that_are_tried_are_those_that_may_share_a_pass(lengths, bud
 @pytest.mark.parametrize(
     ("lengths", "budget", "layout", "passes"),
     [
-        ([9, 3, 7, 20], 40, Layout(), [(20, 9, 7, 3)]),
-        ([9, 3, 7, 20], 20, Layout(), []),  # the pair is tried already
-        ([9, 3, 7, 20, 8], 30, Layout(switch=8), [(8, 7, 3)]),
+        ([9, 3, 7, 20], 40, Layout(), [(3, 20, 9, 7)]),
+        ([9, 3, 7, 20], 20, Layout(), [(3, 9, 7)]),
+        ([9, 9, 3], 20, Layout(), [(9, 9), (3, 9)]),
+        ([9, 9, 9, 9, 3], 30, Layout(), [(3, 9, 9, 9)]),
+        ([9, 9, 9, 9, 3], 36, Layout(), [(9, 9, 9, 9), (3, 9, 9, 9)]),
+        ([9] * 4, 27, Layout(), [(9, 9, 9)]),
+        ([9, 3, 7, 20, 8], 30, Layout(switch=8), [(9, 20), (3, 8, 7)]),
         ([9, 3, 7, 20, 8], 30, Layout(Sharing.PADDED), []),
-        ([9, 3, 7, 8], 40, Layout(Sharing.PADDED), [(9, 8, 7)]),
+        ([9, 3, 7, 8], 40, Layout(Sharing.PADDED), [(7, 9, 8)]),
     ],
 )
 def test_the_fullest_pass_is_tried(lengths, budget, layout, passes):
     assert fullest(lengths, budget, layout) == passes
+
+
+@pytest.mark.parametrize(
+    ("longest", "budget", "passes"),
+    [
+        (30, 180, [(30,) * 6, (24, *(30,) * 5)]),
+        (30, 190, [(10, *(30,) * 6)]),
+        (96, 119, [(24, 95)]),
+        (4096, 512, [(24, 488)]),
+    ],
+)
+def test_passes_are_as_full_where_no_trajectory_is_known_yet(longest, budget, passes):
+    assert fullest(lengths_to_come(longest, budget), budget, Layout()) == passes
 
 
 def test_the_switch_of_other_models_is_none(expert):

@@ -29,11 +29,16 @@ COPIED_FILES = (
     "generation_config.json",
     "tokenizer*",
     "chat_template*",
+    "additional_chat_templates/*",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab*",
     "merges.txt",
     "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "*processor_config.json",  # with what a model reads pictures, sound and films
+    "audio_tokenizer_config.json",
 )
 NOT_YET_WHOLE = "unfinished"
 """Folder in OUT that takes the files first: a merge that is killed leaves nothing that could pass for a model."""
@@ -101,7 +106,9 @@ def save(merged: PreTrainedModel, base: ModelFolder, out: Path) -> None:
         (unfinished / "generation_config.json").unlink(missing_ok=True)
         for pattern in COPIED_FILES:
             for file in filter(Path.is_file, base.path.glob(pattern)):
-                shutil.copy(file, unfinished / file.name)
+                copy = unfinished / file.relative_to(base.path)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copy(file, copy)
         for weights_file in unfinished.glob("*.safetensors"):
             shutil.copymode(unfinished / "config.json", weights_file)  # safetensors lets nobody else read it
         for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):

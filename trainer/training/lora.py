@@ -92,10 +92,17 @@ def _rounded(layer: Any, states: Tensor) -> Tensor:
 
 
 def decoder_of(model: Any) -> Any:
-    """What turns ids into the states that the head reads. Of Llama 4, transformers gives a model with its head."""
+    """What turns ids into the states that the head reads. transformers gives a model with its head of Llama 4, and the
+    head of ModernBERT's decoder.
+    """
     found, head, embedding = model.get_decoder(), model.get_output_embeddings(), model.get_input_embeddings()
+    if found is head:
+        found = model
     while any(module is head for module in found.modules()):
-        found = next(part for part in found.children() if any(module is embedding for module in part.modules()))
+        inner = (part for part in found.children() if any(module is embedding for module in part.modules()))
+        if (part := next(inner, None)) is None:
+            break
+        found = part
     return found
 
 

@@ -29,6 +29,8 @@ TOKENS = 24, 40
 """Lengths of two short sequences. Both are longer than the reach of common causal convolutions."""
 ROWS = 64
 """Rows of logits, at most, that are compared of a sequence: the first half at its start, the others at its end."""
+LAST_ROWS = 8
+"""Rows that are compared of a sequence between two others. In half precision half of them must differ (`MOST_ODD`)."""
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 0.1
 """Largest relative difference of a row of logits. Rounding in bfloat16 gives about 0.01; a leak gives about 1."""
@@ -175,7 +177,7 @@ def layout_for(
         layout = Layout(sharing, switch)
         try:
             passes = [TOKENS, *neighbours(lengths, budget, layout), *fullest(lengths, budget, layout)]
-            check_packing(adapted, name, passes, layout)
+            check_packing(adapted, name, list(dict.fromkeys(passes)), layout)
         except PackingError as error:
             why.append(str(error))
         else:
@@ -224,15 +226,37 @@ def neighbours(lengths: Sequence[int], budget: int, layout: Layout) -> list[tupl
 
 
 def fullest(lengths: Sequence[int], budget: int, layout: Layout) -> list[tuple[int, ...]]:
-    """The pass that holds the most tokens: some models take no more of them than one trajectory may have."""
+    """The pass that holds the most tokens: some models take no more of them than one trajectory may have.
+
+    Others begin anew at each multiple of some number of tokens. Trajectories of one length may all begin at such
+    multiples, so the shortest is the first of the pass; if the pass has one length only, another pass has the shortest
+    of all.
+    """
     found: list[tuple[int, ...]] = []
     for side in layout.sides(lengths):
-        held: list[int] = []
-        for length in sorted((lengths[index] for index in side), reverse=True):
-            if layout.tokens([*held, length]) <= budget and layout.alike(length, max([*held, length])):
-                held.append(length)
-        found += [tuple(held)] if len(held) > 2 else []
+        ordered = sorted((lengths[index] for index in side), reverse=True)
+        full = _filled([], ordered, budget, layout)
+        passes = [full]
+        if layout.sharing == Sharing.PACKED and full and full[0] == full[-1] > ordered[-1]:
+            passes.append(_filled(ordered[-1:], ordered[:-1], budget, layout))
+        found += [(min(held), *sorted(held, reverse=True)[:-1]) for held in passes if len(held) > 1]
     return found
+
+
+def lengths_to_come(longest: int, budget: int) -> list[int]:
+    """What stands for lengths that are not known yet: a short one, and as many of the longest as fill a pass."""
+    longest = min(longest, max(1, budget - TOKENS[0]))
+    left = budget % longest
+    return [TOKENS[0], *[longest] * (budget // longest), *[left] * (left > 0)]
+
+
+def _filled(held: list[int], lengths: Sequence[int], budget: int, layout: Layout) -> list[int]:
+    """`held`, and of these lengths as many as the pass then takes, in this order."""
+    held = list(held)
+    for length in lengths:
+        if layout.tokens([*held, length]) <= budget and layout.alike(length, max([*held, length])):
+            held.append(length)
+    return held
 
 
 def check_alone(adapted: PeftModel, name: str) -> None:
@@ -293,29 +317,42 @@ def check_packing(
                 raise PackingError(f"{name} does not take trajectories {how}: {reason_of(error)}") from error
             if found > _tolerance(model):
                 raise PackingError(
-                    f"{name}: trajectories {how} disturb each other (of {held[0]} and {held[-1]}"
-                    f" tokens; logits differ by {found:.2g} of their size)"
+                    f"{name}: trajectories {how} disturb each other ({_told(held)} tokens;"
+                    f" logits differ by {found:.2g} of their size)"
                 )
 
 
+def _told(lengths: tuple[int, ...]) -> str:
+    shortest, longest = min(lengths), max(lengths)
+    if len(lengths) == 2:
+        return f"of {shortest} and {longest}"
+    return f"{len(lengths)} of {shortest} to {longest}" if shortest < longest else f"{len(lengths)} of {shortest}"
+
+
 def _difference_of(model: Any, lengths: tuple[int, ...], layout: Layout) -> float:
-    """The largest relative difference of a row of logits between a shared pass and passes of one, for the first of its
-    trajectories and the last.
+    """The largest relative difference of a row of logits between a shared pass and passes of one trajectory.
+
+    Of the first trajectory and the last, `ROWS` rows are compared, of those between only the last ones: what disturbs
+    a token disturbs those behind it.
     """
     decoder, head, parts = decoder_of(model), Head(model), _sequences(model, lengths)
     padded = layout.sharing == Sharing.PADDED
     ids, positions, starts = arrange([part[0].cpu().numpy() for part, _ in parts], padded)
     with torch.set_grad_enabled(lengths == TOKENS):  # as in check_alone; long passes would need their memory
         shared = hidden_states(decoder, ids.to(model.device), positions.to(model.device)).flatten(0, 1)
-    differences = []
+    outer, between = [], [0.0]
     with torch.no_grad():
-        for at in (0, -1):
-            rows = np.arange(lengths[at])
-            rows = np.unique(np.append(rows[: ROWS // 2], rows[-ROWS // 2 :]))
+        for at, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            rows, inner = np.arange(length), 0 < at < len(lengths) - 1
+            rows = rows[-LAST_ROWS:] if inner else np.unique(np.append(rows[: ROWS // 2], rows[-ROWS // 2 :]))
             own = hidden_states(decoder, *parts[at])[0]
-            differences.append(_differences(head(shared[starts[at] + rows]), head(own[rows])))
-    found = torch.cat(differences)
-    return float(found.max()) if lengths == TOKENS else _largest(found, model)
+            found = _differences(head(shared[start + rows]), head(own[rows]))
+            if inner:
+                between.append(float(found.max() if model.dtype in TOLERANCE else found.median()))
+            else:
+                outer.append(found)
+    found = torch.cat(outer)
+    return max(*between, float(found.max()) if lengths == TOKENS else _largest(found, model))
 
 
 def _largest(differences: Tensor, model: Any) -> float:

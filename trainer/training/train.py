@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -41,7 +40,7 @@ from trainer.training.held_out import HELD_OUT, HeldOutWatch, measured_every, te
 from trainer.training.loop import ContrastTrainer, arguments
 from trainer.training.lora import own_dropout, switch_off, with_lora
 from trainer.training.model_card import card
-from trainer.training.packing_check import TOKENS, choose
+from trainer.training.packing_check import choose, lengths_to_come
 from trainer.training.progress import CURVE, METRICS, Journal, TrainingError, draw_curve, memory_named
 
 
@@ -221,16 +220,14 @@ def fit(trainer: ContrastTrainer, steps: Steps, most: int, checkpoint: Path | No
 
 def layout_of(training: Training, adapted: PeftModel, steps: Steps, console: Console) -> Layout:
     """How trajectories share passes, held against one pass for each. Says so if they are not packed."""
-    if training.running.follow:  # the longest that is sure to come
-        longest = training.run.manifest().decoding.max_tokens
-        lengths = np.array([TOKENS[0], min(longest, training.base.context or longest)])
-    else:
-        lengths = np.append(steps.lengths(), [len(example.input_ids) for example in training.held_out]).astype(int)
     budget, running = steps.token_budget, training.running
-    choice = choose(
-        adapted, training.base.name, lengths.tolist(), budget, running.packing, running.attention, training.padding
-    )
-    for line in choice.said(budget, lengths.tolist(), training.args.device.type):
+    if running.follow:
+        longest = training.run.manifest().decoding.max_tokens
+        lengths = lengths_to_come(min(longest, training.base.context or longest), budget)
+    else:
+        lengths = [*map(int, steps.lengths()), *(len(example.input_ids) for example in training.held_out)]
+    choice = choose(adapted, training.base.name, lengths, budget, running.packing, running.attention, training.padding)
+    for line in choice.said(budget, lengths, training.args.device.type):
         console.print(line, soft_wrap=True)
     layout: Layout = from_the_first_rank(choice.layout)
     return layout
