@@ -317,12 +317,12 @@ def check_packing(
                 raise PackingError(f"{name} does not take trajectories {how}: {reason_of(error)}") from error
             if found > _tolerance(model):
                 raise PackingError(
-                    f"{name}: trajectories {how} disturb each other ({_told(held)} tokens;"
+                    f"{name}: trajectories {how} disturb each other ({_lengths_told(held)} tokens;"
                     f" logits differ by {found:.2g} of their size)"
                 )
 
 
-def _told(lengths: tuple[int, ...]) -> str:
+def _lengths_told(lengths: tuple[int, ...]) -> str:
     shortest, longest = min(lengths), max(lengths)
     if len(lengths) == 2:
         return f"of {shortest} and {longest}"
