@@ -102,7 +102,7 @@ class HeldOutWatch(TrainerCallback):
         layout: Layout | None = None,
         console: Console | None = None,
     ) -> None:
-        """`console`: is told, once, when the score has risen for two measurements."""
+        """`console`: is told, once, when two measurements are surely worse than the lowest."""
         self.figures: list[HeldOutFigures] = []
         self._scores: list[TrajectoryScores] = []  # of each measurement
         self._console = console
