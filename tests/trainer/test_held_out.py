@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from trainer.adapters.model_folder import ModelFolder
 from trainer.data.dataset import Limits, TrainingSet
 from trainer.training.held_out import best_of
+from trainer.training.loss import held_out_terms
 
 MANY = 30
 HOT = ("--batch-size", 6, "--learning-rate", 0.05, "--dropout", 0, "--token-budget", 60)
@@ -153,6 +154,14 @@ def measured(model, base, run, expert):
     weights = len(shares) / len(found["distance"]), 1.5 * len(shares) / len(found["other_shift"])
     scores = {ids: float(np.dot(weights, share)) for ids, share in shares.items()}
     return {name: float(np.mean(values)) for name, values in found.items()}, scores
+
+
+def test_an_infinite_shift_of_a_step_without_a_label_stays_out_of_those_with_one():
+    """The base gives a token nothing at all at the second step, which has no label."""
+    logits, base = torch.zeros(2, 3), torch.tensor([[1.0, 0, 0], [0, 0, -torch.inf]])
+    ids, weights = torch.tensor([[0], [0]]), torch.tensor([[1.0], [0.0]])
+    terms = held_out_terms(logits, base, ids, weights)
+    assert torch.isfinite(terms[:, :6]).all() and terms[1, 6] == torch.inf and terms[0, 6] == 0 < terms[0, 5]
 
 
 def label_over(like, tokens, weights):

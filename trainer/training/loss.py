@@ -73,7 +73,8 @@ def held_out_terms(logits: Tensor, base_logits: Tensor, label_ids: Tensor, label
     agreeing = (log_model.argmax(dim=-1) == heaviest) & labelled
     distance = (label_weights - log_given.exp()).clamp(min=0).sum(dim=-1)  # of weight 0, an id adds nothing
     shift = (log_model.exp() * (log_model - log_base)).sum(dim=-1)
-    columns = labelled, ~labelled, loss, agreeing, distance, shift * labelled, shift * ~labelled
+    shifts = shift.masked_fill(~labelled, 0), shift.masked_fill(labelled, 0)  # an infinite one stays on its side
+    columns = labelled, ~labelled, loss, agreeing, distance, *shifts
     return torch.stack([column.double() for column in columns], dim=-1)
 
 
