@@ -280,6 +280,21 @@ def test_an_adapter_whose_weights_find_no_layer_is_refused(tmp_path, expert, ada
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layer_replication": [[0, 2], [1, 2]]}, "repeats layers of its model (layer_replication: [[0, 2], [1, 2]])"),
+        ({"lora_bias": True}, "adds a bias (lora_bias) to 4 layers that have none in"),
+    ],
+)
+def test_what_neither_peft_can_merge_nor_vllm_serve_is_refused(tmp_path, expert, trainer_cli, settings, words):
+    odd = save_adapter(tmp_path / "odd", expert, **settings)
+    code, _, err = trainer_cli("merge", expert, odd, tmp_path / "out")
+    (setting,) = settings
+    assert code == 1 and words in " ".join(err.split()) and f"train an adapter without {setting}" in err, err
+    assert not (tmp_path / "out").exists()
+
+
 def without_a_tensor(expert, folder):
     shutil.copytree(expert, folder)
     weights = load_file(folder / "model.safetensors")

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from client.errors import ModelError, reason_of
-from trainer.adapters.adapter import WEIGHTS
+from trainer.adapters.adapter import WEIGHTS, read_config
 from trainer.adapters.model_folder import ModelFolder
 
 NAME_PREFIX = "base_model.model."
@@ -21,10 +21,17 @@ TOKEN_ROWS = ".token_adapter."
 """Behind the name of an embedding of which some rows are trained (trainable_token_indices)."""
 HALVES = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 """What a layer's update is the product of: if either is zero, so is the update."""
+BIASES = (".lora_B.bias", ".lora_embedding_B.bias")
+"""Behind the name of a layer that an adapter adds a bias to (lora_bias)."""
 
 
 def check_matches(adapter: Path, base: ModelFolder) -> None:
     """Raise ModelError unless every weight of the adapter belongs to a layer of the model, and all halves are there."""
+    if repeated := read_config(adapter).get("layer_replication"):
+        raise ModelError(
+            f"{adapter} repeats layers of its model (layer_replication: {repeated}); neither can PEFT merge that, nor vLLM"
+            " serve it: train an adapter without layer_replication"
+        )
     names = _names(adapter)
     layers = {name.partition(LORA)[0] for name in names if LORA in name}
     wanted = layers | {name.partition(TOKEN_ROWS)[0] for name in names if LORA not in name}
@@ -32,6 +39,12 @@ def check_matches(adapter: Path, base: ModelFolder) -> None:
         raise ModelError(
             f"{adapter} does not fit {base}: {len(lost)} of its {len(wanted)} layers are not in the model, such as"
             f" {lost[0]!r}; give the model that the adapter was trained on"
+        )
+    biased = {name.removesuffix(bias) for name in names for bias in BIASES if name.endswith(bias)}
+    if unbiased := sorted(layer for layer in biased if f"{layer}.bias" not in base.names):
+        raise ModelError(
+            f"{adapter} adds a bias (lora_bias) to {len(unbiased)} layers that have none in {base}, such as {unbiased[0]!r};"
+            " neither can PEFT merge that, nor vLLM serve it: train an adapter without lora_bias"
         )
     for layer in sorted(layers):
         halves = {half for half in HALVES if any(name.startswith(f"{layer}.{half}") for name in names)}
