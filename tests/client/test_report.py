@@ -320,6 +320,7 @@ def test_what_a_training_measured_of_held_out_trajectories_is_drawn(tmp_path):
     assert "over 99 optimizer steps; held-out loss from 0.900 to 0.250." in page and "best: step 72<" in page
     assert "Held-out score, best at step 72: 0.278, and 0.286 at the last." in page
     assert "best at step 72, 0.278; 0.286 at the last." in page
+    assert "The best is the last measurement within a standard error of the lowest." in page
     assert "Agreement with held-out labels from 50.0% to 86.0%" in page
     given = [row | {"score": score, "best": score == 0.5} for row, score in zip(rows, (0.9, 0.4, 0.5), strict=True)]
     run.bucket.put("training/held_out.jsonl", b"\n".join(json.dumps(row).encode() for row in given))

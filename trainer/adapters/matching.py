@@ -29,8 +29,8 @@ def check_matches(adapter: Path, base: ModelFolder) -> None:
     """Raise ModelError unless every weight of the adapter belongs to a layer of the model, and all halves are there."""
     if repeated := read_config(adapter).get("layer_replication"):
         raise ModelError(
-            f"{adapter} repeats layers of its model (layer_replication: {repeated}); neither can PEFT merge that, nor vLLM"
-            " serve it: train an adapter without layer_replication"
+            f"{adapter} repeats layers of its model (layer_replication: {repeated}); neither can PEFT merge that, nor"
+            " vLLM serve it: train an adapter without layer_replication"
         )
     names = _names(adapter)
     layers = {name.partition(LORA)[0] for name in names if LORA in name}
@@ -43,8 +43,8 @@ def check_matches(adapter: Path, base: ModelFolder) -> None:
     biased = {name.removesuffix(bias) for name in names for bias in BIASES if name.endswith(bias)}
     if unbiased := sorted(layer for layer in biased if f"{layer}.bias" not in base.names):
         raise ModelError(
-            f"{adapter} adds a bias (lora_bias) to {len(unbiased)} layers that have none in {base}, such as {unbiased[0]!r};"
-            " neither can PEFT merge that, nor vLLM serve it: train an adapter without lora_bias"
+            f"{adapter} adds a bias (lora_bias) to {len(unbiased)} layers that have none in {base}, such as"
+            f" {unbiased[0]!r}; neither can PEFT merge that, nor vLLM serve it: train an adapter without lora_bias"
         )
     for layer in sorted(layers):
         halves = {half for half in HALVES if any(name.startswith(f"{layer}.{half}") for name in names)}

@@ -128,7 +128,8 @@ def draw_curve(losses: Sequence[float], held_out: Sequence[HeldOutFigures], best
         above.plot(measured, [found.loss for found in held_out], color="tab:orange", marker=".", label="held out")
         scores = [found.score for found in held_out]
         above.plot(measured, scores, color="tab:red", linestyle="--", label="score: distance + shift at other steps")
-        above.axvline(best, color="0.5", linestyle=":", label=f"best: step {best}, the last within a standard error of the lowest")
+        marked = f"best: step {best}, the last within a standard error of the lowest"
+        above.axvline(best, color="0.5", linestyle=":", label=marked)
         for axes in below:
             axes.axvline(best, color="0.5", linestyle=":")
             axes.plot(measured, [found.shift for found in held_out], marker=".", label="at kept steps")
