@@ -203,13 +203,31 @@ def cell(point: Point) -> str:
     return f"{point['accuracy']:.1%} [{low:.1%}, {high:.1%}]" + (f" +{pair['fixed']} −{pair['broken']}" if pair else "")
 
 
+def by_variant(curves: Mapping[Trained, dict[int, Point]]) -> dict[str, list[dict[int, Point]]]:
+    """The curves of each variant's seeds."""
+    found: dict[str, list[dict[int, Point]]] = {}
+    for one, curve in curves.items():
+        found.setdefault(one.variant, []).append(curve)
+    return found
+
+
+def means(seeds: Sequence[Mapping[int, Point]], step: int) -> str:
+    """The mean accuracy of several seeds at a step, and each; '' where it was not measured."""
+    found = [100 * curve[step]["accuracy"] for curve in seeds if step in curve]
+    return f"{np.mean(found):.1f}%: {', '.join(f'{value:.1f}' for value in found)}" if found else ""
+
+
 def report(every: Sequence[Trained], folder: Path) -> None:
     """Print the tables of what is there."""
     results = results_of(folder, "dev")
     curves = {one: curve for one in every if (curve := one.curve(results))}
     print("development problems:", cell(results["base"]), "before")
+    print(f"\naccuracy, the mean over the seeds and each seed, by epochs\n| | {' | '.join(map(str, TABLE))} |")
+    for variant, seeds in by_variant(curves).items():
+        print(f"| {variant} | {' | '.join(means(seeds, step) for step in TABLE_STEPS)} |")
+    print(f"\nwith 95% intervals, fixed and broken\n| | seed | {' | '.join(map(str, TABLE))} |")
     for one, curve in curves.items():
-        cells = [cell(curve[epochs * STEPS]) for epochs in TABLE if epochs * STEPS in curve]
+        cells = [cell(curve[step]) if step in curve else "" for step in TABLE_STEPS]
         print(f"| {one.variant} | {one.seed} | {' | '.join(cells)} |")
     print("\nrank correlation of accuracy with each held-out score, over the checkpoints of a training: -1 is perfect")
     print(f"| | | {' | '.join(SCORES)} |")
@@ -227,11 +245,10 @@ def report(every: Sequence[Trained], folder: Path) -> None:
         cells = [f"{curve[step]['accuracy']:.1%} ({step})" if step in curve else f"({step})" for step in chosen]
         print(f"| {one.variant} | {one.seed} | {' | '.join(cells)} |")
     drawn: dict[str, dict[int, list[float]]] = {}
-    for one, curve in curves.items():
-        points = drawn.setdefault(one.variant, {0: []})
-        for step, point in {0: results["base"], **curve}.items():
-            if step in (0, *TABLE_STEPS):
-                points.setdefault(step, []).append(point["accuracy"])
+    for variant, seeds in by_variant(curves).items():
+        shared = set.intersection(*map(set, seeds))  # of its checkpoints; which was best differs
+        drawn[variant] = {0: [results["base"]["accuracy"]]}
+        drawn[variant] |= {step: [curve[step]["accuracy"] for curve in seeds] for step in sorted(shared)}
     (folder / "curves.json").write_text(json.dumps(drawn))  # for deploy/demo/pictures.py
     print("\nsecond round, development problems; fixed and broken are counted from the first round's adapter")
     for one in every:
