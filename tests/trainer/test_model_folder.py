@@ -94,6 +94,11 @@ def test_layers_of_a_model_that_reads_pictures_have_the_names_that_vllm_gives_th
     assert "model.language_model.layers.0.self_attn.q_proj" in ModelFolder(tmp_path).names
 
 
+def test_a_context_of_minus_one_is_no_limit(tmp_path):
+    transformers.XLNetConfig(d_model=32, n_layer=1, n_head=2, d_inner=32).save_pretrained(tmp_path)
+    assert ModelFolder(tmp_path).context is None
+
+
 def test_a_model_that_is_no_language_model_is_refused_in_a_line(tmp_path):
     config = transformers.ViTConfig(architectures=["ViTForImageClassification"])
     config.save_pretrained(tmp_path)

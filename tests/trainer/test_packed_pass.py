@@ -28,6 +28,10 @@ MODELS = {
         "no_rope_layers": [1, 1],
     },
 }  # fmt: skip
+INKLING = {
+    "head_dim": 16, "swa_head_dim": 16, "swa_num_attention_heads": 2, "swa_num_key_value_heads": 2, "rel_extent": 64,
+    "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
 
 
 def adapted(kind, dtype=torch.float32, targets=("q_proj", "v_proj"), **changes):
@@ -43,6 +47,33 @@ def adapted(kind, dtype=torch.float32, targets=("q_proj", "v_proj"), **changes):
 @pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "gpt_neo"])
 def test_models_that_keep_packed_trajectories_apart_pass_whatever_follows_their_head(kind, dtype):
     check_packing(adapted(kind, dtype), kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "own"),
+    [
+        ("recurrent_gemma", ["q_proj"],
+         {"logits_soft_cap": 0.5, "block_types": ["recurrent", "attention"], "attention_window_size": 8}),
+        ("xlstm", ["q"], {"output_logit_soft_cap": 0.5, "num_heads": 2, "hidden_size": 64}),
+        ("inkling_text", ["o_proj"], {"logits_mup_width_multiplier": 8.0, **INKLING}),
+    ],
+)  # fmt: skip
+def test_logits_are_the_models_own_whatever_a_family_calls_that_which_changes_them(kind, targets, own):
+    check_alone(adapted(kind, targets=targets, **own), kind)
+
+
+@pytest.mark.parametrize(("kind", "odd"), [("falcon_mamba", "out_proj"), ("llama4_text", "router")])
+def test_all_linear_layers_are_those_that_lora_can_be_on(kind, odd):
+    """PEFT refuses a Mamba's out_proj; a router that is a linear layer gives more than a tensor."""
+    config = transformers.AutoConfig.for_model(kind, **{**SMALL, **MODELS.get(kind, {}), "state_size": 8})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    refused = rf"--targets: LoRA cannot be on {odd} of some/model; its linear layers are (?!.*{odd})"
+    with pytest.raises(ModelError, match=refused):
+        with_lora(model, "some/model", Lora(targets=(odd,)))
+    whole = with_lora(model, "some/model", Lora(targets=("all-linear",)))
+    adapted_layers = {name.partition(".lora_A")[0].rpartition(".")[2] for name, _ in whole.named_parameters()}
+    assert odd not in adapted_layers and {"in_proj", "q_proj"} & adapted_layers
+    check_alone(whole, "some/model")
 
 
 def test_a_model_whose_state_runs_across_trajectories_is_refused_by_name():

@@ -151,7 +151,8 @@ class ModelFolder:
     @property
     def context(self) -> int | None:
         """The longest sequence in tokens; None if config.json names no limit."""
-        return getattr(self.configuration.get_text_config(), "max_position_embeddings", None)
+        most = getattr(self.configuration.get_text_config(), "max_position_embeddings", None)
+        return most if most and most > 0 else None  # XLNet's is -1
 
     @property
     def caps_attention(self) -> bool:

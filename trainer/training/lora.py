@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear, LoraLayer
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from client.errors import ModelError
 from trainer.settings import ALL_LINEAR, Lora
 from trainer.training.loss import StepSums, contrast_sums
 
+LINEAR = nn.Linear, Conv1D  # GPT-2's
 NOISE = re.compile(r"drop|^(?:input_)?jitter_noise$")
 """In names of attributes: rates at which a layer drops out, or how much noise it adds."""
+FACTORS = "logit_scale", "lm_head_multiplier", "output_multiplier"
+DIVISORS = "logits_scaling", "logits_mup_width_multiplier"
+CAPS = "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"
+"""Fields of config.json by which families multiply, divide and squeeze the logits of their LM head."""
 ADAPTER_ALONE: dict[str, Any] = {"save_embedding_layers": False}
 """For PEFT's functions that give or save an adapter: otherwise they ask the Hub whether embeddings changed."""
 
@@ -30,18 +37,18 @@ ADAPTER_ALONE: dict[str, Any] = {"save_embedding_layers": False}
 class Head:
     """Computes logits from the decoder's last hidden states, as the model's own forward pass does.
 
-    Some models change the logits after the LM head: Cohere and Falcon-H1 multiply them, Granite divides them, Gemma 2
-    applies a tanh. Fields of the configuration say so. `trainer.training.packing_check` compares the result with the
-    model's own logits.
+    Some models change the logits after the LM head: Cohere and Falcon-H1 multiply them, Granite and Inkling divide
+    them, Gemma 2, RecurrentGemma and xLSTM apply a tanh. Fields of the configuration say so.
+    `trainer.training.packing_check` compares the result with the model's own logits.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config.get_text_config()
         self.linear: nn.Module = model.get_output_embeddings()
         self.vocab_size: int = self.linear.weight.shape[0]
-        self.scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
-        self.scale /= getattr(config, "logits_scaling", None) or 1.0
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.scale: float = _first_of(config, FACTORS) or 1.0
+        self.scale /= _first_of(config, DIVISORS) or 1.0
+        self.softcap = _first_of(config, CAPS)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[n, d] to [n, V]."""
@@ -49,6 +56,11 @@ class Head:
         if self.scale != 1.0:
             logits = logits * self.scale
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
+
+
+def _first_of(config: PreTrainedConfig, names: Iterable[str]) -> float | None:
+    """The field of these that the configuration has, if any is set."""
+    return next((value for name in names if (value := getattr(config, name, None))), None)
 
 
 def with_lora(model: PreTrainedModel, name: str, lora: Lora, rounded: bool = True) -> PeftModel:
@@ -62,7 +74,7 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora, rounded: bool = Tru
     check_targets(model, name, lora)
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora, target_modules=lora.target_modules, exclude_modules=beside_the_text(model),
+        use_dora=lora.use_dora, target_modules=lora.target_modules, exclude_modules=left_out(model, lora),
         task_type="CAUSAL_LM",
     )  # fmt: skip
     try:
@@ -125,6 +137,40 @@ def beside_the_text(model: PreTrainedModel) -> str | None:
     return rf"(?!(?:{'|'.join(map(re.escape, roots))})(?:\.|$)).*"
 
 
+def unfit(model: PreTrainedModel) -> set[str]:
+    """Last names of the linear layers that LoRA cannot be on: what PEFT refuses, as the out_proj of a Mamba, and
+    routers that give more than a tensor, as those of Llama 4 and Phi-3.5-MoE.
+    """
+    layers = {name: layer for name, layer in text_modules(model).items() if isinstance(layer, LINEAR)}
+    names = {name.rpartition(".")[2] for name in layers}
+    return {name for name in names if _is_refused(model, name)} | {
+        name.rpartition(".")[2] for name, layer in layers.items() if not _gives_a_tensor(layer)
+    }
+
+
+def _is_refused(model: PreTrainedModel, name: str) -> bool:
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name)
+    except ValueError:
+        return True
+    return False
+
+
+@torch.no_grad()
+def _gives_a_tensor(layer: nn.Module) -> bool:
+    """Whether a layer's output is one tensor; of one with a forward of its own it is tried with a token."""
+    if not isinstance(layer, nn.Linear) or type(layer).forward is nn.Linear.forward:
+        return True
+    return isinstance(layer(layer.weight.new_zeros(1, layer.in_features)), Tensor)
+
+
+def left_out(model: PreTrainedModel, lora: Lora) -> str | None:
+    """A pattern for the layers that get no adapter though their names are targets; None if there are none."""
+    odd = sorted(unfit(model)) if lora.targets == (ALL_LINEAR,) else []
+    patterns = [beside_the_text(model), rf"(?:.*\.)?(?:{'|'.join(map(re.escape, odd))})" if odd else None]
+    return "|".join(filter(None, patterns)) or None
+
+
 def own_dropout(model: PreTrainedModel) -> list[tuple[nn.Module, str]]:
     """Where the model itself drops out or adds noise in training, as (module, attribute): not the adapter's dropout."""
     text = text_modules(model).values()
@@ -148,12 +194,18 @@ def check_targets(model: PreTrainedModel, name: str, lora: Lora) -> None:
     """Raises ModelError if a target is not the name of a layer: peft would ignore it silently."""
     modules = text_modules(model)
     wanted = () if lora.targets == (ALL_LINEAR,) else lora.targets
-    if unknown := [target for target in wanted if not any(f".{module}".endswith(f".{target}") for module in modules)]:
-        kinds = nn.Linear, Conv1D  # GPT-2's
-        linear = sorted({path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, kinds)})
+    unknown = [target for target in wanted if not any(f".{module}".endswith(f".{target}") for module in modules)]
+    odd = unfit(model) if wanted else set()
+    refused = [target for target in wanted if target.rpartition(".")[2] in odd]
+    if unknown or refused:
+        linear = {path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, LINEAR)} - odd
+        why = (
+            f"{name} has no layer {', '.join(unknown)}"
+            if unknown
+            else f"LoRA cannot be on {', '.join(refused)} of {name}"
+        )
         raise ModelError(
-            f"--targets: {name} has no layer {', '.join(unknown)}; its linear layers are {', '.join(linear)}, or give "
-            f"{ALL_LINEAR} alone"
+            f"--targets: {why}; its linear layers are {', '.join(sorted(linear))}, or give {ALL_LINEAR} alone"
         )
 
 
