@@ -6,12 +6,14 @@ the program each time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import inspect
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
@@ -39,6 +41,18 @@ def _print_version(wanted: bool) -> None:
 Version = Annotated[
     bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
 ]
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Without searches for garbage, of which imports leave none: those of torch and vLLM take a sixth less time."""
+    searching = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searching:
+            gc.enable()
 
 
 class Program(typer.Typer):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.cli.options import Problems, SamplingOptions, TargetRun, WorkOptions
-from client.cli.program import as_typed
+from client.cli.program import as_typed, importing
 from client.cli.sample import ended_early, fill
 from client.errors import LightReasonerError, clean_lines
 from server.cli.options import PairOptions, not_installed
@@ -53,7 +53,8 @@ def sample_alone(
 
                 _watchdog = watchdog.start()  # its pipe closes with this process
                 forkserver.start()  # beside the imports that follow
-                from server.jobs.own_pair import OwnPair
+                with importing():
+                    from server.jobs.own_pair import OwnPair
 
                 source = OwnPair(settings)
                 try:

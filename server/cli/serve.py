@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli.program import Version
+from client.cli.program import Version, importing
 from client.errors import LightReasonerError, clean_lines
 from server.cli.options import PairOptions, not_installed
 
@@ -65,9 +65,10 @@ def listen_and_serve(settings: ServerSettings) -> None:
     forkserver.start()  # beside the imports and checks that follow
     settings, facts = inspect_models(settings)
 
-    from server.api.app import create_app
-    from server.api.serving import DrainingServer
-    from server.engines.start import start_pair
+    with importing():
+        from server.api.app import create_app
+        from server.api.serving import DrainingServer
+        from server.engines.start import start_pair
 
     failures: list[BaseException] = []
 

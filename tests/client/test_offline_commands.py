@@ -1,5 +1,7 @@
 """build and report as a user types them."""
 
+import contextlib
+import gc
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from client.__main__ import main, program
 from client.cli import stop_loading
+from client.cli.program import importing
 from client.runs.run import Run
 
 
@@ -156,3 +159,12 @@ def test_values_of_another_kind_are_refused_in_our_words(monkeypatch, words, sai
     monkeypatch.setenv("COLUMNS", "200")
     shown = CliRunner().invoke(program, ["build", "run", "new", *words]).output
     assert f"Invalid value for {said}" in " ".join(shown.split())
+
+
+def test_while_a_command_imports_python_searches_for_no_garbage():
+    with contextlib.suppress(ModuleNotFoundError), importing():
+        with importing():
+            pass
+        assert not gc.isenabled()
+        import no_such_module  # noqa: F401
+    assert gc.isenabled()

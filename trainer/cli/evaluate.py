@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from client.cli.options import template_variables
+from client.cli.program import importing
 from client.errors import LightReasonerError
 from client.runs.run import Run
 from trainer.cli.inputs import check_adapters, check_files, check_model
@@ -137,9 +138,10 @@ def evaluate_command(
         steps = checkpoints_of(checkpoints) if checkpoints else {}
         check_files(list(files.values()), question_field)
         quiet_vllm()
-        quiet_transformers()
-        from trainer.evaluation.evaluate import evaluate
-        from trainer.evaluation.summary import figures, markdown, table
+        with importing():
+            quiet_transformers()
+            from trainer.evaluation.evaluate import evaluate
+            from trainer.evaluation.summary import figures, markdown, table
 
         settings = Examination(
             max_tokens,

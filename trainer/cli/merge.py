@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from client.cli.program import importing
 from trainer.adapters.adapter import free_folder
 from trainer.cli.inputs import check_adapters, check_model
 from trainer.cli.options import quiet_transformers
@@ -36,8 +37,9 @@ def merge_command(
     with ended_by_signals(lambda: f"stopped; {out} holds no merged model: empty it, and repeat the command"):
         check_adapters([adapter], check_model(model))
         free_folder(out)
-        quiet_transformers()
-        from trainer.adapters.merge import merge
+        with importing():
+            quiet_transformers()
+            from trainer.adapters.merge import merge
 
         update = merge(model, adapter, out, dtype)
     saved = str(update.dtype).removeprefix("torch.")

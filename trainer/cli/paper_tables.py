@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from client.cli.options import template_variables
+from client.cli.program import importing
 from client.errors import LightReasonerError
 from trainer.cli.inputs import refuse_stream
 from trainer.cli.options import (
@@ -79,9 +80,10 @@ class TableOptions:
         for name, file in files_by_name(self.benchmark).items():
             refuse_stream(f"--benchmark {name}", file, READ_AGAIN)
         trained_with = ["--chat-template", str(self.chat_template)] if self.chat_template else []
-        quiet_transformers()
-        from trainer.adapters.model_folder import ModelFolder
-        from trainer.evaluation.paper_tables import Plan
+        with importing():
+            quiet_transformers()
+            from trainer.adapters.model_folder import ModelFolder
+            from trainer.evaluation.paper_tables import Plan
 
         return Plan(
             ModelFolder.find(self.model, self.chat_template),

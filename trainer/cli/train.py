@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli.program import Program
+from client.cli.program import Program, importing
 from client.errors import LightReasonerError
 from client.runs.run import Run
 from trainer.cli.inputs import check_answers, check_model, check_training
@@ -257,8 +257,9 @@ def train_command(
         check_training(Run(run), base, output, recipe, running)
         if recipe.answers:
             check_answers(recipe.answers)
-        quiet_transformers()
-        from trainer.training.train import train
+        with importing():
+            quiet_transformers()
+            from trainer.training.train import train
 
         report = train(run, base, output, recipe, running, wide_console())
     if report is None:  # a rank that is not the first

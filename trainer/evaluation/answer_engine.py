@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from client import child_errors
+from client.cli.program import importing
 from client.errors import ModelError, reason_of
 from client.models.mistral import folder_for_vllm, hugging_face_arguments
 from trainer.adapters.adapter import read_config
@@ -39,8 +40,9 @@ class AnswerEngine:
     def __init__(
         self, model: ModelFolder, adapters: Sequence[Path], precision: Precision | None, max_model_len: int
     ) -> None:
-        from vllm import LLM
-        from vllm.platforms import current_platform
+        with importing():
+            from vllm import LLM
+            from vllm.platforms import current_platform
 
         options: dict[str, Any] = {**hugging_face_arguments(model.path)}
         if adapters:
