@@ -78,7 +78,7 @@ def test_a_sealed_run_says_so_and_is_not_mixed_with_other_settings(demo_server, 
     assert "against 11 problems, digest" in larger.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_an_interrupted_run_resumes_with_only_what_is_missing(demo_server, problem_set, tmp_path, how):
     problems, folder = problem_set(1000), tmp_path / "run"
     arguments = ["client", "sample", problems, folder, "--server", demo_server.url, "--max-tokens", 48]
