@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 PRELOADED = os.environ.get("LD_PRELOAD")
+gc.disable()  # while test modules and what they import are loaded, which leaves no garbage
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -57,6 +58,7 @@ def pytest_collection_finish() -> None:
 
     Over the modules of torch, transformers and vLLM one takes half a second.
     """
+    gc.enable()
     gc.collect()
     gc.freeze()
 

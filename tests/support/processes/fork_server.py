@@ -125,9 +125,11 @@ def run_to_the_end(function):
 
 if __name__ == "__main__":
     listening = socket.socket(fileno=int(sys.argv[1]))
+    gc.disable()  # imports leave no garbage, and the search for it takes a sixth of their time
     for imported in sys.argv[2:]:
         importlib.import_module(imported)
     gc.freeze()  # so that children do not copy the pages of what was imported
+    gc.enable()
     if child := ForkServer(listening).serve():
         run_to_the_end(child)
     os._exit(0)
