@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing.forkserver
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,19 +20,14 @@ import torch
 from safetensors.torch import save_file
 from support.models.families import COLUMNS, FAMILIES, ORDINARY, Family, save_family
 from support.models.oracle import Oracle
+from support.servers.real_server import RunningServer, running_server
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from client.protocol.requests import Problem, SamplingSettings, Trajectory
-from server import models
-from server.configuration import load_settings
-from server.engines import forkserver
-from server.engines.engine import EngineStartError
-from server.engines.pair import Pair, Turn
+from client.protocol.requests import Problem, SamplingSettings, Trajectory, parse_line
 from server.engines.preflight import ModelFacts, inspect_pair
 from server.engines.prompts import Prompts, TextReader, TrajectoryError
-from server.engines.start import start_pair
 from trainer.adapters.model_folder import ModelFolder
 from trainer.evaluation.benchmarks import render
 from trainer.settings import Examination
@@ -79,7 +73,7 @@ def behind_links(folder: Path) -> dict[str, Any]:
 
 def template_apart(folder: Path) -> dict[str, Any]:
     """A base model without a template, and the file that --chat-template names."""
-    return {"chat_template": (folder / "chat_template.jinja").rename(folder.with_name("template.jinja"))}
+    return {"chat_template": str((folder / "chat_template.jinja").rename(folder.with_name("template.jinja")))}
 
 
 R1, QWEN = FAMILIES["DeepSeek-R1-Distill-Qwen"], FAMILIES["Qwen2.5"]
@@ -97,26 +91,14 @@ CASES = {name: same(name) for name in FAMILIES if "base" not in name} | {
 AT_EVERY_CHANGE = ("Gemma 2",)
 
 
-@pytest.fixture(scope="module")
-def forking() -> Iterator[None]:
-    """Engines of this process are forked, as a server's are."""
-    forkserver.start()
-    yield
-    multiprocessing.forkserver._forkserver._stop()
-
-
-def started(case: Case, folder: Path) -> Pair:
+def served(case: Case, folder: Path) -> AbstractContextManager[RunningServer]:
+    """A server of the case's pair, whose models are made in `folder`."""
     for role, saved in (("expert", case.expert_saved), ("amateur", case.amateur_saved)):
         save_family(folder / role, getattr(case, role), role, **(saved or {}))
-    settings = load_settings(
-        None, expert=str(folder / "expert"), amateur=str(folder / "amateur"), **case.arrange(folder / "expert")
+    settings = case.arrange(folder / "expert")
+    return running_server(
+        folder / "expert", folder / "amateur", folder, case.dtype, cache_bytes=2**26, imported=True, **settings
     )
-    engine = {"dtype": case.dtype, "kv_cache_memory_bytes": 2**26}
-    settings = models.located(
-        settings.model_copy(update={role: getattr(settings, role) | engine for role in ("expert", "amateur")})
-    )
-    facts = inspect_pair(folder / "expert", folder / "amateur", chat_template_file=settings.chat_template)
-    return start_pair(settings, facts, threading.Event())
 
 
 def rendered(folder: Path, family: Family, question: str) -> list[int]:
@@ -141,33 +123,32 @@ def difference(rows: np.ndarray, exact: np.ndarray, ids: np.ndarray, known: np.n
     return float(np.abs(rows - exact)[known[ids]].max())
 
 
-@pytest.mark.engine
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in AT_EVERY_CHANGE else pytest.mark.long) for name in CASES]
 )
-def test_a_familys_pair_agrees_with_transformers(name, forking, tmp_path):
+def test_a_familys_pair_agrees_with_transformers(name, tmp_path):
     case, own = CASES[name], CASES[name].expert != CASES[name].amateur and CASES[name].expert == R1
-    asked = SamplingSettings(
-        max_tokens=24, top_k=20, system_prompt=case.expert.system_prompt, date=DAY,
-        chat_template_kwargs=dict(case.expert.variables),
-    )  # fmt: skip
     if case.expert.kind == "gemma3" and not find_spec("torchvision"):  # vLLM's class reads images with it
-        with pytest.raises(EngineStartError, match=r"engine did not start .*No module named 'torchvision'"):
-            started(case, tmp_path)
+        with (
+            pytest.raises(AssertionError, match=r"engine did not start .*No module named 'torchvision'"),
+            served(case, tmp_path),
+        ):
+            pass
         return
-    pair = started(case, tmp_path)
-    try:
-
-        async def ask() -> list[Trajectory]:
-            problems = [Problem(id=question, question=question) for question in QUESTIONS]
-            return await asyncio.gather(*(pair.trajectory(problem, 0, asked, Turn()) for problem in problems))
-
-        lines = asyncio.run(ask())
-    finally:
-        pair.shutdown()
+    asked = {
+        "problems": [{"id": question, "question": question} for question in QUESTIONS], "max_tokens": 24, "top_k": 20,
+        "system_prompt": case.expert.system_prompt, "date": DAY, "chat_template_kwargs": dict(case.expert.variables),
+        "encoding": "base64",
+    }  # fmt: skip
+    with served(case, tmp_path) as server:
+        cards = {card["role"]: card for card in server.ask("GET", "/v1/models").json()["data"]}
+        answer = server.ask("POST", "/v1/trajectories", json=asked).text
+    lines = [line for line in map(parse_line, answer.splitlines()) if isinstance(line, Trajectory)]
+    assert sorted(line.problem_id for line in lines) == QUESTIONS, answer
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "expert")
-    assert pair.prompts.end_tokens == sorted(map(tokenizer.convert_tokens_to_ids, case.expert.end_tokens))
-    assert pair.prompts.amateur_prompt == ("own" if own else "same")
+    ends = sorted(map(tokenizer.convert_tokens_to_ids, case.expert.end_tokens))
+    assert cards["expert"]["end_token_ids"] == ends
+    assert cards["amateur"]["amateur_prompt"] == ("own" if own else "same")
     expert, amateur = (Oracle(tmp_path / role, attention="eager") for role in ("expert", "amateur"))
     found, known = {"expert": 0.0, "amateur": 0.0}, known_ids(case, amateur.columns)
     for line in lines:

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from server.engines.forkserver import PRELOADED as ENGINES_PRELOADED
+from support.v2 import ON_PATH, V2_ON_CPU
 
 ROOT = Path(__file__).parents[3]
 PATH = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "deploy" / "demo")))}
@@ -33,12 +34,14 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 PRELOADED = {
     "client": (),
     "trainer": (
-        "transformers.models.llama.modeling_llama", "transformers.trainer", "support.training.one_step",
-        "support.training.sharded",
+        "transformers.models.llama.modeling_llama", "transformers.trainer", "torch.distributed.run",
+        "support.training.one_step", "support.training.sharded",
     ),
     "server": (*ENGINES_PRELOADED, "support.servers.stand_in_engines", "support.servers.imported"),
+    "v2": (*ENGINES_PRELOADED, "support.v2.kernels", "support.servers.imported"),
 }  # fmt: skip
-"""What a package's server imports beside the package, before it."""
+"""What a package's server imports beside the package, before it. `v2`: the server's package, as `support.v2` has it."""
+V2 = V2_ON_CPU | {"PYTHONPATH": os.pathsep.join((str(ON_PATH), PATH["PYTHONPATH"]))}
 FIRST = {"FORKED_BY_TESTS": "1"}
 """The first variable of the fork server and of its children: one that never changes, or they could not take a title."""
 MAIN = {"server": "support.servers.imported:main"}
@@ -154,12 +157,13 @@ def is_worker() -> bool:
 
 def start(package: str, listener: socket.socket) -> None:
     """Start a package's server, which imports all of the package."""
-    modules = [module.name for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")]
+    folder, environment = ("server", V2) if package == "v2" else (package, {})
+    modules = [module.name for module in pkgutil.walk_packages([str(ROOT / folder)], f"{folder}.")]
     subprocess.Popen(
         [sys.executable, Path(__file__).with_name("fork_server.py"), str(listener.fileno()), *PRELOADED[package],
          *modules],
-        env={**FIRST, **os.environ, **PATH, **ONE_THREAD}, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()],
-        cwd=ROOT,
+        env={**FIRST, **os.environ, **PATH, **ONE_THREAD, **environment}, stdin=subprocess.DEVNULL,
+        pass_fds=[listener.fileno()], cwd=ROOT,
     )  # fmt: skip
 
 

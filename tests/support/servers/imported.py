@@ -1,7 +1,8 @@
 """The server's command in a process that has imported all of it, its engines' part too: a start takes a third.
 
-It stands in for the public command where a test is about what a server answers. Only two things differ: nothing is
-imported, and the engines' processes are forks of this process' own fork, not of an interpreter that was started for
+It stands in for the public command where a test is about what a server answers. Only three things differ: nothing is
+imported; vLLM looks at a kind of model that it has not seen on this machine in this process, not in one that imports
+vLLM for it; and the engines' processes are forks of this process' own fork, not of an interpreter that was started for
 them. So they do not carry the server's mark, and the watchdog would not find them: what is claimed of starting, ending
 and being killed is tried on the public command.
 """
@@ -10,9 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from multiprocessing import util
 from pathlib import Path
+from typing import Any
+
+from vllm.model_executor.models import registry
 
 from server.__main__ import main as program
 
@@ -23,7 +28,16 @@ _started = util.spawnv_passfds
 
 def main() -> None:
     util.spawnv_passfds = fork_or_start
+    registry._run_in_subprocess = look_here
     program()
+
+
+def look_here(look: Callable[[], Any]) -> Any:
+    """In place of vLLM's, which fears that the look initializes a GPU."""
+    try:
+        return look()
+    except Exception as error:
+        raise RuntimeError(f"Error raised in subprocess:\n{traceback.format_exc()}") from error
 
 
 def fork_or_start(path: bytes, words: Sequence[str], passed: Sequence[int]) -> int:

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server import watchdog
 from support.processes.forked import ROOT, Forked, fork_server, run
+from support.v2 import V2_ON_CPU
 
 DEMO = ROOT / "deploy" / "demo"
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -102,7 +103,8 @@ def running_server(
     words = list(map(str, ["--config", config, "--port", port, "--expert", expert, "--amateur", amateur]))
     with log.open("a") as output:
         if imported:
-            process: subprocess.Popen[bytes] | Forked = fork_server("server").fork(
+            v2 = V2_ON_CPU.items() <= (environment or {}).items()
+            process: subprocess.Popen[bytes] | Forked = fork_server("v2" if v2 else "server").fork(
                 "support.servers.imported:main", ["lightreasoner-server", *words], environment, output.fileno(),
                 session=True,
             )  # fmt: skip

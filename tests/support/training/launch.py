@@ -1,13 +1,11 @@
 """Trainings in processes of their own: several ranks, or one that is to be killed."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-from support.processes.forked import PATH, ROOT, fork, fork_server
+from support.processes.forked import PATH, fork, fork_server
 from support.servers.real_server import free_port
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -18,12 +16,14 @@ APART = "support.training.apart:run"
 
 
 def torchrun(count, *words):
-    """`torchrun --standalone -m trainer WORDS` on this machine's CPU."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, "-m", "trainer"]
-    return subprocess.run(
-        [*map(str, launch), *map(str, words)], cwd=ROOT, env={**os.environ, **ENVIRONMENT, **PATH},
-        capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
+    """`torchrun --standalone -m trainer WORDS` on this machine's CPU. Only torchrun itself is a fork."""
+    launch = ["torchrun", "--standalone", "--nproc-per-node", count, "-m", "trainer", *words]
+    launcher = fork_server("trainer").fork("torch.distributed.run:main", launch, ENVIRONMENT | PATH)
+    try:
+        said, errors = launcher.communicate(SECONDS)
+    finally:
+        launcher.kill()
+    return subprocess.CompletedProcess(words, launcher.returncode, said, errors)
 
 
 def ranks(count, *words, function=COMMAND, machines=None):

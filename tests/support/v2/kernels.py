@@ -105,5 +105,10 @@ def measured(ways: Iterable[tuple[torch.dtype, int, int]]) -> dict[str, float]:
     return worst
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The program."""
     print(json.dumps(measured(EVERY if sys.argv[1:] == ["all"] else SOME)))
+
+
+if __name__ == "__main__":
+    main()
