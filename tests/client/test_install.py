@@ -41,7 +41,7 @@ def test_help_needs_only_the_base(package):
     ],
 )
 def test_what_is_not_installed_is_named_with_its_extra(package, words, extra, tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")  # an adapter as far as can be seen without torch
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')  # an adapter as far as is seen without torch
     (tmp_path / "adapter_model.safetensors").touch()
     words = [word.format(adapter=tmp_path) for word in words]
     said = without(HEAVY, package, *words)

@@ -295,6 +295,57 @@ def test_what_neither_peft_can_merge_nor_vllm_serve_is_refused(tmp_path, expert,
     assert not (tmp_path / "out").exists()
 
 
+def with_settings(**changed):
+    def change(adapter):
+        file = adapter / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+    return change
+
+
+def as_pickle(adapter):
+    weights = adapter / "adapter_model.safetensors"
+    torch.save(load_file(weights), adapter / "adapter_model.bin")
+    weights.unlink()
+
+
+def in_parts(adapter):
+    weights = adapter / "adapter_model.safetensors"
+    weights.rename(adapter / "adapter_model-00001-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_settings(peft_type="IA3"), "is no LoRA adapter: its adapter_config.json has the peft_type 'IA3'"),
+        (with_settings(peft_type=None), "has the peft_type None, and LORA is needed; train a LoRA adapter, or merge"),
+        (with_settings(r="8"), "adapter_config.json is damaged: r is '8', not a whole number; save the adapter again"),
+        (with_settings(lora_alpha="x"), "lora_alpha is 'x', not a number"),
+        (with_settings(rank_pattern=[4]), "rank_pattern is [4], not an object"),
+        (as_pickle, "but adapter_model.bin: load the adapter with PEFT (PeftModel.from_pretrained), and save it again"),
+        (in_parts, "but adapter_model-00001-of-00002.safetensors: PEFT reads no parts; put their tensors into one"),
+    ],
+)
+def test_an_adapter_of_another_kind_or_form_is_refused_with_what_mends_it(
+    tmp_path, expert, adapter, trainer_cli, change, words
+):
+    odd, out, file = shutil.copytree(adapter, tmp_path / "odd"), tmp_path / "out", tmp_path / "rows.jsonl"
+    file.write_text('{"question": "Ann has 1", "answer": "1"}\n')
+    change(odd)
+    for said in (("merge", expert, odd, out), ("evaluate", expert, "--adapter", odd, "--benchmark", f"one={file}")):
+        code, _, err = trainer_cli(*said)
+        assert code == 1 and words in " ".join(err.split()) and err.count("\n") == 1, err
+        assert not out.exists()
+
+
+def test_settings_that_peft_cannot_use_are_told_and_leave_no_folder(tmp_path, expert, adapter, trainer_cli):
+    odd = shutil.copytree(adapter, tmp_path / "odd")
+    with_settings(megatron_config={}, rank_pattern={"q_proj": "4"})(odd)
+    code, _, err = trainer_cli("merge", expert, odd, tmp_path / "out")
+    assert code == 1 and f"{odd} does not fit {expert}, or is damaged: " in err and "Traceback" not in err, err
+    assert not (tmp_path / "out").exists()
+
+
 def without_a_tensor(expert, folder):
     shutil.copytree(expert, folder)
     weights = load_file(folder / "model.safetensors")

@@ -259,7 +259,7 @@ def test_help_and_errors_of_what_was_named_need_neither_torch_nor_vllm(tmp_path,
     long = tmp_path / ("x" * 300)
     (taken := tmp_path / "taken").mkdir()
     adapter = save_adapter(tmp_path / "adapter", expert)
-    (taken / "adapter_config.json").write_text("{}")
+    (taken / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     high, unsealed = (write_run(tmp_path / name, expert, beta=9, sealed=name == "high") for name in ("high", "open"))
     none_kept = f"none of the 6 trajectories in {high} has a kept step at --beta 9: give a lower one"
     out = tmp_path / "out"

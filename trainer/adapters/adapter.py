@@ -15,13 +15,23 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 
-from client.errors import ModelError
+from client.errors import ModelError, shown
 from client.storage.bucket import Bucket, local_folder
 from trainer.adapters.model_folder import ModelFolder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lightreasoner.json"
+KINDS = "LORA", "ADALORA"
+"""Types of PEFT whose update is a product of two matrices, which is what is merged and evaluated here."""
+SHAPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "r": ((int,), "a whole number"),
+    "lora_alpha": ((int, float), "a number"),
+    "target_modules": ((str, list, type(None)), "a list of names"),
+    "rank_pattern": ((dict,), "an object"),
+    "alpha_pattern": ((dict,), "an object"),
+}
+"""Fields of adapter_config.json that PEFT and vLLM compute with, unchecked."""
 WHOLE_FILE = "whole.json"
 """In a checkpoint: its files with their digests, written last."""
 LANDMARKS = {
@@ -105,7 +115,7 @@ def adapter_folder(adapter: str) -> Path:
 
 
 def read_config(adapter: Path) -> dict[str, Any]:
-    """adapter_config.json. Raises ModelError if it is missing or invalid, or if the weights are missing."""
+    """adapter_config.json. Raises ModelError if it is missing, invalid or no LoRA's, or if the weights are missing."""
     try:
         config = json.loads((adapter / CONFIG).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -116,10 +126,38 @@ def read_config(adapter: Path) -> dict[str, Any]:
         raise ModelError(f"{adapter / CONFIG} is not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise ModelError(f"{adapter / CONFIG} is not a JSON object; train the adapter again")
+    _check_kind(adapter, config)
     if not (adapter / WEIGHTS).is_file():
-        remedy = "its training goes on with --resume" if (adapter / WHOLE_FILE).is_file() else "train it again"
-        raise ModelError(f"{adapter} has no {WEIGHTS}: {remedy}, and leaves a whole adapter")
+        raise _missing_weights(adapter)
     return config
+
+
+def _check_kind(adapter: Path, config: dict[str, Any]) -> None:
+    """Raises ModelError unless an adapter is LoRA's, and its settings are what PEFT and vLLM take them for."""
+    if (kind := config.get("peft_type")) not in KINDS:
+        raise ModelError(
+            f"{adapter} is no LoRA adapter: its {CONFIG} has the peft_type {kind!r}, and LORA is needed; train a LoRA"
+            " adapter, or merge this one with PEFT (merge_and_unload), if its type can be merged"
+        )
+    for name, (types, what) in SHAPES.items():
+        if name in config and (not isinstance(value := config[name], types) or isinstance(value, bool)):
+            raise ModelError(
+                f"{adapter / CONFIG} is damaged: {name} is {shown(value)}, not {what}; save the adapter again"
+            )
+
+
+def _missing_weights(adapter: Path) -> ModelError:
+    """The error where an adapter has its settings alone, or weights in another form."""
+    if (adapter / WHOLE_FILE).is_file():
+        return ModelError(f"{adapter} has no {WEIGHTS}: its training goes on with --resume, and leaves a whole adapter")
+    others = sorted(file.name for file in adapter.glob("adapter_model*") if file.suffix in (".bin", ".safetensors"))
+    if not others:
+        return ModelError(f"{adapter} has no {WEIGHTS}: train the adapter again")
+    if others[0].endswith(".bin"):
+        remedy = "load the adapter with PEFT (PeftModel.from_pretrained), and save it again with save_pretrained"
+    else:
+        remedy = f"PEFT reads no parts; put their tensors into one {WEIGHTS} with safetensors (load_file, save_file)"
+    return ModelError(f"{adapter} has no {WEIGHTS}, but {others[0]}: {remedy}")
 
 
 def _missing_adapter(adapter: str, checkpoints: Iterable[str | Path]) -> ModelError:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from client.errors import ModelError
+from client.errors import ModelError, reason_of
 from trainer.adapters.adapter import adapter_folder, check_base, free_folder, make_folder, read_config
 from trainer.adapters.matching import check_matches
 from trainer.adapters.model_folder import ModelFolder, load
@@ -42,6 +42,8 @@ COPIED_FILES = (
 )
 NOT_YET_WHOLE = "unfinished"
 """Folder in OUT that takes the files first: a merge that is killed leaves nothing that could pass for a model."""
+UNFIT = RuntimeError, ValueError, TypeError, AttributeError, LookupError, ImportError
+"""What PEFT raises at settings that it cannot use."""
 LARGE_ERROR = 0.1
 """Rounding error, as a share of the update's norm, above which the merged model is not the one that was trained."""
 
@@ -76,7 +78,7 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     base.check_trainable()
     check_matches(made, base)
     dtype = base.dtype_for(precision)
-    make_folder(out := free_folder(output))
+    out = free_folder(output)
     whole = load(base, torch.float32)
     try:
         adapted = PeftModel.from_pretrained(whole, made)
@@ -84,8 +86,9 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
         update = merge_layers(adapted, dtype)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # peft: the layers are already merged
             merged = adapted.merge_and_unload()
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{adapter} does not fit {base}, or is damaged: {error}") from error
+    except (*UNFIT, SafetensorError) as error:
+        raise ModelError(f"{adapter} does not fit {base}, or is damaged: {reason_of(error)}") from error
+    make_folder(out)
     try:
         save(merged.to(dtype), base, out)
     except (OSError, SafetensorError) as error:

@@ -199,7 +199,10 @@ def _check_features(adapter: Path) -> None:
         )
     except (ValueError, TypeError) as error:
         raise _refused(adapter, reason_of(error)) from error
-    if read_config(adapter).get("trainable_token_indices"):
+    config = read_config(adapter)
+    if (kind := config["peft_type"]) != "LORA":
+        raise _refused(adapter, f"its peft_type is {kind}")
+    if config.get("trainable_token_indices"):
         raise _refused(adapter, "it trains rows of an embedding (trainable_token_indices)")
 
 
