@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 from client.errors import ModelError
 from client.models.fingerprints import chat_template_digest, model_config, model_fingerprint, tokenizer_fingerprint
 from client.storage.bucket import Bucket
+from trainer.adapters.merge import check_unshared
 
 
 @pytest.fixture(scope="module")
@@ -344,6 +345,16 @@ def test_settings_that_peft_cannot_use_are_told_and_leave_no_folder(tmp_path, ex
     code, _, err = trainer_cli("merge", expert, odd, tmp_path / "out")
     assert code == 1 and f"{odd} does not fit {expert}, or is damaged: " in err and "Traceback" not in err, err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], r"model\.layers\.1\.self_attn\.q_proj"])
+def test_an_adapter_on_weights_that_layers_share_is_refused(expert, targets):
+    """As in Zamba, whose layers share a transformer: their updates would all be added to one weight."""
+    model = load(expert)
+    model.model.layers[1].self_attn.q_proj.weight = model.model.layers[0].self_attn.q_proj.weight
+    check_unshared(get_peft_model(load(expert), LoraConfig(target_modules=targets)), "some/adapter")
+    with pytest.raises(ModelError, match=r"some/adapter cannot be merged: model\.layers\.\d\.self_attn\.q_proj shares"):
+        check_unshared(get_peft_model(model, LoraConfig(target_modules=targets)), "some/adapter")
 
 
 def without_a_tensor(expert, folder):

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from client.errors import ModelError
 from trainer.data.packing import Layout, Sharing
 from trainer.settings import Lora
-from trainer.training.lora import compute_loss_in_forward, decoder_of, own_dropout, switch_off, with_lora
+from trainer.training.lora import compute_loss_in_forward, decoder_of, own_dropout, switch_off, unfit, with_lora
 from trainer.training.packing_check import attentions, check_alone, check_packing, choose
 
 SMALL = {
@@ -74,6 +74,16 @@ def test_all_linear_layers_are_those_that_lora_can_be_on(kind, odd):
     adapted_layers = {name.partition(".lora_A")[0].rpartition(".")[2] for name, _ in whole.named_parameters()}
     assert odd not in adapted_layers and {"in_proj", "q_proj"} & adapted_layers
     check_alone(whole, "some/model")
+
+
+def test_a_linear_layer_that_takes_no_single_token_gets_no_adapter():
+    class Grouped(torch.nn.Linear):
+        def forward(self, states):
+            return super().forward(states.reshape(-1, 2, self.in_features))
+
+    model = adapted("llama").unload()
+    model.model.layers[0].mlp.up_proj.__class__ = Grouped
+    assert unfit(model) == {"up_proj"}
 
 
 def test_a_model_whose_state_runs_across_trajectories_is_refused_by_name():

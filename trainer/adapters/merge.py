@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
     try:
         adapted = PeftModel.from_pretrained(whole, made)
         untie(whole)
+        check_unshared(adapted, adapter)
         update = merge_layers(adapted, dtype)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # peft: the layers are already merged
             merged = adapted.merge_and_unload()
@@ -130,6 +132,19 @@ def untie(model: PreTrainedModel) -> None:
     inner.weight = nn.Parameter(inner.weight.detach().clone())
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = False
+
+
+def check_unshared(adapted: PeftModel, adapter: str) -> None:
+    """Raises ModelError where an adapted weight is also another layer's, as in Zamba: each has an update of its own."""
+    uses = Counter(id(weight) for module in adapted.modules() for weight in module.parameters(recurse=False))
+    for name, layer in adapted.named_modules():
+        if isinstance(layer, BaseTunerLayer) and any(
+            uses[id(weight)] > 1 for weight in layer.get_base_layer().parameters(recurse=False)
+        ):
+            raise ModelError(
+                f"{adapter} cannot be merged: {name.removeprefix('base_model.model.')} shares its weights with another"
+                " layer of the model, which has an update of its own, or none; use the adapter unmerged"
+            )
 
 
 def merge_layers(adapted: PeftModel, dtype: torch.dtype) -> Update:

@@ -139,7 +139,7 @@ def beside_the_text(model: PreTrainedModel) -> str | None:
 
 def unfit(model: PreTrainedModel) -> set[str]:
     """Last names of the linear layers that LoRA cannot be on: what PEFT refuses, as the out_proj of a Mamba, and
-    routers that give more than a tensor, as those of Llama 4 and Phi-3.5-MoE.
+    those that are no plain product, as the routers of Llama 4 and Phi-3.5-MoE and the grouped one of DeepSeek-V4.
     """
     layers = {name: layer for name, layer in text_modules(model).items() if isinstance(layer, LINEAR)}
     names = {name.rpartition(".")[2] for name in layers}
@@ -158,10 +158,14 @@ def _is_refused(model: PreTrainedModel, name: str) -> bool:
 
 @torch.no_grad()
 def _gives_a_tensor(layer: nn.Module) -> bool:
-    """Whether a layer's output is one tensor; of one with a forward of its own it is tried with a token."""
+    """Whether a layer's output has a row for each token; of one with a forward of its own it is tried with a token."""
     if not isinstance(layer, nn.Linear) or type(layer).forward is nn.Linear.forward:
         return True
-    return isinstance(layer(layer.weight.new_zeros(1, layer.in_features)), Tensor)
+    try:
+        found = layer(layer.weight.new_zeros(1, layer.in_features))
+    except (RuntimeError, TypeError, ValueError, IndexError):  # DeepSeek-V4's takes several groups of features
+        return False
+    return isinstance(found, Tensor) and found.shape == (1, layer.out_features)
 
 
 def left_out(model: PreTrainedModel, lora: Lora) -> str | None:
