@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 from client.errors import ModelError
 from client.models.fingerprints import chat_template_digest, model_config, model_fingerprint, tokenizer_fingerprint
 from client.storage.bucket import Bucket
+from trainer.adapters.adapter import read_config
 from trainer.adapters.merge import check_unshared
 
 
@@ -337,6 +338,12 @@ def test_an_adapter_of_another_kind_or_form_is_refused_with_what_mends_it(
         code, _, err = trainer_cli(*said)
         assert code == 1 and words in " ".join(err.split()) and err.count("\n") == 1, err
         assert not out.exists()
+
+
+def test_an_adalora_adapter_without_a_rank_pattern_is_taken(tmp_path, adapter):
+    odd = shutil.copytree(adapter, tmp_path / "odd")
+    with_settings(peft_type="ADALORA", rank_pattern=None)(odd)
+    assert read_config(odd)["rank_pattern"] is None
 
 
 def test_settings_that_peft_cannot_use_are_told_and_leave_no_folder(tmp_path, expert, adapter, trainer_cli):

@@ -28,8 +28,8 @@ SHAPES: dict[str, tuple[tuple[type, ...], str]] = {
     "r": ((int,), "a whole number"),
     "lora_alpha": ((int, float), "a number"),
     "target_modules": ((str, list, type(None)), "a list of names"),
-    "rank_pattern": ((dict,), "an object"),
-    "alpha_pattern": ((dict,), "an object"),
+    "rank_pattern": ((dict, type(None)), "an object"),
+    "alpha_pattern": ((dict, type(None)), "an object"),
 }
 """Fields of adapter_config.json that PEFT and vLLM compute with, unchecked."""
 WHOLE_FILE = "whole.json"
