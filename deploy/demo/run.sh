@@ -24,8 +24,8 @@ say "lightreasoner-server --config deploy/demo/server.yaml --port $PORT > $OUT/s
 lightreasoner-server --config deploy/demo/server.yaml --port "$PORT" > "$OUT/server.log" 2>&1 &
 server=$!
 
-# The client waits until both engines are ready; it can ask from the moment that the server says where it listens.
-until grep -qs "listening on" "$OUT/server.log"; do
+# The client would wait for both engines by itself, but not see that the server has died.
+until grep -qs "ready: expert" "$OUT/server.log"; do
     kill -0 "$server" 2>/dev/null || { tail -n 20 "$OUT/server.log" >&2; exit 1; }
     sleep 0.5
 done

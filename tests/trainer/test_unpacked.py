@@ -74,6 +74,18 @@ def test_rows_that_disturb_each_other_are_trained_one_a_pass(tmp_path, capsys, m
     assert "a packed pass would hold about 27" in said
 
 
+def test_adapted_layers_that_no_gradient_reaches_are_named(tmp_path, trainer_cli):
+    """Falcon-Mamba reads the weights of its dt_proj without the layer."""
+    folder = save_family(tmp_path / "falcon", "falcon_mamba", state_size=8)
+    words = ["train", write_run(tmp_path / "run", folder, 4), "--model", folder, "--max-steps", 2, "--held-out", 0]
+    code, out, err = trainer_cli(*words, "--targets", "in_proj,dt_proj", "--output", tmp_path / "out")
+    said = " ".join((out + err).split())
+    assert code == 0 and "2 adapted layers got no gradient and do nothing, such as backbone.layers.0" in said, said
+    assert said.count("leave dt_proj out of --targets") == 1
+    code, out, err = trainer_cli(*words, "--targets", "in_proj", "--output", tmp_path / "without")
+    assert code == 0 and "no gradient" not in out + err
+
+
 @pytest.mark.long
 def test_two_ranks_have_the_losses_of_one_in_padded_rows(tmp_path):
     targets, own = UNPACKED["mamba"]

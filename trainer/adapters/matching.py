@@ -54,14 +54,29 @@ def check_matches(adapter: Path, base: ModelFolder) -> None:
 
 def has_effect(adapter: Path) -> bool:
     """Whether any layer's update is not zero; an adapter that was never trained has none."""
+    with safe_open(adapter / WEIGHTS, "pt") as weights:
+        # Whatever is no half takes the place of the model's own weights.
+        if any(not any(f".{half}" in name for half in HALVES) for name in weights.keys()):  # noqa: SIM118 - no mapping
+            return True
+    return not all(_is_zero(adapter).values())
+
+
+def idle_layers(adapter: Path) -> list[str]:
+    """The layers whose update is zero beside others: no gradient ever reached them. None where all are zero."""
+    zero = _is_zero(adapter)
+    idle = sorted(layer.removeprefix(NAME_PREFIX) for layer, nothing in zero.items() if nothing)
+    return idle if len(idle) < len(zero) else []
+
+
+def _is_zero(adapter: Path) -> dict[str, bool]:
+    """By layer, whether one of its halves is zero."""
     zero: dict[str, bool] = {}
     with safe_open(adapter / WEIGHTS, "pt") as weights:
         for name in weights.keys():  # noqa: SIM118 - no mapping
-            if not any(f".{half}" in name for half in HALVES):
-                return True  # weights that take the place of the model's own
-            layer = name.partition(LORA)[0]
-            zero[layer] = zero.get(layer, False) or not weights.get_tensor(name).any()
-    return not all(zero.values())
+            if any(f".{half}" in name for half in HALVES):
+                layer = name.partition(LORA)[0]
+                zero[layer] = zero.get(layer, False) or not weights.get_tensor(name).any()
+    return zero
 
 
 def _names(adapter: Path) -> list[str]:

@@ -26,6 +26,7 @@ from client.errors import ModelError, RunError
 from client.runs.run import Run
 from client.storage.bucket import BucketError
 from trainer.adapters.adapter import PROVENANCE, package_versions
+from trainer.adapters.matching import idle_layers
 from trainer.adapters.model_folder import ModelFolder, load
 from trainer.data.dataset import Limits, TrainingSet, check_expert, mismatches
 from trainer.data.example import Example
@@ -417,6 +418,14 @@ def finish(
         except BucketError as error:
             console.print(f"warning: {name} is not in the RUN: {error}", style="yellow", soft_wrap=True)
     training.out.publish()
+    if idle := idle_layers(folder):
+        names = ", ".join(sorted({layer.rpartition(".")[2] for layer in idle}))
+        console.print(
+            f"warning: {len(idle)} adapted layers got no gradient and do nothing, such as {idle[0]}: leave {names} out"
+            " of --targets",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def _is_of_another(metrics: bytes | None, mine: Path) -> bool:
