@@ -30,6 +30,12 @@ PRELOADED = os.environ.get("LD_PRELOAD")
 gc.disable()  # while test modules and what they import are loaded, which leaves no garbage
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """xdist's first process collects nothing, so that nothing would turn the search for garbage on again."""
+    if config.getoption("dist", "no") != "no" and "PYTEST_XDIST_WORKER" not in os.environ:
+        gc.enable()
+
+
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Names of tests stay short enough to be read; pytest numbers those that are then alike."""
     if isinstance(val, (str, bytes)) and len(val) > SHOWN_OF_A_PARAMETER:

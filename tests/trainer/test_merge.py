@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.models.families import FAMILIES, save_family
@@ -226,19 +226,29 @@ def test_an_adapter_in_a_bucket_merges_as_one_in_a_folder(tmp_path, s3, expert, 
     assert code == 0, err
     here, there = (load_file(tmp_path / name / "model.safetensors") for name in ("here", "there"))
     assert all(torch.equal(here[name], there[name]) for name in here)
+    bucket.remove("adapter_model.safetensors")
+    bucket.put("adapter_model.bin", b"weights")
+    code, _, err = trainer_cli("merge", expert, bucket, tmp_path / "nowhere")
+    assert code == 1 and "but adapter_model.bin: load the adapter with PEFT" in " ".join(err.split()), err
     code, _, err = trainer_cli("merge", expert, f"{s3}/nothing", tmp_path / "nowhere")
     assert code == 1 and f"no adapter at {s3}/nothing" in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["q_proj", "embed_tokens", "lm_head"], ["q_proj"]])
-def test_what_is_added_to_a_tied_head_is_not_added_to_the_embedding(tmp_path, expert, trainer_cli, targets):
+@pytest.mark.parametrize(
+    ("targets", "rows"),
+    [
+        (["lm_head"], None), (["embed_tokens"], None), (["q_proj", "embed_tokens", "lm_head"], None),
+        (["q_proj"], None), (["q_proj"], [7, 8]),
+    ],
+)  # fmt: skip
+def test_what_is_added_to_a_tied_head_is_not_added_to_the_embedding(tmp_path, expert, trainer_cli, targets, rows):
     base = shutil.copytree(expert, tmp_path / "base")
     config = load(expert).config
     config.tie_word_embeddings = True
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(base)
-    adapter = tmp_path / "adapter"
-    randomised(get_peft_model(load(base), LoraConfig(target_modules=targets)), 0.3).save_pretrained(adapter)
+    adapter, settings = tmp_path / "adapter", LoraConfig(target_modules=targets, trainable_token_indices=rows)
+    randomised(get_peft_model(load(base), settings), 0.3).save_pretrained(adapter)
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         assert any(targets[-1] in name for name in file.keys())  # noqa: SIM118
     code, _, err = trainer_cli("merge", base, adapter, tmp_path / "out", "--dtype", "float32")
@@ -311,6 +321,16 @@ def as_pickle(adapter):
     weights.unlink()
 
 
+def nested(adapter):
+    (adapter / "adapter_config.json").write_text("[" * 100_000)
+
+
+def linked(adapter):
+    weights = adapter / "adapter_model.safetensors"
+    weights.unlink()
+    weights.symlink_to("nowhere")
+
+
 def in_parts(adapter):
     weights = adapter / "adapter_model.safetensors"
     weights.rename(adapter / "adapter_model-00001-of-00002.safetensors")
@@ -320,11 +340,19 @@ def in_parts(adapter):
     ("change", "words"),
     [
         (with_settings(peft_type="IA3"), "is no LoRA adapter: its adapter_config.json has the peft_type 'IA3'"),
-        (with_settings(peft_type=None), "has the peft_type None, and LORA is needed; train a LoRA adapter, or merge"),
-        (with_settings(r="8"), "adapter_config.json is damaged: r is '8', not a whole number; save the adapter again"),
+        (
+            with_settings(peft_type=None),
+            "the peft_type None: PEFT needs it to read the adapter; if it is a LoRA adapter,",
+        ),
+        (with_settings(peft_type="lora"), "the peft_type 'lora': PEFT needs it to read the adapter; if it is a LoRA"),
+        (with_settings(r="8"), "adapter_config.json is damaged: r is '8', not a whole number; correct it there"),
+        (with_settings(use_rslora="no"), "use_rslora is 'no', not true or false; correct it there"),
+        (with_settings(alpha_pattern=None), "alpha_pattern is None, not an object; remove the line"),
         (with_settings(lora_alpha="x"), "lora_alpha is 'x', not a number"),
         (with_settings(rank_pattern=[4]), "rank_pattern is [4], not an object"),
         (as_pickle, "but adapter_model.bin: load the adapter with PEFT (PeftModel.from_pretrained), and save it again"),
+        (nested, "adapter_config.json is not valid JSON"),
+        (linked, "adapter_model.safetensors is a link that leads nowhere; copy or download the adapter again"),
         (in_parts, "but adapter_model-00001-of-00002.safetensors: PEFT reads no parts; put their tensors into one"),
     ],
 )
@@ -340,15 +368,32 @@ def test_an_adapter_of_another_kind_or_form_is_refused_with_what_mends_it(
         assert not out.exists()
 
 
-def test_an_adalora_adapter_without_a_rank_pattern_is_taken(tmp_path, adapter):
-    odd = shutil.copytree(adapter, tmp_path / "odd")
-    with_settings(peft_type="ADALORA", rank_pattern=None)(odd)
-    assert read_config(odd)["rank_pattern"] is None
+def test_an_adalora_adapter_merges_and_is_not_evaluated_unmerged(tmp_path, expert, trainer_cli):
+    adapter, file = tmp_path / "adapter", tmp_path / "rows.jsonl"
+    file.write_text('{"question": "Ann has 1", "answer": "1"}\n')
+    settings = AdaLoraConfig(target_modules=["q_proj", "v_proj"], total_step=10)
+    randomised(get_peft_model(load(expert), settings), 0.3).save_pretrained(adapter)
+    assert read_config(adapter)["rank_pattern"] is None
+    code, _, err = trainer_cli("merge", expert, adapter, tmp_path / "out")
+    assert code == 0, err
+    ids = torch.arange(6, 26)[None]
+    with torch.no_grad():
+        unmerged = PeftModel.from_pretrained(load(expert), adapter)(ids).logits
+        torch.testing.assert_close(load(tmp_path / "out")(ids).logits, unmerged, rtol=0, atol=1e-4)
+    code, _, err = trainer_cli("evaluate", expert, "--adapter", adapter, "--benchmark", f"one={file}")
+    assert code == 1 and "its peft_type is ADALORA; merge it" in " ".join(err.split()), err
 
 
-def test_settings_that_peft_cannot_use_are_told_and_leave_no_folder(tmp_path, expert, adapter, trainer_cli):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"megatron_config": {}, "rank_pattern": {"q_proj": "4"}}, {"target_modules": "*q_proj"},
+        {"rank_pattern": {"*.q_proj": 8}}, {"lora_alpha": 10**400},
+    ],
+)  # fmt: skip
+def test_settings_that_peft_cannot_use_are_told_and_leave_no_folder(tmp_path, expert, adapter, trainer_cli, settings):
     odd = shutil.copytree(adapter, tmp_path / "odd")
-    with_settings(megatron_config={}, rank_pattern={"q_proj": "4"})(odd)
+    with_settings(**settings)(odd)
     code, _, err = trainer_cli("merge", expert, odd, tmp_path / "out")
     assert code == 1 and f"{odd} does not fit {expert}, or is damaged: " in err and "Traceback" not in err, err
     assert not (tmp_path / "out").exists()

@@ -23,13 +23,18 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lightreasoner.json"
 KINDS = "LORA", "ADALORA"
-"""Types of PEFT whose update is a product of two matrices, which is what is merged and evaluated here."""
+"""Types of PEFT whose update is a product of matrices; evaluate takes the first alone."""
+TRUTH = (bool,), "true or false"
 SHAPES: dict[str, tuple[tuple[type, ...], str]] = {
     "r": ((int,), "a whole number"),
     "lora_alpha": ((int, float), "a number"),
     "target_modules": ((str, list, type(None)), "a list of names"),
-    "rank_pattern": ((dict, type(None)), "an object"),
-    "alpha_pattern": ((dict, type(None)), "an object"),
+    "rank_pattern": ((dict,), "an object"),
+    "alpha_pattern": ((dict,), "an object"),
+    "use_rslora": TRUTH,
+    "use_dora": TRUTH,
+    "fan_in_fan_out": TRUTH,
+    "lora_bias": TRUTH,
 }
 """Fields of adapter_config.json that PEFT and vLLM compute with, unchecked."""
 WHOLE_FILE = "whole.json"
@@ -109,6 +114,10 @@ def adapter_folder(adapter: str) -> Path:
     for name in (CONFIG, WEIGHTS, PROVENANCE):
         if (data := bucket.get(name)) is not None:
             (folder / name).write_bytes(data)
+    if not (folder / WEIGHTS).is_file():
+        for name in bucket.first_names():  # weights in another form are named, not read
+            if name.startswith("adapter_model") and not name.endswith("/"):
+                (folder / name).touch()
     if not (folder / CONFIG).is_file():
         raise _missing_adapter(adapter, bucket.names("checkpoints"))
     return folder
@@ -122,7 +131,7 @@ def read_config(adapter: Path) -> dict[str, Any]:
         raise _missing_adapter(str(adapter), adapter.glob("checkpoints/*/*")) from None
     except OSError as error:
         raise ModelError(f"no adapter at {adapter}: {CONFIG} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{adapter / CONFIG} is not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise ModelError(f"{adapter / CONFIG} is not a JSON object; train the adapter again")
@@ -134,22 +143,32 @@ def read_config(adapter: Path) -> dict[str, Any]:
 
 def _check_kind(adapter: Path, config: dict[str, Any]) -> None:
     """Raises ModelError unless an adapter is LoRA's, and its settings are what PEFT and vLLM take them for."""
-    if (kind := config.get("peft_type")) not in KINDS:
+    kind = config.get("peft_type")
+    if kind is None or (isinstance(kind, str) and kind not in KINDS and kind.upper() in KINDS):
         raise ModelError(
-            f"{adapter} is no LoRA adapter: its {CONFIG} has the peft_type {kind!r}, and LORA is needed; train a LoRA"
-            " adapter, or merge this one with PEFT (merge_and_unload), if its type can be merged"
+            f"{adapter / CONFIG} has the peft_type {shown(kind)}: PEFT needs it to read the adapter; if it is a LoRA"
+            ' adapter, put "peft_type": "LORA" there'
+        )
+    if kind not in KINDS:
+        raise ModelError(
+            f"{adapter} is no LoRA adapter: its {CONFIG} has the peft_type {shown(kind)}, and LORA is needed; train a"
+            " LoRA adapter, or merge this one with PEFT (merge_and_unload), if its type can be merged"
         )
     for name, (types, what) in SHAPES.items():
-        if name in config and (not isinstance(value := config[name], types) or isinstance(value, bool)):
-            raise ModelError(
-                f"{adapter / CONFIG} is damaged: {name} is {shown(value)}, not {what}; save the adapter again"
-            )
+        value = config.get(name)
+        if name not in config or (name == "rank_pattern" and value is None and kind == "ADALORA"):
+            continue
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            remedy = "remove the line" if value is None else "correct it there"
+            raise ModelError(f"{adapter / CONFIG} is damaged: {name} is {shown(value)}, not {what}; {remedy}")
 
 
 def _missing_weights(adapter: Path) -> ModelError:
     """The error where an adapter has its settings alone, or weights in another form."""
     if (adapter / WHOLE_FILE).is_file():
         return ModelError(f"{adapter} has no {WEIGHTS}: its training goes on with --resume, and leaves a whole adapter")
+    if (adapter / WEIGHTS).is_symlink():
+        return ModelError(f"{adapter / WEIGHTS} is a link that leads nowhere; copy or download the adapter again")
     others = sorted(file.name for file in adapter.glob("adapter_model*") if file.suffix in (".bin", ".safetensors"))
     if not others:
         return ModelError(f"{adapter} has no {WEIGHTS}: train the adapter again")

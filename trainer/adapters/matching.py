@@ -1,7 +1,7 @@
 """Does an adapter do anything to a model? peft and vLLM leave out what finds no layer, and say nothing.
 
-In: an adapter's folder, its model. Out: nothing, or ModelError naming what finds no layer. Loads the adapter's weights,
-never the model's.
+In: an adapter's folder, its model. Out: nothing, or ModelError naming what finds no layer or cannot be added to it;
+layers that do nothing. Loads the adapter's weights, never the model's.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ template, and how much of the adapter is left after rounding. Neither input is c
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
@@ -43,7 +45,7 @@ COPIED_FILES = (
 )
 NOT_YET_WHOLE = "unfinished"
 """Folder in OUT that takes the files first: a merge that is killed leaves nothing that could pass for a model."""
-UNFIT = RuntimeError, ValueError, TypeError, AttributeError, LookupError, ImportError
+UNFIT = RuntimeError, ValueError, TypeError, AttributeError, LookupError, ImportError, ArithmeticError, re.error
 """What PEFT raises at settings that it cannot use."""
 LARGE_ERROR = 0.1
 """Rounding error, as a share of the update's norm, above which the merged model is not the one that was trained."""
@@ -135,11 +137,16 @@ def untie(model: PreTrainedModel) -> None:
 
 
 def check_unshared(adapted: PeftModel, adapter: str) -> None:
-    """Raises ModelError where an adapted weight is also another layer's, as in Zamba: each has an update of its own."""
+    """Raises ModelError where an adapted weight is also another layer's, as in Zamba: each has an update of its own.
+
+    Trained rows of an embedding belong to a tied head too, as PEFT has them.
+    """
     uses = Counter(id(weight) for module in adapted.modules() for weight in module.parameters(recurse=False))
     for name, layer in adapted.named_modules():
-        if isinstance(layer, BaseTunerLayer) and any(
-            uses[id(weight)] > 1 for weight in layer.get_base_layer().parameters(recurse=False)
+        if (
+            isinstance(layer, BaseTunerLayer)
+            and not isinstance(layer, TrainableTokensLayer)
+            and any(uses[id(weight)] > 1 for weight in layer.get_base_layer().parameters(recurse=False))
         ):
             raise ModelError(
                 f"{adapter} cannot be merged: {name.removeprefix('base_model.model.')} shares its weights with another"

@@ -46,9 +46,9 @@ class AnswerEngine:
 
         options: dict[str, Any] = {**hugging_face_arguments(model.path)}
         if adapters:
-            options |= {"enable_lora": True, "max_lora_rank": _lora_rank(adapters)}
             for adapter in adapters:
                 _check_features(adapter)
+            options |= {"enable_lora": True, "max_lora_rank": _lora_rank(adapters)}
         if current_platform.is_cpu():
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
         self.max_model_len, self._ends = max_model_len, model.end_token_ids
@@ -193,15 +193,15 @@ def _check_features(adapter: Path) -> None:
     from vllm.config.lora import MaxLoRARanks
     from vllm.lora.peft_helper import PEFTHelper
 
+    config = read_config(adapter)
+    if (kind := config["peft_type"]) != "LORA":
+        raise _refused(adapter, f"its peft_type is {kind}")
     try:
         PEFTHelper.from_local_dir(str(adapter), None).validate_legal(
             LoRAConfig(max_lora_rank=max(get_args(MaxLoRARanks)))
         )
     except (ValueError, TypeError) as error:
         raise _refused(adapter, reason_of(error)) from error
-    config = read_config(adapter)
-    if (kind := config["peft_type"]) != "LORA":
-        raise _refused(adapter, f"its peft_type is {kind}")
     if config.get("trainable_token_indices"):
         raise _refused(adapter, "it trains rows of an embedding (trainable_token_indices)")
 

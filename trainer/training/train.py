@@ -419,10 +419,9 @@ def finish(
             console.print(f"warning: {name} is not in the RUN: {error}", style="yellow", soft_wrap=True)
     training.out.publish()
     if idle := idle_layers(folder):
-        names = ", ".join(sorted({layer.rpartition(".")[2] for layer in idle}))
         console.print(
-            f"warning: {len(idle)} adapted layers got no gradient and do nothing, such as {idle[0]}: leave {names} out"
-            " of --targets",
+            f"warning: {len(idle)} adapted layers got no gradient and do nothing, such as {idle[0]}: name others with"
+            " --targets",
             style="yellow",
             soft_wrap=True,
         )

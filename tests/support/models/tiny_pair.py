@@ -79,7 +79,7 @@ def load(folder: Path):
 def randomised(adapted, size: float = 0.3, seed: int = 1):
     torch.manual_seed(seed)
     for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "trainable_tokens_delta" in name:
             torch.nn.init.normal_(parameter, std=size)
     return adapted
 

@@ -20,7 +20,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server import watchdog
 from support.processes.forked import ROOT, Forked, fork_server, run
-from support.v2 import V2_ON_CPU
 
 DEMO = ROOT / "deploy" / "demo"
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -103,7 +102,7 @@ def running_server(
     words = list(map(str, ["--config", config, "--port", port, "--expert", expert, "--amateur", amateur]))
     with log.open("a") as output:
         if imported:
-            v2 = V2_ON_CPU.items() <= (environment or {}).items()
+            v2 = (os.environ | (environment or {})).get("VLLM_USE_V2_MODEL_RUNNER") == "1"
             process: subprocess.Popen[bytes] | Forked = fork_server("v2" if v2 else "server").fork(
                 "support.servers.imported:main", ["lightreasoner-server", *words], environment, output.fileno(),
                 session=True,
