@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from support import house
 
@@ -27,6 +29,25 @@ def test_a_package_imports_itself_and_the_ground_floor_alone(package):
 def test_rooms_import_only_rooms_below_them():
     graph = house.arrows()
     assert len(graph) > 20 and house.circle(graph) == []
+
+
+def test_rooms_import_what_stands_above_them_in_contributings_tables():
+    text = (house.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    place: dict[str, int] = {}
+    for package in house.PACKAGES:
+        table = text.partition(f"| {package}/ | what it owns")[2].partition("\n\n")[0]
+        for number, row in enumerate(table.splitlines()[2:]):
+            for name in re.findall(r"`([\w.]+)/?`", row.split("|")[1]):
+                place[f"{package}.{name.removesuffix('.py')}"] = number
+    graph = house.arrows()
+    assert graph.keys() <= place.keys()
+    upward = [
+        f"{here} imports {there}"
+        for here, others in graph.items()
+        for there in others
+        if here.split(".")[0] == there.split(".")[0] and place[there] > place[here]
+    ]
+    assert upward == []
 
 
 def test_no_module_is_in_a_circle():

@@ -22,7 +22,7 @@ class AwsError(Exception):
 def s3_options() -> dict[str, Any]:
     """Keyword arguments for obstore's S3 store. Raises AwsError."""
     has_key = any(os.environ.get(name) for name in READ_BY_OBSTORE)
-    session = _session(needed=not has_key)
+    session = _session(needed=not has_key or bool(os.environ.get("AWS_PROFILE")))
     options = {} if has_key or session is None else _credentials(session)
     found = _settings_of(session) if session else {}
     if region := os.environ.get("AWS_REGION") or found.get("region"):
@@ -58,9 +58,10 @@ def _session(needed: bool) -> Any:
         if not needed:
             return None
         asked = f"AWS_PROFILE={profile}" if (profile := os.environ.get("AWS_PROFILE")) else "no AWS key is set"
+        unset = "unset AWS_PROFILE and " if profile else ""
         raise AwsError(
             f"{asked}, and boto3 is not installed: pip install 'lightreasoner[aws]' for profiles, single "
-            "sign-on and roles, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"sign-on and roles, or {unset}set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
     return Session()
 

@@ -219,3 +219,7 @@ def test_a_profile_without_boto3_is_an_error_that_names_the_extra(s3, home, tmp_
     monkeypatch.setenv("AWS_PROFILE", "lab")
     with pytest.raises(BucketError, match=r"AWS_PROFILE=lab, and boto3 is not installed.*lightreasoner\[aws\]"):
         Bucket(f"{s3}/aws")
+    for name, value in KEYS.items():  # the profile may name another store
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BucketError, match=r"AWS_PROFILE=lab, .* or unset AWS_PROFILE and set AWS_ACCESS_KEY_ID"):
+        Bucket(f"{s3}/aws")
