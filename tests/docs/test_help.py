@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import typer
+from support.commands import program
+from support.house import PACKAGES
 from support.servers.real_server import ROOT
-from test_readmes import PACKAGES, program
 from typer import rich_utils
 from typer.testing import CliRunner
 

@@ -10,10 +10,10 @@ import zipfile
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
+from support.house import PACKAGES
 from support.servers.real_server import ROOT
 
 BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
-PACKAGES = ("client", "server", "trainer")
 
 
 @pytest.fixture(scope="module")

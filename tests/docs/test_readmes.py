@@ -11,20 +11,19 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
 from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from support.commands import program
+from support.house import PACKAGES
 from support.servers.real_server import ROOT
 
 from server.settings import ServerSettings
 
-PACKAGES = ("client", "server", "trainer")
 READMES = sorted([*ROOT.glob("*.md"), *(f for d in (*PACKAGES, "tests", "deploy") for f in (ROOT / d).rglob("*.md"))])
 SHELL = {"cd", "curl", "kill", "kubectl", "source", "pip", "docker", "cp", "mkdir", "sbatch", "ray", "serve"}
 """Programs of others that the READMEs call."""
@@ -73,13 +72,6 @@ def statements(file: Path) -> list[list[str]]:
             if words:
                 found.append(words)
     return found
-
-
-@cache
-def program(package: str) -> Any:
-    """The command line of a package, as click sees it."""
-    made = import_module(f"{package}.__main__")
-    return typer.main.get_command(getattr(made, "program", None) or made.app)
 
 
 @cache

@@ -11,29 +11,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.models.tiny_pair import SPECIAL, VOCABULARY, WORDS, load, trajectory, write_run
+from support.models.tiny_pair import IDS, VOCABULARY, load, saying, write_run
 from support.processes.forked import ROOT
 
 from client.errors import ProblemSetError
-from client.protocol.requests import FinishReason, Trajectory
+from client.protocol.requests import Trajectory
 from client.runs.run import Run
 from trainer.data.dataset import Limits
 from trainer.data.packing import pack
 from trainer.data.solutions import SolutionSet, read_answers
 from trainer.training.loss import contrast_sums
 
-IDS = {token: index for index, token in enumerate((*SPECIAL, *WORDS))}
 SAID = {"right": "7", "wrong": "5", "cut": "7", "other": "7"}
-
-
-def saying(name, answer, index=0, finish_reason: FinishReason = "stop"):
-    """A trajectory that ends 'The answer is ANSWER.'"""
-    made = trajectory(name, seed=sum(map(ord, name)) + index)
-    words = [" The", " answer", " is", " ", *answer, "."]
-    tokens = np.array([*made.token_ids[: len(made.token_ids) // 2], *(IDS[word] for word in words), IDS["<|end|>"]])
-    rows = np.arange(len(tokens)) % len(made.token_ids)
-    arrays = {name: getattr(made, name)[rows] for name in ("top_ids", "expert_logprobs", "amateur_logprobs")}
-    return replace(made, sample_index=index, token_ids=tokens.astype(np.int32), finish_reason=finish_reason, **arrays)
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from support.models.tiny_pair import trajectory, write_run
-from test_solutions import saying
+from support.models.tiny_pair import saying, trajectory, write_run
 
 from client.errors import LightReasonerError
 from client.protocol.requests import ContrastSettings

@@ -1,5 +1,6 @@
 """Tiny real models and RUNs for the trainer's tests: Llama with random weights, a word-level tokenizer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from client.models.fingerprints import chat_template_digest, model_fingerprint, tokenizer_fingerprint
 from client.problems.problem_set import ProblemSetIdentity
-from client.protocol.requests import Decoding, ModelCard, Trajectory
+from client.protocol.requests import Decoding, FinishReason, ModelCard, Trajectory
 from client.runs.manifest import RunManifest
 from client.runs.run import Run
 
@@ -33,6 +34,7 @@ WORDS = (
     *"0123456789",
 )
 VOCABULARY = len(SPECIAL) + len(WORDS)
+IDS = {token: index for index, token in enumerate((*SPECIAL, *WORDS))}
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -82,6 +84,16 @@ def randomised(adapted, size: float = 0.3, seed: int = 1):
         if "lora_B" in name or "trainable_tokens_delta" in name:
             torch.nn.init.normal_(parameter, std=size)
     return adapted
+
+
+def saying(name, answer, index=0, finish_reason: FinishReason = "stop"):
+    """A trajectory that ends 'The answer is ANSWER.'"""
+    made = trajectory(name, seed=sum(map(ord, name)) + index)
+    words = [" The", " answer", " is", " ", *answer, "."]
+    tokens = np.array([*made.token_ids[: len(made.token_ids) // 2], *(IDS[word] for word in words), IDS["<|end|>"]])
+    rows = np.arange(len(tokens)) % len(made.token_ids)
+    arrays = {name: getattr(made, name)[rows] for name in ("top_ids", "expert_logprobs", "amateur_logprobs")}
+    return replace(made, sample_index=index, token_ids=tokens.astype(np.int32), finish_reason=finish_reason, **arrays)
 
 
 def manifest_for(folder: Path, **contrast) -> RunManifest:

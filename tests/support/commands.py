@@ -1,0 +1,16 @@
+"""The packages' command lines, as click sees them: for tests of what they say of themselves."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import typer
+
+
+@cache
+def program(package: str) -> Any:
+    """The command line of a package."""
+    made = import_module(f"{package}.__main__")
+    return typer.main.get_command(getattr(made, "program", None) or made.app)
