@@ -263,7 +263,7 @@ class WorkOptions:
 
 
 def template_variables(text: str | None) -> dict[str, Any]:
-    """The value of --chat-template-kwargs. Raises LightReasonerError where it is no JSON object of variables."""
+    """The value of --chat-template-kwargs. Raises LightReasonerError where it is not a JSON object of variables."""
     try:
         value = orjson.loads(text or "{}")  # takes no NaN, which no record in JSON can hold
     except ValueError as error:
@@ -271,7 +271,7 @@ def template_variables(text: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise LightReasonerError(f"--chat-template-kwargs {shown(text)}: give a JSON object, {{NAME: VALUE, …}}")
     for name in sorted(value.keys() & NO_VARIABLES):
-        raise LightReasonerError(f"--chat-template-kwargs: {name} is no variable of a chat template; leave it out")
+        raise LightReasonerError(f"--chat-template-kwargs: {name} is not a variable of a chat template; leave it out")
     return value
 
 

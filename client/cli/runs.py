@@ -58,7 +58,7 @@ def report(
 
 
 def _check_writable(output: Path) -> None:
-    """Raises LightReasonerError where the report cannot be written, or would replace a file that is no report.
+    """Raises LightReasonerError where the report cannot be written, or would replace a file that is not a report.
 
     Making it may take minutes.
     """

@@ -43,7 +43,7 @@ def tokenizer_of(data: bytes, where: str) -> Tokenizer:
         raise RunError(f"{where} is not a tokenizer.json that can be read ({error}); copy the expert's there") from None
 
 
-class Texts:
+class Detokenizer:
     """Tokens as text, alone or in their sequence."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:

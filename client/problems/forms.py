@@ -74,7 +74,7 @@ MOST_FIRST_BYTES_SHOWN = 8
 ENCODINGS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
              codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
 NO_TABLE = re.compile(rb"[{}\[\]\0]")
-"""Of a first line that is no header of CSV."""
+"""Of a first line that is not a header of CSV."""
 
 
 def told(file: BinaryIO, name: str) -> tuple[Form, BinaryIO]:

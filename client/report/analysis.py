@@ -62,7 +62,7 @@ class Entropies:
 
 
 @dataclass(frozen=True)
-class Places:
+class StepPositions:
     """Steps by the tenth of their trajectory: [10] each."""
 
     steps: npt.NDArray[np.int64]
@@ -96,8 +96,8 @@ class StepAnalysis:
             self._sums[which] += (mine.sum(), expert[mine].sum(), amateur[mine].sum())
 
     @property
-    def places(self) -> Places:
-        return Places(self._steps, self._kept)
+    def places(self) -> StepPositions:
+        return StepPositions(self._steps, self._kept)
 
     def entropies(self, kept: bool) -> Entropies | None:
         """Of the kept steps or of the others; None where there are none."""

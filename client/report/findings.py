@@ -346,7 +346,7 @@ def _curve_point(figures: Any) -> CurvePoint:
     paired, step = figures.get("paired") or {}, int(figures["step"])
     fixed, broken = (int(paired[name]) if name in paired else None for name in ("fixed", "broken"))
     if step < 0:
-        raise ValueError(f"{step} is no optimizer step")
+        raise ValueError(f"{step} is not an optimizer step")
     return CurvePoint(step, _accuracy(figures), fixed, broken)
 
 
@@ -362,5 +362,5 @@ def _evaluated_benchmark(file: str, name: str, figures: Any) -> EvaluatedBenchma
 def _accuracy(figures: Any) -> tuple[float, float, float]:
     low, high = figures["interval"]
     if not 0 <= low <= figures["accuracy"] <= high <= 1:
-        raise ValueError(f"{figures} is no accuracy in its interval")
+        raise ValueError(f"{figures} is not an accuracy in its interval")
     return float(figures["accuracy"]), float(low), float(high)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from client.errors import RunError
-from client.models.detokenize import Texts, tokenizer_of, visible
+from client.models.detokenize import Detokenizer, tokenizer_of, visible
 from client.report.analysis import TokenKind, token_kind
 from client.runs.run import Run
 from client.runs.tally import OddLabel, Shifts, ShiftTotals
@@ -61,20 +61,20 @@ class KindShift:
     share: float  # of the whole shift
 
 
-def texts_where_readable(run: Run) -> Texts | None:
+def texts_where_readable(run: Run) -> Detokenizer | None:
     """The expert's tokens as text; None where the RUN's tokenizer.json cannot be read."""
     try:
-        return Texts(tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json"))
+        return Detokenizer(tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json"))
     except (RunError, BucketError):  # the figures are there all the same
         return None
 
 
-def shown_labels(shifts: Shifts, texts: Texts) -> list[ShownLabel]:
+def shown_labels(shifts: Shifts, texts: Detokenizer) -> list[ShownLabel]:
     """The labels farthest from the expert, the farthest first; each pair of tokens once."""
     return [_label_text(label, texts) for label in shifts.oddest]
 
 
-def shifts_by_kind(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -> list[KindShift]:
+def shifts_by_kind(shifts: Shifts, texts: Detokenizer, ends: Collection[int] | None) -> list[KindShift]:
     """Labels and their shift by the kind of their heaviest token. `ends`: the RUN's end_token_ids."""
     sums = {kind: [0.0, 0.0] for kind in TokenKind}
     for token, (labels, nats) in shifts.by_token.items():
@@ -101,7 +101,7 @@ class ShownOverturn:
         return "at least " * self.at_least + f"{self.labels:,}"
 
 
-def shown_overturns(shifts: Shifts, texts: Texts) -> list[ShownOverturn]:
+def shown_overturns(shifts: Shifts, texts: Detokenizer) -> list[ShownOverturn]:
     """The commonest overturns, the most frequent first."""
     pairs = [told_apart((one.best, one.heaviest), texts) for one in shifts.overturns]
     return [
@@ -122,7 +122,7 @@ def overturns_line(overturns: Iterable[ShownOverturn], of: str = "") -> str | No
     return f"commonest overturns{of}, expert's best → label's best: {', '.join(listed[:OVERTURNS_IN_A_LINE])}"
 
 
-def style_share(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -> float:
+def style_share(shifts: Shifts, texts: Detokenizer, ends: Collection[int] | None) -> float:
     """The share of the whole shift that labels have which put one mark in place of another.
 
     A mark in place of a word, or a word in place of a mark, is not style: it ends or continues what is said.
@@ -135,7 +135,7 @@ def style_share(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -> f
     )
 
 
-def style_warning(shifts: Shifts, texts: Texts, ends: Collection[int] | None) -> str | None:
+def style_warning(shifts: Shifts, texts: Detokenizer, ends: Collection[int] | None) -> str | None:
     """What is said where labels that put one mark in place of another carry much of the shift."""
     totals = shifts.totals()
     if totals is None or totals.mean < LEAST_SHIFT or (share := style_share(shifts, texts, ends)) < MUCH:
@@ -147,7 +147,7 @@ def style_warning(shifts: Shifts, texts: Texts, ends: Collection[int] | None) ->
     )
 
 
-def _mark_kind(token: int, texts: Texts, ends: Collection[int] | None) -> TokenKind:
+def _mark_kind(token: int, texts: Detokenizer, ends: Collection[int] | None) -> TokenKind:
     """A token's kind. End tokens are marks whatever they say; in RUNs of early versions (None), special tokens are."""
     return token_kind(texts.raw(token) if ends is None else "" if token in ends else texts.whole([token]))
 
@@ -180,7 +180,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "�" for letter in visible(text))
 
 
-def told_apart(tokens: Sequence[int], texts: Texts, for_terminal: bool = True) -> list[str]:
+def told_apart(tokens: Sequence[int], texts: Detokenizer, for_terminal: bool = True) -> list[str]:
     """Tokens as text; on a terminal it moves no cursor. Different ones that look alike have their ids behind them."""
     shown = [printable(text) if for_terminal else text for text in map(texts.alone, tokens)]
     ids: dict[str, set[int]] = {}
@@ -189,7 +189,7 @@ def told_apart(tokens: Sequence[int], texts: Texts, for_terminal: bool = True) -
     return [f"{text} #{token}" if len(ids[text]) > 1 else text for text, token in zip(shown, tokens, strict=True)]
 
 
-def _label_text(label: OddLabel, texts: Texts) -> ShownLabel:
+def _label_text(label: OddLabel, texts: Detokenizer) -> ShownLabel:
     before = printable(texts.tail(label.before))
     best, heaviest = told_apart((label.best, label.heaviest), texts)
     where = label.problem_id + (f", sample {label.sample_index}" if label.sample_index else "")

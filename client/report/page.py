@@ -17,7 +17,7 @@ import jinja2
 import orjson
 from markupsafe import Markup
 
-from client.models.detokenize import Texts, tokenizer_of
+from client.models.detokenize import Detokenizer, tokenizer_of
 from client.protocol.requests import ModelCard
 from client.report.analysis import BetaBand, TokenKind, by_kind, kind_shares
 from client.report.findings import Findings, TokenDivergence, gather
@@ -58,10 +58,10 @@ SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def report_page(run: Run) -> str:
     """The page of a RUN. Raises RunError where it has no trajectories, or no tokenizer.json that can be read."""
     findings = gather(run)
-    return page(findings, Texts(tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json")))
+    return page(findings, Detokenizer(tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json")))
 
 
-def page(findings: Findings, texts: Texts) -> str:
+def page(findings: Findings, texts: Detokenizer) -> str:
     """The page of what was found."""
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     environment = jinja2.Environment(

@@ -101,7 +101,7 @@ def _beta_here(findings: Findings) -> int:
 
 
 def _above(counts: Divergences, beta: float) -> int:
-    """How many steps a beta leaves; one that is no float32 leaves as many as the largest that is."""
+    """How many steps a beta leaves; one that is not a float32 leaves as many as the largest that is."""
     return int(counts.above(np.array([min(beta, float(np.finfo(np.float32).max))]))[0])
 
 

@@ -17,7 +17,7 @@ import orjson
 from markupsafe import Markup
 
 from client.contrast import covered_mass, kl_lower_bound, mask_complete, plausible
-from client.models.detokenize import Texts
+from client.models.detokenize import Detokenizer
 from client.protocol.requests import Trajectory
 from client.report.findings import Findings
 from client.report.labels import told_apart
@@ -56,7 +56,7 @@ class ShownTrajectory:
     detail: Markup  # JSON for the script, unable to end its element
 
 
-def shown_trajectories(findings: Findings, samples: Iterable[Sample], texts: Texts) -> list[ShownTrajectory]:
+def shown_trajectories(findings: Findings, samples: Iterable[Sample], texts: Detokenizer) -> list[ShownTrajectory]:
     return [
         shown_trajectory(
             findings.trajectories[key_of(sample)],
@@ -78,7 +78,7 @@ def title_of(sample: Sample, manifest: RunManifest) -> str:
 
 
 def shown_trajectory(
-    trajectory: Trajectory, sample: Sample, manifest: RunManifest, question: str | None, texts: Texts
+    trajectory: Trajectory, sample: Sample, manifest: RunManifest, question: str | None, texts: Detokenizer
 ) -> ShownTrajectory:
     log_p, log_q = trajectory.expert_logprobs, trajectory.amateur_logprobs
     bounds, mass = kl_lower_bound(log_p, log_q), covered_mass(log_p, log_q)

@@ -61,12 +61,12 @@ MOST_ANSWER_LINE_BYTES = 2**28
 SMALLEST_LINE_BOUND, BYTES_AN_ENTRY = 2**24, 64
 """A line may have the first for its prompt, and the second for each id of its top k, in JSON too."""
 MOST_BODY_BYTES, MOST_CARDS_BYTES = 2**20, 2**22
-"""Most bytes of a response that is no stream."""
+"""Most bytes of a response that is not a stream."""
 MOST_BODY_VALUES, MOST_CARDS_VALUES = 2**16, 2**18
 """Most values of one, but of a tokenizer: pydantic keeps a kilobyte for each that is invalid. Cards may name thousands
 of unknown tokens."""
 ANSWER_SECONDS = 300.0
-"""How long a response that is no stream may take: a tokenizer over a slow line."""
+"""How long a response that is not a stream may take: a tokenizer over a slow line."""
 LONGEST_RETRY_AFTER = 86_400.0
 MOST_REASON_CHARACTERS = 500
 """Most characters of a server's words in a message."""

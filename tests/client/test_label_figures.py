@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from typer.testing import CliRunner
 
 from client.__main__ import program
-from client.models.detokenize import Texts
+from client.models.detokenize import Detokenizer
 from client.protocol.requests import ContrastSettings
 from client.report.analysis import TokenKind
 from client.report.findings import gather
@@ -228,7 +228,7 @@ def test_labels_that_leave_the_expert_as_it_is_are_no_style(tmp_path):
 def test_tokens_that_look_alike_are_told_apart():
     tokenizer = Tokenizer(models.WordLevel({"\u00a0": 0, "\u3000": 1, ".": 2, "▁a": 3, "a": 4}, "."))
     tokenizer.decoder = decoders.Metaspace()
-    alike = Texts(tokenizer)
+    alike = Detokenizer(tokenizer)
     shown = told_apart([0, 1, 2, 0], alike)
     assert shown == ["� #0", "� #1", ".", "� #0"] and told_apart([0, 0], alike) == ["�", "�"]
     assert told_apart([3, 4], alike) == ["␣a", "a"]

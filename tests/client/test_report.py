@@ -13,7 +13,7 @@ from support.runs.reported import HOSTILE, SCORE, TWO, make_run, plain_bounds, t
 
 from client.contrast import kl_lower_bound
 from client.errors import RunError
-from client.models.detokenize import Texts, tokenizer_of, visible
+from client.models.detokenize import Detokenizer, tokenizer_of, visible
 from client.protocol.requests import Failure
 from client.report.findings import Largest, gather
 from client.report.page import page, report_page
@@ -254,10 +254,10 @@ def test_how_many_times_as_likely_is_written_without_an_e(tmp_path, ratio, writt
     found = gather(run)
     with np.errstate(divide="ignore"):
         token = replace(found.tokens[0], mean_log_ratio=float(np.log(ratio)))
-    told = page(replace(found, tokens=[token]), Texts(tokenizer_of(run.tokenizer(), "here")))
+    told = page(replace(found, tokens=[token]), Detokenizer(tokenizer_of(run.tokenizer(), "here")))
     assert f"<td>{written}</td>" in told
     huge = replace(found, tokens=[replace(token, mean_log_ratio=1e6)])
-    assert "·10³⁰⁴</td>" in page(huge, Texts(tokenizer_of(run.tokenizer(), "here")))
+    assert "·10³⁰⁴</td>" in page(huge, Detokenizer(tokenizer_of(run.tokenizer(), "here")))
 
 
 def test_trajectories_are_drawn_the_same_whatever_their_order_and_the_divergent_ones_are_those(tmp_path):

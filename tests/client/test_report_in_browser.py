@@ -9,7 +9,7 @@ import pytest
 from support.runs.made_run import TOP_K, make_trajectory, tokenizer_json
 from support.runs.reported import HOSTILE, TWO, make_run, plain_bounds, trajectories_of, with_equal_steps
 
-from client.models.detokenize import Texts, tokenizer_of, visible
+from client.models.detokenize import Detokenizer, tokenizer_of, visible
 from client.report.findings import gather
 from client.report.page import page, report_page
 
@@ -122,7 +122,7 @@ def test_in_a_browser_every_table_fits_where_it_stands_on_a_phone_too(tmp_path, 
         replace(token, token_id=row, seen=1_234_567, kept=123_456, mean_kl=12.345, share=0.123, mean_log_ratio=16.3)
         for row, token in enumerate(found.tokens)
     ]
-    written = page(replace(found, tokens=large), Texts(tokenizer_of(run.tokenizer(), "here")))
+    written = page(replace(found, tokens=large), Detokenizer(tokenizer_of(run.tokenizer(), "here")))
     (tmp_path / "page.html").write_text(written, encoding="utf-8")
     shown = chromium_browser.new_page(viewport={"width": width, "height": 800})
     shown.goto(f"file://{tmp_path}/page.html")

@@ -201,15 +201,15 @@ def test_a_cancelled_job_of_a_dead_owner_is_ended_by_servers_that_take_none(stor
     job_id, clock = post(store), Clock()
     Claimant(store, 30).claim()
     uncancelled = post(store, "s")
-    undertaker = Claimant(JobStore(bucket), 30, clock)
-    undertaker.end_cancelled()
+    reaper = Claimant(JobStore(bucket), 30, clock)
+    reaper.end_cancelled()
     store.cancel(job_id)
-    undertaker.end_cancelled()
+    reaper.end_cancelled()
     clock.now = 29
-    undertaker.end_cancelled()
+    reaper.end_cancelled()
     assert store.job(job_id).status == "cancelling"
     clock.now = 31
-    undertaker.end_cancelled()
+    reaper.end_cancelled()
     assert store.job(job_id).status == "cancelled"
     assert store.job(uncancelled).status == "validating" and JobStore(bucket).folder(uncancelled).owner == 0
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from client.models.detokenize import Texts, tokenizer_of
+from client.models.detokenize import Detokenizer, tokenizer_of
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def bytes_tokenizer():
 
 
 def test_tokens_read_as_the_whole_does_though_characters_span_several(bytes_tokenizer):
-    texts = Texts(tokenizer_of(bytes_tokenizer.to_str().encode(), "here"))
+    texts = Detokenizer(tokenizer_of(bytes_tokenizer.to_str().encode(), "here"))
     said = "2 × 3 = 6,\n naïve 數"
     ids = bytes_tokenizer.encode(said).ids
     pieces = texts.pieces(ids)
@@ -31,14 +31,14 @@ def test_tokens_read_as_the_whole_does_though_characters_span_several(bytes_toke
 
 
 def test_parts_of_an_emoji_are_shown_as_bytes_and_a_slice_does_not_begin_with_one(bytes_tokenizer):
-    texts, ids = Texts(bytes_tokenizer), bytes_tokenizer.encode("🙂 é").ids
+    texts, ids = Detokenizer(bytes_tokenizer), bytes_tokenizer.encode("🙂 é").ids
     assert [texts.alone(token) for token in ids] == ["<0xF0>", "<0x9F>", "<0x99>", "<0x82>", "␣", "<0xC3>", "<0xA9>"]
     assert [texts.tail(ids[begin:]) for begin in range(5)] == ["🙂 é", " é", " é", " é", " é"]
     assert texts.tail(ids[2:6]) == " \ufffd"  # the step stands within the last character
     merged = {"ðŁ": 0, "ĻĤĠ": 1, "Ġb": 2, "\ufffd": 3}
     tokenizer = Tokenizer(models.BPE(merged, []))
     tokenizer.decoder = decoders.ByteLevel()
-    several = Texts(tokenizer)
+    several = Detokenizer(tokenizer)
     assert [several.alone(token) for token in range(4)] == ["<0xF0><0x9F>", "<0x99><0x82>␣", "␣b", "\ufffd"]
 
 
@@ -55,7 +55,7 @@ def fallback_tokenizer(request):
 
 
 def test_bytes_that_make_no_character_are_read_too(fallback_tokenizer, bytes_tokenizer):
-    texts = Texts(fallback_tokenizer)
+    texts = Detokenizer(fallback_tokenizer)
     ids, accented = (
         [fallback_tokenizer.token_to_id(token) for token in tokens]
         for tokens in (("b", "<0x0A>", "<0xF0>", "<0x9F>", "b"), ("<0xC3>", "<0xA9>", "b"))
@@ -64,13 +64,13 @@ def test_bytes_that_make_no_character_are_read_too(fallback_tokenizer, bytes_tok
     assert texts.pieces(ids[:1] + ids[2:4]) == ["b", "\ufffd", "\ufffd"]  # an answer cut within a character
     assert texts.pieces(accented) == ["", "é", "b"]
     cut = bytes_tokenizer.encode("2 ×").ids[:-1]
-    assert Texts(bytes_tokenizer).pieces(cut) == ["2", " ", "\ufffd"]
+    assert Detokenizer(bytes_tokenizer).pieces(cut) == ["2", " ", "\ufffd"]
 
 
 def test_whatever_the_tokens_their_pieces_joined_are_the_whole(fallback_tokenizer, bytes_tokenizer):
     random = np.random.default_rng(7)
     for tokenizer in (fallback_tokenizer, bytes_tokenizer):
-        texts, size = Texts(tokenizer), tokenizer.get_vocab_size()
+        texts, size = Detokenizer(tokenizer), tokenizer.get_vocab_size()
         said = tokenizer.encode("b b naïve 數 🙂\n×").ids
         for _ in range(400):
             begin, end, count = random.integers(0, [len(said), len(said) + 1, 9])
