@@ -22,8 +22,8 @@ TRAJECTORIES_A_REQUEST = 16
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 """Pause after a failure. It is doubled with each further failure before a line comes; chance takes up to half of it."""
 OUTAGE_SECONDS, SILENT_SECONDS = 5.0, 25.0
-"""A server counts as down that gives no trajectory for the first after a failure, or that holds requests and sends nothing
-for the second, though heartbeats come every 10 seconds."""
+"""A server counts as down that gives no trajectory for the first after a failure, or that holds requests and sends
+nothing for the second, though heartbeats come every 10 seconds."""
 PAIR_FIELDS = (
     "model_fingerprint", "tokenizer_fingerprint", "chat_template_digest", "vocab_size", "dtype", "end_token_ids",
 )  # fmt: skip
