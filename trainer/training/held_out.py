@@ -249,10 +249,12 @@ def tell_unmeasured(keep: Keep, console: Console) -> None:
 def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
     """Say how the held-out trajectories went, with a warning where training went on for too long."""
     first, best, last = watch.figures[0], watch.best, watch.figures[-1]
+    told = [(f"at step {best.step}", best), ("at the last", last)][: 1 + (best.step != last.step)]
+    losses = ", ".join(f"{found.loss:.4f} {where}" for where, found in told)
+    shifts = ", ".join(f"{found.other_shift:.4f} {where}" for where, found in told)
     console.print(
-        f"held-out loss {first.loss:.4f} before training, {best.loss:.4f} at step {best.step}, {last.loss:.4f} at the "
-        f"last; shift from the base at steps that were not selected {best.other_shift:.4f} nats at step {best.step}, "
-        f"{last.other_shift:.4f} at the last",
+        f"held-out loss {first.loss:.4f} before training, {losses}; shift from the base at steps that were not selected"
+        f" in nats, {shifts}",
         soft_wrap=True,
     )
     if keep == Keep.BEST:

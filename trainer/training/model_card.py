@@ -58,10 +58,12 @@ def card(provenance: dict[str, Any], base: str) -> str:
     if held_out := provenance.get("held_out"):
         step, last = provenance["adapter_step"], provenance["optimizer_steps"]
         rows["adapter"] = f"of step {step}" + (f", the best of {last} by the held-out trajectories" * (step != last))
+        best = held_out["best"]["step"]
         rows["held out"] = (
             f"{provenance['held_out_trajectories']} trajectories; score, the lower the better: "
-            f"{held_out['best']['score']:.4f} at step {held_out['best']['step']}, {held_out['last']['score']:.4f} at "
-            f"step {last}"
+            f"{held_out['best']['score']:.4f} at step {best}"
+            + f", {held_out['last']['score']:.4f} at step {last}"
+            * (best != last)
         )
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     overridden = "".join(f"\n- {difference}" for difference in provenance["mismatches"])
