@@ -1,12 +1,13 @@
 """A replica: one pair, both engines, in a process that Ray starts, checks and ends.
 
-In: settings, and calls of the front (`server.cluster.remote`). Out: trajectories, or why there is none. Ray ends a
-replica whose engine died, and starts another one; what it was asked is then asked again elsewhere.
+In: settings, and calls of the front (`server.cluster.remote`). Out: trajectories, or why there is none. A replica whose
+engine died ends, and Ray starts another one; what it was asked is then asked again elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import threading
 from collections.abc import Callable
@@ -79,10 +80,12 @@ class PairReplica:
             return Failure(problem.id, sample_index, error.type, error.detail)
 
     async def check_health(self) -> None:
-        """Ray asks every few seconds. Raises RuntimeError where an engine has died."""
+        """Ray asks every few seconds. Ends this process where an engine has died: Ray starts another replica, and the
+        front asks again at once. Ray would let a replica that is only called unhealthy wait for its requests first.
+        """
         if reason := self.pair.failure():
             log.error("this replica ends: %s", reason)
-            raise RuntimeError(reason)
+            os._exit(1)
 
     async def __del__(self) -> None:
         if hasattr(self, "pair"):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -27,6 +29,7 @@ from support.servers.stand_in_engines import SLOTS
 
 from server.api.streaming import WINDOW
 from server.cluster.application import application
+from server.cluster.replica import PairReplica
 from server.jobs.pair_source import SHARE_OF_SLOTS
 from server.settings import SettingsError
 
@@ -140,6 +143,19 @@ def test_a_killed_replica_costs_its_requests_only(cluster: LocalCluster) -> None
             cluster.kill(killed)
         assert found.result() == each_once(count)
     assert (Counter(cluster.counts()) - before).total() == count + lost
+
+
+def test_a_replica_whose_engine_died_ends_at_once_and_waits_for_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for the requests of a replica that only says that it is not well, and they wait for the engine."""
+    replica: Any = object.__new__(PairReplica)
+    replica.pair, ended = SimpleNamespace(failure=lambda: None, shutdown=lambda: None), []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    asyncio.run(replica.check_health())
+    assert ended == []
+    replica.pair.failure = lambda: "the expert's engine died"
+    asyncio.run(replica.check_health())
+    assert ended == [1]
+    del replica.pair
 
 
 @pytest.mark.long
