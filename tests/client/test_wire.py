@@ -77,7 +77,7 @@ def test_options_become_fields():
         ({"chat_template_kwargs": "{x}"}, "--chat-template-kwargs '{x}' is not JSON"),
         ({"chat_template_kwargs": "[1]"}, "give a JSON object"),
         ({"chat_template_kwargs": '{"a": NaN}'}, "is not JSON"),
-        ({"chat_template_kwargs": '{"tokenize": false}'}, "tokenize is no variable"),
+        ({"chat_template_kwargs": '{"tokenize": false}'}, "tokenize is not a variable"),
         ({"stop_token_ids": "1;2"}, "--stop-token-ids '1;2': give token ids"),
         ({"stop_token_ids": "-1"}, "--stop-token-ids: "),
     ):

@@ -46,9 +46,9 @@ class AnswerEngine:
 
         options: dict[str, Any] = {**hugging_face_arguments(model.path)}
         if adapters:
+            options |= {"enable_lora": True, "max_lora_rank": _lora_rank(adapters)}
             for adapter in adapters:
                 _check_features(adapter)
-            options |= {"enable_lora": True, "max_lora_rank": _lora_rank(adapters)}
         if current_platform.is_cpu():
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
         self.max_model_len, self._ends = max_model_len, model.end_token_ids
@@ -179,6 +179,8 @@ def _lora_rank(adapters: Sequence[Path]) -> int:
     possible, most = get_args(MaxLoRARanks), 0
     for adapter in adapters:
         config = read_config(adapter)
+        if (kind := config["peft_type"]) != "LORA":
+            raise _refused(adapter, f"its peft_type is {kind}")
         ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
         wrong = [rank for rank in ranks if not isinstance(rank, int) or not 0 < rank <= max(possible)]
         if wrong:
@@ -193,16 +195,13 @@ def _check_features(adapter: Path) -> None:
     from vllm.config.lora import MaxLoRARanks
     from vllm.lora.peft_helper import PEFTHelper
 
-    config = read_config(adapter)
-    if (kind := config["peft_type"]) != "LORA":
-        raise _refused(adapter, f"its peft_type is {kind}")
     try:
         PEFTHelper.from_local_dir(str(adapter), None).validate_legal(
             LoRAConfig(max_lora_rank=max(get_args(MaxLoRARanks)))
         )
     except (ValueError, TypeError) as error:
         raise _refused(adapter, reason_of(error)) from error
-    if config.get("trainable_token_indices"):
+    if read_config(adapter).get("trainable_token_indices"):
         raise _refused(adapter, "it trains rows of an embedding (trainable_token_indices)")
 
 
