@@ -25,6 +25,7 @@ GO_ON = "go on with the same command and --resume"
 """What is said of a training, whether it has a checkpoint or begins anew."""
 ONE_SIGNAL_SECONDS = 0.5
 """A terminal and a scheduler signal every process of a command, and so a training twice that a process waits for."""
+TOLD_AGAIN_SECONDS = 0.05
 LONGEST_SECONDS = 10.0
 """How long a library may take to return, less than schedulers wait before they kill."""
 
@@ -100,6 +101,14 @@ def ended_by_signals(message: Callable[[], str]) -> Iterator[None]:
         elif time.monotonic() - first[0] > ONE_SIGNAL_SECONDS:
             leave(number)
 
+    def tell_again(unraisable: sys.UnraisableHookArgs) -> None:
+        if told and unraisable.exc_type is KeyboardInterrupt:
+            threading.Timer(TOLD_AGAIN_SECONDS, os.kill, [os.getpid(), told.pop()]).start()
+        else:
+            report_unraisable(unraisable)
+
+    # Where a signal falls into a __del__, Python discards what is raised there.
+    report_unraisable, sys.unraisablehook = sys.unraisablehook, tell_again
     before = {number: signal.signal(number, end) for number in STOP_SIGNALS}
     try:
         with heard(insist):
@@ -110,6 +119,7 @@ def ended_by_signals(message: Callable[[], str]) -> Iterator[None]:
         raise Interrupted(told[0], message()) from None  # a library may have made another error of it
     finally:
         over.set()
+        sys.unraisablehook = report_unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
 

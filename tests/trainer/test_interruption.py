@@ -18,11 +18,27 @@ from support.training.launch import ENVIRONMENT, metrics, ranks, started
 from client.errors import ModelError
 from client.runs.run import Run
 from client.storage.bucket import Bucket
+from trainer.interruption import Interrupted, ended_by_signals
 from trainer.training.checkpoints import Output
 from trainer.training.loop import ContrastTrainer
 
 STEPS = 400
 """Far more than are done before a signal comes."""
+
+
+def test_a_signal_that_falls_into_a_del_ends_the_work_too():
+    """Python discards what is raised there."""
+
+    class Told:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(1000))  # so that the handler runs in here
+
+    with pytest.raises(Interrupted, match="go on") as ended, ended_by_signals(lambda: "go on"):
+        Told()
+        for _ in range(50):
+            time.sleep(0.1)
+    assert ended.value.exit_code == 128 + signal.SIGTERM
 
 
 @pytest.fixture
