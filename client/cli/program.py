@@ -58,8 +58,7 @@ def importing() -> Iterator[None]:
 class Program(typer.Typer):
     """A command line, or a part of one.
 
-    `help` describes a program of several commands, which then has --version. A program of a single command, and a part
-    that a program adds with `add_typer`, has none; the single command takes `version: Version = False`.
+    `help` describes a program of several commands. Every command has --version, and so has such a program.
     """
 
     def __init__(self, help: str | None = None) -> None:
@@ -190,7 +189,7 @@ def _options() -> dict[str, str]:
     return {
         param.name: max(param.opts, key=len) if param.param_type_name == "option" else param.metavar or param.name
         for param in (command.params if command else ())
-        if param.name
+        if param.name and not param.is_eager
     }
 
 
@@ -204,7 +203,7 @@ def flowing(docstring: str) -> str:
 
 
 def spread(function: Function) -> Function:
-    """The same command with a keyword for each field of a parameter that is a dataclass, in that parameter's place."""
+    """The same command with --version, and with a keyword for each field of a parameter that is a dataclass."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, type] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
@@ -221,9 +220,10 @@ def spread(function: Function) -> Function:
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
             for name, default, annotation in taken
         ]
+    parameters.append(inspect.Parameter("version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Version))
 
     @functools.wraps(function)
-    def gathered(**values: Any) -> Any:
+    def gathered(version: bool = False, **values: Any) -> Any:
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
         return function(**values)

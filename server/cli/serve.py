@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli.program import Version, importing
+from client.cli.program import importing
 from client.errors import LightReasonerError, clean_lines
 from server.cli.options import PairOptions, not_installed
 
@@ -35,7 +35,6 @@ def serve(
         Path | None,
         typer.Option(help="File of API keys, one a line. LIGHTREASONER_API_KEYS adds keys, separated by commas."),
     ] = None,
-    version: Version = False,
 ) -> None:
     """Serve an expert and an amateur over HTTP: POST problems to /v1/trajectories, get both models' log-probabilities.
 

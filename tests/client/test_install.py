@@ -27,10 +27,35 @@ def without(names, package, *words):
 HEAVY = ["torch", "transformers", "vllm", "yaml", "fastapi", "uvicorn", "peft"]
 
 
-@pytest.mark.parametrize("package", ["client", "server", "trainer"])
-def test_help_needs_only_the_base(package):
-    said = without(HEAVY, package, "--help")
-    assert said.returncode == 0 and "Usage" in said.stdout
+HELPED = """
+import sys
+
+class Nothing:
+    def find_spec(name, path=None, target=None):
+        if name in {names!r}:
+            print("asked for", name)
+            raise ModuleNotFoundError(name=name)
+
+sys.meta_path.insert(0, Nothing)
+from {package}.__main__ import main, program
+import typer
+for words in [[], *([name] for name in typer.main.get_command(program).commands)]:
+    sys.argv = ["{package}", *words, "--help"]
+    try:
+        main()
+    except SystemExit as ended:
+        print("ended with", ended.code)
+"""
+"""`--help` of a program and of each of its commands; what is heavy cannot be imported, and who tries is seen."""
+
+
+@pytest.mark.parametrize(("package", "commands"), [("client", 11), ("server", 2), ("trainer", 5)])
+def test_no_help_needs_or_tries_more_than_the_base(package, commands):
+    code = HELPED.format(names=HEAVY, package=package)
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("Usage: ") == said.stdout.count("ended with 0\n") == 1 + commands
+    assert "asked for" not in said.stdout
 
 
 @pytest.mark.parametrize(

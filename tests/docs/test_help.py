@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,13 @@ def test_the_help_of_a_command_is_the_one_that_was_agreed(
         file.write_text(said)
     agreed = file.read_text() if file.exists() else ""
     assert said.splitlines() == agreed.splitlines(), HOW_TO_RENEW
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_prints_the_version(words: tuple[str, ...]) -> None:
+    app: typer.Typer = import_module(f"{words[0].removeprefix('lightreasoner-')}.__main__").program
+    said = CliRunner().invoke(app, [*words[1:], "--version"], prog_name=words[0])
+    assert (said.exit_code, said.output) == (0, f"lightreasoner {version('lightreasoner')}\n")
 
 
 def test_every_agreed_text_is_of_a_command() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.servers.real_server import command
 
 from server import __main__ as command_line
 from server.configuration import load_settings
@@ -163,10 +162,3 @@ def test_serve_is_the_command_whether_it_is_named_or_not(variables, monkeypatch,
     with pytest.raises(SystemExit) as ended:
         command_line.main()
     assert ended.value.code == 0 and started.settings.port == 9 and started.settings.expert == {"model": "one"}
-
-
-def test_the_version_is_printed():
-    from importlib.metadata import version
-
-    said = command("server", "--version")
-    assert (said.returncode, said.stdout.strip()) == (0, f"lightreasoner {version('lightreasoner')}")
