@@ -55,6 +55,7 @@ def test_models_that_keep_packed_trajectories_apart_pass_whatever_follows_their_
         ("recurrent_gemma", ["q_proj"],
          {"logits_soft_cap": 0.5, "block_types": ["recurrent", "attention"], "attention_window_size": 8}),
         ("xlstm", ["q"], {"output_logit_soft_cap": 0.5, "num_heads": 2, "hidden_size": 64}),
+        ("hyperclovax", ["q_proj"], {"logits_scaling": 8.0}),
         ("inkling_text", ["o_proj"], {"logits_mup_width_multiplier": 8.0, **INKLING}),
     ],
 )  # fmt: skip

@@ -30,6 +30,8 @@ FACTORS = "logit_scale", "lm_head_multiplier", "output_multiplier"
 DIVISORS = "logits_scaling", "logits_mup_width_multiplier"
 CAPS = "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"
 """Fields of config.json by which families multiply, divide and squeeze the logits of their LM head."""
+MULTIPLIES = "hyperclovax"
+"""The type of model that multiplies by a field by which others divide."""
 ADAPTER_ALONE: dict[str, Any] = {"save_embedding_layers": False}
 """For PEFT's functions that give or save an adapter: otherwise they ask the Hub whether embeddings changed."""
 
@@ -46,8 +48,9 @@ class Head:
         config = model.config.get_text_config()
         self.linear: nn.Module = model.get_output_embeddings()
         self.vocab_size: int = self.linear.weight.shape[0]
+        divisor = _first_of(config, DIVISORS) or 1.0
         self.scale: float = _first_of(config, FACTORS) or 1.0
-        self.scale /= _first_of(config, DIVISORS) or 1.0
+        self.scale *= divisor if config.model_type == MULTIPLIES else 1 / divisor
         self.softcap = _first_of(config, CAPS)
 
     def __call__(self, hidden: Tensor) -> Tensor:
