@@ -48,6 +48,7 @@ def test_an_adapter_whose_weights_find_no_layer_is_refused(tmp_path, expert, ada
     ("settings", "words"),
     [
         ({"layer_replication": [[0, 2], [1, 2]]}, "repeats layers of its model (layer_replication: [[0, 2], [1, 2]])"),
+        ({"alora_invocation_tokens": [5, 6]}, "acts only behind certain tokens (alora_invocation_tokens: [5, 6])"),
         ({"lora_bias": True}, "adds a bias (lora_bias) to 4 layers that have none in"),
     ],
 )

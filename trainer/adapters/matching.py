@@ -23,15 +23,22 @@ HALVES = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 """What a layer's update is the product of: if either is zero, so is the update."""
 BIASES = (".lora_B.bias", ".lora_embedding_B.bias")
 """Behind the name of a layer that an adapter adds a bias to (lora_bias)."""
+UNSERVED = {
+    "layer_replication": "repeats layers of its model",
+    "alora_invocation_tokens": "acts only behind certain tokens",
+}
+"""Settings of PEFT that neither a merged model nor vLLM can follow, and what they do."""
 
 
 def check_matches(adapter: Path, base: ModelFolder) -> None:
     """Raise ModelError unless every weight of the adapter belongs to a layer of the model, and all halves are there."""
-    if repeated := read_config(adapter).get("layer_replication"):
-        raise ModelError(
-            f"{adapter} repeats layers of its model (layer_replication: {repeated}); neither can PEFT merge that, nor"
-            " vLLM serve it: train an adapter without layer_replication"
-        )
+    config = read_config(adapter)
+    for setting, what in UNSERVED.items():
+        if value := config.get(setting):
+            raise ModelError(
+                f"{adapter} {what} ({setting}: {value}); neither can PEFT merge that, nor vLLM serve it: train an"
+                f" adapter without {setting}"
+            )
     names = _names(adapter)
     layers = {name.partition(LORA)[0] for name in names if LORA in name}
     wanted = layers | {name.partition(TOKEN_ROWS)[0] for name in names if LORA not in name}
