@@ -15,6 +15,7 @@ Imports nothing heavy: the command line imports it before vLLM.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import multiprocessing
 import multiprocessing.connection
@@ -88,6 +89,9 @@ class EngineProcess(ForkServerProcess):
         os.environ.update(dict(self._environment.items() - os.environ.items()))
         if self._cores:
             _bind_threads(self._cores)
+        # vLLM froze what it imported; before this process ends, it would search that for garbage: for seconds, since a
+        # fork copies the memory that it looks at, and after five the engine is killed.
+        gc.unfreeze = lambda: None
         super().run()
 
 

@@ -124,6 +124,27 @@ print(json.dumps([json.load(open("reported")), dict(os.environ), max(os.sched_ge
     assert at_start[mark] == servers[mark], "the watchdog would not find what the fork server starts"
 
 
+def test_a_forked_process_searches_no_garbage_in_what_it_froze(tmp_path):
+    """As vLLM freezes what it imported, and thaws it before its process ends."""
+    thaw = """
+import gc
+def thaw(file):
+    gc.freeze()
+    gc.unfreeze()
+    with open(file, "w") as out:
+        out.write(str(gc.get_freeze_count()))
+"""
+    code = """
+forkserver.start()
+from preloaded0 import thaw
+process = forkserver._Context(None).Process(target=thaw, args=("frozen",))
+process.start()
+process.join()
+print(json.dumps(int(open("frozen").read())))
+"""
+    assert told(tmp_path, code, thaw) > 1_000
+
+
 def test_the_fork_server_holds_signals_that_are_meant_for_all(tmp_path):
     code = """
 forkserver.start()
