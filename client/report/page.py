@@ -52,6 +52,8 @@ TITLE_MARK = ": contrast report</title>"
 """What tells a report: `report` replaces no other file."""
 UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Characters that a page does not show, of which some turn round the text beside them."""
+MOST_COMPARED = 3
+"""Results that are told at the top of the page; all stand in its table."""
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -94,6 +96,7 @@ def page(findings: Findings, texts: Detokenizer) -> str:
         held_out_charts=held_out_charts(findings.held_out),
         best_held_out=best_held_out(findings.held_out),
         curves=[(accuracy_chart(curve), curve) for curve in findings.curves],
+        compared=[row for row in findings.benchmarks if row.before][:MOST_COMPARED],
         agreement=_agreement(findings),
         place_chart=place_chart(findings),
         bands=[(band_words(band), band.steps, kind_shares(band.tokens, texts.raw),
