@@ -139,7 +139,7 @@ def dataset_card(manifest: RunManifest, totals: Mapping[str, Any], pictured: boo
     `totals`: the fields of complete.json. Without configurations, all files of a RUN would be taken for one table.
     `pictured`: `PICTURE` lies beside it.
     """
-    words = "Steps by the proved divergence of the expert from the amateur, in nats; those above β are blue"
+    words = "Steps by the proved divergence of the expert from the amateur, in nats; those above β are orange"
     picture = f"![{words}]({PICTURE})\n\n{words}.\n\n" * pictured
     kinds = ("samples",) if manifest.imported_from else ("samples", "trajectories")
     configurations = "\n".join(f"- config_name: {kind}\n  data_files: {kind}/part-*.parquet" for kind in kinds)
@@ -168,16 +168,16 @@ def dataset_card(manifest: RunManifest, totals: Mapping[str, Any], pictured: boo
 def divergence_picture(edges: Sequence[float], counts: Sequence[int], beta: float) -> str:
     """The card's picture as SVG: a bar for the steps between each two edges, in nats, ascending.
 
-    The first bar holds all steps below its end, the last all above its begin. Bars above beta are blue; with beta 0 the
-    first, which holds the bounds of 0, is not. A bar's height is the square root of its share of the highest: few steps
-    lie above beta, and those count.
+    The first bar holds all steps below its end, the last all above its begin. Bars above beta are orange, as in the
+    report; with beta 0 the first, which holds the bounds of 0, is not. A bar's height is the square root of its share
+    of the highest: few steps lie above beta, and those count.
     """
     wide, high = PICTURE_WIDTH / len(counts), PICTURE_HEIGHT - 2 * PICTURE_TEXT
     ground, most = PICTURE_HEIGHT - PICTURE_TEXT, max(*counts, 1)
     drawn = []
     for index, count in enumerate(counts):
         tall = high * math.sqrt(count / most)
-        colour = "#2a6fdb" if index and edges[index] >= beta else "#b8bec8"
+        colour = "#d9650b" if index and edges[index] >= beta else "#5f8fb8"
         between = f"{edges[index]:.3g} to {edges[index + 1]:.3g}"
         if index in (0, len(counts) - 1):
             between = f"above {edges[index]:.3g}" if index else f"up to {edges[1]:.3g}"
