@@ -44,8 +44,8 @@ Problems = Annotated[
         "quoted glob, - for standard input, or a data set of the Hugging Face Hub, hf://NAME?config=…&split=…",
     ),
 ]
-SOURCE = "A RUN with trajectories: a path, file://… or s3://bucket/prefix."
-TARGET = "Where to write: a path, file://… or s3://bucket/prefix."
+SOURCE = "A RUN with trajectories: a path, or a bucket's URL (s3://…, gs://…, az://…)."
+TARGET = "Where to write: a path, or a bucket's URL (s3://…, gs://…, az://…)."
 SourceRun = Annotated[str, typer.Argument(metavar="RUN", help=SOURCE)]
 TargetRun = Annotated[str, typer.Argument(metavar="RUN", help=TARGET)]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submit printed.")]
@@ -70,14 +70,14 @@ CHOICE_OF_PROBLEMS = "limit", "shuffle", "question_field", "id_field"
 """Fields of `SamplingOptions` that say which problems are meant, and how they are read."""
 
 ALPHA = "A token is plausible if it has at least this share of the best token's probability."
-BETA = "Keep a step if its KL is proved to be above this, in nats."
+BETA = "Keep a step if its KL divergence is provably above this, in nats."
 FIRST_STEP = "Never keep the steps before this one."
 LABELS = (
     "Labels: contrast; expert, the expert's probabilities; tilt, the expert's probabilities moved by the contrast; or "
     "onehot, the token that it chose."
 )
 GAMMA = "How far --labels tilt moves the expert; 0 gives the expert's own labels."
-MAX_SHIFT = "Bound labels: at most this KL from the expert's own probabilities, in nats."
+MAX_SHIFT = "Bound labels: at most this KL divergence from the expert's own probabilities, in nats."
 TEMPLATE_VARIABLES = 'Variables of the chat template, as {"enable_thinking": false}.'
 KEEP_INCOMPLETE = "Also keep steps whose plausible set may be incomplete."
 
@@ -119,7 +119,8 @@ class SamplingOptions:
     n: Annotated[
         int,
         typer.Option(
-            rich_help_panel=DECODING_PANEL, help="Trajectories a problem. More than 1 needs --temperature above 0."
+            rich_help_panel=DECODING_PANEL,
+            help="Trajectories a problem, at most 256. More than 1 needs --temperature above 0.",
         ),
     ] = SAMPLING.n
     temperature: Annotated[
@@ -135,7 +136,12 @@ class SamplingOptions:
         int, typer.Option(rich_help_panel=DECODING_PANEL, help="Maximum length of a trajectory, in tokens.")
     ] = SAMPLING.max_tokens
     top_k: Annotated[
-        int, typer.Option(min=1, rich_help_panel=DECODING_PANEL, help="Tokens a step that both models score.")
+        int,
+        typer.Option(
+            min=1,
+            rich_help_panel=DECODING_PANEL,
+            help="Tokens a step that both models score; at most the server's max_logprobs.",
+        ),
     ] = SAMPLING.top_k
     system_prompt: Annotated[str, typer.Option(rich_help_panel=DECODING_PANEL, help='System prompt; "" for none.')] = (
         SYSTEM_PROMPT
@@ -235,7 +241,7 @@ class WorkOptions:
         typer.Option(
             "--retry-failed",
             rich_help_panel=WORK_PANEL,
-            help="Also sample what failed in earlier attempts, even if RUN is complete.",
+            help="Also sample what failed in earlier attempts, even if RUN is complete; not together with --shard.",
         ),
     ] = False
     max_failures: Annotated[
@@ -247,8 +253,8 @@ class WorkOptions:
         typer.Option(
             min=0.0,
             rich_help_panel=WORK_PANEL,
-            help="Give up after this many seconds in which the bucket, or every server, does not respond; at the "
-            "start, any server.",
+            help="Seconds to wait: at the start, until the models are ready; later, for any response of the bucket or "
+            "of a server.",
         ),
     ] = 1800.0
 

@@ -117,6 +117,8 @@ class _PlainWords:
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
+            if isinstance(words := getattr(param, "show_default", None), str):
+                param._get_default_string = functools.partial(_as_written, words)
         return params
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -132,6 +134,11 @@ class _PlainWords:
                 said = fault_words(fault)
                 error.message = said if fault["type"] == "value_error" else f"{shown(fault['input'])}: {said}"
             raise
+
+
+def _as_written(words: str, **_: Any) -> str:
+    """A default in words, without the brackets that typer puts around it."""
+    return words
 
 
 class _Group(_PlainWords, TyperGroup):

@@ -34,7 +34,7 @@ from client.protocol.requests import DEFAULT_KEEP, ContrastSettings
 
 TITLE_BYTES = 4096
 """Of a file that a report replaces: here stands its title."""
-DATA_SET = "A data set: hf://datasets/OWNER/NAME, with @REVISION for a branch or commit."
+DATA_SET = "A data set: hf://datasets/OWNER/NAME, with @REVISION for a branch; to pull, for a commit too."
 
 
 def report(
@@ -189,7 +189,10 @@ def import_file(
     ],
     run: TargetRun,
     tokenizer: Annotated[
-        str, typer.Option(help="The expert's folder. To train on RUN, it must hold the expert's weights too.")
+        str,
+        typer.Option(
+            help="The expert: a folder or a Hugging Face Hub id. To train on RUN, it must hold the weights too."
+        ),
     ],
     alpha: Annotated[float, typer.Option(help="The alpha that FILE was made with.")] = CONTRAST.alpha,
     beta: Annotated[float, typer.Option(help="The beta that FILE was made with, in nats.")] = CONTRAST.beta,

@@ -15,7 +15,9 @@ from support.training.reading import read_training_set
 from transformers import AutoModelForCausalLM
 
 from trainer.adapters.model_folder import ModelFolder
+from trainer.cli.train import TrainingOptions
 from trainer.data.dataset import Limits, TrainingSet
+from trainer.settings import Keep
 from trainer.training.held_out import best_of
 from trainer.training.loss import held_out_terms
 
@@ -267,3 +269,11 @@ def test_what_cannot_be_held_out_is_refused(tmp_path, many, run, expert, trainer
         code, _, err = trainer_cli(*words, *more)
         assert code == 1 and said in " ".join(err.split()), err
     assert trainer_cli(*words, "--held-out", 1)[0] == 2
+
+
+def test_with_fsdp_which_cannot_measure_them_none_are_held_out_unless_asked_for(monkeypatch):
+    assert TrainingOptions().recipe().held_out == 0.05
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert TrainingOptions().recipe().held_out == 0
+    assert TrainingOptions(held_out=0.1).recipe().held_out == 0.1
+    assert TrainingOptions(keep=Keep.BEST).recipe().held_out == 0.05  # which is refused, with the reason

@@ -89,7 +89,7 @@ Benchmarks = Annotated[
 ]
 ProblemLimit = Annotated[
     int | None,
-    typer.Option(min=1, rich_help_panel=BENCHMARKS, help="Only the first problems of each benchmark."),
+    typer.Option(min=1, rich_help_panel=BENCHMARKS, help="Only the first N problems of each benchmark."),
 ]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-tokens", min=1, rich_help_panel=DECODING, help="Maximum length of an output, in tokens.")

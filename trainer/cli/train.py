@@ -5,6 +5,7 @@ Parses options and prints figures; `trainer.training.train`, which loads torch, 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,9 @@ from trainer.settings import ALL_LINEAR, PRESETS, Keep, Lora, Objective, Preset,
 
 if TYPE_CHECKING:
     from trainer.adapters.model_folder import ModelFolder
+
+SHARDING = "ACCELERATE_USE_FSDP"
+"""The variable by which accelerate tells its processes that FSDP shards the weights."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class TrainingOptions:
             max=0.9,
             rich_help_panel=RECIPE,
             help="Share of the trajectories to hold out: measured on the way, never trained on. 0 is the default with "
-            "--preset paper, --objective sft and --follow.",
+            "--preset paper, --objective sft and --follow, and with FSDP, which cannot measure them.",
             show_default=f"{Recipe.held_out:g}",
         ),
     ] = None
@@ -220,7 +224,8 @@ class TrainingOptions:
         changed = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.epochs is not None:
             changed.setdefault("max_steps", None)
-        if self.objective == Objective.SFT or self.follow:
+        unmeasured = os.environ.get(SHARDING) == "true" and self.keep == Keep.LAST
+        if self.objective == Objective.SFT or self.follow or unmeasured:
             changed.setdefault("held_out", 0.0)
         lora = Lora(self.rank, self.alpha, self.dropout, listed(self.targets), self.use_rslora, self.use_dora)
         return replace(
@@ -243,7 +248,12 @@ def train_command(
         str, typer.Argument(metavar="RUN", help="The RUN to train on: a path, file://… or s3://bucket/prefix.")
     ],
     model: Annotated[str, typer.Option(help="The expert that sampled RUN: a folder or a Hugging Face Hub id.")],
-    output: Annotated[str, typer.Option(help="Where to write the adapter: a new path, file://… or s3://….")],
+    output: Annotated[
+        str,
+        typer.Option(
+            help="Where to write the adapter: a new path or bucket's URL; with --resume, the one that is there."
+        ),
+    ],
     options: TrainingOptions,
 ) -> None:
     """Train a LoRA adapter for the expert on the contrast samples of a RUN.
