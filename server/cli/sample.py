@@ -1,6 +1,6 @@
 """sample: problems through this process's own pair into a RUN, without HTTP; it ends when its shard is done.
 
-In: options. Out: a RUN, and an exit status that tells an engine of jobs whether to try again. Problems, options,
+In: options. Out: a RUN, and an exit status that tells a scheduler whether to try again. Problems, options,
 progress and what a RUN holds are the client's (`client.cli.sample`).
 """
 
