@@ -25,7 +25,7 @@ from support.servers.real_server import ROOT
 from server.settings import ServerSettings
 
 READMES = sorted([*ROOT.glob("*.md"), *(f for d in (*PACKAGES, "tests", "deploy") for f in (ROOT / d).rglob("*.md"))])
-SHELL = {"cd", "curl", "kill", "kubectl", "source", "pip", "docker", "cp", "mkdir", "sbatch", "ray", "serve"}
+SHELL = {"cd", "curl", "kill", "kubectl", "source", "pip", "docker", "cp", "mkdir", "sbatch", "scancel", "ray", "serve"}
 """Programs of others that the READMEs call."""
 OURS = re.compile(r"(?:lightreasoner-|-m )(client|server|trainer)")
 README_NAMES_IN_DEMO = {
