@@ -10,7 +10,6 @@ import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import date
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +117,7 @@ def evaluation(tmp_path_factory, base_layout, expert, adapter, models, questions
     words += ["-o", str(folder / "results.json"), "--max-tokens", str(NEW_TOKENS), "--system-prompt", SYSTEM]
     engines: list[AnswerEngine] = []
     close = AnswerEngine.close
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as stdout:
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as stdout:
         patch.setattr(AnswerEngine, "close", lambda engine: engines.append(engine))
         patch.setattr(sys, "argv", ["lightreasoner-trainer", *words])
         with suppress(SystemExit):
@@ -334,13 +333,20 @@ def test_the_merged_model_loads_in_vllm_and_scores_what_the_adapter_scored(
     assert "accuracy" in shown and "McNemar" not in shown
 
 
+def with_tensors(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(
     tmp_path, expert, adapter, trainer_cli, monkeypatch
 ):
     (tmp_path / "good.jsonl").write_text('{"question": "Ann has 2", "answer": "2"}\n')
     (tmp_path / "bad.jsonl").write_text('{"question": "Ann has", "answer": "2"}\n{"question": "How many"}\n')
     good = ("--benchmark", f"good={tmp_path / 'good.jsonl'}")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "bad.jsonl").read_bytes())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper((tmp_path / "bad.jsonl").open("rb")))
     foreign = shutil.copytree(adapter, tmp_path / "foreign")
     other = save_model(tmp_path / "other", seed=9)
     (foreign / "lightreasoner.json").write_text(json.dumps({"base_model_fingerprint": model_fingerprint(other)}))
@@ -348,12 +354,11 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(
     save_tokenizer(mute, template="", words=WORDS)
     (mute / "chat_template.jinja").unlink(missing_ok=True)
     twofold = save_model(tmp_path / "twofold")
-    about = json.loads((twofold / "config.json").read_text()) | {"is_encoder_decoder": True}
-    (twofold / "config.json").write_text(json.dumps(about))
-    lacking = save_model(tmp_path / "lacking")
-    weights = load_file(lacking / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]  # vLLM joins it with another, and says nothing
-    save_file(weights, lacking / "model.safetensors", {"format": "pt"})
+    about = twofold / "config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"is_encoder_decoder": True}))
+    up = "model.layers.1.mlp.up_proj.weight"  # vLLM joins it with another
+    lacking = with_tensors(save_model(tmp_path / "lacking"), lambda weights: weights.pop(up))
+    more = with_tensors(save_model(tmp_path / "more"), lambda weights: weights.update(odd=weights[up].clone()))
     (tmp_path / "mine.md").write_text("my own notes")
     for words, code, message in (
         ((expert, *good, "-o", tmp_path / "mine.json"), 1, "mine.md exists, but "),
@@ -364,6 +369,7 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(
         ((expert, *good, "--adapter", foreign), 1, "was made for other weights"),
         ((mute, *good), 1, "has no chat template"),
         ((lacking, *good), 1, "it lacks 1 tensors, such as model.layers.1.mlp.up_proj.weight"),
+        ((more, *good), 1, "it has no place for 1 tensors, such as odd"),
         ((twofold, *good), 1, "describes an encoder-decoder (['LlamaForCausalLM']); a causal language model is needed"),
         ((tmp_path / "none", *good), 1, "no model folder at"),
         ((expert, *good, "-o", tmp_path / "no" / "r.json"), 1, "--output"),

@@ -175,7 +175,8 @@ class ModelFolder:
             )
 
     def check_whole(self) -> None:
-        """Raise ModelError if the files lack a tensor of the model. Reads names alone, as transformers maps them.
+        """Raise ModelError if the files lack a tensor of the model, or have one that is none of its. Reads names alone,
+        as transformers maps them.
 
         vLLM does not say so of a tensor that it joins with others, as q_proj, and computes with what lies in memory.
         A quantised model's tensors have other names, and are left to who loads them.
@@ -189,6 +190,7 @@ class ModelFolder:
         except Exception:  # a kind of model that transformers cannot load so: whoever loads it says why
             return
         _check_names(self, "lacks", whole[1]["missing_keys"])
+        _check_names(self, "has no place for", whole[1]["unexpected_keys"])
 
     @cached_property
     def dtype(self) -> torch.dtype:
