@@ -121,6 +121,19 @@ def test_an_adapter_of_another_kind_or_form_is_refused_with_what_mends_it(
         assert not out.exists()
 
 
+def test_evaluate_names_an_adapter_that_was_not_trained(tmp_path, expert, trainer_cli, monkeypatch):
+    file, adapter = tmp_path / "rows.jsonl", save_adapter(tmp_path / "adapter", expert, size=0.0)
+    file.write_text('{"question": "Ann has 1", "answer": "1"}\n')
+
+    def stop(_):
+        raise ModelError("before an engine starts")
+
+    monkeypatch.setattr("trainer.adapters.model_folder.ModelFolder.check_whole", stop)
+    code, _, err = trainer_cli("evaluate", expert, "--adapter", adapter, "--benchmark", f"one={file}")
+    assert code == 1 and f"warning: {adapter} changes nothing: all of its updates are zero" in err
+    assert "before an engine starts" in err
+
+
 def test_an_adalora_adapter_merges_and_is_not_evaluated_unmerged(tmp_path, expert, trainer_cli):
     adapter, file = tmp_path / "adapter", tmp_path / "rows.jsonl"
     file.write_text('{"question": "Ann has 1", "answer": "1"}\n')

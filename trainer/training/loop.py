@@ -189,6 +189,7 @@ def arguments(recipe: Recipe, running: Running) -> TrainingArguments:
         args = TrainingArguments(
             output_dir="unused",
             max_steps=1,
+            optim="adamw_torch_fused",
             learning_rate=recipe.learning_rate,
             seed=recipe.seed,
             gradient_checkpointing=running.gradient_checkpointing,
