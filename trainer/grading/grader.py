@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from math_verify.errors import TimeoutException
 
 import trainer.grading.mathematics as limits
+from trainer.grading.boxed import Answer
 from trainer.grading.choices import choice_of
 from trainer.grading.gold import BRACKETS, CLOCK, HUNDREDS, Gold, Kind, braced, elements
 from trainer.grading.mathematics import Mathematics, limited
@@ -30,7 +31,7 @@ from trainer.grading.normalize import (
     words_of,
 )
 from trainer.grading.quantities import NUMBER_BASE, PERCENT, cut, is_bare, is_number, multiplier, spelled_out
-from trainer.grading.said import Answer, answers
+from trainer.grading.said import answers
 from trainer.grading.units import unit_of
 
 EXTRACTED_CHARACTERS = 200
