@@ -24,7 +24,7 @@ ANSWER_WORD = r"\b(?:answers?|respuesta|réponse|antwort|risposta|resposta|от�
 YET = rf"(?:(?!\bnot\b|n't|\bno\s+es\b|{FOREIGN_NOT})[^.\n])"
 SAID = (
     rf"{ANSWER_WORD}{YET}{{0,60}}?(?:\b(?:is|be|est?|ist|é|è)\b|[:=])\s*{OPTION}{LETTER}",
-    rf"{ANSWER_WORD}{YET}*?\bis\b{YET}*?(?=\([A-Z]\)\s*(?:\.|\n|$)){LETTER}",
+    rf"{ANSWER_WORD}{YET}{{0,60}}?\bis\b{YET}{{0,200}}?(?=\([A-Z]\)\s*(?:\.|\n|$)){LETTER}",
     r"\b(?:choose|chose|select|pick|go\s+with|(?:option|choice|one|it|this|that)(?:'s|\s+is)"
     rf"|(?:is|matches|corresponds\s+to)(?=\s+(?:option|choice|answer|letter)\b))\s+{OPTION}{LETTER}",
     rf"{LETTER}\s+it\s+is\b",

@@ -26,6 +26,8 @@ from trainer.grading.normalize import (
 
 LAST_CHARACTERS = 20_000
 """Of an output, in which its answer is looked for."""
+MOST_READINGS = 8
+"""Of a sentence without a number: each begins behind another verb or 'in'."""
 ANSWER_MARK = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)|<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 STEP = re.compile(
     r"\W*(?:\d+[.):]\s+[A-Za-z]|(?:step|part)\b|(?:case|problem|question|example)\s+\d+\b)", re.IGNORECASE
@@ -41,11 +43,13 @@ WORDS_FIRST = re.compile(rf"{TEXT}\s*\{{[^{{}}\d]*[a-z]{{3}}[^{{}}\d]*\}}[^=]*\d
 THOUGHT = re.compile(r".*</think>(?=.*\S)", re.DOTALL)
 
 DISPLAY = re.compile(
-    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]"
-    r"|\\begin\{(?:align|aligned|equation|gather|gathered|multline|eqnarray|split)\*?\}(.+?)\\end\{\w+\*?\}",
+    r"\$\$(.+?)\$\$|\\\[((?:(?!(?<!\\)\\\[).)+?)\\\]"
+    r"|\\begin\{(?:align|aligned|equation|gather|gathered|multline|eqnarray|split)\*?\}"
+    r"((?:(?!\\begin\{(?:align|equation|gather|multline|eqnarray)\*?\}).)+?)\\end\{\w+\*?\}",
     re.DOTALL,
 )
-INLINE = re.compile(r"\\\((.+?)\\\)|(?<![\\$])\$(?!\$)((?:\\.|[^$\\])+?)\$(?!\d)", re.DOTALL)
+"""What is opened again before it is closed was no display: else a loop would be searched to its end at each one."""
+INLINE = re.compile(r"\\\(((?:(?!\\\().)+?)\\\)|(?<![\\$])\$(?!\$)((?:\\.|[^$\\])+?)\$(?!\d)", re.DOTALL)
 SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bRs)(?<!\bsq)(?<![ap]\.m)[.!?](?=[\s*\"')]|$)|[。！？]|\n"
 )
@@ -153,13 +157,13 @@ def answers(output: str, count: int) -> Iterator[Answer]:
 
 def _mark(output: str) -> re.Match[str] | None:
     """The last mark that is none of Markdown's headings."""
-    last = None
+    last, end = None, len(output.rstrip())
     for mark in ANSWER_MARK.finditer(output):
         text = (mark[1] or mark[2] or "").strip()
         heading = mark[1] is not None and (
             STEP.match(text)
             or re.search(r":\W*$", text)
-            or (output[mark.end() :].strip() and not re.match(r"[-+$\\\d(\[{.*]", text))
+            or (mark.end() < end and not re.match(r"[-+$\\\d(\[{.*]", text))
         )
         if text and not heading:
             last = mark
@@ -169,12 +173,7 @@ def _mark(output: str) -> re.Match[str] | None:
 def _unmarked(output: str) -> Iterator[Answer]:
     """Without a mark: what follows the last 'answer is', or else the last sentence or display, from its verb on."""
     text = plain_sentences(output)
-    anchored = ""
-    for said in ANSWER.finditer(text):
-        rest = text[said.end() :].lstrip(" \n\t*:：")
-        before = re.split(r"[.!?\n]", text[: said.start()])[-1]
-        anchored = "" if DISBELIEVED.search(before) else next(iter(split_sentences(rest)), anchored)
-    if anchored:
+    if anchored := _behind_answer_is(text):
         yield from _from_sentence(anchored, whole=True)
         return
     sentences = [one for one in split_sentences(text) if re.search(r"[\w$∞]", one) and not PLEASANTRY.search(one)]
@@ -188,6 +187,17 @@ def _unmarked(output: str) -> Iterator[Answer]:
             return
 
 
+def _behind_answer_is(text: str) -> str:
+    """The sentence behind the last 'answer is' that one follows; '' where it is none, or not believed."""
+    for said in reversed(list(ANSWER.finditer(text))):
+        begin = max(text.rfind(end, 0, said.start()) for end in ".!?\n") + 1
+        if DISBELIEVED.search(text[begin : said.start()]):
+            return ""
+        if sentences := split_sentences(text[said.end() :].lstrip(" \n\t*:：")):
+            return sentences[0]
+    return ""
+
+
 def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     sentence = re.sub(r"^\W*step\s+\d+\s*[:.]\s*(?=.*=)", "", sentence, flags=re.IGNORECASE)
     sentence = re.sub(r"\$\\(?:blacksquare|square|Box)\$$", "", sentence.strip()).strip()
@@ -197,11 +207,12 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     if runs(short := ASIDE.sub("", sentence).strip()) or not runs(sentence):
         sentence = short
     begins = [0, *(joint.end() for joint in CLAUSE.finditer(_masked(sentence)))]
-    clause = sentence[next((begin for begin in reversed(begins) if runs(sentence[begin:])), 0) :].strip(" ,;")
+    clause = sentence[_last_before_formulas(begins, sentence) or 0 :].strip(" ,;")
     if whole and not DENIED.match(clause):
         yield Answer(clause, marked=False)
     verbs = list(COPULA.finditer(_masked(clause)))
-    verb = next((verb for verb in reversed(verbs) if runs(clause[verb.end() :])), None)
+    end = _last_before_formulas([verb.end() for verb in verbs], clause)
+    verb = next((verb for verb in verbs if verb.end() == end), None)
     before, text = (clause[: verb.start()], clause[verb.end() :].strip()) if verb else ("", clause)
     where = runs(text)
     if not where:
@@ -228,6 +239,12 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         yield Answer(text[:first].rstrip(".,;:"), marked=False)
 
 
+def _last_before_formulas(begins: list[int], text: str) -> int | None:
+    """The last of these places in a text that has a formula or a number behind it."""
+    last = max((end for _, end in runs(text)), default=0)
+    return next((begin for begin in reversed(begins) if begin < last and runs(text[begin:])), None)
+
+
 def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     """A sentence without a formula: 'it is purple', 'she has seven'."""
     told = clause[verbs[0].end() :] if verbs else clause
@@ -236,7 +253,7 @@ def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     if denied or re.search(r"\bif\b", clause) or CHANGED.search(told):
         return
     yield Answer(LEAD.sub("", clause), marked=False)
-    for verb in reversed([*verbs, *re.finditer(r"\b(?:on|in)\b", clause)]):
+    for verb in reversed([*verbs, *re.finditer(r"\b(?:on|in)\b", clause)][-MOST_READINGS:]):
         yield Answer(clause[verb.end() :].strip(" :"), marked=False)
     if (word := NUMBER_WORD.search(clause)) and not denies and not BOUND.search(clause[: word.start()]):
         yield Answer(digits_for_words(clause[word.start() :]), marked=False)
