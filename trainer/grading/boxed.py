@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from trainer.grading.normalize import TEXT, squeezed
+from trainer.grading.normalize import COMPARED, NAMED, TEXT, squeezed
 
 NEXT_STEP = re.compile(
     r"[.!?]\s|\b(?:no|not|wait|actually|corrected|instead|rather|but|so|thus|hence|therefore|then|gives?|answer|which)\b",
@@ -17,6 +17,23 @@ NEXT_STEP = re.compile(
 """Between two boxes: the second one follows from the first, or corrects it."""
 SEPARATOR = re.compile(r"[,;&]|\b(?:and|or)\b", re.IGNORECASE)
 MARKUP = re.compile(rf"\\[()\[\],;! ]|\\q?quad\b|[$~*\s]|{TEXT}|[{{}}]|\\(?:begin|end)\{{\w+\*?\}}")
+NAME = r"(?<![A-Za-z\\}])[A-Za-z](?:_\{?\w\}?)?"
+NAMED_BOX = re.compile(rf"({NAME})\s*=\s*(?:\\?\$)?\s*$")
+"""Right before a box: the name of what it holds."""
+GOES_ON_AS_A_NUMBER = re.compile(
+    r"[\s$]*(?:(?:\\times|\\cdot|[×·x*])(?![A-Za-z])\s*10\s*\^\s*(?:\{[^{}]*\}|[-+]?\d+)|(?<!\s)[eE][-+]?\d+(?!\w))"
+)
+"""Right behind a box: a power of ten."""
+OPENS = r"\s*(?:\\?\$|\\\()?\s*"
+RIVAL_BEHIND = re.compile(
+    rf"(?:[\s$]|\\[)\]])*(?P<joint>,(?!\d)|(?:,\s*|\\text\s*\{{\s*)?\b(?:or|and)\b\s*\}}?){OPENS}(?:(?P<name>{NAME})\s*=\s*)?"
+    r"(?P<value>(?:[-+]\s*)?(?:\\\$)?(?:\.?\d|\\(?:[dt]?frac|sqrt|pi|infty)(?![A-Za-z]))[^\s$;]*)"
+)
+RIVAL_BEFORE = re.compile(
+    rf"(?:(?P<name>{NAME})\s*=\s*)?(?P<value>[^\s$,;=]*\d[^\s$,;=]*)(?:[\s$]|\\[)\]])*"
+    rf"(?P<joint>,|(?:,\s*|\\text\s*\{{\s*)?\b(?:or|and)\b\s*\}}?){OPENS}(?:(?P<own>{NAME})\s*=\s*)?$"
+)
+"""Another value beside a box, that is said to be the answer too."""
 BESIDE = 80
 """Characters beside a box, in which the rest of its formula is looked for."""
 OPENED = re.compile(r"(?<!\\)\\[(\[]|\\begin\{[a-z]+\*?\}")
@@ -25,7 +42,45 @@ FORMULA_BEGIN = re.compile(r"(?:(?<!\\)\$|\\[(\[])+(\s*)$")
 WANTS_MORE = re.compile(r"[-+*/=]\s*$")
 FORMULA_END = re.compile(r"(?<!\\)\$|\\[)\]]|\\\\|\n")
 SPACES = r"(?:\\[,;:! ]|\\q?quad\b|\\(?:displaystyle|left|bigl?|Bigl?)\b|[~\s])*"
-OPERATOR_BEFORE = r"(?:[-+/^]|(?<!\*)\*(?!\*)|\\(?:cdot|times|div|pm|mp)\b)"
+OPERATOR_BEFORE = r"(?:[-+/^×·÷]|(?<!\*)\*(?!\*)|\\(?:cdot|times|div|pm|mp)(?![A-Za-z]))"
+RELATION = r"(?:(?<![=-])[<>]=?|!=|[≤≥≠]|\\(?:[lgn]eq?q?|[lg]eqslant|[lg]t|ll|gg)(?![A-Za-z]))"
+BOUNDED = re.compile(rf"{RELATION}{SPACES}-?(?:\\?\$)?{SPACES}$")
+"""In a formula, right before its box: it is a bound."""
+CONNECTS = (
+    r"(?:[Ll]ong)?(?:[Ll]eft)?[Rr]ightarrow|iff|implies|to|mapsto|therefore|because|approx|equiv|sim\w*|cong|doteq|triangleq|"
+    r"colon|in|text\w*|math[a-z]+|mbox|rm|bf|it|boldsymbol|underline|color|displaystyle|large|Large|LARGE|huge|Huge|left|"
+    r"right|[bB]igg?|q?quad|[hv]space|newline|hline|hfill|item|bullet|star|ast|noindent"
+)
+FOLLOWS = (
+    rf"{CONNECTS}|operatorname|circ|degree|mu|Omega|AA|r?a?angstrom|[lgn]eq?q?|[lg]eqslant|[lg]t|[pb]?mod|end|tag|notag|"
+    r"nonumber|label|qed|square|Box|blacksquare|checkmark|boxed|fbox|par|euro|pounds|cents?|cdot|times|div|pm"
+)
+"""Commands that may stand right before a box, and right behind it; any other makes a formula of which it is a part."""
+ARGUMENT = re.compile(
+    r"(?:(?<![A-Za-z\\])[A-Za-z]|\b(?:max|min|gcd|lcm|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|abs|floor|ceil)\s?)\("
+    r"(?:[^()\s]|,\s)*$|\b(?:sin|cos|tan|log|ln|sqrt|mod|modulo)\s$|(?<![\d.])0\.$|=\s*\d+[.,]$"
+)
+"""The same, in words: of a function, or digits of the number."""
+RIGHT_BEFORE = r"(?:\s|\$|\*|\\[(\[])*$"
+CHANGED_BEFORE = re.compile(
+    rf"(?:\b(?:not|never|neither|nor|cannot|anything\s+but|far\s+from)|n't)(?:\s+(?:be|equal(?:\s+to)?|is|exactly|just))?{RIGHT_BEFORE}"
+    rf"|\b(?:half|twice|double|triple|thrice)(?:\s+of)?{RIGHT_BEFORE}"
+    rf"|\b(?:{COMPARED}\s+than|times|modulo|(?:square|cube|root|reciprocal|factorial|multiple|factor)s?\s+of){RIGHT_BEFORE}",
+    re.IGNORECASE,
+)
+"""In words, right before a box. 'At least 18' is how solutions say a least number."""
+NO_LONGER = (
+    r"(?:wrong|incorrect|false|impossible|invalid|extraneous|spurious|a\s+mistake|an\s+error|"
+    r"not\s+(?:correct|right|possible|true|valid|the|an?\s+(?:valid|possible|correct))|ruled\s+out|rejected)\b"
+)
+TAKEN_AWAY = re.compile(
+    rf"^[\s$*_)\]}}\\]*(?:\?(?!\W*(?:yes|yeah|correct|right|indeed)\b)"
+    rf"|\W*(?:(?:which|that|this|it|but\s+(?:that|this|it))\s*)?(?:'s|is|was|seems|must\s+be|can(?:not|'t)\s+be)\s+(?:\w+ly\s+|also\s+|just\s+)?{NO_LONGER}"
+    r"|\W*(?:no\s*[,.:;!\N{EM DASH}]|oops\b|sorry\b|correction\b|scratch\s+that|never\s*mind)"
+    rf"|\W*(?:wait|hmm|actually)\b.{{0,120}}?\b(?:{NO_LONGER}|mistake|error|forgot|should\s+(?:be|have))\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Behind a box: a question, or what takes it back."""
 SIGN_BEFORE = re.compile(
     rf"(?:^|[=:<>≈({{\[,;&]|\\(?:Rightarrow|rightarrow|implies|to|iff|therefore|approx|[lgn]eq?)\b){SPACES}"
     rf"(-|\\pm\b){SPACES}(?:\\\$)?$"
@@ -35,7 +90,7 @@ LEADS_UP = re.compile(
     rf"(?:\\[dtc]?frac(?:\s*\{{[^{{}}]*\}})?|\\sqrt(?:\[[^\]]*\])?|\\[dt]?binom|[\^_])\s*\{{{SPACES}$"
     rf"|\\(?:sqrt|log|ln|sin|cos|tan|cot|sec|csc|exp)(?:[_^]\{{?\w+\}}?)?{SPACES}\(?$"
     rf"|[\w)\]}}!%'|]{SPACES}{OPERATOR_BEFORE}{SPACES}(?:\\?\$)?{SPACES}[(\[]?{SPACES}$"
-    r"|(?:\d|\\(?:pi|theta)|(?<!^\(\w)(?<!^\(\w\w)\)|(?<![A-Za-z\\])[A-Za-z])$"
+    r"|(?:\d|\d[.,]|\d\s*:|(?<!^\(\w)(?<!^\(\w\w)\)|(?<![A-Za-z\\])[A-Za-z])$"
     r"|(?:[\^_]|frac\s*\{[^{}]*\}|sqrt)\s*\{[^{}]*\}$"
 )
 """The same: the box holds a part of the formula."""
@@ -55,13 +110,14 @@ COMES_NEXT = re.compile(
 )
 """Before a line that begins with a minus: it is no bullet."""
 GOES_ON = re.compile(
-    r"[^\S\n]*(?:(?:[-+/]|\*(?!\*)|\\(?:cdot|times|div)\b)\s*\\?\$?\d|\^\s*\{?\s*(?!(?:o|th|st|nd|rd)(?![A-Za-z\d]))[-\dA-Za-z]"
-    r"|\\(?:sqrt|pi|[dt]?frac)(?![A-Za-z]))"
+    r"[^\S\n]*(?:(?:[-+/×·÷]|\*(?!\*)|\\(?:cdot|times|div)(?![A-Za-z]))\s*\\?\$?\d"
+    r"|\^\s*\{?\s*(?:(?!(?:o|th|st|nd|rd)(?![A-Za-z\d]))[-\dA-Za-z]|\\(?!circ|degree|text|mathrm|prime|rm|mbox)[A-Za-z])"
+    r"|[½⅓⅔¼¾]|[ ~]\d+\s*/\s*\d|x\s*\d)|[.,:]\d"
 )
 """Right behind a box: the same."""
 GOES_ON_IN_FORMULA = re.compile(
-    rf"{SPACES}(?:[-+/*]|\\(?:cdot|times|div|pm)\b){SPACES}(?:[A-Za-z(]|\\(?!text|mathrm|quad|\w*box)[A-Za-z])"
-    r"|[abefijnp-rt-z](?![A-Za-z])|\([^()]*[-+][^()]*\)"
+    rf"{SPACES}(?:[-+/*]|\\(?:cdot|times|div|pm)(?![A-Za-z])){SPACES}(?:[A-Za-z(]|\\(?!text|mathrm|quad|\w*box)[A-Za-z])"
+    rf"|[abefijnp-rt-z](?![A-Za-z])|\([^()]*[-+][^()]*\)|{SPACES}!(?!=)|{SPACES}{RELATION}{SPACES}[A-Za-z](?![A-Za-z])"
 )
 ENGLISH = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}(?![A-Za-z}])")
 """In what two dollar signs enclose: they are money."""
@@ -77,25 +133,54 @@ class Answer:
     behind: str = ""
     part: bool = False  # what stands beside its box makes a formula of which it is a part
     marked: bool = True  # by a box or another mark: then it is all there is
+    rival: str = ""  # another value, which is said to be the answer too: then both are right or none
 
 
 def last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
     """The last box; with those before it that are its neighbours, or stand in one list with it."""
-    start, begin, end = found[-1]
-    behind, held = output[end + 1 :], [output[begin:end].strip()]
+    held = [found[-1]]
     for before in reversed(found[:-1]):
-        between = output[before[2] + 1 : start]
+        start, between = held[0][0], output[before[2] + 1 : held[0][0]]
         if before[2] >= start:
             continue  # it holds the other
         plain = MARKUP.sub(" ", between).strip()
         if plain and (len(plain) > 70 or not SEPARATOR.search(plain) or NEXT_STEP.search(plain)):
             break
-        text = output[before[1] : before[2]].strip()
-        if squeezed(text) not in map(squeezed, held):
-            held.insert(0, text)
-        start = before[0]
-    sign, part = _beside(output[:start], held[0], behind)
-    return Answer(sign + ", ".join(held), behind, part)
+        held.insert(0, before)
+    text, before, behind = listed(output, held), output[: held[0][0]], output[found[-1][2] + 1 :]
+    if more := GOES_ON_AS_A_NUMBER.match(behind):
+        text, behind = text + more[0].replace("$", ""), behind[more.end() :]
+    sign, part = _beside(before, output[held[0][1] : held[0][2]].strip(), behind)
+    said = re.split(r"[.!?\n]\s", before[-BESIDE:])[-1]
+    part = part or bool(CHANGED_BEFORE.search(said) or TAKEN_AWAY.search(behind[: 3 * BESIDE]))
+    return Answer(sign + text, behind, part, rival=_rival(before, behind))
+
+
+def listed(output: str, found: list[tuple[int, int, int]]) -> str:
+    """What boxes hold, each thing once; with their names, where they differ: x=\\boxed{3}, y=\\boxed{5}."""
+    texts = {squeezed(text): (start, text) for start, begin, end in found if (text := output[begin:end].strip())}
+    names = [NAMED_BOX.search(output[:start][-BESIDE:]) for start, _ in texts.values()]
+    different = len(texts) > 1 and all(names) and len({name[1] for name in names if name}) == len(texts)
+    held = [text for _, text in texts.values()]
+    return (
+        ", ".join(f"{name[1]}={text}" for name, text in zip(names, held, strict=True) if name)
+        if different
+        else ", ".join(held)
+    )
+
+
+def _rival(before: str, behind: str) -> str:
+    """Another value of the same thing beside a box: \\boxed{7} or 3; '' where there is none."""
+    begin = _formula_begin(before, behind)
+    one_formula = begin >= 0 and not _prose(before[begin:])
+    name = NAMED_BOX.search(before[-BESIDE:])
+    others = (RIVAL_BEHIND.match(behind), RIVAL_BEFORE.search(before[begin if one_formula else 0 :][-BESIDE:]))
+    for other, own in zip(others, (name and name[1], others[1] and others[1]["own"]), strict=True):
+        if other is None or (other["joint"] == "," and not (one_formula and "$" not in other[0][:-1].lstrip("$"))):
+            continue
+        if "or" in other["joint"] or other["name"] == own:
+            return other["value"].strip("(*").rstrip(".,:!)*\\")
+    return ""
 
 
 def _beside(before: str, held: str, behind: str) -> tuple[str, bool]:
@@ -105,24 +190,63 @@ def _beside(before: str, held: str, behind: str) -> tuple[str, bool]:
     formula = re.split(r"\\\\|&|\n", before[begin:])[-1] if begin >= 0 else ""
     inside = begin >= 0 and not _prose(formula)
     rest = FORMULA_END.split(behind[:BESIDE], maxsplit=1)[0] if inside else behind
-    goes_on = bool(GOES_ON.match(rest) or (inside and not _prose(rest) and GOES_ON_IN_FORMULA.match(rest)))
+    goes_on = _goes_on(rest, held, inside)
     again = rf"(?<![\d.,]){re.escape(held)}"
     if inside and formula.strip():
-        if sign := SIGN_BEFORE.search(formula := formula[-BESIDE:]):
+        formula = formula[-BESIDE:]
+        if _encloses(formula, rest) or BOUNDED.search(formula):
+            return "", True
+        if sign := SIGN_BEFORE.search(formula):
             return sign[1], goes_on
-        alone = HEADED.search(formula) or re.search(rf"{again}$", formula)
+        alone = HEADED.search(formula) or re.search(rf"{again}[.,]?$", formula)
         return "", bool(LEADS_UP.search(formula) and not alone) or goes_on
     if inside and (before[begin:].strip() or "\n" in before[begin:]):
         return "", goes_on
     bare = before[:-BESIDE] + FORMULA_BEGIN.sub(r"\1", before[-BESIDE:])
     above, _, line = bare.rpartition("\n")
     line = line if len(line) <= BESIDE else f"…{line[-BESIDE:]}"
-    if NUMBERED.search(line) or HEADED.search(line) or re.search(rf"{again}(?:\s+-\s*)?$", line):
+    if NUMBERED.search(line) or HEADED.search(line) or re.search(rf"{again}(?:[.,]|\s+-\s*)?$", line):
         return "", goes_on
     if LEADS_UP_IN_WORDS.search(line) or (bare == before and TOUCHES.search(line)):
         return "", True
+    if ARGUMENT.search(line) or BOUNDED.search(re.sub(r"^[>\s]+|<[^<>]*>", "", line)):
+        return "", True
     bullet = re.fullmatch(r"\s*-(?:\\\$)?", line) and not COMES_NEXT.search(above[-BESIDE:])
     return "-" if MINUS.search(line) and not bullet else "", goes_on
+
+
+def _goes_on(rest: str, held: str, inside: bool) -> bool:
+    """Whether a formula goes on behind its box; `inside`: the box stands within the signs of a formula."""
+    if GOES_ON.match(rest) or (inside and not _prose(rest) and GOES_ON_IN_FORMULA.match(rest)):
+        return True
+    if (command := re.match(r"[^\S\n]*\\([A-Za-z]+)", rest)) and not re.fullmatch(FOLLOWS, command[1]):
+        return True
+    other = re.match(r"[^\S\n]*=([^=\n$]*)", rest)
+    if other is None or re.search(r"(?<!\\)[A-Za-z]", held):
+        return False
+    side = re.sub(r"(?<=\d)\s*x\s*(?=\d)", " ", WORDLESS.sub(" ", re.split(r"[.,;]\s|[.,;]?$", other[1])[0]))
+    unknown = re.search(r"(?<![A-Za-z])(?<!\d\s)(?<!\d~)[A-Za-z](?![A-Za-z])", side)
+    return bool(unknown and not _prose(side) and not NAMED.fullmatch(f"{side}="))  # 18 = 2x
+
+
+def _encloses(formula: str, rest: str) -> bool:
+    """Whether what is open before a box makes it an argument, one of several, or an absolute value."""
+    formula = re.sub(r"\\([{}])", lambda brace: "(" if brace[1] == "{" else ")", formula)
+    command = re.search(rf"\\([A-Za-z]+)\*?{SPACES}\(?{SPACES}$", formula)
+    if command and not re.fullmatch(CONNECTS, command[1]):
+        return True
+    if re.search(rf"\|{SPACES}$", formula) and re.match(rf"{SPACES}(?:\\right\s*)?\|", rest):
+        return True
+    opened: list[int] = []
+    for at, sign in enumerate(formula):
+        if sign in "([":
+            opened.append(at)
+        elif sign in ")]" and opened:
+            opened.pop()
+    if not opened:
+        return False
+    outer = re.sub(rf"(?:\\(?:left|[bB]igg?l?)|{TEXT}\s*\{{[^{{}}]*\}})\s*$", "", formula[: opened[-1]]).rstrip()
+    return "," in formula[opened[-1] :] or bool(re.search(r"(?:(?<![A-Za-z\\])[A-Za-z]|[\d}])$", outer))
 
 
 def _formula_begin(before: str, behind: str) -> int:

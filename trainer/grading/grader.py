@@ -20,6 +20,8 @@ from trainer.grading.mathematics import Mathematics, limited
 from trainer.grading.normalize import (
     ANSWER_CHARACTERS,
     NAMED_BRACKETS,
+    NAMED_PART,
+    NAMES,
     NEGATIVE,
     NUMBER_WORD,
     TEXT,
@@ -42,6 +44,7 @@ ALGEBRA = re.compile(r"(?:\\mu\b\s*)?[A-Za-z](?![A-Za-z])|\\Omega\b|[^,]*,")
 """Behind a gold number: no unit, unless a ~ or, behind plain digits, a \\, holds it off. \\text, \\mathrm and words of
 several letters are units."""
 HELD_OFF = r"(?:.*~|.*\\[,;: ](?=\s*\\)|-?[\d.,]+\\[,;: ])\s*"
+BRACKETED = re.compile(r"[()\[\]<>≤≥≠]|\\(?:[lgn]eq?q?|[lg]eqslant|[lg]t|in|cup|setminus)(?![A-Za-z])")
 EQUATION = re.compile(r"(?=[^=]*(?<![\\A-Za-z])[A-Za-z](?![A-Za-z]))[^=]*[-+*/^|][^=]*=")
 """No name and no derivation before its value."""
 DEGREES = re.compile(
@@ -80,6 +83,8 @@ def _judge(gold: Gold, output: str, found: list[Answer]) -> bool:
         if not found:
             found.append(answer)
         if len(answer.text) <= ANSWER_CHARACTERS and not answer.part and _same(gold, answer, maths):
+            if answer.rival and not _same(gold, Answer(answer.rival), maths):
+                continue
             found.append(answer)
             return True
     return False
@@ -93,7 +98,7 @@ def _same(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         case Kind.CLOCK:
             return _clock(gold.text, answer)
         case Kind.TUPLE | Kind.INTERVAL:
-            return _bracketed(gold.text, answer.text, maths)
+            return _bracketed(gold, answer.text, maths)
     return _each(gold, answer, maths) if gold.each else _value(gold, answer, maths)
 
 
@@ -169,12 +174,42 @@ def _formula(gold: Gold, answer: Answer, expected: str, text: str, maths: Mathem
     return all(maths.same(expected, side) for side in sides)  # an equation is not its right side
 
 
-def _bracketed(gold: str, answer: str, maths: Mathematics) -> bool:
+def _bracketed(gold: Gold, answer: str, maths: Mathematics) -> bool:
     """Tuples, in order; intervals, their unions, or relations that say the same. Braces hold sets."""
-    wanted, given = (without_name(tidy(NAMED_BRACKETS.sub("", text))) for text in (gold, answer))
+    wanted, given = (without_name(tidy(NAMED_BRACKETS.sub("", text))) for text in (gold.text, in_order(answer)))
+    if len(elements(re.sub(OR, ",", given))) > 1 and not BRACKETED.search(given):
+        if gold.kind is Kind.INTERVAL:
+            return False
+        given = f"({given})"
     if r"\cup" in wanted:
         given = OR_SETS.sub(r"\\cup ", given)
     return not re.fullmatch(r"\\\{[^()\[\]]*\\\}", given) and maths.same(wanted, given.rstrip(" ,"))
+
+
+def in_order(text: str) -> str:
+    """Coordinates with names, as y = 3, x = -2 or (y, x) = (3, -2), in the order of their names, in brackets.
+
+    That is the alphabet's, where names follow each other in it; others, as n and k, stay as they are.
+    """
+    plain = BRACKETS.sub("", text)
+    if head := NAMES.match(plain):
+        names = elements(head[1])
+        return re.sub(r"\(([^()]*)\)", lambda one: _by_name(names, elements(one[1])), plain[head.end() :])
+    parts = [NAMED_PART.fullmatch(part) for part in elements(re.sub(OR, ",", plain))]
+    names = [part[1] for part in parts if part]
+    if len(parts) < 2 or len(set(names)) < len(parts):
+        return text
+    return _by_name(names, [part[2] for part in parts if part])
+
+
+def _by_name(names: list[str], values: list[str]) -> str:
+    places = [(ord(name[0]), int(re.sub(r"\D", "", name) or 0)) for name in names]
+    letter, number = min(places)
+    following = {(letter + index, number) for index in range(len(names))}
+    numbered = {(letter, number + index) for index in range(len(names))}
+    if set(places) in (following, numbered) and len(names) == len(values):
+        values = [value for _, value in sorted(zip(places, values, strict=True))]
+    return f"({', '.join(values)})"
 
 
 def _words(gold: str, told: str) -> bool:

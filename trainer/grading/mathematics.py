@@ -83,6 +83,8 @@ class Mathematics:
         numbers = self._number(mine), self._number(theirs)
         if None not in numbers:
             return close(*numbers, ROUNDING)
+        if (_is_range(mine) and _are_points(theirs)) or (_is_range(theirs) and _are_points(mine)):
+            return False  # math-verify takes 3 < x < 7 for its ends
         if isinstance(mine, sympy.Eq) and isinstance(theirs, sympy.Eq):
             return self._same_equation(mine, theirs)
         return bool(self._limited(lambda: verify(_one_set(mine), _one_set(theirs), **EXACT)))
@@ -141,6 +143,17 @@ def _one_set(value: Any) -> Any:
     if isinstance(value, sympy.FiniteSet) and all(isinstance(one, INEQUALITY) for one in value):
         return sympy.Union(*(one.as_set() for one in value))
     return value
+
+
+def _is_range(value: Any) -> bool:
+    """x > 3, 3 < x < 7 or x in (3, 7)."""
+    inside = isinstance(value, sympy.Eq) and value.has(sympy.Interval)
+    return inside or isinstance(value, (sympy.And, sympy.Or, sympy.Union, *INEQUALITY))
+
+
+def _are_points(value: Any) -> bool:
+    """3, 7 or x = 3, x = 7."""
+    return isinstance(value, sympy.FiniteSet) and not any(isinstance(one, (sympy.Set, *INEQUALITY)) for one in value)
 
 
 def _frozen(value: Any) -> Any:

@@ -79,6 +79,8 @@ NAMED = re.compile(
     r"(?:=|\\approx\b|≈|\\sim\b)"
 )
 """x = or f(n) = before a value. A known function of an unknown, as in log(x) = 2, makes an equation."""
+NAMES = re.compile(r"\s*\(?\s*((?:[A-Za-z](?:_\{?\d\}?)?\s*,\s*)+[A-Za-z](?:_\{?\d\}?)?)\s*\)?\s*=\s*(?=\()")
+NAMED_PART = re.compile(r"\s*([A-Za-z](?:_\{?\d\}?)?)\s*=\s*([^=]+)")
 NAMED_BRACKETS = re.compile(r"\(?\b[A-Za-z](?:\s*,\s*[A-Za-z])*\)?\s*(?:=|\\in\b)\s*(?=[(\[\\])")
 """x ∈ or (a, b) = before brackets."""
 # fmt: off
@@ -86,16 +88,22 @@ ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", 
         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
 # fmt: on
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _WORD = rf"(?:{'|'.join((*ONES[::-1], *TENS))})"
 NUMBER_WORD = re.compile(
     rf"(?<![A-Za-z]){_WORD}(?![A-Za-z])(?:(?:-|\s+(?:and\s+)?)(?:{_WORD}|{'|'.join(SCALES)})(?![A-Za-z]))*",
     re.IGNORECASE,
 )
-PARTS = {
-    "half": 2, "halve": 2, "third": 3, "fourth": 4, "quarter": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
-    "ninth": 9, "tenth": 10, "twelfth": 12, "twentieth": 20, "hundredth": 100, "thousandth": 1000,
-}  # fmt: skip
+_IRREGULAR = {"five": "fifth", "eight": "eighth", "nine": "ninth", "twelve": "twelfth", "hundred": "hundredth"}
+PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4} | {
+    _IRREGULAR.get(word) or (word[:-1] + "ieth" if word.endswith("ty") else word + "th"): value
+    for word, value in (
+        *((word, value) for value, word in enumerate(ONES) if value > 3),
+        *((word, 10 * value) for value, word in enumerate(TENS, 2)),
+        *SCALES.items(),
+    )
+}
+"""The words for parts, and how many of them make one."""
 NEGATIVE = re.compile(rf"\s*(?:minus|negative)\s+(?=\\?\$?[\d.(]|\\[dt]?frac|\\sqrt|{_WORD}\b)", re.IGNORECASE)
 """At the start of an answer."""
 _PART = r"(?:s\b|\b(?=\s+of\b|\W*$))"  # not in third graders
@@ -104,9 +112,14 @@ FOREIGN_NOT = r"\b(?:nicht|kein\w*|pas|não|non|не)\b"
 COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|under|over|rather|older|younger)"
 MORE_THAN = re.compile(rf"[^\w$]*{COMPARED}\s+than\b", re.IGNORECASE)
 CHANGED = re.compile(
-    rf"^\W*(?:{'|'.join(PARTS.keys() - {'quarter'})}){_PART}"
-    rf"|\b(?:or|and|less)\s+(?:an?\s+)?(?:half|third|quarter|{COMPARED}|{NUMBER_WORD.pattern})\b"
-    rf"|(?<!\\)\btimes\s+(?:as|more|less|fewer|the|that|what|his|her|its|their|\w+er|\d+|{NUMBER_WORD.pattern})\b"
+    rf"^\W*(?:(?:ten|hundred|thousand)[\s-]+)?(?:{'|'.join(PARTS.keys() - {'quarter'})}){_PART}"
+    rf"|\b(?:or|and|less)\s+(?:an?\s+)?(?:another\s+)?(?:half|third|quarter|{COMPARED}|{NUMBER_WORD.pattern})\b"
+    rf"|(?<!\\)\btimes\s+(?:as|more|less|fewer|the|that|what|his|her|its|their|\w+er|\\?pi|[b-zB-Z]|\d+|{NUMBER_WORD.pattern})\b"
+    r"|^[^\w\\]*(?:over|choose|mod(?:ulo)?|(?:short|shy)\s+of)\b|\braised\s+to\b"
+    r"|\bto\s+the\s+(?:(?:\w+\s+)?power\b|\w*(?:th|third)\W*$)"
+    rf"|^[^\w\\]*(?:(?:square|cube)\s+)?roots?\s+(?:of\s+)?(?:\\?pi|[a-z]|{NUMBER_WORD.pattern})\b"
+    rf"|\b(?:base[\s-]+(?:[a-z]|{NUMBER_WORD.pattern})|in\s+(?:binary|octal|hexadecimal)|with\s+probability)\b"
+    r"|^\W*(?:sext|sept|oct|non|dec)illions?\b"
     r"|\b(?:divided|multiplied|increased|decreased|reduced)\s+by\b|\btoo\s+(?:many|much|few|little)\b|\bor\W*[A-Za-z]?\W*$"
     r"|\b(?:if|unless|cannot|impossible)\b|\b(?:plus|minus|squared|cubed|factorial|doubled|tripled|halved|at\s+(?:least|most)|so\s+far)\b"
     r"|\b(?:upper|lower)\s+(?:bound|limit)\b"
@@ -116,6 +129,12 @@ CHANGED = re.compile(
     re.IGNORECASE,
 )
 """Behind a number: what makes it another one, a bound, or none. Coins are quarters."""
+ANOTHER = re.compile(
+    rf"[,;]\s+(?:and\s+)?(?!one\b){NUMBER_WORD.pattern}|\bor\s+(?:none|nothing|all|any|every|no)\b"
+    r"|^[^\w\\]*(?:or\b|and\s+(?:\\(?!text)|(?:all|none|no)\b|[b-hj-z](?![A-Za-z])))",
+    re.IGNORECASE,
+)
+"""Behind a number: a second one."""
 BELOW = re.compile(rf"(?i)(?:[^\w.,;]|circ|{TEXT}|degrees?|celsius|[CF]\b)*\bbelow(?:\W|{TEXT})*(?:zero\b|0(?![\d.]))")
 """Below zero, right behind a number and its unit."""
 SOFT_EDGES = re.compile(r"^[\s\"'*]*(?:(?:the|a|an)\s+)?[\"'*]*|[\s.,;:!?'\"*]+$", re.IGNORECASE)

@@ -12,18 +12,22 @@ import sympy
 
 from trainer.grading.gold import Gold, elements, unit_behind
 from trainer.grading.mathematics import ROUNDING, Mathematics, close
-from trainer.grading.normalize import BELOW, CHANGED, MORE_THAN, TEXT, plain_text
+from trainer.grading.normalize import ANOTHER, BELOW, CHANGED, MORE_THAN, TEXT, plain_text
 from trainer.grading.units import ratio, unit_of
 
 ABOUT = 0.01
 """How far the sides of an ≈ may be apart, in parts of a number."""
 NUMBER_BASE = re.compile(r"(?<=\d)_\s*\{?\s*(\d+)\s*\}?\s*$")
+BASE_BEHIND = re.compile(r"_\s*\{?\s*(\d+)")
 TOKEN = re.compile(
     rf"(?P<unit>{TEXT}|[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]+|\\?[%¢]|°|\^\s*\{{?\s*\\(?:circ|degree)\b"
     r"|\\(?:mu|Omega|AA|degree)(?![A-Za-z])|(?<!\\)[A-Za-z]{2,})|\\[A-Za-z]+|[{}]|(?P<letter>[A-Za-z])"
 )
 """Of an answer: where its unit may begin. A letter may be algebra."""
-MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+# fmt: off
+MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
+               "quadrillion": 10**15, "quintillion": 10**18, "lakh": 10**5, "crore": 10**7, "googol": 10**100}
+# fmt: on
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
 DOZEN = re.compile(MULTIPLIER.pattern.replace("|".join(MULTIPLIERS), "dozen"), re.IGNORECASE)
 """A question may ask for dozens, and its gold answer then names none."""
@@ -36,6 +40,11 @@ PERCENT = re.compile(rf"(?:[\s{{}}]|{TEXT})*(?:\\?%|per\s?cent\b)", re.IGNORECAS
 MONEY = re.compile(r"\\\$|[€£¥₹]|\\(?:pounds|euro)\b")
 OPERATION = re.compile(r"(?<![A-Z^({,])(?<![\^{]\s)-\s*\\?\$?\d|[*/]\s*\\?\$?\d|[-+*]\s+(?![aI]\b)[A-Za-z]\b")
 """Behind a unit."""
+UNREAD = re.compile(
+    r"[<>≤≥≠≈]|\\(?!(?:text\w*|math(?:rm|bf|sf|it)|operatorname|mbox|rm|q?quad|circ|degree|mu|Omega|r?a?angstrom|AA|cdot|times|"
+    r"left|right|euro|pounds|cents?|checkmark|square|Box|blacksquare|displaystyle|[hv]space|per)(?![A-Za-z]))[A-Za-z]+"
+)
+"""Behind a number: a bound, or a command that belongs to no unit."""
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:(?:,\d\d)*,\d{3})+(?![\d,])")
 """Also lakhs: 12,34,567."""
 SECOND_NUMBER = re.compile(r"(?<=[\s~,{}+\u3040-\ud7a3])(?<!\^\{)(\d[\d,]*(?:\.\d+)?)(?!\s*\}?\s*\\times)")
@@ -45,12 +54,18 @@ def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths
     """Whether a text is the number that is wanted, in its unit or in one that can be turned into it."""
     said, tail = cut(text)
     bases = [NUMBER_BASE.search(one) for one in (value, said)]
+    if bases[0] and not bases[1]:
+        bases[1] = BASE_BEHIND.match(behind)
     if bases[1] and (bases[0] is None or bases[0][1] != bases[1][1]):
         return False
     numbers = _sides(NUMBER_BASE.sub("", said), maths)
     if below := BELOW.match(tail or behind):
         numbers, tail = [-abs(number) for number in numbers], tail[below.end() :]
-    if not numbers or CHANGED.search(words := plain_text(tail)) or MORE_THAN.match(words) or OPERATION.search(tail):
+    if "=" in tail and len(sides := elements(text, "=")) > 1:  # 1 hour = 60 minutes
+        return all(is_number(wanted, value, gold, side, behind, maths) for side in sides)
+    if not numbers or UNREAD.search(tail) or OPERATION.search(tail):
+        return False
+    if CHANGED.search(words := plain_text(tail)) or MORE_THAN.match(words) or ANOTHER.search(words):
         return False
     if SECOND_NUMBER.search(tail):
         total = _added_up(numbers[-1], tail, gold.unit)

@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from trainer.grading.boxed import ENGLISH, MARKUP, WORDLESS, Answer, last_boxes
+from trainer.grading.boxed import ENGLISH, MARKUP, WORDLESS, Answer, last_boxes, listed
 from trainer.grading.gold import boxes
 from trainer.grading.normalize import (
+    ANOTHER,
     CHANGED,
     COMPARED,
     FOREIGN_NOT,
     MORE_THAN,
+    NAMED,
     NUMBER_WORD,
     POWER_OF_CODE,
     TEXT,
@@ -34,7 +36,10 @@ STEP = re.compile(
 )
 """No answer; Markdown's headings of the fourth rank have GSM8K's mark."""
 REJECTED = re.compile(
-    r"\b(?:extraneous|reject\w*|discard\w*|exclud\w*|fail\w*|invalid|impossible|wrong|incorrect|not?|only|neither|cannot)\b|n't\b",
+    r"\b(?:extraneous|spurious|reject\w*|discard\w*|exclud\w*|eliminat\w*|rul\w+\s+out|fail\w*|invalid|impossible|wrong|"
+    r"incorrect|not?|only|neither|cannot|mistake\w*|errors?|redo|retry|try|attempt|revis\w+|recalculat\w+|reconsider|"
+    r"correct(?:ed|ion|ing)|the\s+(?:correct|actual|real|right|true|final)|actually|instead|rather|wait|hmm|oops|sorry|"
+    r"forgot|should\s+(?:be|have))\b|n't\b",
     re.IGNORECASE,
 )
 """Among boxes: some of them are no answers."""
@@ -70,7 +75,7 @@ LEAD = re.compile(
 )
 ASIDE = re.compile(
     r",?\s+(?:because|since|as (?:desired|required|claimed))\b.*$|,?\s+which\b[^\d\\$]*$|\.?\s*I hope\b.*$|"
-    r",\s*where\b.*$|,?\s+(?:not|rather than|instead of)\s+\D{0,3}\d\S*$",
+    r",\s*where\b.*$|\s*\((?:which|where|when|since|because|attained|achieved|obtained)\b.*\)\s*$|,?\s+(?:not|rather than|instead of)\s+\D{0,3}\d\S*$",
     re.DOTALL,
 )
 CLAUSE = re.compile(
@@ -79,7 +84,8 @@ CLAUSE = re.compile(
 )
 DENIED = re.compile(
     r"\b(?:no|not|never|between|nor|neither|cannot|half|twice|double|triple|third of|quarter of|wrong|"
-    r"incorrect|false|(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log)s? of|"
+    r"incorrect|false|anything\s+but|far\s+from|"
+    r"(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log)s? of|"
     r"(?:sine|cosine|tangent)s? of|"
     r"factorial of|except|exceeds?|close to|off by|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|"
     rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|n't\b|不|没|至少|至多|大于|小于|超过"
@@ -90,10 +96,39 @@ DENIED = re.compile(
 DENIED_IN_WORDS = DENIED.pattern.replace("half", r"half(?!\W*$)")
 """Of a whole clause, which may end with one half."""
 SIGN = re.compile(r"(?:^\W*|\b(?:of|to|at|about)\s+|\b(?=negative))((?:minus|negative)\s+)$", re.IGNORECASE)
-BOUND = re.compile(r"\b(?:over|under|beyond|minus|negative)\s*$", re.IGNORECASE)
+BOUND = re.compile(
+    r"\b(?:over|under|beyond|minus|negative|from|after|before|past|but|modulo|mod|times|log|lg|ln|sin|cos|tan|exp|"
+    r"(?:shy|short|excess)\s+of)\s*\(?$",
+    re.IGNORECASE,
+)
 """Right before a number, as its sign is. Over 4 weeks it may be 4 * 50 = 200."""
+UNKNOWN = re.compile(r"(?<![A-Za-z'’.])(?:[b-zB-HJ-Z]|[aA](?=\s*$))(?![A-Za-z'’.])")
+COMPUTED = re.compile(
+    r"\b(?:plus|minus|times|squared|cubed|twice|thrice|double|triple|half|(?:square|cube|root|reciprocal|negative)\s+of)\b",
+    re.IGNORECASE,
+)
+BOUNDED_BEFORE = re.compile(
+    r"\bat\s+(?:least|most)\b[^\d$]*$|^\W*(?:(?:so|thus|hence|then)\W+)?(?:half|twice|double|triple|thrice)\b[^\d$]*$",
+    re.IGNORECASE,
+)
+"""Before the verb: 'at least she has', 'half of them are'."""
+RETRACTED = re.compile(
+    r"\b(?:wait|oops|hmm|actually|in\s+fact|in\s+reality|correction|corrected|mistake|error|wrong|incorrect|sorry|instead)\b"
+    r"|\bno\s*[,.:!]|\b(?:but|however),?\s+(?:it|that|this|s?he|they|the\s+\w+)\s+(?:is|are|was|has|have|had|should)\b",
+    re.IGNORECASE,
+)
+"""Behind an answer, on its line."""
+TAKEN_BACK_NEXT = re.compile(
+    r"\W*(?:(?:wait|oops|hmm|actually|in\s+fact|correction|sorry|(?:that|this|it)\s+(?:is|was)\s+(?:wrong|incorrect|not))\b|no\s*[,.:!])",
+    re.IGNORECASE,
+)
+"""The same, at the beginning of the next line."""
+CONCLUDES = re.compile(r"\b(?:so|thus|hence|therefore)\b", re.IGNORECASE)
 DISBELIEVED = re.compile(
-    r"(?:\bnot|n't)\s+(?:true|think|believe|claim|say|sure|certain|convinced|the\s+case)\b|\bdoubt\b", re.IGNORECASE
+    r"\b(?:I|we|one|you|s?he|they|some|many)\s+(?:\w+\s+)?(?:thought|guessed|assumed|expected|believed|"
+    r"(?:might|may|could|would)\s+(?:\w+\s+)?(?:think|say|guess|expect|assume|believe))\b|"
+    r"(?:\bnot|n't)\s+(?:true|think|believe|claim|say|sure|certain|convinced|the\s+case)\b|\bdoubt\b",
+    re.IGNORECASE,
 )
 UNTRUE = re.compile(
     rf"(?:\bnot|n't|\bnever|\bcannot|\bno longer)\s+(?:\w+\s+)?$|{DISBELIEVED.pattern}|"
@@ -142,15 +177,15 @@ def answers(output: str, count: int) -> Iterator[Answer]:
         yield (last := last_boxes(output, found))
         if WORDS_FIRST.match(last.text):
             yield from _from_sentence(plain_text(last.text), whole=False)
-        every = list({squeezed(output[begin:end]): output[begin:end].strip() for _, begin, end in found}.values())
+        every = list({squeezed(output[begin:end]): (start, begin, end) for start, begin, end in found}.values())
         rest = re.split(r"[.;\n]", output[found[-1][2] + 1 :], maxsplit=1)[0]
         told = MARKUP.sub(" ", f"{output[found[0][2] + 1 : found[-1][0]]} {rest}")
         if len(every) == count > 1 and not REJECTED.search(told):
-            yield Answer(", ".join(every), output[found[-1][2] + 1 :])
+            yield Answer(listed(output, every), output[found[-1][2] + 1 :])
     elif mark is not None:
         text = (mark[1] or mark[2] or "").strip()
         yield Answer(text.strip("* "))
-        yield from _unmarked(text)
+        yield from _unmarked(text, quoted=False)
     else:
         yield from _unmarked(output)
 
@@ -170,9 +205,9 @@ def _mark(output: str) -> re.Match[str] | None:
     return last
 
 
-def _unmarked(output: str) -> Iterator[Answer]:
+def _unmarked(output: str, quoted: bool = True) -> Iterator[Answer]:
     """Without a mark: what follows the last 'answer is', or else the last sentence or display, from its verb on."""
-    text = plain_sentences(output)
+    text = plain_sentences(output, quoted)
     if anchored := _behind_answer_is(text):
         yield from _from_sentence(anchored, whole=True)
         return
@@ -188,14 +223,25 @@ def _unmarked(output: str) -> Iterator[Answer]:
 
 
 def _behind_answer_is(text: str) -> str:
-    """The sentence behind the last 'answer is' that one follows; '' where it is none, or not believed."""
+    """The sentence behind the last 'answer is' that one follows; '' where it is none, not believed, or taken back."""
     for said in reversed(list(ANSWER.finditer(text))):
         begin = max(text.rfind(end, 0, said.start()) for end in ".!?\n") + 1
         if DISBELIEVED.search(text[begin : said.start()]):
             return ""
-        if sentences := split_sentences(text[said.end() :].lstrip(" \n\t*:：")):
-            return sentences[0]
+        rest = text[said.end() :].lstrip(" \n\t*:：")
+        if sentences := split_sentences(rest):
+            return "" if _taken_back(sentences[0], rest[len(sentences[0]) :].lstrip(" ")) else sentences[0]
     return ""
+
+
+def _taken_back(claim: str, behind: str) -> bool:
+    """Whether what follows a claim denies it, or on the same line concludes another number."""
+    line = behind.partition("\n")[0]
+    if TAKEN_BACK_NEXT.match(behind) or RETRACTED.search(line):
+        return True
+    concluded = [one for one in split_sentences(line) if CONCLUDES.search(one)]
+    last = [one[slice(*found[-1])].strip("$.,;!\\") for one in concluded if (found := runs(one))]
+    return any(number not in claim for number in last)
 
 
 def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
@@ -220,6 +266,8 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         return
     sums = [run for run in where if "=" in text[slice(*run)]]
     start = sign.start(1) if (sign := SIGN.search(text[: where[0][0]])) else where[0][0]
+    if not sums and (BOUNDED_BEFORE.search(before) or _is_equation(before)):
+        return
     if UNTRUE.search(before) or DENIED.search(text[:start]) or (not sums and BOUND.search(text[:start])):
         return
     behind = text[(sums[-1] if sums else where[0])[1] :]
@@ -233,7 +281,7 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     if sums:
         yield Answer(ADDED.sub("", _last_side(last)), marked=False)
     first = where[0][1] - start
-    if len(where) == 1:
+    if len(where) == 1 and not ANOTHER.search(behind):
         yield Answer(text[:first].lstrip(",;:").rstrip(".,;:"), text[first:], marked=False)
     elif re.match(r",?\s*(?:for (?:all|any|every|each)|where)\b", text[first:]):
         yield Answer(text[:first].rstrip(".,;:"), marked=False)
@@ -243,6 +291,18 @@ def _last_before_formulas(begins: list[int], text: str) -> int | None:
     """The last of these places in a text that has a formula or a number behind it."""
     last = max((end for _, end in runs(text)), default=0)
     return next((begin for begin in reversed(begins) if begin < last and runs(text[begin:])), None)
+
+
+def _is_equation(before: str) -> bool:
+    """Whether what stands before a verb is a formula with unknowns, as x + 2 or 'the square of x', and names no value."""
+    subject = re.sub(
+        r"(?:\b(?:is|are|was|be|must|also|then|now|so|therefore|thus|hence)\b|\s)+$", "", LEAD.sub("", before)
+    )
+    formula = runs(subject)
+    alone = len(formula) == 1 and not re.search(r"\w", subject[: formula[0][0]] + subject[formula[0][1] :])
+    unknown = UNKNOWN.search(WORDLESS.sub(" ", subject.replace("$", " ")))
+    named = NAMED.fullmatch(subject.replace("$", "").strip() + "=")
+    return bool(unknown and ((alone and not named) or COMPUTED.search(subject)))
 
 
 def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
@@ -271,10 +331,12 @@ def _masked(text: str) -> str:
     return INLINE.sub(lambda math: "\0" * len(math[0]), text)
 
 
-def plain_sentences(output: str) -> str:
+def plain_sentences(output: str, quoted: bool = True) -> str:
     """Formulas between single dollars, displays in lines of their own and by their last row; money as \\$."""
     output = re.sub(POWER_OF_CODE, "^", output)
-    text = re.sub(r"\*\*|__|`|^[ \t]*(?:>|#+[ \t]|[-*•][ \t])+", "", output, flags=re.MULTILINE)
+    text = re.sub(r"\*\*|__|`", "", output)
+    if quoted:
+        text = re.sub(r"^[ \t]*(?:>|#+[ \t]|[-*•][ \t])+", "", text, flags=re.MULTILINE)
 
     def display(math: re.Match[str]) -> str:
         row = _last_row(next(filter(None, math.groups())))
