@@ -30,8 +30,8 @@ RIVAL_BEHIND = re.compile(
     r"(?P<value>(?:[-+]\s*)?(?:\\\$)?(?:\.?\d|\\(?:[dt]?frac|sqrt|pi|infty)(?![A-Za-z]))[^\s$;]*)"
 )
 RIVAL_BEFORE = re.compile(
-    rf"(?:(?P<name>{NAME})\s*=\s*)?(?P<value>[^\s$,;=]*\d[^\s$,;=]*)(?:[\s$]|\\[)\]])*"
-    rf"(?P<joint>,|(?:,\s*|\\text\s*\{{\s*)?\b(?:or|and)\b\s*\}}?){OPENS}(?:(?P<own>{NAME})\s*=\s*)?$"
+    rf"(?:(?P<name>(?<!\d){NAME})\s*=\s*|(?:^|(?<!=)[\s$(]))(?P<value>[-+]?(?:\d[\d.]*|\\[dt]?frac\{{\d+\}}\{{\d+\}}))(?:[\s$]|\\[)\]])*"
+    rf"(?P<joint>,(?:\s*or\b)?|(?:\\text\s*\{{\s*)?\b(?:or|and)\b\s*\}}?){OPENS}(?:{NAME}\s*=\s*)?$"
 )
 """Another value beside a box, that is said to be the answer too."""
 BESIDE = 80
@@ -173,12 +173,12 @@ def _rival(before: str, behind: str) -> str:
     """Another value of the same thing beside a box: \\boxed{7} or 3; '' where there is none."""
     begin = _formula_begin(before, behind)
     one_formula = begin >= 0 and not _prose(before[begin:])
-    name = NAMED_BOX.search(before[-BESIDE:])
-    others = (RIVAL_BEHIND.match(behind), RIVAL_BEFORE.search(before[begin if one_formula else 0 :][-BESIDE:]))
-    for other, own in zip(others, (name and name[1], others[1] and others[1]["own"]), strict=True):
+    named = NAMED_BOX.search(before[-BESIDE:])
+    own = named and named[1]
+    for other in (RIVAL_BEHIND.match(behind), RIVAL_BEFORE.search(before[-BESIDE:])):
         if other is None or (other["joint"] == "," and not (one_formula and "$" not in other[0][:-1].lstrip("$"))):
             continue
-        if "or" in other["joint"] or other["name"] == own:
+        if other["name"] == own or ("or" in other["joint"] and other.re is RIVAL_BEHIND):
             return other["value"].strip("(*").rstrip(".,:!)*\\")
     return ""
 
@@ -194,7 +194,7 @@ def _beside(before: str, held: str, behind: str) -> tuple[str, bool]:
     again = rf"(?<![\d.,]){re.escape(held)}"
     if inside and formula.strip():
         formula = formula[-BESIDE:]
-        if _encloses(formula, rest) or BOUNDED.search(formula):
+        if _encloses(formula) or BOUNDED.search(formula):
             return "", True
         if sign := SIGN_BEFORE.search(formula):
             return sign[1], goes_on
@@ -219,7 +219,9 @@ def _goes_on(rest: str, held: str, inside: bool) -> bool:
     """Whether a formula goes on behind its box; `inside`: the box stands within the signs of a formula."""
     if GOES_ON.match(rest) or (inside and not _prose(rest) and GOES_ON_IN_FORMULA.match(rest)):
         return True
-    if (command := re.match(r"[^\S\n]*\\([A-Za-z]+)", rest)) and not re.fullmatch(FOLLOWS, command[1]):
+    if (command := re.match(rf"(?:{SPACES if inside else ''}|[^\S\n]*)\\([A-Za-z]+)", rest)) and not re.fullmatch(
+        FOLLOWS, command[1]
+    ):
         return True
     other = re.match(r"[^\S\n]*=([^=\n$]*)", rest)
     if other is None or re.search(r"(?<!\\)[A-Za-z]", held):
@@ -229,13 +231,11 @@ def _goes_on(rest: str, held: str, inside: bool) -> bool:
     return bool(unknown and not _prose(side) and not NAMED.fullmatch(f"{side}="))  # 18 = 2x
 
 
-def _encloses(formula: str, rest: str) -> bool:
+def _encloses(formula: str) -> bool:
     """Whether what is open before a box makes it an argument, one of several, or an absolute value."""
     formula = re.sub(r"\\([{}])", lambda brace: "(" if brace[1] == "{" else ")", formula)
     command = re.search(rf"\\([A-Za-z]+)\*?{SPACES}\(?{SPACES}$", formula)
-    if command and not re.fullmatch(CONNECTS, command[1]):
-        return True
-    if re.search(rf"\|{SPACES}$", formula) and re.match(rf"{SPACES}(?:\\right\s*)?\|", rest):
+    if (command and not re.fullmatch(CONNECTS, command[1])) or re.search(rf"\|{SPACES}$", formula):
         return True
     opened: list[int] = []
     for at, sign in enumerate(formula):

@@ -176,8 +176,9 @@ def _formula(gold: Gold, answer: Answer, expected: str, text: str, maths: Mathem
 
 def _bracketed(gold: Gold, answer: str, maths: Mathematics) -> bool:
     """Tuples, in order; intervals, their unions, or relations that say the same. Braces hold sets."""
-    wanted, given = (without_name(tidy(NAMED_BRACKETS.sub("", text))) for text in (gold.text, in_order(answer)))
-    if len(elements(re.sub(OR, ",", given))) > 1 and not BRACKETED.search(given):
+    answer = in_order(answer) if gold.kind is Kind.TUPLE else answer
+    wanted, given = (without_name(tidy(NAMED_BRACKETS.sub("", text))) for text in (gold.text, answer))
+    if len(elements(re.sub(f"{OR}|;", ",", given))) > 1 and not BRACKETED.search(given):
         if gold.kind is Kind.INTERVAL:
             return False
         given = f"({given})"

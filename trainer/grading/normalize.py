@@ -104,6 +104,11 @@ PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4} | {
     )
 }
 """The words for parts, and how many of them make one."""
+# fmt: off
+MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
+               "quadrillion": 10**15, "quintillion": 10**18, "lakh": 10**5, "crore": 10**7, "googol": 10**100}
+# fmt: on
+MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
 NEGATIVE = re.compile(rf"\s*(?:minus|negative)\s+(?=\\?\$?[\d.(]|\\[dt]?frac|\\sqrt|{_WORD}\b)", re.IGNORECASE)
 """At the start of an answer."""
 _PART = r"(?:s\b|\b(?=\s+of\b|\W*$))"  # not in third graders

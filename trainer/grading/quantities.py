@@ -12,7 +12,7 @@ import sympy
 
 from trainer.grading.gold import Gold, elements, unit_behind
 from trainer.grading.mathematics import ROUNDING, Mathematics, close
-from trainer.grading.normalize import ANOTHER, BELOW, CHANGED, MORE_THAN, TEXT, plain_text
+from trainer.grading.normalize import ANOTHER, BELOW, CHANGED, MORE_THAN, MULTIPLIER, MULTIPLIERS, TEXT, plain_text
 from trainer.grading.units import ratio, unit_of
 
 ABOUT = 0.01
@@ -24,11 +24,6 @@ TOKEN = re.compile(
     r"|\\(?:mu|Omega|AA|degree)(?![A-Za-z])|(?<!\\)[A-Za-z]{2,})|\\[A-Za-z]+|[{}]|(?P<letter>[A-Za-z])"
 )
 """Of an answer: where its unit may begin. A letter may be algebra."""
-# fmt: off
-MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
-               "quadrillion": 10**15, "quintillion": 10**18, "lakh": 10**5, "crore": 10**7, "googol": 10**100}
-# fmt: on
-MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
 DOZEN = re.compile(MULTIPLIER.pattern.replace("|".join(MULTIPLIERS), "dozen"), re.IGNORECASE)
 """A question may ask for dozens, and its gold answer then names none."""
 LETTERED = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "bn": "billion", "m": "million"}

@@ -17,6 +17,7 @@ from trainer.grading.normalize import (
     COMPARED,
     FOREIGN_NOT,
     MORE_THAN,
+    MULTIPLIER,
     NAMED,
     NUMBER_WORD,
     POWER_OF_CODE,
@@ -75,7 +76,9 @@ LEAD = re.compile(
 )
 ASIDE = re.compile(
     r",?\s+(?:because|since|as (?:desired|required|claimed))\b.*$|,?\s+which\b[^\d\\$]*$|\.?\s*I hope\b.*$|"
-    r",\s*where\b.*$|\s*\((?:which|where|when|since|because|attained|achieved|obtained)\b.*\)\s*$|,?\s+(?:not|rather than|instead of)\s+\D{0,3}\d\S*$",
+    r",\s*where\b.*$|"
+    r"\s*\((?:which|where|when|since|because|attained|achieved|obtained)\b.*\)\s*$|"
+    r",?\s+(?:not|rather than|instead of)\s+\D{0,3}\d\S*$",
     re.DOTALL,
 )
 CLAUSE = re.compile(
@@ -103,6 +106,7 @@ BOUND = re.compile(
 )
 """Right before a number, as its sign is. Over 4 weeks it may be 4 * 50 = 200."""
 UNKNOWN = re.compile(r"(?<![A-Za-z'’.])(?:[b-zB-HJ-Z]|[aA](?=\s*$))(?![A-Za-z'’.])")
+FORMULA_OF = re.compile(r"[-+*/^|!]|\d\s*[A-Za-z]|\\(?:[dt]?frac|sqrt|cdot|times|log|ln|sin|cos|tan)(?![A-Za-z])")
 COMPUTED = re.compile(
     r"\b(?:plus|minus|times|squared|cubed|twice|thrice|double|triple|half|(?:square|cube|root|reciprocal|negative)\s+of)\b",
     re.IGNORECASE,
@@ -117,7 +121,7 @@ RETRACTED = re.compile(
     r"|\bno\s*[,.:!]|\b(?:but|however),?\s+(?:it|that|this|s?he|they|the\s+\w+)\s+(?:is|are|was|has|have|had|should)\b",
     re.IGNORECASE,
 )
-"""Behind an answer, on its line."""
+"""In one of the two sentences behind an answer, on its line."""
 TAKEN_BACK_NEXT = re.compile(
     r"\W*(?:(?:wait|oops|hmm|actually|in\s+fact|correction|sorry|(?:that|this|it)\s+(?:is|was)\s+(?:wrong|incorrect|not))\b|no\s*[,.:!])",
     re.IGNORECASE,
@@ -235,11 +239,11 @@ def _behind_answer_is(text: str) -> str:
 
 
 def _taken_back(claim: str, behind: str) -> bool:
-    """Whether what follows a claim denies it, or on the same line concludes another number."""
-    line = behind.partition("\n")[0]
-    if TAKEN_BACK_NEXT.match(behind) or RETRACTED.search(line):
+    """Whether what follows a claim denies it, or in the next two sentences concludes another number."""
+    following = split_sentences(behind.partition("\n")[0])[:2]
+    if TAKEN_BACK_NEXT.match(behind) or any(map(RETRACTED.search, following)):
         return True
-    concluded = [one for one in split_sentences(line) if CONCLUDES.search(one)]
+    concluded = [one for one in following if CONCLUDES.search(one)]
     last = [one[slice(*found[-1])].strip("$.,;!\\") for one in concluded if (found := runs(one))]
     return any(number not in claim for number in last)
 
@@ -270,7 +274,7 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         return
     if UNTRUE.search(before) or DENIED.search(text[:start]) or (not sums and BOUND.search(text[:start])):
         return
-    behind = text[(sums[-1] if sums else where[0])[1] :]
+    behind = text[len(text[: (sums[-1] if sums else where[0])[1]].rstrip(",;")) :]
     last = text[sums[-1][0] if sums else 0 :]
     if NAME_OF_VALUE.search(name := text[: where[0][0]]) and not CHANGED.search(name):
         start += len(text[start:]) - len(text[start:].lstrip("= "))
@@ -281,6 +285,7 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     if sums:
         yield Answer(ADDED.sub("", _last_side(last)), marked=False)
     first = where[0][1] - start
+    first = times.end() if (times := MULTIPLIER.match(text, first)) else first
     if len(where) == 1 and not ANOTHER.search(behind):
         yield Answer(text[:first].lstrip(",;:").rstrip(".,;:"), text[first:], marked=False)
     elif re.match(r",?\s*(?:for (?:all|any|every|each)|where)\b", text[first:]):
@@ -294,15 +299,16 @@ def _last_before_formulas(begins: list[int], text: str) -> int | None:
 
 
 def _is_equation(before: str) -> bool:
-    """Whether what stands before a verb is a formula with unknowns, as x + 2 or 'the square of x', and names no value."""
+    """Whether what stands before a verb is a formula with unknowns, as x + 2 or 'the square of x', and no name."""
     subject = re.sub(
         r"(?:\b(?:is|are|was|be|must|also|then|now|so|therefore|thus|hence)\b|\s)+$", "", LEAD.sub("", before)
     )
     formula = runs(subject)
     alone = len(formula) == 1 and not re.search(r"\w", subject[: formula[0][0]] + subject[formula[0][1] :])
-    unknown = UNKNOWN.search(WORDLESS.sub(" ", subject.replace("$", " ")))
-    named = NAMED.fullmatch(subject.replace("$", "").strip() + "=")
-    return bool(unknown and ((alone and not named) or COMPUTED.search(subject)))
+    plain = re.sub(r"_\{[^{}]*\}|_\w|\^\s*\{?\\(?:circ|prime)\}?|\$", "", subject)
+    unknown = UNKNOWN.search(re.sub(rf"{TEXT}\s*\{{[^{{}}]*\}}|\\[A-Za-z]+", " ", plain))
+    formula_of_it = alone and FORMULA_OF.search(plain) and not NAMED.fullmatch(f"{plain}=")
+    return bool(unknown and (formula_of_it or COMPUTED.search(subject)))
 
 
 def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
