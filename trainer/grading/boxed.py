@@ -139,15 +139,14 @@ class Answer:
 def last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
     """The last box; with those before it that are its neighbours, or stand in one list with it."""
     held = [found[-1]]
-    for before in reversed(found[:-1]):
-        start, between = held[0][0], output[before[2] + 1 : held[0][0]]
-        if before[2] >= start:
+    for box in reversed(found[:-1]):
+        if box[2] >= held[0][0]:
             continue  # it holds the other
-        plain = MARKUP.sub(" ", between).strip()
+        plain = MARKUP.sub(" ", output[box[2] + 1 : held[0][0]]).strip()
         if plain and (len(plain) > 70 or not SEPARATOR.search(plain) or NEXT_STEP.search(plain)):
             break
-        held.insert(0, before)
-    text, before, behind = listed(output, held), output[: held[0][0]], output[found[-1][2] + 1 :]
+        held.insert(0, box)
+    text, before, behind = in_one_text(output, held), output[: held[0][0]], output[found[-1][2] + 1 :]
     if more := GOES_ON_AS_A_NUMBER.match(behind):
         text, behind = text + more[0].replace("$", ""), behind[more.end() :]
     sign, part = _beside(before, output[held[0][1] : held[0][2]].strip(), behind)
@@ -156,7 +155,7 @@ def last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
     return Answer(sign + text, behind, part, rival=_rival(before, behind))
 
 
-def listed(output: str, found: list[tuple[int, int, int]]) -> str:
+def in_one_text(output: str, found: list[tuple[int, int, int]]) -> str:
     """What boxes hold, each thing once; with their names, where they differ: x=\\boxed{3}, y=\\boxed{5}."""
     texts = {squeezed(text): (start, text) for start, begin, end in found if (text := output[begin:end].strip())}
     names = [NAMED_BOX.search(output[:start][-BESIDE:]) for start, _ in texts.values()]

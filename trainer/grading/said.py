@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from trainer.grading.boxed import ENGLISH, MARKUP, WORDLESS, Answer, last_boxes, listed
+from trainer.grading.boxed import ENGLISH, MARKUP, WORDLESS, Answer, in_one_text, last_boxes
 from trainer.grading.gold import boxes
 from trainer.grading.normalize import (
     ANOTHER,
@@ -105,7 +105,7 @@ BOUND = re.compile(
     re.IGNORECASE,
 )
 """Right before a number, as its sign is. Over 4 weeks it may be 4 * 50 = 200."""
-UNKNOWN = re.compile(r"(?<![A-Za-z'’.])(?:[b-zB-HJ-Z]|[aA](?=\s*$))(?![A-Za-z'’.])")
+UNKNOWN_LETTER = re.compile(r"(?<![A-Za-z'’.])(?:[b-zB-HJ-Z]|[aA](?=\s*$))(?![A-Za-z'’.])")
 FORMULA_OF = re.compile(r"[-+*/^|!]|\d\s*[A-Za-z]|\\(?:[dt]?frac|sqrt|cdot|times|log|ln|sin|cos|tan)(?![A-Za-z])")
 COMPUTED = re.compile(
     r"\b(?:plus|minus|times|squared|cubed|twice|thrice|double|triple|half|(?:square|cube|root|reciprocal|negative)\s+of)\b",
@@ -185,7 +185,7 @@ def answers(output: str, count: int) -> Iterator[Answer]:
         rest = re.split(r"[.;\n]", output[found[-1][2] + 1 :], maxsplit=1)[0]
         told = MARKUP.sub(" ", f"{output[found[0][2] + 1 : found[-1][0]]} {rest}")
         if len(every) == count > 1 and not REJECTED.search(told):
-            yield Answer(listed(output, every), output[found[-1][2] + 1 :])
+            yield Answer(in_one_text(output, every), output[found[-1][2] + 1 :])
     elif mark is not None:
         text = (mark[1] or mark[2] or "").strip()
         yield Answer(text.strip("* "))
@@ -306,7 +306,7 @@ def _is_equation(before: str) -> bool:
     formula = runs(subject)
     alone = len(formula) == 1 and not re.search(r"\w", subject[: formula[0][0]] + subject[formula[0][1] :])
     plain = re.sub(r"_\{[^{}]*\}|_\w|\^\s*\{?\\(?:circ|prime)\}?|\$", "", subject)
-    unknown = UNKNOWN.search(re.sub(rf"{TEXT}\s*\{{[^{{}}]*\}}|\\[A-Za-z]+", " ", plain))
+    unknown = UNKNOWN_LETTER.search(re.sub(rf"{TEXT}\s*\{{[^{{}}]*\}}|\\[A-Za-z]+", " ", plain))
     formula_of_it = alone and FORMULA_OF.search(plain) and not NAMED.fullmatch(f"{plain}=")
     return bool(unknown and (formula_of_it or COMPUTED.search(subject)))
 
