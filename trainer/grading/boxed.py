@@ -134,6 +134,7 @@ class Answer:
     part: bool = False  # what stands beside its box makes a formula of which it is a part
     marked: bool = True  # by a box or another mark: then it is all there is
     rival: str = ""  # another value, which is said to be the answer too: then both are right or none
+    ahead: str = ""  # of an answer without a mark: what stands before it in its clause
 
 
 def last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:

@@ -25,7 +25,7 @@ YET = rf"(?:(?!\bnot\b|n't|\bno\s+es\b|{FOREIGN_NOT})[^.\n])"
 SAID = (
     rf"{ANSWER_WORD}{YET}{{0,60}}?(?:\b(?:is|be|est?|ist|é|è)\b|[:=])\s*{OPTION}{LETTER}",
     rf"{ANSWER_WORD}{YET}{{0,60}}?\bis\b{YET}{{0,200}}?(?=\([A-Z]\)\s*(?:\.|\n|$)){LETTER}",
-    r"\b(?:choose|chose|select|pick|go\s+with|(?:option|choice|one|it|this|that)(?:'s|\s+is)"
+    r"\b(?:choose|chose|select|pick|go\s+with|(?:option|choice|one|it|this|that)(?:'s|\s+is|\s+should\s+be)"
     rf"|(?:is|matches|corresponds\s+to)(?=\s+(?:option|choice|answer|letter)\b))\s+{OPTION}{LETTER}",
     rf"{LETTER}\s+it\s+is\b",
     rf"(?:答案|选项|故选|选择?)\s*[是为选选：:]*\s*{LETTER}",
@@ -45,17 +45,35 @@ MEANT = [re.compile(pattern, re.IGNORECASE) for pattern in (*SAID, *SAID_RIGHT, 
 SUPPOSED = re.compile(
     r"\b(?:if|whether|suppos\w+|assum\w+|neither|nor|none|unless|doubt\w*|claims)\b"
     r"|(?:\b(?:not|never|cannot|no\s+one|nobody|wrong|incorrect|false|unlikely|impossible|mistake|deny)\b|n't\b).*\bthat\b"
-    r"|(?:\b(?:not|never|cannot|exclud\w+|reject\w*|eliminat\w+|rul\w+\s+out)\b|n't\b)\s*(?:\w+\s+){0,2}\W*$",
+    r"|(?:\b(?:not|never|cannot|exclud\w+|reject\w*|eliminat\w+|rul\w+\s+out)\b|n't\b)\s*(?:\w+\s+){0,2}\W*$"
+    r"|\b(?:could|might|may|can)\s+(?:\w+\s+)?be\s+(?:\w+\s+)?\W*$|\b(?:than|of|unlike|except|besides)\s+(?:\w+\s+)?\W*$"
+    r"|(?<!\bI\s)(?<!\bwe\s)\b(?:says?|said|thinks?|thought|believes?|believed|claimed|argues?|guess\w*)\b"
+    rf"|{ANSWER_WORD}.*\b(?:wrong|incorrect\w*|false|worst|least|unlikely|fals[ao]|fausse|falsch\w*|errad[ao]|sbagliat[ao]|неверн\w*)\b",
     re.IGNORECASE,
 )
 """Before a letter, in its clause."""
+NAMED_AS = re.compile(
+    r"(?:\b(?:the|an?|my|our|your|his|her|their)\s+|^\W*(?=\w+\W+\w+$))"
+    r"((?:(?!(?:answers?|options?|choices?|the|is|are|was|be|that|to)\b)[\w-]+\s+){1,4}?)"
+    r"(?:answers?|options?|choices?|one|letter|statement)\b",
+    re.IGNORECASE,
+)
+RIGHT_ONES = re.compile(
+    r"(?:(?:correct|right|true|best|final|only|most|more|very|likely|probable|accurate|appropriate|suitable|logical|reasonable|"
+    r"valid|remaining|single|definitive|overall|plausible|actual|real|required|proper|closest|nearest|corresponding|"
+    r"complete|precise|and|of|these|four|five|multiple|given|available|listed|possible)\b[\s,]*)+",
+    re.IGNORECASE,
+)
+"""What an answer may be called: the wrong one and the second-best one are others."""
+AHEAD_IN_CJK = re.compile(r"(?:所以|因此|故|那么|最终|正确|最后|综上所述|综上|本题|题目?|应该?|我们?|的|[，,、\s])*")
 CLAUSE_END = re.compile(r"[.;:,\n]|\b(?:so|but|thus|hence|therefore|then|because|since)\b", re.IGNORECASE)
 TAKEN_BACK = re.compile(
-    r"[^.\n?]*?(?:\?|\b(?:which|that|this|it)(?:'s|\s+(?:is|was|would\s+be))\s+(?:\w+ly\s+|also\s+)?"
+    r"[^.\n?]*?(?:\?|\b(?:which|that|this|it|they)(?:'s|'re|\s+(?:is|are|was|were|would\s+be))\s+(?:\w+ly\s+|also\s+|all\s+)?"
     r"(?:wrong|incorrect|false|not\s+(?:correct|right|true|the\s+answer))\b"
     r"|\b(?:which|that|this|it)\s+(?:isn't|wasn't|can't|cannot|contradict\w*)\b)"
     r"|(?:(?!\bbecause\b|\bsince\b)[^.\n])*?\bif\b[^.\n]*?\bwere\b"
-    r"|[^.\n?]*\.+\s*(?:(?:no|wait|hmm|actually|oops)\s*[,.:!]|(?:(?:but|however),?\s+)?(?:that|this|it)(?:'s|\s+is)\s+(?:wrong|incorrect|false|not)\b)",
+    r"|[^.\n?]*\.+\s*(?:no\s*[,.:!]|(?:wait|hmm|actually|oops|correction|sorry)\b"
+    r"|(?:(?:but|however),?\s+)?(?:that|this|it|they)(?:'s|'re|\s+(?:is|are))\s+(?:all\s+)?(?:wrong|incorrect|false|not)\b)",
     re.IGNORECASE,
 )
 """Behind a letter: a question, or a denial of what was said."""
@@ -136,8 +154,16 @@ def _supposed(text: str, match: re.Match[str]) -> bool:
     """Whether a letter is only supposed, asked about, denied, or taken back."""
     at = match.start(match.lastindex or 0)
     before = re.sub(r",[^,.\n]*,(?=\s*that\b)", "", text[:at])
-    clause = CLAUSE_END.split(before)[-1]
-    return bool(SUPPOSED.search(clause) or TAKEN_BACK.match(text, match.end(match.lastindex or 0)))
+    clause = CLAUSE_END.split(re.sub(r":\W*$", " ", before))[-1]
+    in_cjk = re.search("(?:答案|选项|故选|选择?)", match[0])
+    names = [name[1] for name in NAMED_AS.finditer(clause)]
+    if in_cjk and not AHEAD_IN_CJK.fullmatch(re.split(r"[。\n]", text[: match.start()])[-1]):
+        return True
+    return bool(
+        not all(map(RIGHT_ONES.fullmatch, names))
+        or SUPPOSED.search(clause)
+        or TAKEN_BACK.match(text, match.end(match.lastindex or 0))
+    )
 
 
 def _ends(choices: Sequence[str], letter: str, rest: str) -> bool:

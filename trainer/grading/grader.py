@@ -15,7 +15,7 @@ from math_verify.errors import TimeoutException
 import trainer.grading.mathematics as limits
 from trainer.grading.boxed import Answer
 from trainer.grading.choices import choice_of
-from trainer.grading.gold import BRACKETS, CLOCK, HUNDREDS, Gold, Kind, braced, elements
+from trainer.grading.gold import BRACKETS, CLOCK, HUNDREDS, Gold, Kind, braced, elements, unit_behind
 from trainer.grading.mathematics import Mathematics, limited
 from trainer.grading.normalize import (
     ANSWER_CHARACTERS,
@@ -24,6 +24,7 @@ from trainer.grading.normalize import (
     NAMES,
     NEGATIVE,
     NUMBER_WORD,
+    ONES,
     TEXT,
     digits_for_words,
     plain_text,
@@ -32,7 +33,16 @@ from trainer.grading.normalize import (
     without_unit,
     words_of,
 )
-from trainer.grading.quantities import NUMBER_BASE, PERCENT, cut, is_bare, is_number, multiplier, spelled_out
+from trainer.grading.quantities import (
+    NUMBER_BASE,
+    PERCENT,
+    cut,
+    is_bare,
+    is_number,
+    multiplier,
+    spelled_out,
+    understood,
+)
 from trainer.grading.said import answers
 from trainer.grading.units import unit_of
 
@@ -51,6 +61,30 @@ DEGREES = re.compile(
     rf"\s*(?:\^\s*\{{?\s*\\circ\b\s*\}}?|\\degree\b|°|(?:{TEXT}\s*\{{)?\s*degrees?\b\s*\}}?)(?!\W*(?:{TEXT})?\W*[CF]\b)"
 )
 PI = re.compile(r"\\pi\b|π")
+SET_BUILDER = re.compile(
+    r"^\\\{\s*(?:[a-z]\b\s*(?:\\in\b)?)?\s*(?:\\mathbb\s*\{?\s*R\s*\}?\s*)?(?::|\||\\mid(?![a-z])|\\colon(?![a-z]))\s*"
+    r"(.*(?:[<>≤≥]|\\[lg](?:eq?|t)(?![a-z])).*)\\\}$"
+)
+"""\\{x : 1 < x < 2\\}."""
+HOUR = rf"(?P<hour>\d{{1,2}}|{'|'.join(ONES[12:0:-1])})"
+SPOKEN_TIME = re.compile(
+    rf"\b(?P<part>half|(?:a\s+)?quarter)\s+(?P<way>past|after|to)\s+{HOUR}\b(?!\s*:)"
+    rf"|(?<![\d:.]){HOUR.replace('hour', 'full')}(?:\s+o'?clock\b|(?=\s*[ap]\.?\s?m\b))",
+    re.IGNORECASE,
+)
+OF_DAY = re.compile(
+    r"[\s,]*(?:(?P<letter>[ap])\.?\s*m\b\.?|(?:in\s+the|at)\s+(?P<word>morning|afternoon|evening|noon|night)\b)",
+    re.IGNORECASE,
+)
+BEFORE_TIME = re.compile(
+    r"(?:^|[:=]|\b(?:at|is|was|be|by|to|time|exactly|answer|it's|gets?|have|has)\b)[\W_]*$", re.IGNORECASE
+)
+BEHIND_TIME = re.compile(
+    r"(?:\W|\b(?:sharp|exactly|today|tomorrow|tonight|local\s+time|o'clock|on\s+the\s+(?:dot|same\s+day|next\s+day)"
+    r"|(?:on\s+)?(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b)*(?:\b(?:so|because|since|which|when|as)\b\D*)?",
+    re.IGNORECASE,
+)
+"""What leaves a time of day as it is; 'after' and 'plus an hour' do not."""
 ORDINAL = re.compile(rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{TEXT}\s*\{{?)?\s*(st|nd|rd|th)\b\s*\}}*")
 
 
@@ -79,6 +113,7 @@ def _judge(gold: Gold, output: str, found: list[Answer]) -> bool:
         found.append(Answer(text))
         return letter == gold.text
     maths = Mathematics()
+    output = SPOKEN_TIME.sub(_time_in_digits, output) if gold.kind is Kind.CLOCK else output
     for answer in answers(output, _count(gold)):
         if not found:
             found.append(answer)
@@ -152,11 +187,17 @@ def _value(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
     times, tail = multiplier(tail)
     if tail and not gold.unit and (held or not letters) and unit_of(tail) is not None:
         gold, tail = replace(gold, unit=tail), ""
+    if percent and not gold.unit:
+        gold = replace(gold, unit="%")
+    if not answer.marked and not understood(unit_behind(answer.behind), gold.unit):
+        return False
     wanted = maths.number(NUMBER_BASE.sub("", value)) if not tail.strip(" {}") or percent else None
     if wanted is None:
         return _formula(gold, answer, expected, without_unit(text) if gold.unit else text, maths)
     if not re.search(r"\d", text) and NUMBER_WORD.search(text):
         text = digits_for_words(plain_text(text)).strip()
+    elif words_of(plain_text(text)) == "half":
+        text = r"\frac{1}{2}"
     golds = [wanted * times, *([wanted / 100] if percent and not PERCENT.search(text) else [])]
     if times > 1 and not cut(text)[1] and is_bare(answer.behind):  # "How many million?"
         golds.append(wanted)
@@ -178,6 +219,7 @@ def _bracketed(gold: Gold, answer: str, maths: Mathematics) -> bool:
     """Tuples, in order; intervals, their unions, or relations that say the same. Braces hold sets."""
     answer = in_order(answer) if gold.kind is Kind.TUPLE else answer
     wanted, given = (without_name(tidy(NAMED_BRACKETS.sub("", text))) for text in (gold.text, answer))
+    given = SET_BUILDER.sub(r"\1", given)
     if len(elements(re.sub(f"{OR}|;", ",", given))) > 1 and not BRACKETED.search(given):
         if gold.kind is Kind.INTERVAL:
             return False
@@ -217,21 +259,49 @@ def _words(gold: str, told: str) -> bool:
     """Word for word; a yes or a no may be explained."""
     wanted, told = (words_of(ORDINAL.sub(r"\1", plain_text(text))) for text in (gold, told))
     others = {"yes": "no|not", "no": "yes"}.get(wanted)
-    return bool(re.match(rf"{wanted}\b(?!.*\b(?:{others})\b)", told)) if others else told == wanted
+    if not others:
+        return told == wanted
+    alone = rf"{wanted}\s*(?:[^\w\s]|$|(?<=\s)(?:s?he|it|they|we|i|you|there|that|because|since|indeed)\b)"
+    return bool(re.match(rf"{alone}(?!.*\b(?:{others})\b)", told))
 
 
 def _clock(gold: str, answer: Answer) -> bool:
     """A time of day; 'a.m.' and 'p.m.' may be left out, but not be wrong; 15:30 is 3:30 p.m."""
-    told = plain_text(answer.text + ("" if answer.marked else answer.behind)).replace("{:}", ":")
-    times, rest = list(CLOCK.finditer(told)), CLOCK.sub("", told).strip(" .")
-    wanted = CLOCK.fullmatch(gold)
-    if len(times) != 1 or wanted is None or re.search(r"\d|\\", rest) or (answer.marked and rest):
+    told, behind = plain_text(answer.text).replace("{:}", ":"), plain_text(answer.behind)
+    if answer.marked:
+        told += half[0] if (half := OF_DAY.match(behind)) else ""
+    else:
+        told = f"{answer.ahead} {told} {behind}"
+    times, wanted = list(CLOCK.finditer(told)), CLOCK.fullmatch(gold)
+    if len(times) != 1 or wanted is None:
         return False
-    (*time, half), (*expected, expected_half) = _time(times[0]), _time(wanted)
+    before, after = told[: times[0].start()], told[times[0].end() :]
+    formula = re.search(r"[\d|+*/^<>\\]", before) and before.rstrip().endswith("=")
+    if formula or (re.search(r"\w", before) if answer.marked else not BEFORE_TIME.search(before)):
+        return False
+    (hour, minutes, halves), (*expected, expected_halves) = _time(times[0], after), _time(wanted, "")
+    if len(halves) > 1 or not BEHIND_TIME.fullmatch(OF_DAY.sub("", after)):
+        return False
     late = int(times[0][1].split(":")[0]) > 12
-    return time == expected and (half == expected_half or not half or (not expected_half and not late))
+    same_half = halves == expected_halves or not halves or (not expected_halves and not late)
+    return [hour, minutes] == expected and same_half
 
 
-def _time(clock: re.Match[str]) -> tuple[int, str, str]:
+def _time(clock: re.Match[str], after: str) -> tuple[int, str, set[str]]:
+    """Hour of twelve, minutes, and the halves of the day that are said: a, p."""
     hour, minutes = clock[1].split(":")
-    return (int(hour) - 12, minutes, "p") if int(hour) > 12 else (int(hour), minutes, (clock[2] or "").lower())
+    halves = {clock[2].lower()} if clock[2] else set()
+    for word in OF_DAY.finditer(after):
+        early = word["word"] in ("morning",) or (word["word"] == "night" and not 5 <= int(hour) < 12)
+        halves.add(word["letter"].lower() if word["letter"] else "a" if early else "p")
+    return (int(hour) - 12, minutes, halves | {"p"}) if int(hour) > 12 else (int(hour), minutes, halves)
+
+
+def _time_in_digits(words: re.Match[str]) -> str:
+    """half past three is 3:30, a quarter to 4 is 3:45, 3 o'clock is 3:00."""
+    if words["full"]:
+        return f"{digits_for_words(words['full'])}:00"
+    hour, minutes = int(digits_for_words(words["hour"])), 30 if words["part"].lower() == "half" else 15
+    if words["way"].lower() == "to":
+        hour, minutes = (hour - 2) % 12 + 1, 60 - minutes
+    return f"{hour}:{minutes:02d}"

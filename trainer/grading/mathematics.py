@@ -94,7 +94,8 @@ class Mathematics:
             exact = value.doit()
             if not (exact.is_number and exact.is_real):
                 return None
-            return exact if exact.is_Rational and not exact.is_Float else float(exact)
+            rounded = exact if exact.is_Rational and not exact.is_Float else float(exact)
+            return exact.evalf(15) if rounded == 0 and exact.is_zero is False else rounded  # too small for a float
 
         return self._limited(computed)
 
@@ -162,7 +163,9 @@ def _frozen(value: Any) -> Any:
 
 
 def close(one: Any, other: Any, part: float) -> bool:
-    """Whether numbers are the same: rational ones exactly, others within `part` of either."""
+    """Whether numbers are the same: rational ones exactly, others within `part` of either; 0 is 0 alone."""
+    if bool(one == 0) != bool(other == 0):
+        return False
     exact = isinstance(one, sympy.Rational) and isinstance(other, sympy.Rational)
     return bool(one == other) if exact else math.isclose(float(one), float(other), rel_tol=part)
 

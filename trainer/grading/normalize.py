@@ -115,6 +115,53 @@ _PART = r"(?:s\b|\b(?=\s+of\b|\W*$))"  # not in third graders
 WORDS_OR_FRACTION = re.compile(rf"{NUMBER_WORD.pattern}(?:[\s-]+({'|'.join(PARTS)}){_PART})?", re.IGNORECASE)
 FOREIGN_NOT = r"\b(?:nicht|kein\w*|pas|não|non|не)\b"
 COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|under|over|rather|older|younger)"
+CJK = r"\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
+NOT_ENGLISH = re.compile(
+    rf"[{CJK}\u0400-\u04ff]|\b(?:es|est|ist|sind|sont|el|los|las|una|une|der|das|und|eine|della|è|é|são|uma|het|een|ella|elle|tiene|más|menos|moins|mehr|più)\b"
+    r"|\b(?i:respuesta|réponse|antwort|risposta|resposta|antwoord)\b"
+)
+"""Of a sentence: it is in another language than English."""
+_CJK_WORDS = (
+    "所以|因此|因而|故|那么|于是|从而|则|即|最终|最后|综上所述|综上|由此|可得|可知|得|总之|然后|答|解|"
+    "[她他它]们?|我们?|小[明红华丽刚强芳军亮李王张]|[这那][个些样]?|本题|题目?|正确|结果|答案|总数|总和|总价|总共|一共|共|"
+    "合计|总计|每[天周月年人个]|每小时|每分钟|今天|现在|还|又?只?剩下?|应该?|将|会|就|正好|恰好|刚好|的|年龄|价格|面积|周长|"
+    "体积|长度|距离|速度|时间|数量|人数|个数|利润|费用|成本|工资|收入|值|最[大小]值|"
+    "[是为為有要用花吃买卖付赚挣走跑]了?|等于|得到了?|需要|花费了?|赚到|节省了?|省下?|收到了?|拥有|获得了?|支付了?|就是|变成|"
+    "よって|したがって|ゆえに|だから|つまり|答えは?|解答は?|正解は?|合計は?|全部で|彼女は|彼は|"
+    "따라서|그러므로|그래서|즉|정답[은이]?|답[은이]?|결과는?|모두|총"
+)
+CJK_AHEAD = re.compile(rf"(?:{_CJK_WORDS}|[A-Z][a-z]+|[\s，,、:：])*")
+"""What may stand before an answer: words that are understood, all of them."""
+_CJK_UNITS = (
+    "平方[厘分千]?米|立方[厘分]?米|千[克米瓦卡]|毫[米升克]|厘米|公[里斤]|英[里尺寸镑]|小时|分钟|美[元分]|摄氏度|"
+    "ドル|メートル|キロ(?:メートル|グラム)?|センチ(?:メートル)?|グラム|リットル|ページ|パーセント|"
+    "[개원명분초일년살세도권마번점잔병장대쪽회]|마리|시간|달러|미터|킬로미터|킬로그램|그램|리터|센티미터|퍼센트|페이지|유로"
+)
+_CJK_ENDS = "了|钱|です|である|だ|となります|になります|となる|になる|입니다|이다|이에요|예요|[이가] ?됩니다"
+COUNTED_IN_CJK = re.compile(
+    rf"\s*(?:{_CJK_UNITS}|(?:(?![的半倍多余来以之又和或不错左右上下内外约打万亿千百几比折方幂根乘加减除未満超程乗違])"
+    rf"[\u4e00-\u9fff]){{1,6}})?\s*(?:{_CJK_ENDS})?"
+)
+"""What may stand behind it: what is counted, and nothing that changes the number."""
+_NUMBER = (
+    r"(?P<sign>负|マイナス|minus\s)?\s*(?P<number>\$[^$]*\$|[-+]?\\?\$?\d[\d,.]*(?:/\d+)?\s*\\?%?|"
+    r"[零〇一二两三四五六七八九十百千万亿]+)"
+)
+CLOSINGS = (
+    re.compile(rf"{CJK_AHEAD.pattern}{_NUMBER}(?P<behind>{COUNTED_IN_CJK.pattern})"),
+    re.compile(
+        r"(?:(?:por\s+(?:lo\s+)?tanto|entonces|así|donc|ainsi|also|daher|deshalb|somit|quindi|dunque|portanto|logo|dus|"
+        r"поэтому|значит|следовательно|итак),?\s+)*(?:(?:la|el|le|die|das|il|a|o|de|het)\s+)?"
+        r"(?:(?:richtige|endgültige|окончательный|правильный)\s+)?"
+        r"(?:respuesta|resultado|réponse|résultat|antwort|lösung|ergebnis|risposta|risultato|resposta|antwoord|ответ|результат)"
+        r"(?:\s+(?:finale?|correct[ae]|corretta|exact[ae]))?\s*(?:\b(?:es|est|ist|is|è|é|равен)\b|[:：=—])*\s*(?:de\s+)?"
+        rf"{_NUMBER}(?P<behind>\s*(?:€|\\?\$|euros?|d[oó]l+ar(?:e?s|i)?|años|ans|jahre|anni|anos|horas|heures|stunden|лет|"
+        r"minut[eo]s|minuten|[ck]?m|k?g)?)",
+        re.IGNORECASE,
+    ),
+)
+"""A sentence that says an answer in another language. One that says anything else besides is none."""
+CJK_TAKEN_BACK = re.compile("不对|错|不是|更正|改正|应该是|其实|等一下|違|아니")
 MORE_THAN = re.compile(rf"[^\w$]*{COMPARED}\s+than\b", re.IGNORECASE)
 CHANGED = re.compile(
     rf"^\W*(?:(?:ten|hundred|thousand)[\s-]+)?(?:{'|'.join(PARTS.keys() - {'quarter'})}){_PART}"
@@ -129,8 +176,7 @@ CHANGED = re.compile(
     r"|\b(?:if|unless|cannot|impossible)\b|\b(?:plus|minus|squared|cubed|factorial|doubled|tripled|halved|at\s+(?:least|most)|so\s+far)\b"
     r"|\b(?:upper|lower)\s+(?:bound|limit)\b"
     r"|(?:\b(?:is|are|was|were)|[,;(])\s*(?:not|wrong|incorrect|false)\b|^\W*(?:not\b|(?:wrong|incorrect|false)\W*$)"
-    r"|\b(?:more|less)\s*$|\?|\b(?:is|are|was|be)(?:\s+not|n't|\s+(?:wrong|incorrect|false|too))\b"
-    r"|^\W*(?:分之|[万亿千百多])|以[上下]|ない|ありません|아니|아닙",
+    r"|\b(?:more|less)\s*$|\?|\b(?:is|are|was|be)(?:\s+not|n't|\s+(?:wrong|incorrect|false|too))\b",
     re.IGNORECASE,
 )
 """Behind a number: what makes it another one, a bound, or none. Coins are quarters."""
@@ -161,6 +207,29 @@ def digits_for_words(text: str) -> str:
         return rf"\frac{{{total + part}}}{{{PARTS[words[1].lower()]}}}" if words[1] else str(total + part)
 
     return WORDS_OR_FRACTION.sub(number, text)
+
+
+def closing(sentence: str) -> tuple[str, str] | None:
+    """The number that a sentence in another language says as its answer, and what is counted; or None."""
+    said = next(filter(None, (one.fullmatch(sentence) for one in CLOSINGS)), None)
+    if said is None:
+        return None
+    number = said["number"].rstrip(".,")
+    number = str(_chinese(number)) if re.match("[\u3007\u4e00-\u9fff]", number) else number
+    return ("-" if said["sign"] else "") + number, said["behind"]
+
+
+def _chinese(words: str) -> int:
+    """十八 is 18, 一百零五 is 105, 两万 is 20000."""
+    total, part, digit = 0, 0, 0
+    for sign in words:
+        if sign in "十百千":
+            part, digit = part + (digit or 1) * {"十": 10, "百": 100, "千": 1000}[sign], 0
+        elif sign in "万亿":
+            total, part, digit = (total + part + digit) * {"万": 10**4, "亿": 10**8}[sign], 0, 0
+        else:
+            digit = 10 * digit + "零一二三四五六七八九".find({"两": "二", "〇": "零"}.get(sign, sign))
+    return total + part + digit
 
 
 def tidy(text: str) -> str:

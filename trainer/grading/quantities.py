@@ -12,7 +12,19 @@ import sympy
 
 from trainer.grading.gold import Gold, elements, unit_behind
 from trainer.grading.mathematics import ROUNDING, Mathematics, close
-from trainer.grading.normalize import ANOTHER, BELOW, CHANGED, MORE_THAN, MULTIPLIER, MULTIPLIERS, TEXT, plain_text
+from trainer.grading.normalize import (
+    ANOTHER,
+    BELOW,
+    CHANGED,
+    CJK,
+    COUNTED_IN_CJK,
+    MORE_THAN,
+    MULTIPLIER,
+    MULTIPLIERS,
+    NUMBER_WORD,
+    TEXT,
+    plain_text,
+)
 from trainer.grading.units import ratio, unit_of
 
 ABOUT = 0.01
@@ -20,7 +32,7 @@ ABOUT = 0.01
 NUMBER_BASE = re.compile(r"(?<=\d)_\s*\{?\s*(\d+)\s*\}?\s*$")
 BASE_BEHIND = re.compile(r"_\s*\{?\s*(\d+)")
 TOKEN = re.compile(
-    rf"(?P<unit>{TEXT}|[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]+|\\?[%¢]|°|\^\s*\{{?\s*\\(?:circ|degree)\b"
+    rf"(?P<unit>{TEXT}|(?<=\d)\s*(?:''|[\"']|\^\s*\{{?\s*\\prime\b)|[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]+|\\?[%¢]|°|\^\s*\{{?\s*\\(?:circ|degree)\b"
     r"|\\(?:mu|Omega|AA|degree)(?![A-Za-z])|(?<!\\)[A-Za-z]{2,})|\\[A-Za-z]+|[{}]|(?P<letter>[A-Za-z])"
 )
 """Of an answer: where its unit may begin. A letter may be algebra."""
@@ -44,6 +56,23 @@ THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:(?:,\d\d)*,\d{3})+(?![\d,])")
 """Also lakhs: 12,34,567."""
 SECOND_NUMBER = re.compile(r"(?<=[\s~,{}+\u3040-\ud7a3])(?<!\^\{)(\d[\d,]*(?:\.\d+)?)(?!\s*\}?\s*\\times)")
 
+EXPONENT = re.compile(r"\^\s*\{?\s*-?\d+|(?<=[A-Za-z])[23](?!\d)")
+"""Of a unit."""
+LETTER_ALONE = re.compile(
+    rf"(?:[\s{{}}~]|\\[,;:! ]|{TEXT})*(?!a\s+[A-Za-z])(?:[\^_!]|[A-Za-z](?![A-Za-z])|\\(?!text|mathrm)[A-Za-z])"
+)
+"""Behind a percent sign: algebra."""
+NO_NAME = re.compile(rf"^(?:[\s{{}}()~$*.,;:!]|\\[,;:! ]|\\q?quad\b|{TEXT})*")
+ONE_WORD = re.compile(rf"(?:\W|{TEXT})*[A-Za-z]+\W+(?:and\W+)?", re.IGNORECASE)
+"""Before the number of a second measure: feet, six inches; and not feet in one week."""
+NO_UNIT = re.compile(
+    r"(?:in|of|for|to|at|on|by|from|with|per|each|every|a|an|the|(?:(?:square|cubic)\s+)?unit|more|less|left|long|wide|tall|high|deep|thick|away|apart|"
+    r"old|total|altogether|all|is|are|was|were|which|that|and|so|as|because|since|than|during|after|before|when|if|"
+    rf"(?!quarter)\w{{2,}}er|{'|'.join(MULTIPLIERS)})s?\b",
+    re.IGNORECASE,
+)
+"""What may stand behind a number where its unit is left out."""
+
 
 def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths: Mathematics) -> bool:
     """Whether a text is the number that is wanted, in its unit or in one that can be turned into it."""
@@ -65,6 +94,8 @@ def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths
     if SECOND_NUMBER.search(tail):
         total = _added_up(numbers[-1], tail, gold.unit)
         return total is not None and _within(total, wanted, gold)
+    if not understood(tail, gold.unit):
+        return False
     if PERCENT.match(tail) and gold.unit != "%" and 0 < abs(float(wanted)) <= 1:
         numbers += [number / 100 for number in numbers]
     named = tail or unit_behind(behind)
@@ -73,6 +104,27 @@ def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths
     return any(
         factor is not None and _within(number * factor, wanted, gold) for number in numbers for factor in factors
     )
+
+
+def understood(tail: str, unit: str) -> bool:
+    """Whether what stands behind a number leaves it a number of what is asked for.
+
+    No more numbers, no algebra behind a percent sign, in another language no more than things that are counted; and
+    where a measure is asked for, a measure or words that name nothing.
+    """
+    percent = PERCENT.match(tail)
+    if re.search(r"\d", EXPONENT.sub("", tail)) or (percent and LETTER_ALONE.match(tail, percent.end())):
+        return False
+    words = (word for word in NUMBER_WORD.finditer(tail) if ONE_WORD.fullmatch(tail[: word.start()]))
+    if any(unit_of(tail[word.end() :]) is not None for word in words):
+        return False
+    named = NO_NAME.sub("", tail, count=1)
+    if re.match(f"[{CJK}]", named) and not COUNTED_IN_CJK.fullmatch(named.rstrip(" .。}")):
+        return False
+    if unit_of(unit) is None and unit.strip(" \\") != "%":
+        return True
+    same = percent if unit_of(unit) is None else None
+    return bool(not named or same or unit_of(tail) is not None or NO_UNIT.match(named))
 
 
 def _sides(text: str, maths: Mathematics) -> list[Any]:
@@ -110,7 +162,7 @@ def _factor(gold: Gold, tail: str, multiplies: bool) -> Any:
     expected, unit = multiplier(gold.unit)
     times = sympy.Rational(times, expected) if multiplies and times > 1 else sympy.Integer(1)
     mine, theirs = unit_of(unit), unit_of(tail)
-    if theirs is not None and mine is None and unit.strip(" \\%."):
+    if theirs is not None and mine is None and unit.strip(" ."):
         return None  # hours are no apples
     if mine is None or theirs is None or mine == theirs:
         return times

@@ -14,14 +14,18 @@ from trainer.grading.gold import boxes
 from trainer.grading.normalize import (
     ANOTHER,
     CHANGED,
+    CJK,
+    CJK_AHEAD,
+    CJK_TAKEN_BACK,
     COMPARED,
-    FOREIGN_NOT,
     MORE_THAN,
     MULTIPLIER,
     NAMED,
+    NOT_ENGLISH,
     NUMBER_WORD,
     POWER_OF_CODE,
     TEXT,
+    closing,
     digits_for_words,
     plain_text,
     squeezed,
@@ -68,12 +72,10 @@ ANSWER = re.compile(
 )
 COPULA = re.compile(
     r"\b(?:is|are|was|were|be|equals?|equal to|gets?|got|gives?|obtains?|have|has|had|finds?|found|becomes?|makes?|"
-    r"conclude(?: that)?|yields?|remains?)\b|:(?!\d)|(?:答案|结果)?(?:是|为|為|等于|得到|有|共)",
+    r"conclude(?: that)?|yields?|remains?)\b|:(?!\d)",
     re.IGNORECASE,
 )
-LEAD = re.compile(
-    r"^\W*(?:(?:so|thus|hence|therefore|then|finally|it|that|the)\b[\s,:]*|(?:因此|所以|故)[，,\s]*)+", re.IGNORECASE
-)
+LEAD = re.compile(r"^\W*(?:(?:so|thus|hence|therefore|then|finally|it|that|the)\b[\s,:]*)+", re.IGNORECASE)
 ASIDE = re.compile(
     r",?\s+(?:because|since|as (?:desired|required|claimed))\b.*$|,?\s+which\b[^\d\\$]*$|\.?\s*I hope\b.*$|"
     r",\s*where\b.*$|"
@@ -91,8 +93,7 @@ DENIED = re.compile(
     r"(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log)s? of|"
     r"(?:sine|cosine|tangent)s? of|"
     r"factorial of|except|exceeds?|close to|off by|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|"
-    rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|n't\b|不|没|至少|至多|大于|小于|超过"
-    rf"|{FOREIGN_NOT}",
+    rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|n't\b",
     re.IGNORECASE,
 )
 """Before a number: it is a bound, or no answer at all."""
@@ -134,9 +135,18 @@ DISBELIEVED = re.compile(
     r"(?:\bnot|n't)\s+(?:true|think|believe|claim|say|sure|certain|convinced|the\s+case)\b|\bdoubt\b",
     re.IGNORECASE,
 )
+HEDGED = re.compile(
+    r"\b(?:could|might|can|possibly|perhaps|maybe|believed|thought|supposed|said|claims?|guess|hardly)\b"
+    rf"|\bmay\s+(?:\w+\s+)?be\b|{DISBELIEVED.pattern}",
+    re.IGNORECASE,
+)
+"""Before a word or a number word: it is not said to be the answer."""
+HEDGED_VERB = re.compile(r"\b(?:could|might|may)\s+(?:\w+\s+)?be$", re.IGNORECASE)
+YES_OR_NO = re.compile(r"(?:\W|so\b|therefore\b)*(yes|no)\b", re.IGNORECASE)
+"""May be explained."""
 UNTRUE = re.compile(
     rf"(?:\bnot|n't|\bnever|\bcannot|\bno longer)\s+(?:\w+\s+)?$|{DISBELIEVED.pattern}|"
-    r"\b(?:wrong|incorrect|false)\b|^if\b(?!.*,)|不$",
+    r"\b(?:wrong|incorrect|false)\b|^if\b(?!.*,)",
     re.IGNORECASE,
 )
 """Before the verb; the difference between two things is a number."""
@@ -169,7 +179,6 @@ NAME_OF_VALUE = re.compile(
 )
 """What stands before an equals sign: a total, or f(x)."""
 LETTERS_ALONE = re.compile(r"(?<![A-Za-z\\])(?!x\s*\\?\$?\d|(?:a|I)\s+\\?[$\w])[A-Za-z](?![A-Za-z])")
-CJK = r"\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
 PIECE = re.compile(rf"\$[^$]*\$\S*|[{CJK}]+|[^\s{CJK}]+")
 
 
@@ -230,11 +239,13 @@ def _behind_answer_is(text: str) -> str:
     """The sentence behind the last 'answer is' that one follows; '' where it is none, not believed, or taken back."""
     for said in reversed(list(ANSWER.finditer(text))):
         begin = max(text.rfind(end, 0, said.start()) for end in ".!?\n") + 1
-        if DISBELIEVED.search(text[begin : said.start()]):
+        before = text[begin : said.start()].rpartition("。")[2]
+        if DISBELIEVED.search(before) or (re.match(f"[{CJK}]", said[0]) and not CJK_AHEAD.fullmatch(before)):
             return ""
         rest = text[said.end() :].lstrip(" \n\t*:：")
         if sentences := split_sentences(rest):
-            return "" if _taken_back(sentences[0], rest[len(sentences[0]) :].lstrip(" ")) else sentences[0]
+            behind = rest[len(sentences[0]) :].lstrip(" ")
+            return "" if _taken_back(sentences[0], behind) or CJK_TAKEN_BACK.search(behind) else sentences[0]
     return ""
 
 
@@ -253,7 +264,11 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     sentence = re.sub(r"\$\\(?:blacksquare|square|Box)\$$", "", sentence.strip()).strip()
     if sentence.endswith(("?", "？")) or STEP.match(sentence):
         return
-    sentence = re.sub(r"^=\s*", "", sentence.rstrip(".!。 "))
+    sentence = re.sub(r"^=>?\s*", "", sentence.rstrip(".!。 "))
+    if NOT_ENGLISH.search(_masked(sentence)):
+        if understood := closing(sentence):
+            yield Answer(*understood, marked=False)
+        return
     if runs(short := ASIDE.sub("", sentence).strip()) or not runs(sentence):
         sentence = short
     begins = [0, *(joint.end() for joint in CLAUSE.finditer(_masked(sentence)))]
@@ -272,22 +287,24 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     start = sign.start(1) if (sign := SIGN.search(text[: where[0][0]])) else where[0][0]
     if not sums and (BOUNDED_BEFORE.search(before) or _is_equation(before)):
         return
+    if verb and HEDGED_VERB.search(clause[: verb.end()]):
+        return
     if UNTRUE.search(before) or DENIED.search(text[:start]) or (not sums and BOUND.search(text[:start])):
         return
     behind = text[len(text[: (sums[-1] if sums else where[0])[1]].rstrip(",;")) :]
     last = text[sums[-1][0] if sums else 0 :]
     if NAME_OF_VALUE.search(name := text[: where[0][0]]) and not CHANGED.search(name):
         start += len(text[start:]) - len(text[start:].lstrip("= "))
-    text = text[start:]
+    ahead, text = f"{clause[: verb.end()] if verb else ''} {text[:start]}", text[start:]
     if CHANGED.search(behind) or (not sums and "$" not in text and MORE_THAN.match(behind)):
         return
-    yield Answer(_last_side(text), marked=False)
+    yield Answer(_last_side(text), marked=False, ahead=ahead)
     if sums:
         yield Answer(ADDED.sub("", _last_side(last)), marked=False)
     first = where[0][1] - start
     first = times.end() if (times := MULTIPLIER.match(text, first)) else first
     if len(where) == 1 and not ANOTHER.search(behind):
-        yield Answer(text[:first].lstrip(",;:").rstrip(".,;:"), text[first:], marked=False)
+        yield Answer(text[:first].lstrip(",;:").rstrip(".,;:"), text[first:], marked=False, ahead=ahead)
     elif re.match(r",?\s*(?:for (?:all|any|every|each)|where)\b", text[first:]):
         yield Answer(text[:first].rstrip(".,;:"), marked=False)
 
@@ -315,13 +332,19 @@ def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
     """A sentence without a formula: 'it is purple', 'she has seven'."""
     told = clause[verbs[0].end() :] if verbs else clause
     denies = re.search(DENIED_IN_WORDS, clause, re.IGNORECASE)
-    denied = denies and not re.match(r"(?:\W|so\b|therefore\b)*no\b", clause, re.IGNORECASE)
-    if denied or re.search(r"\bif\b", clause) or CHANGED.search(told):
+    denied = denies and not ((explained := YES_OR_NO.match(clause)) and explained[1].lower() == "no")
+    changed = CHANGED.search(NUMBER_WORD.sub("one", told)) and not re.fullmatch(
+        r"\W*(?:a\s+)?half", told, re.IGNORECASE
+    )
+    if denied or (changed and not YES_OR_NO.match(clause)) or re.search(r"\bif\b", clause):
         return
     yield Answer(LEAD.sub("", clause), marked=False)
     for verb in reversed([*verbs, *re.finditer(r"\b(?:on|in)\b", clause)][-MOST_READINGS:]):
+        if HEDGED.search(clause[: verb.end()]):
+            break
         yield Answer(clause[verb.end() :].strip(" :"), marked=False)
-    if (word := NUMBER_WORD.search(clause)) and not denies and not BOUND.search(clause[: word.start()]):
+    word = NUMBER_WORD.search(clause)
+    if word and not denies and not BOUND.search(before := clause[: word.start()]) and not HEDGED.search(before):
         yield Answer(digits_for_words(clause[word.start() :]), marked=False)
 
 

@@ -15,10 +15,10 @@ import pint
 KNOWN = {
     "angstrom", "foot", "inch", "yard", "mile", "light_year", "astronomical_unit", "pound", "ounce", "ton", "minute",
     "hour", "day", "week", "fortnight", "month", "year", "decade", "century", "acre", "hectare", "gallon", "quart",
-    "pint", "cup", "tablespoon", "teaspoon", "dollar", "cent", "euro", "degree", "radian", "arcsecond", "micron",
-    "mile_per_hour", "kilometer_per_hour", "erg",
+    "pint", "cup", "tablespoon", "teaspoon", "dollar", "cent", "euro", "sterling", "degree", "radian", "arcsecond",
+    "micron", "mile_per_hour", "kilometer_per_hour", "erg",
 }
-"""Of pint's units, and two currencies. pint finds others in plain words: cats are centi-atmospheres to it."""
+"""Of pint's units, and three currencies. pint finds others in plain words: cats are centi-atmospheres to it."""
 METRIC = {
     "meter", "gram", "second", "liter", "joule", "newton", "watt", "hertz", "volt", "ampere", "kelvin", "pascal",
     "mole", "parsec", "calorie", "tesla", "coulomb", "ohm", "farad", "electron_volt", "molar", "year",
@@ -46,6 +46,10 @@ LATEX = (
     (r"\bdegrees?\s*[{\s]*(?:F\b|[fF]ahrenheit\b)", " fahrenheit "),
     (r"\\\$", " dollar "),
     (r"\\?¢", " cent "),
+    (r"€|\\euro\b", " euro "),
+    (r"£|\\pounds\b", " sterling "),
+    (r"''|\"|\^\s*\{\s*\\prime\s*\\prime\s*\}", " inch "),
+    (r"'(?![A-Za-z])|\^\s*\{?\s*\\prime\b\s*\}?", " foot "),
     (r"\blight[\s-]+(?=years?\b)", "light"),
     (r"(?<=[a-z])\(e?s\)", "s"),
     (r"\\q?quad\b|\\cdot\b|\\times\b|\\[,;! ]|~", " "),
@@ -62,6 +66,7 @@ def _registry() -> pint.UnitRegistry:
     registry.define("dollar = [currency]")
     registry.define("cent = dollar / 100")
     registry.define("euro = [other_currency]")
+    registry.define("sterling = [third_currency]")
     registry.define("celsius_scale = [celsius]")  # degrees of a scale are no kelvins
     registry.define("fahrenheit_scale = [fahrenheit]")
     return registry
