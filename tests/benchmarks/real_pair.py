@@ -34,7 +34,7 @@ LABELS = {"contrast": [], "tilt": ["--labels", "tilt", "--gamma", "0.5"]}
 """Options of `build`: the paper's label, and the one that bears more training on the demo's pair (labels.py)."""
 KEPT_STEPS = 16
 """Kept steps an optimizer step, as published."""
-EPOCHS = 2
+EPOCHS = 1
 OUTPUT_TOKENS = 400
 SERVER = """
 expert: {dtype: bfloat16, max_model_len: 1024, kv_cache_memory_bytes: 2147483648}
