@@ -273,7 +273,8 @@ def test_what_cannot_be_held_out_is_refused(tmp_path, many, run, expert, trainer
 
 def test_with_fsdp_which_cannot_measure_them_none_are_held_out_unless_asked_for(monkeypatch):
     assert TrainingOptions().recipe().held_out == 0.05
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert TrainingOptions().recipe().held_out == 0
+    for yes in ("true", "True", "1"):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", yes)
+        assert TrainingOptions().recipe().held_out == 0
     assert TrainingOptions(held_out=0.1).recipe().held_out == 0.1
     assert TrainingOptions(keep=Keep.BEST).recipe().held_out == 0.05  # which is refused, with the reason

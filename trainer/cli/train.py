@@ -34,8 +34,8 @@ from trainer.settings import ALL_LINEAR, PRESETS, Keep, Lora, Objective, Preset,
 if TYPE_CHECKING:
     from trainer.adapters.model_folder import ModelFolder
 
-SHARDING = "ACCELERATE_USE_FSDP"
-"""The variable by which accelerate tells its processes that FSDP shards the weights."""
+SHARDING, SHARDED = "ACCELERATE_USE_FSDP", ("1", "true", "yes", "on", "y", "t")
+"""The variable by which accelerate tells its processes that FSDP shards the weights, and what it takes for yes."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class TrainingOptions:
         changed = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.epochs is not None:
             changed.setdefault("max_steps", None)
-        unmeasured = os.environ.get(SHARDING) == "true" and self.keep == Keep.LAST
+        unmeasured = os.environ.get(SHARDING, "").lower() in SHARDED and self.keep == Keep.LAST
         if self.objective == Objective.SFT or self.follow or unmeasured:
             changed.setdefault("held_out", 0.0)
         lora = Lora(self.rank, self.alpha, self.dropout, listed(self.targets), self.use_rslora, self.use_dora)
