@@ -27,12 +27,24 @@ GOES_ON_AS_A_NUMBER = re.compile(
 OPENS = r"\s*(?:\\?\$|\\\()?\s*"
 RIVAL_BEHIND = re.compile(
     rf"(?:[\s$]|\\[)\]])*(?P<joint>,(?!\d)|(?:,\s*|\\text\s*\{{\s*)?\b(?:or|and)\b\s*\}}?){OPENS}(?:(?P<name>{NAME})\s*=\s*)?"
-    r"(?P<value>(?:[-+]\s*)?(?:\\\$)?(?:\.?\d|\\(?:[dt]?frac|sqrt|pi|infty)(?![A-Za-z]))[^\s$;]*)"
+    r"(?P<value>(?:[-+]\s*)?(?:\\\$)?(?:\.?\d|\\(?:[dt]?frac|sqrt|pi|infty)(?![A-Za-z]))(?:[^\s$;(,.]|[.,]\d)*)"
+    r"(?P<unit>(?:[^\n$;(,.]|[.,]\d){0,60})(?P<rest>[^\n]{0,80})"
 )
 RIVAL_BEFORE = re.compile(
     rf"(?:(?P<name>(?<!\d){NAME})\s*=\s*|(?:^|(?<!=)[\s$(]))(?P<value>[-+]?(?:\d[\d.]*|\\[dt]?frac\{{\d+\}}\{{\d+\}}))(?:[\s$]|\\[)\]])*"
-    rf"(?P<joint>,(?:\s*or\b)?|(?:\\text\s*\{{\s*)?\b(?:or|and)\b\s*\}}?){OPENS}(?:{NAME}\s*=\s*)?$"
+    rf"(?P<joint>(?:,\s*|\\text\s*\{{\s*)?\bor\b\s*\}}?){OPENS}(?:{NAME}\s*=\s*)?$"
 )
+LET_GO = re.compile(
+    r"\b(?:reject\w*|discard\w*|extraneous|spurious|invalid|impossible|not\s+(?:valid|possible|positive|allowed)|since|but)\b",
+    re.IGNORECASE,
+)
+"""Behind two values: only one of them is the answer."""
+CORRECTED = re.compile(
+    r"\b(?:(?:correct|final|actual|right|true)\s+answer|actually,?\s+(?:it|the\s+answer|that))(?:\s+(?:is|should\s+be)|'s)\s*:?\s*"
+    r"[$*\\(]*(?P<value>-?\d[\d,]*(?:\.\d+)?)(?=[$*\\).!]*\s*(?:\n|$))",
+    re.IGNORECASE,
+)
+"""Behind a box: it is another one."""
 """Another value beside a box, that is said to be the answer too."""
 BESIDE = 80
 """Characters beside a box, in which the rest of its formula is looked for."""
@@ -47,13 +59,15 @@ RELATION = r"(?:(?<![=-])[<>]=?|!=|[≤≥≠]|\\(?:[lgn]eq?q?|[lg]eqslant|[lg]t
 BOUNDED = re.compile(rf"{RELATION}{SPACES}-?(?:\\?\$)?{SPACES}$")
 """In a formula, right before its box: it is a bound."""
 CONNECTS = (
-    r"(?:[Ll]ong)?(?:[Ll]eft)?[Rr]ightarrow|iff|implies|to|mapsto|therefore|because|approx|equiv|sim\w*|cong|doteq|triangleq|"
+    r"(?:[Ll]ong)?(?:[Ll]eft)?[Rr]ightarrow|[hx]\w*arrow|Rrightarrow|leadsto|longmapsto|[cl]?dots\w?|en(?:space|skip)|"
+    r"(?:thin|med|thick|negthin)space|(?:normal|foot|script)size|small|tiny|centering|par|smallskip|medskip|bigskip|iff|implies|to|mapsto|therefore|because|approx|equiv|sim\w*|cong|doteq|triangleq|"
     r"colon|in|text\w*|math[a-z]+|mbox|rm|bf|it|boldsymbol|underline|color|displaystyle|large|Large|LARGE|huge|Huge|left|"
     r"right|[bB]igg?|q?quad|[hv]space|newline|hline|hfill|item|bullet|star|ast|noindent"
 )
 FOLLOWS = (
     rf"{CONNECTS}|operatorname|circ|degree|mu|Omega|AA|r?a?angstrom|[lgn]eq?q?|[lg]eqslant|[lg]t|[pb]?mod|end|tag|notag|"
-    r"nonumber|label|qed|square|Box|blacksquare|checkmark|boxed|fbox|par|euro|pounds|cents?|cdot|times|div|pm"
+    r"nonumber|label|qed|square|Box|blacksquare|checkmark|boxed|fbox|euro|pounds|cents?|cdot|times|div|pm|"
+    r"d?dagger|\w+suit|lozenge|diamond\w*|Diamond|triangle\w*|surd|smiley"
 )
 """Commands that may stand right before a box, and right behind it; any other makes a formula of which it is a part."""
 ARGUMENT = re.compile(
@@ -70,17 +84,28 @@ CHANGED_BEFORE = re.compile(
 )
 """In words, right before a box. 'At least 18' is how solutions say a least number."""
 NO_LONGER = (
-    r"(?:wrong|incorrect|false|impossible|invalid|extraneous|spurious|a\s+mistake|an\s+error|"
-    r"not\s+(?:correct|right|possible|true|valid|the|an?\s+(?:valid|possible|correct))|ruled\s+out|rejected)\b"
+    r"(?:(?:obviously|clearly|just|simply)\s+)?(?:wrong|incorrect|false|impossible|invalid|extraneous|spurious|a\s+mistake|an\s+error|"
+    r"not\s+(?:correct|right|possible|true|valid)|(?:not\s+(?:the|an?)(?:\s+(?:right|correct|valid|final|possible))?|an?\s+wrong|"
+    r"the\s+wrong)\s+(?:answer|solution|value|one)|ruled\s+out|rejected|discarded)\b(?!\s+(?!because|since|as\b|so\b|and\b|but\b)[\w$\\])"
 )
+"""It ends its clause: 'not possible to do better' and 'impossible with 17' say nothing of the box."""
+FAILS = (
+    r"(?:fails?|(?:(?:do|does|did|will)\s+not|(?:do|does|did|can|wo)n't|cannot|can't)\s+"
+    r"(?:work|match|fit|satisfy|be\s+right|be\s+correct))\b"
+)
+ITSELF = r"(?:(?:which|that|this|it|but\s+(?:that|this|it))\s*)?"
 TAKEN_AWAY = re.compile(
-    rf"^[\s$*_)\]}}\\]*(?:\?(?!\W*(?:yes|yeah|correct|right|indeed)\b)"
-    rf"|\W*(?:(?:which|that|this|it|but\s+(?:that|this|it))\s*)?(?:'s|is|was|seems|must\s+be|can(?:not|'t)\s+be)\s+(?:\w+ly\s+|also\s+|just\s+)?{NO_LONGER}"
-    r"|\W*(?:no\s*[,.:;!\N{EM DASH}]|oops\b|sorry\b|correction\b|scratch\s+that|never\s*mind)"
-    rf"|\W*(?:wait|hmm|actually)\b.{{0,120}}?\b(?:{NO_LONGER}|mistake|error|forgot|should\s+(?:be|have))\b)",
-    re.IGNORECASE | re.DOTALL,
+    rf"^[ \t$*_)\]}}\\]*(?:\?(?!\W*(?:yes|yeah|correct|right|indeed)\b)"
+    rf"|[^\w\n]*{ITSELF}(?:'s|is|was|seems|looks|must\s+be|can(?:not|'t)\s+be)\s+(?:\w+ly\s+|also\s+|just\s+)?{NO_LONGER}"
+    rf"|[^\w\n]*{ITSELF}{FAILS}"
+    r"|[^\w\n]*(?:no\s*[,.:;!\N{EM DASH}](?!\W*(?:wait\W+)?(?:that|this|it)(?:'s|\s+is)\s+(?:right|correct|fine))"
+    r"|oops\b|sorry\b|correction\b|scratch\s+that|never\s*mind)"
+    rf"|\W*(?:no\W+)?(?:wait|hmm|actually|oops|sorry)\b[^\n]{{0,120}}?\b(?:(?:that|this|it)(?:'s|\s+(?:is|was))\s+{NO_LONGER}"
+    r"|(?:made|there\s+(?:is|was))\s+(?:a\s+(?:\w+\s+)?mistake|an\s+(?:\w+\s+)?error)(?!\?)|forgot\b"
+    r"|should\s+(?:be|have\s+been)\W*\d))",
+    re.IGNORECASE,
 )
-"""Behind a box: a question, or what takes it back."""
+"""Behind a box, on its line: a question, or what takes it back."""
 SIGN_BEFORE = re.compile(
     rf"(?:^|[=:<>≈({{\[,;&]|\\(?:Rightarrow|rightarrow|implies|to|iff|therefore|approx|[lgn]eq?)\b){SPACES}"
     rf"(-|\\pm\b){SPACES}(?:\\\$)?$"
@@ -175,12 +200,20 @@ def _rival(before: str, behind: str) -> str:
     one_formula = begin >= 0 and not _prose(before[begin:])
     named = NAMED_BOX.search(before[-BESIDE:])
     own = named and named[1]
-    for other in (RIVAL_BEHIND.match(behind), RIVAL_BEFORE.search(before[-BESIDE:])):
-        if other is None or (other["joint"] == "," and not (one_formula and "$" not in other[0][:-1].lstrip("$"))):
-            continue
-        if other["name"] == own or ("or" in other["joint"] and other.re is RIVAL_BEHIND):
-            return other["value"].strip("(*").rstrip(".,:!)*\\")
-    return ""
+    other = RIVAL_BEFORE.search(before[-BESIDE:])
+    if other and other["name"] == own and not LET_GO.search(behind[: 2 * BESIDE]):
+        return other["value"]
+    other = RIVAL_BEHIND.match(behind)
+    if other is None or LET_GO.search(other["unit"] + other["rest"]):
+        other = None
+    elif other["joint"] == ",":
+        other = other if one_formula and "$" not in other[0][: other.start("value")].lstrip("$") else None
+    elif "and" in other["joint"] and ("=" in other["unit"] + other["value"] or re.search(r"\w", other["unit"])):
+        other = None
+    if other and (other["name"] == own or "or" in other["joint"]):
+        return (other["value"] + re.sub(r"\\text\s*\{\s*(?:or|and)\b.*|\bradians?\b", "", other["unit"])).rstrip(" *!:")
+    corrected = CORRECTED.search(behind)
+    return corrected["value"].rstrip(",") if corrected else ""
 
 
 def _beside(before: str, held: str, behind: str) -> tuple[str, bool]:
@@ -209,7 +242,7 @@ def _beside(before: str, held: str, behind: str) -> tuple[str, bool]:
         return "", goes_on
     if LEADS_UP_IN_WORDS.search(line) or (bare == before and TOUCHES.search(line)):
         return "", True
-    if ARGUMENT.search(line) or BOUNDED.search(re.sub(r"^[>\s]+|<[^<>]*>", "", line)):
+    if ARGUMENT.search(line) or BOUNDED.search(re.sub(r"(?i)^\W*(?:final\s+)?answer\s*>|^[>\s]+|<[^<>]*>", "", line)):
         return "", True
     bullet = re.fullmatch(r"\s*-(?:\\\$)?", line) and not COMES_NEXT.search(above[-BESIDE:])
     return "-" if MINUS.search(line) and not bullet else "", goes_on

@@ -118,7 +118,7 @@ def _judge(gold: Gold, output: str, found: list[Answer]) -> bool:
         if not found:
             found.append(answer)
         if len(answer.text) <= ANSWER_CHARACTERS and not answer.part and _same(gold, answer, maths):
-            if answer.rival and not _same(gold, Answer(answer.rival), maths):
+            if answer.rival and not _same(_nearly(gold, answer.rival), Answer(answer.rival), maths):
                 continue
             found.append(answer)
             return True
@@ -135,6 +135,14 @@ def _same(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
         case Kind.TUPLE | Kind.INTERVAL:
             return _bracketed(gold, answer.text, maths)
     return _each(gold, answer, maths) if gold.each else _value(gold, answer, maths)
+
+
+def _nearly(gold: Gold, rival: str) -> Gold:
+    """With the tolerance of a decimal that repeats an answer: 0.333 for a third."""
+    if not (decimal := re.fullmatch(r"-?\d*\.(\d+)\s*(\\?%)?", rival.strip())):
+        return gold
+    room = 0.51 * 10 ** -len(decimal[1]) / (100 if decimal[2] and not gold.unit else 1)
+    return replace(gold, absolute=max(gold.absolute, room))
 
 
 def _in_radians(gold: Gold, answer: Answer) -> tuple[Gold, Answer]:
@@ -217,7 +225,11 @@ def _formula(gold: Gold, answer: Answer, expected: str, text: str, maths: Mathem
 
 def _bracketed(gold: Gold, answer: str, maths: Mathematics) -> bool:
     """Tuples, in order; intervals, their unions, or relations that say the same. Braces hold sets."""
-    answer = in_order(answer) if gold.kind is Kind.TUPLE else answer
+    readings = [in_order(answer), in_order(answer, always=False)] if gold.kind is Kind.TUPLE else [answer]
+    return any(_same_brackets(gold, one, maths) for one in dict.fromkeys(readings))
+
+
+def _same_brackets(gold: Gold, answer: str, maths: Mathematics) -> bool:
     wanted, given = (without_name(tidy(NAMED_BRACKETS.sub("", text))) for text in (gold.text, answer))
     given = SET_BUILDER.sub(r"\1", given)
     if len(elements(re.sub(f"{OR}|;", ",", given))) > 1 and not BRACKETED.search(given):
@@ -229,28 +241,30 @@ def _bracketed(gold: Gold, answer: str, maths: Mathematics) -> bool:
     return not re.fullmatch(r"\\\{[^()\[\]]*\\\}", given) and maths.same(wanted, given.rstrip(" ,"))
 
 
-def in_order(text: str) -> str:
+def in_order(text: str, always: bool = True) -> str:
     """Coordinates with names, as y = 3, x = -2 or (y, x) = (3, -2), in the order of their names, in brackets.
 
-    That is the alphabet's, where names follow each other in it; others, as n and k, stay as they are.
+    That is the alphabet's, where names follow each other in it; others, as n and k, stay as they are. A question may
+    ask for (n, m): without `always` only x, y, z and numbered names are put in order.
     """
     plain = BRACKETS.sub("", text)
     if head := NAMES.match(plain):
         names = elements(head[1])
-        return re.sub(r"\(([^()]*)\)", lambda one: _by_name(names, elements(one[1])), plain[head.end() :])
+        return re.sub(r"\(([^()]*)\)", lambda one: _by_name(names, elements(one[1]), always), plain[head.end() :])
     parts = [NAMED_PART.fullmatch(part) for part in elements(re.sub(OR, ",", plain))]
     names = [part[1] for part in parts if part]
     if len(parts) < 2 or len(set(names)) < len(parts):
         return text
-    return _by_name(names, [part[2] for part in parts if part])
+    return _by_name(names, [part[2] for part in parts if part], always)
 
 
-def _by_name(names: list[str], values: list[str]) -> str:
+def _by_name(names: list[str], values: list[str], always: bool) -> str:
     places = [(ord(name[0]), int(re.sub(r"\D", "", name) or 0)) for name in names]
     letter, number = min(places)
     following = {(letter + index, number) for index in range(len(names))}
     numbered = {(letter, number + index) for index in range(len(names))}
-    if set(places) in (following, numbered) and len(names) == len(values):
+    ordered = set(places) == numbered or (set(places) == following and (always or letter >= ord("x")))
+    if ordered and len(names) == len(values):
         values = [value for _, value in sorted(zip(places, values, strict=True))]
     return f"({', '.join(values)})"
 

@@ -167,7 +167,7 @@ CHANGED = re.compile(
     rf"^\W*(?:(?:ten|hundred|thousand)[\s-]+)?(?:{'|'.join(PARTS.keys() - {'quarter'})}){_PART}"
     rf"|\b(?:or|and|less)\s+(?:an?\s+)?(?:another\s+)?(?:half|third|quarter|{COMPARED}|{NUMBER_WORD.pattern})\b"
     rf"|(?<!\\)\btimes\s+(?:as|more|less|fewer|the|that|what|his|her|its|their|\w+er|\\?pi|[b-zB-Z]|\d+|{NUMBER_WORD.pattern})\b"
-    r"|^[^\w\\]*(?:over|choose|mod(?:ulo)?|(?:short|shy)\s+of)\b|\braised\s+to\b"
+    r"|^[^\w\\]*(?:over(?!\s+(?:the|a|an|this|that|all|\w+\s+\w*(?:second|minute|hour|day|week|month|year|night|trip)s?)\b)|choose|mod(?:ulo)?|(?:short|shy)\s+of)\b|\braised\s+to\b"
     r"|\bto\s+the\s+(?:(?:\w+\s+)?power\b|\w*(?:th|third)\W*$)"
     rf"|^[^\w\\]*(?:(?:square|cube)\s+)?roots?\s+(?:of\s+)?(?:\\?pi|[a-z]|{NUMBER_WORD.pattern})\b"
     rf"|\b(?:base[\s-]+(?:[a-z]|{NUMBER_WORD.pattern})|in\s+(?:binary|octal|hexadecimal)|with\s+probability)\b"
@@ -181,7 +181,7 @@ CHANGED = re.compile(
 )
 """Behind a number: what makes it another one, a bound, or none. Coins are quarters."""
 ANOTHER = re.compile(
-    rf"[,;]\s+(?:and\s+)?(?!one\b){NUMBER_WORD.pattern}|\bor\s+(?:none|nothing|all|any|every|no)\b"
+    rf"[,;]\s+(?:and\s+)?(?!one\b){NUMBER_WORD.pattern}(?!\s+(?:of|{COMPARED})\b)|\bor\s+(?:none|nothing|all|any|every|no)\b"
     r"|^[^\w\\]*(?:or\b|and\s+(?:\\(?!text)|(?:all|none|no)\b|[b-hj-z](?![A-Za-z])))",
     re.IGNORECASE,
 )

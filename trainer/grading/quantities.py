@@ -56,6 +56,8 @@ THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:(?:,\d\d)*,\d{3})+(?![\d,])")
 """Also lakhs: 12,34,567."""
 SECOND_NUMBER = re.compile(r"(?<=[\s~,{}+\u3040-\ud7a3])(?<!\^\{)(\d[\d,]*(?:\.\d+)?)(?!\s*\}?\s*\\times)")
 
+SUBSCRIPT = re.compile(r"(?<=[A-Za-z}])_\s*(?:\d|\{\s*\d+\s*\})")
+"""Of a substance, behind its unit: mol H_2O."""
 EXPONENT = re.compile(r"\^\s*\{?\s*-?\d+|(?<=[A-Za-z])[23](?!\d)")
 """Of a unit."""
 LETTER_ALONE = re.compile(
@@ -63,7 +65,7 @@ LETTER_ALONE = re.compile(
 )
 """Behind a percent sign: algebra."""
 NO_NAME = re.compile(rf"^(?:[\s{{}}()~$*.,;:!]|\\[,;:! ]|\\q?quad\b|{TEXT})*")
-ONE_WORD = re.compile(rf"(?:\W|{TEXT})*[A-Za-z]+\W+(?:and\W+)?", re.IGNORECASE)
+ONE_WORD = re.compile(rf"(?:\W|{TEXT})*(?!over\b)[A-Za-z]+\W+(?:and\W+)?", re.IGNORECASE)
 """Before the number of a second measure: feet, six inches; and not feet in one week."""
 NO_UNIT = re.compile(
     r"(?:in|of|for|to|at|on|by|from|with|per|each|every|a|an|the|(?:(?:square|cubic)\s+)?unit|more|less|left|long|wide|tall|high|deep|thick|away|apart|"
@@ -77,6 +79,7 @@ NO_UNIT = re.compile(
 def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths: Mathematics) -> bool:
     """Whether a text is the number that is wanted, in its unit or in one that can be turned into it."""
     said, tail = cut(text)
+    tail = SUBSCRIPT.sub("", tail)
     bases = [NUMBER_BASE.search(one) for one in (value, said)]
     if bases[0] and not bases[1]:
         bases[1] = BASE_BEHIND.match(behind)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from trainer.grading.boxed import ENGLISH, MARKUP, WORDLESS, Answer, in_one_text, last_boxes
+from trainer.grading.boxed import ENGLISH, MARKUP, NO_LONGER, WORDLESS, Answer, in_one_text, last_boxes
 from trainer.grading.gold import boxes
 from trainer.grading.normalize import (
     ANOTHER,
@@ -78,7 +78,7 @@ COPULA = re.compile(
 LEAD = re.compile(r"^\W*(?:(?:so|thus|hence|therefore|then|finally|it|that|the)\b[\s,:]*)+", re.IGNORECASE)
 ASIDE = re.compile(
     r",?\s+(?:because|since|as (?:desired|required|claimed))\b.*$|,?\s+which\b[^\d\\$]*$|\.?\s*I hope\b.*$|"
-    r",\s*where\b.*$|"
+    r",\s*where\b.*$|,?\s+(?:attained\s+|reached\s+)?(?:when|at|for)\s+\\?\$?[A-Za-z](?:_\{?\w\}?)?\s*=\s*[^\s$=]+\$?$|"
     r"\s*\((?:which|where|when|since|because|attained|achieved|obtained)\b.*\)\s*$|"
     r",?\s+(?:not|rather than|instead of)\s+\D{0,3}\d\S*$",
     re.DOTALL,
@@ -107,6 +107,7 @@ BOUND = re.compile(
 )
 """Right before a number, as its sign is. Over 4 weeks it may be 4 * 50 = 200."""
 UNKNOWN_LETTER = re.compile(r"(?<![A-Za-z'’.])(?:[b-zB-HJ-Z]|[aA](?=\s*$))(?![A-Za-z'’.])")
+ANY_LETTER = re.compile(r"[A-Za-z](?:_(?:\{[^{}]*\}|\w))?")
 FORMULA_OF = re.compile(r"[-+*/^|!]|\d\s*[A-Za-z]|\\(?:[dt]?frac|sqrt|cdot|times|log|ln|sin|cos|tan)(?![A-Za-z])")
 COMPUTED = re.compile(
     r"\b(?:plus|minus|times|squared|cubed|twice|thrice|double|triple|half|(?:square|cube|root|reciprocal|negative)\s+of)\b",
@@ -118,17 +119,26 @@ BOUNDED_BEFORE = re.compile(
 )
 """Before the verb: 'at least she has', 'half of them are'."""
 RETRACTED = re.compile(
-    r"\b(?:wait|oops|hmm|actually|in\s+fact|in\s+reality|correction|corrected|mistake|error|wrong|incorrect|sorry|instead)\b"
-    r"|\bno\s*[,.:!]|\b(?:but|however),?\s+(?:it|that|this|s?he|they|the\s+\w+)\s+(?:is|are|was|has|have|had|should)\b",
+    r"\b(?:that|this|it|(?:the|my|our)\s+(?:\w+\s+)?(?:answer|result))(?:'s|\s+(?:is|was|seems|looks))\s+(?:\w+ly\s+|just\s+)?"
+    rf"(?:{NO_LONGER}|not\s+what\b)"
+    r"|\b(?:I|we)\s+(?:have\s+|just\s+)?made\s+(?:a\s+(?:\w+\s+)?mistake|an\s+(?:\w+\s+)?error)\b"
+    r"|^\W*(?:oops\b|correction\s*:|sorry\s*[,.:!])|^\W*no\s*[,.:!](?!\W*(?:wait\W+)?(?:that|this|it)(?:'s|\s+is)\s+(?:right|correct|fine))",
     re.IGNORECASE,
 )
-"""In one of the two sentences behind an answer, on its line."""
-TAKEN_BACK_NEXT = re.compile(
-    r"\W*(?:(?:wait|oops|hmm|actually|in\s+fact|correction|sorry|(?:that|this|it)\s+(?:is|was)\s+(?:wrong|incorrect|not))\b|no\s*[,.:!])",
+"""In one of the two sentences behind an answer: it, and no other thing, is taken back."""
+CORRECTS = re.compile(
+    r"\b(?:wait|hmm|hold\s+on|actually|in\s+fact|in\s+reality|but|however|so|thus|hence|therefore|let\s+me\s+re\w+)\b",
     re.IGNORECASE,
 )
-"""The same, at the beginning of the next line."""
-CONCLUDES = re.compile(r"\b(?:so|thus|hence|therefore)\b", re.IGNORECASE)
+ANOTHER_IS = re.compile(
+    r"(?:\b(?:(?:it|that|this|answer)(?:'s|\s+(?:is|was|must\s+be|should\s+(?:be|have\s+been)))\s+(?:(?:only|just|actually)\s+)?"
+    r"|(?:wait|hmm|hold\s+on|actually)[\s,.:]+(?:no[\s,.:]+)?)|^\W*let\s+me\s+re[^=]*=\s*)[$\\]*(?=\d)|\bso\s+[$\\]*(?=\d[\d,.]*\W*$)"
+    r"|\b(?:s?he|they)\s+(?:actually\s+)?(?:has|have)\s+[$\\]*(?=\d[\d,.]*\W*$)",
+    re.IGNORECASE,
+)
+"""In such a sentence, right before a number: it is said to be the answer in place of what was said."""
+NUMBER_SAID = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+BUT = re.compile(r"\b(?:but|so|however|actually)\b|,", re.IGNORECASE)
 DISBELIEVED = re.compile(
     r"\b(?:I|we|one|you|s?he|they|some|many)\s+(?:\w+\s+)?(?:thought|guessed|assumed|expected|believed|"
     r"(?:might|may|could|would)\s+(?:\w+\s+)?(?:think|say|guess|expect|assume|believe))\b|"
@@ -240,7 +250,9 @@ def _behind_answer_is(text: str) -> str:
     for said in reversed(list(ANSWER.finditer(text))):
         begin = max(text.rfind(end, 0, said.start()) for end in ".!?\n") + 1
         before = text[begin : said.start()].rpartition("。")[2]
-        if DISBELIEVED.search(before) or (re.match(f"[{CJK}]", said[0]) and not CJK_AHEAD.fullmatch(before)):
+        if DISBELIEVED.search(BUT.split(before)[-1]) or (
+            re.match(f"[{CJK}]", said[0]) and not CJK_AHEAD.fullmatch(before)
+        ):
             return ""
         rest = text[said.end() :].lstrip(" \n\t*:：")
         if sentences := split_sentences(rest):
@@ -250,13 +262,19 @@ def _behind_answer_is(text: str) -> str:
 
 
 def _taken_back(claim: str, behind: str) -> bool:
-    """Whether what follows a claim denies it, or in the next two sentences concludes another number."""
-    following = split_sentences(behind.partition("\n")[0])[:2]
-    if TAKEN_BACK_NEXT.match(behind) or any(map(RETRACTED.search, following)):
-        return True
-    concluded = [one for one in following if CONCLUDES.search(one)]
-    last = [one[slice(*found[-1])].strip("$.,;!\\") for one in concluded if (found := runs(one))]
-    return any(number not in claim for number in last)
+    """Whether what follows a claim denies it, or in the next two sentences puts another number in its place."""
+    said = set(NUMBER_SAID.findall(claim))
+    for sentence in split_sentences(behind)[:2]:
+        if RETRACTED.search(sentence):
+            return True
+        if (
+            said
+            and CORRECTS.search(sentence)
+            and not said & set(NUMBER_SAID.findall(sentence))
+            and ANOTHER_IS.search(sentence)
+        ):
+            return True
+    return False
 
 
 def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
@@ -316,7 +334,7 @@ def _last_before_formulas(begins: list[int], text: str) -> int | None:
 
 
 def _is_equation(before: str) -> bool:
-    """Whether what stands before a verb is a formula with unknowns, as x + 2 or 'the square of x', and no name."""
+    """Whether what stands before a verb is a formula with one unknown, as x + 2 or 'the square of x', and no name."""
     subject = re.sub(
         r"(?:\b(?:is|are|was|be|must|also|then|now|so|therefore|thus|hence)\b|\s)+$", "", LEAD.sub("", before)
     )
@@ -324,6 +342,9 @@ def _is_equation(before: str) -> bool:
     alone = len(formula) == 1 and not re.search(r"\w", subject[: formula[0][0]] + subject[formula[0][1] :])
     plain = re.sub(r"_\{[^{}]*\}|_\w|\^\s*\{?\\(?:circ|prime)\}?|\$", "", subject)
     unknown = UNKNOWN_LETTER.search(re.sub(rf"{TEXT}\s*\{{[^{{}}]*\}}|\\[A-Za-z]+", " ", plain))
+    letters = ANY_LETTER.findall(re.sub(r"\\[A-Za-z]+", " ", subject)) if alone else UNKNOWN_LETTER.findall(plain)
+    if len(set(letters)) > 1:  # m + n is what a question asks for
+        return False
     formula_of_it = alone and FORMULA_OF.search(plain) and not NAMED.fullmatch(f"{plain}=")
     return bool(unknown and (formula_of_it or COMPUTED.search(subject)))
 
