@@ -90,8 +90,8 @@ NO_LONGER = (
 )
 """It ends its clause: 'not possible to do better' and 'impossible with 17' say nothing of the box."""
 FAILS = (
-    r"(?:fails?|(?:(?:do|does|did|will)\s+not|(?:do|does|did|can|wo)n't|cannot|can't)\s+"
-    r"(?:work|match|fit|satisfy|be\s+right|be\s+correct))\b"
+    r"(?:fails?\b(?!\s+to)|(?:(?:do|does|did|will|could)\s+not|(?:do|does|did|can|wo|could)n't|cannot|can't)\s+"
+    r"(?:work|match|fit|satisfy|be\s+(?:right|correct|the\s+answer))\b)"
 )
 ITSELF = r"(?:(?:which|that|this|it|but\s+(?:that|this|it))\s*)?"
 TAKEN_AWAY = re.compile(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from trainer.grading.boxed import ENGLISH, MARKUP, NO_LONGER, WORDLESS, Answer, in_one_text, last_boxes
+from trainer.grading.boxed import ENGLISH, FAILS, MARKUP, NO_LONGER, WORDLESS, Answer, in_one_text, last_boxes
 from trainer.grading.gold import boxes
 from trainer.grading.normalize import (
     ANOTHER,
@@ -137,6 +137,14 @@ ANOTHER_IS = re.compile(
     re.IGNORECASE,
 )
 """In such a sentence, right before a number: it is said to be the answer in place of what was said."""
+DENIED_BEHIND = re.compile(
+    rf"^\W*(?:{FAILS}|(?:is|was|looks|seems)\s+(?:\w+ly\s+)?(?:{NO_LONGER}|never\b))", re.IGNORECASE
+)
+"""Right behind a number: it is no answer."""
+REJECTS = re.compile(
+    r"\b(?:reject|discard|exclud|rul)(?:e|es|ed|s|ing)?\b(?!.*\b(?:is|are|so|gives?|leav\w+)\b)[^,;]*$", re.IGNORECASE
+)
+"""Before a number: it is no answer."""
 NUMBER_SAID = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 BUT = re.compile(r"\b(?:but|so|however|actually)\b|,", re.IGNORECASE)
 DISBELIEVED = re.compile(
@@ -308,6 +316,8 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     if verb and HEDGED_VERB.search(clause[: verb.end()]):
         return
     if UNTRUE.search(before) or DENIED.search(text[:start]) or (not sums and BOUND.search(text[:start])):
+        return
+    if REJECTS.search(f"{before} {text[: where[0][0]]}") or DENIED_BEHIND.match(text[where[-1][1] :].lstrip("$ ")):
         return
     behind = text[len(text[: (sums[-1] if sums else where[0])[1]].rstrip(",;")) :]
     last = text[sums[-1][0] if sums else 0 :]
