@@ -47,32 +47,32 @@ SUPPOSED = re.compile(
     r"|(?:\b(?:not|never|cannot|no\s+one|nobody|wrong|incorrect|false|unlikely|impossible|mistake|deny)\b|n't\b).*\bthat\b"
     r"|(?:\b(?:not|never|cannot|exclud\w+|reject\w*|eliminat\w+|rul\w+\s+out)\b|n't\b)\s*(?:\w+\s+){0,2}\W*$"
     r"|\b(?:could|might|may|can)\s+(?:\w+\s+)?be\s+(?:\w+\s+)?\W*$|\b(?:than|of|unlike|except|besides)\s+(?:\w+\s+)?\W*$"
-    r"|(?<!\bI\s)(?<!\bwe\s)\b(?:says?|said|thinks?|thought|believes?|believed|claimed|argues?|guess\w*)\b"
-    rf"|{ANSWER_WORD}.*\b(?:wrong|incorrect\w*|false|worst|least|unlikely|fals[ao]|fausse|falsch\w*|errad[ao]|sbagliat[ao]|неверн\w*)\b",
+    r"|(?<!\bI\s)(?<!\bwe\s)\b(?:thinks?|thought|believes?|believed|claimed|argues?|guess\w*)\b"
+    r"|\b(?:s?he|they|you|many|some|most|others?|people|students?|teachers?|friends?|everyone|someone|one)\s+(?:\w+\s+)?(?:says?|said)\b"
+    rf"|{ANSWER_WORD}\W+(?:(?:that|which|is|are|was|were|clearly|obviously)\W+)*"
+    r"(?:wrong|incorrect\w*|false|worst|unlikely|fals[ao]|fausse|falsch\w*|errad[ao]|sbagliat[ao]|неверн\w*)\b",
     re.IGNORECASE,
 )
 """Before a letter, in its clause."""
-NAMED_AS = re.compile(
-    r"(?:\b(?:the|an?|my|our|your|his|her|their)\s+|^\W*(?=\w+\W+\w+$))"
-    r"((?:(?!(?:answers?|options?|choices?|the|is|are|was|be|that|to)\b)[\w-]+\s+){1,4}?)"
-    r"(?:answers?|options?|choices?|one|letter|statement)\b",
+OTHER_ONES = re.compile(
+    r"\b(?:wrong|worst|other|second[\s-]+best|runner-up|tempting|least\s+[\w-]+|rejected|eliminated|excluded|discarded|previous)\s+"
+    r"(?:(?!(?:the|an?|my|our)\b)\w+\s+)?(?:answers?|options?|choices?|one|letter)\b|\b(?:incorrect|false)\s+answers?\b",
     re.IGNORECASE,
 )
-RIGHT_ONES = re.compile(
-    r"(?:(?:correct|right|true|best|final|only|most|more|very|likely|probable|accurate|appropriate|suitable|logical|reasonable|"
-    r"valid|remaining|single|definitive|overall|plausible|actual|real|required|proper|closest|nearest|corresponding|"
-    r"complete|precise|and|of|these|four|five|multiple|given|available|listed|possible)\b[\s,]*)+",
-    re.IGNORECASE,
+"""What the answer is not called; but a question may ask for the incorrect option or the false statement."""
+DENIED_IN_CJK = re.compile(
+    "[不没未非别勿莫]|错|误|除|可能|也许|或许|(?<!我)(?<!我们)认为|以为|以外|之外|有人|[他她]们?说"
 )
-"""What an answer may be called: the wrong one and the second-best one are others."""
-AHEAD_IN_CJK = re.compile(r"(?:所以|因此|故|那么|最终|正确|最后|综上所述|综上|本题|题目?|应该?|我们?|的|[，,、\s])*")
+"""In the clause before a letter."""
+SUPPOSED_IN_CJK = re.compile("假[如设]|如果|要是|^若")
+"""In its sentence, behind the last 'therefore'."""
 CLAUSE_END = re.compile(r"[.;:,\n]|\b(?:so|but|thus|hence|therefore|then|because|since)\b", re.IGNORECASE)
 TAKEN_BACK = re.compile(
     r"[^.\n?]*?(?:\?|\b(?:which|that|this|it|they)(?:'s|'re|\s+(?:is|are|was|were|would\s+be))\s+(?:\w+ly\s+|also\s+|all\s+)?"
     r"(?:wrong|incorrect|false|not\s+(?:correct|right|true|the\s+answer))\b"
     r"|\b(?:which|that|this|it)\s+(?:isn't|wasn't|can't|cannot|contradict\w*)\b)"
     r"|(?:(?!\bbecause\b|\bsince\b)[^.\n])*?\bif\b[^.\n]*?\bwere\b"
-    r"|[^.\n?]*\.+\s*(?:no\s*[,.:!]|(?:wait|hmm|actually|oops|correction|sorry)\b"
+    r"|[^.\n?]*\.+\s*(?:no\s*[,.:!]|(?:wait|hmm|actually|oops)\b|(?:correction|sorry)\s*[,.:!]"
     r"|(?:(?:but|however),?\s+)?(?:that|this|it|they)(?:'s|'re|\s+(?:is|are))\s+(?:all\s+)?(?:wrong|incorrect|false|not)\b)",
     re.IGNORECASE,
 )
@@ -156,13 +156,12 @@ def _supposed(text: str, match: re.Match[str]) -> bool:
     before = re.sub(r",[^,.\n]*,(?=\s*that\b)", "", text[:at])
     clause = CLAUSE_END.split(re.sub(r":\W*$", " ", before))[-1]
     in_cjk = re.search("(?:答案|选项|故选|选择?)", match[0])
-    names = [name[1] for name in NAMED_AS.finditer(clause)]
-    if in_cjk and not AHEAD_IN_CJK.fullmatch(re.split(r"[。\n]", text[: match.start()])[-1]):
+    sentence = re.split(r"[。\n]", text[: match.start()])[-1]
+    concluded = re.split("所以|因此|综上|故", sentence)[-1]
+    if in_cjk and (DENIED_IN_CJK.search(re.split("[，,；]", sentence)[-1]) or SUPPOSED_IN_CJK.search(concluded)):
         return True
     return bool(
-        not all(map(RIGHT_ONES.fullmatch, names))
-        or SUPPOSED.search(clause)
-        or TAKEN_BACK.match(text, match.end(match.lastindex or 0))
+        OTHER_ONES.search(clause) or SUPPOSED.search(clause) or TAKEN_BACK.match(text, match.end(match.lastindex or 0))
     )
 
 

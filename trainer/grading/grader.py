@@ -84,7 +84,13 @@ BEHIND_TIME = re.compile(
     r"|(?:on\s+)?(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b)*(?:\b(?:so|because|since|which|when|as)\b\D*)?",
     re.IGNORECASE,
 )
-"""What leaves a time of day as it is; 'after' and 'plus an hour' do not."""
+"""What leaves a time of day in a box as it is."""
+OTHER_TIME = re.compile(
+    r"[\d+*/<>=?\\]|\b(?:after|before|past|until|till|to|plus|minus|later|earlier|or|between|hours?|minutes?|seconds?|not|never|"
+    rf"wrong|incorrect|too|if)\b|n't\b|{NUMBER_WORD.pattern}",
+    re.IGNORECASE,
+)
+"""Behind one in a sentence: what may make it another one, or none."""
 ORDINAL = re.compile(rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{TEXT}\s*\{{?)?\s*(st|nd|rd|th)\b\s*\}}*")
 
 
@@ -294,7 +300,8 @@ def _clock(gold: str, answer: Answer) -> bool:
     if formula or (re.search(r"\w", before) if answer.marked else not BEFORE_TIME.search(before)):
         return False
     (hour, minutes, halves), (*expected, expected_halves) = _time(times[0], after), _time(wanted, "")
-    if len(halves) > 1 or not BEHIND_TIME.fullmatch(OF_DAY.sub("", after)):
+    known = BEHIND_TIME.fullmatch(rest := OF_DAY.sub("", after))
+    if len(halves) > 1 or not (known or not (answer.marked or OTHER_TIME.search(rest))):
         return False
     late = int(times[0][1].split(":")[0]) > 12
     same_half = halves == expected_halves or not halves or (not expected_halves and not late)

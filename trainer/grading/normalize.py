@@ -116,22 +116,33 @@ WORDS_OR_FRACTION = re.compile(rf"{NUMBER_WORD.pattern}(?:[\s-]+({'|'.join(PARTS
 FOREIGN_NOT = r"\b(?:nicht|kein\w*|pas|não|non|не)\b"
 COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|under|over|rather|older|younger)"
 CJK = r"\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
-NOT_ENGLISH = re.compile(
-    rf"[{CJK}\u0400-\u04ff]|\b(?:es|est|ist|sind|sont|el|los|las|una|une|der|das|und|eine|della|è|é|são|uma|het|een|ella|elle|tiene|más|menos|moins|mehr|più)\b"
+ABROAD = re.compile(
+    r"[\u0400-\u04ff]+|\b(?:es|est|ist|sind|sont|el|los|las|una|une|der|das|und|eine|della|è|é|são|uma|het|een|ella|elle|tiene|más|menos|moins|mehr|più)\b"
     r"|\b(?i:respuesta|réponse|antwort|risposta|resposta|antwoord)\b"
 )
-"""Of a sentence: it is in another language than English."""
-_CJK_WORDS = (
-    "所以|因此|因而|故|那么|于是|从而|则|即|最终|最后|综上所述|综上|由此|可得|可知|得|总之|然后|答|解|"
-    "[她他它]们?|我们?|小[明红华丽刚强芳军亮李王张]|[这那][个些样]?|本题|题目?|正确|结果|答案|总数|总和|总价|总共|一共|共|"
-    "合计|总计|每[天周月年人个]|每小时|每分钟|今天|现在|还|又?只?剩下?|应该?|将|会|就|正好|恰好|刚好|的|年龄|价格|面积|周长|"
-    "体积|长度|距离|速度|时间|数量|人数|个数|利润|费用|成本|工资|收入|值|最[大小]值|"
-    "[是为為有要用花吃买卖付赚挣走跑]了?|等于|得到了?|需要|花费了?|赚到|节省了?|省下?|收到了?|拥有|获得了?|支付了?|就是|变成|"
-    "よって|したがって|ゆえに|だから|つまり|答えは?|解答は?|正解は?|合計は?|全部で|彼女は|彼は|"
-    "따라서|그러므로|그래서|즉|정답[은이]?|답[은이]?|결과는?|모두|총"
+ENGLISH_WORD = re.compile(
+    r"\b(?:the|this|that|is|are|was|were|be|has|have|had|and|or|of|to|at|for|on|with|from|by|per|each|she|they|it|so|thus|"
+    r"hence|then|there|will|would|costs?|gets?|got|gives?|makes?|made|needs?|earn(?:s|ed)|spen[dt]s?|bought|sold|pa(?:id|ys)|"
+    r"ate|eats|left|total|answer|equals)\b",
+    re.IGNORECASE,
 )
-CJK_AHEAD = re.compile(rf"(?:{_CJK_WORDS}|[A-Z][a-z]+|[\s，,、:：])*")
-"""What may stand before an answer: words that are understood, all of them."""
+DENIED_ABROAD = re.compile(
+    r"(?i:\b(?:no|ni|nunca|más|menos|mil(?:es|h[aã]o|lones?|lion\w*)?|millón|mayor|menor|mitad|doble|casi|aproximadamente|cerca|"
+    r"alrededor|quizás?|ne|pas|plus|moins|environ|moitié|presque|peut-être|nicht|kein\w*|mehr|weniger|mindestens|höchstens|"
+    r"größer|kleiner|als|hälfte|doppelte|etwa|ungefähr|fast|vielleicht|tausend|million\w*|milliarde\w*|non|più|meno|metà|"
+    r"almeno|circa|quasi|mila|não|mais|metade|quase|niet|meer|minder|minstens|helft|ongeveer|не|нет|больше|меньше|более|"
+    r"менее|около|почти|половин\w*|тысяч\w*|миллион\w*|incorrect[ao]|fals[ao]|fausse|falsch\w*|errad[ao]|sbagliat[ao]|неверн\w*|si|wenn|если|mille|demi\w*|medi[oa]|halb\w*|mezz\w*|mei[oa]|docenas?|douzaines?|dutzend|dozzin[ae]|dúzias?|"
+    r"veces|fois|mal|volte|vezes)\b)"
+)
+"""In a sentence of another language: what may make its number another one, or none."""
+_CJK_DENIED = (
+    "[不没未非别勿莫无负第倒半倍比几错误]|(?:至|最)[多少]|[多少大小低高]于|超(?!市)|将近|接近|(?<![节纽大])约(?![翰会定])|大约|大概|也许|"
+    "或许|可能|差不多|还差|多[了]?$|根号|[平立次]方|方根|之一|除|假[如设]|如果|要是|若|以为|认为|估计|猜|左右|以[上下]|"
+    "より|以外|未満|違|ない|약|보다|이상|이하|아니"
+)
+CJK_AHEAD = re.compile(rf"(?!.*(?:{_CJK_DENIED}))(?:[{CJK}]|[A-Z][a-z]+|[\s，,、:：])*")
+"""What may stand before an answer: words that change no number."""
+_CJK_FORMULA = r"(?:[\d.,\s+*/×÷()\-]+[=＝]\s*)?"
 _CJK_UNITS = (
     "平方[厘分千]?米|立方[厘分]?米|千[克米瓦卡]|毫[米升克]|厘米|公[里斤]|英[里尺寸镑]|小时|分钟|美[元分]|摄氏度|"
     "ドル|メートル|キロ(?:メートル|グラム)?|センチ(?:メートル)?|グラム|リットル|ページ|パーセント|"
@@ -148,7 +159,9 @@ _NUMBER = (
     r"[零〇一二两三四五六七八九十百千万亿]+)"
 )
 CLOSINGS = (
-    re.compile(rf"{CJK_AHEAD.pattern}{_NUMBER}(?P<behind>{COUNTED_IN_CJK.pattern})"),
+    re.compile(
+        rf"(?P<ahead>(?:[{CJK}]|[A-Z][a-z]+|[\s，,、:：])*?){_CJK_FORMULA}{_NUMBER}(?P<behind>{COUNTED_IN_CJK.pattern})"
+    ),
     re.compile(
         r"(?:(?:por\s+(?:lo\s+)?tanto|entonces|así|donc|ainsi|also|daher|deshalb|somit|quindi|dunque|portanto|logo|dus|"
         r"поэтому|значит|следовательно|итак),?\s+)*(?:(?:la|el|le|die|das|il|a|o|de|het)\s+)?"
@@ -209,10 +222,23 @@ def digits_for_words(text: str) -> str:
     return WORDS_OR_FRACTION.sub(number, text)
 
 
+def is_english(sentence: str) -> bool:
+    """Whether a sentence is to be read as English is: not most of its words are another language's.
+
+    A sentence in Latin or Cyrillic letters may be, too, where nothing in it is known to change a number.
+    """
+    english = len(ENGLISH_WORD.findall(sentence))
+    if cjk := len(re.findall(f"[{CJK}]", sentence)):
+        return cjk <= 4 * english
+    return len(ABROAD.findall(sentence)) <= english or not DENIED_ABROAD.search(sentence)
+
+
 def closing(sentence: str) -> tuple[str, str] | None:
     """The number that a sentence in another language says as its answer, and what is counted; or None."""
+    if not (re.search(f"[{CJK}]", sentence) or ABROAD.search(sentence)):
+        return None
     said = next(filter(None, (one.fullmatch(sentence) for one in CLOSINGS)), None)
-    if said is None:
+    if said is None or ("ahead" in said.re.groupindex and not CJK_AHEAD.fullmatch(said["ahead"])):
         return None
     number = said["number"].rstrip(".,")
     number = str(_chinese(number)) if re.match("[\u3007\u4e00-\u9fff]", number) else number

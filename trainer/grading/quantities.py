@@ -67,13 +67,13 @@ LETTER_ALONE = re.compile(
 NO_NAME = re.compile(rf"^(?:[\s{{}}()~$*.,;:!]|\\[,;:! ]|\\q?quad\b|{TEXT})*")
 ONE_WORD = re.compile(rf"(?:\W|{TEXT})*(?!over\b)[A-Za-z]+\W+(?:and\W+)?", re.IGNORECASE)
 """Before the number of a second measure: feet, six inches; and not feet in one week."""
-NO_UNIT = re.compile(
-    r"(?:in|of|for|to|at|on|by|from|with|per|each|every|a|an|the|(?:(?:square|cubic)\s+)?unit|more|less|left|long|wide|tall|high|deep|thick|away|apart|"
-    r"old|total|altogether|all|is|are|was|were|which|that|and|so|as|because|since|than|during|after|before|when|if|"
-    rf"(?!quarter)\w{{2,}}er|{'|'.join(MULTIPLIERS)})s?\b",
-    re.IGNORECASE,
+OTHER_UNIT = re.compile(
+    r"[%¢¥₹°'\"^_]|\\[%¢]|\\(?:circ|degree|prime)\b|(?i:per\s?cent|half|halves|nautical|stone|o'?\s?clock|yen|yuan|pesos?|rupees?|francs?|"
+    r"furlong|fathom|league|bushel|barrel|carat)\b"
+    r"|(?!(?:this|his|its|hers|theirs|yours|ours|as|is|was|has|does|gets|us|less|across|always|plus|thus|perhaps|besides|"
+    r"towards|upwards|onwards|afterwards|sometimes|nowadays|units?|years|others)\b)[a-z]{2,}(?<![sui])s\b"
 )
-"""What may stand behind a number where its unit is left out."""
+"""What a number's own unit is not, where it stands for one: another one, or things that are counted."""
 
 
 def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths: Mathematics) -> bool:
@@ -113,7 +113,7 @@ def understood(tail: str, unit: str) -> bool:
     """Whether what stands behind a number leaves it a number of what is asked for.
 
     No more numbers, no algebra behind a percent sign, in another language no more than things that are counted; and
-    where a measure is asked for, a measure or words that name nothing.
+    where a measure is asked for, neither another unit nor things.
     """
     percent = PERCENT.match(tail)
     if re.search(r"\d", EXPONENT.sub("", tail)) or (percent and LETTER_ALONE.match(tail, percent.end())):
@@ -127,7 +127,7 @@ def understood(tail: str, unit: str) -> bool:
     if unit_of(unit) is None and unit.strip(" \\") != "%":
         return True
     same = percent if unit_of(unit) is None else None
-    return bool(not named or same or unit_of(tail) is not None or NO_UNIT.match(named))
+    return bool(not named or same or unit_of(tail) is not None or not OTHER_UNIT.match(named))
 
 
 def _sides(text: str, maths: Mathematics) -> list[Any]:

@@ -21,12 +21,12 @@ from trainer.grading.normalize import (
     MORE_THAN,
     MULTIPLIER,
     NAMED,
-    NOT_ENGLISH,
     NUMBER_WORD,
     POWER_OF_CODE,
     TEXT,
     closing,
     digits_for_words,
+    is_english,
     plain_text,
     squeezed,
 )
@@ -291,9 +291,10 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     if sentence.endswith(("?", "？")) or STEP.match(sentence):
         return
     sentence = re.sub(r"^=>?\s*", "", sentence.rstrip(".!。 "))
-    if NOT_ENGLISH.search(_masked(sentence)):
-        if understood := closing(sentence):
-            yield Answer(*understood, marked=False)
+    if understood := closing(sentence):
+        yield Answer(*understood, marked=False)
+        return
+    if not is_english(_masked(sentence)):
         return
     if runs(short := ASIDE.sub("", sentence).strip()) or not runs(sentence):
         sentence = short

@@ -32,9 +32,9 @@ OTHER_SPELLINGS = {
     "au": "astronomical_unit", "lightyear": "light_year", "lightyears": "light_year", "celsius": "celsius_scale",
     "fahrenheit": "fahrenheit_scale", "kmh": "kilometer_per_hour", "kms": "kilometer", "kgs": "kilogram",
     "cms": "centimeter", "secs": "second", "arcsecs": "arcsecond", "kilohm": "kiloohm", "kilohms": "kiloohm",
-    "hrs": "hour", "usd": "dollar",
+    "hrs": "hour", "usd": "dollar", "bucks": "dollar",
 }  # fmt: skip
-POWERS = {"square": 2, "sq": 2, "cubic": 3}
+POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 LATEX = (
     (r"\\(?:AA|r?a?angstrom)\b", " Å "),
     (r"\\mu\b\s*(?:\\(?:mathrm|text|rm)\b\s*)?\{?\s*", " μ"),
@@ -54,6 +54,8 @@ LATEX = (
     (r"(?<=[a-z])\(e?s\)", "s"),
     (r"\\q?quad\b|\\cdot\b|\\times\b|\\[,;! ]|~", " "),
     (r"[{}()$]", " "),
+    (r"\b(sq|cu)\.", r"\1 "),
+    (r"^\s*(?:full|whole|complete|entire)\s+(?=[a-z])", " "),
     (r"\bper\b", " / "),
     (r"\bin\s+(?=[a-z])", ". "),  # minutes in total
 )
