@@ -253,8 +253,7 @@ class WorkOptions:
         typer.Option(
             min=0.0,
             rich_help_panel=WORK_PANEL,
-            help="Seconds to wait: at the start, until the models are ready; later, for any response of the bucket or "
-            "of a server.",
+            help="Seconds to wait for the bucket or a server: at the start until it is ready, later for any response.",
         ),
     ] = 1800.0
 
