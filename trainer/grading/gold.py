@@ -21,7 +21,6 @@ GSM8K_MARK = "####"
 """What follows it in GSM8K's worked answers is the answer."""
 BEHIND = re.compile(r"(?<=\d)\s+\(([A-Za-z][A-Za-z .,'/-]*)\)$")
 """ASDiv writes '9 (apples)'. Without the space it may be algebra."""
-NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(\.\d+)?|[-+]?\.\d+")
 CLOCK = re.compile(r"(\d{1,2}:\d\d)\s*(?:([ap])\.?\s*m\b\.?)?", re.IGNORECASE)
 ROUNDED = re.compile(r"-?\d*\.\d+|-?\d+(\.\d+)?\s*(e|\\times\s*10\^)\s*\{?[-+]?\d+\}?")
 BRACKETS = re.compile(r"\\(?:left|right|big|Big|bigl|bigr)(?=[\[\](){}.|])|\\[,;! ]|\$")
