@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import aiohttp
 import httpx
@@ -23,15 +24,15 @@ class CTransport(httpx.AsyncBaseTransport):
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._forget: Callable[[], None] = lambda: None
         self._tls = httpx.create_ssl_context()
-
-    def __del__(self) -> None:
-        self._forget()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if self._session is None or self._loop is not asyncio.get_running_loop():
             self._forget()
             self._session, self._loop = self._new_session(), asyncio.get_running_loop()
+            # Not __del__: of objects that end together, aiohttp's may be first, and complain on the terminal.
+            self._forget = weakref.finalize(self, _close_what_was_left_open, self._session)
         timeout = request.extensions["timeout"]
         # aiohttp waits without end for a server that does not take the body.
         head = sum(timeout[part] for part in ("connect", "write", "read"))
@@ -51,12 +52,6 @@ class CTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         if self._session is not None:
             await self._session.close()
-
-    def _forget(self) -> None:
-        """Close what a program left open; aiohttp would complain on its terminal."""
-        if self._session and (connector := self._session.connector):
-            self._session.detach()
-            connector._close()  # the public one has to be awaited, maybe in a loop that has ended
 
     def _new_session(self) -> aiohttp.ClientSession:
         # As for httpx's own: names are resolved by the system, anew for each connection.
@@ -85,6 +80,12 @@ class _Body(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         self._response.close()  # a connection whose response was read whole is free already
+
+
+def _close_what_was_left_open(session: aiohttp.ClientSession) -> None:
+    if connector := session.connector:
+        session.detach()
+        connector._close()  # the public one has to be awaited, maybe in a loop that has ended
 
 
 @contextlib.contextmanager
