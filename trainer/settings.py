@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from client.errors import ModelError
+from client.protocol.requests import BOX_SYSTEM_PROMPT
 
 ALL_LINEAR = "all-linear"
 """peft's name for every linear layer except the LM head."""
@@ -142,7 +143,7 @@ class Examination:
     """How a model is evaluated: the prompt, and how outputs are decoded."""
 
     max_tokens: int = 1024
-    system_prompt: str = r"Please reason step by step, and put your final answer within \boxed{}."  # "": no message
+    system_prompt: str = BOX_SYSTEM_PROMPT  # "": no message
     limit: int | None = None  # problems per benchmark
     n: int = 1  # outputs per problem
     temperature: float = 0.0  # greedy

@@ -17,6 +17,7 @@ from client.cli.program import as_typed, option_of
 from client.contrast import DEFAULT_GAMMA, Labels
 from client.errors import LightReasonerError, fault_words, shown
 from client.protocol.requests import (
+    BOX_SYSTEM_PROMPT,
     NO_VARIABLES,
     SYSTEM_PROMPT,
     AmateurPrompt,
@@ -32,6 +33,8 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 SAMPLING, CONTRAST = SamplingSettings(), ContrastSettings()
 """The defaults of the protocol, which are those of the options."""
+SOLUTIONS = SamplingSettings(n=8, temperature=0.8, max_tokens=1024, system_prompt=BOX_SYSTEM_PROMPT)
+"""The defaults with --solutions."""
 PROBLEM_PANEL, DECODING_PANEL, CONTRAST_PANEL = "Problems", "Trajectories", "Samples"
 WORK_PANEL = "Shards, failures and outages"
 """Groups of options in --help."""
@@ -68,6 +71,8 @@ ApiKey = Annotated[
 
 CHOICE_OF_PROBLEMS = "limit", "shuffle", "question_field", "id_field"
 """Fields of `SamplingOptions` that say which problems are meant, and how they are read."""
+CHANGED_BY_SOLUTIONS = "n", "temperature", "max_tokens", "system_prompt"
+"""Fields whose defaults --solutions changes."""
 
 ALPHA = "A token is plausible if it has at least this share of the best token's probability."
 BETA = "Keep a step if its KL divergence is provably above this, in nats."
@@ -116,16 +121,32 @@ class SamplingOptions:
             show_default="id; where there is none, a digest of the question",
         ),
     ] = None
+    solutions: Annotated[
+        bool,
+        typer.Option(
+            "--solutions",
+            rich_help_panel=DECODING_PANEL,
+            help=f"Sample whole solutions, for SFT. Unless you give them: --n {SOLUTIONS.n}, "
+            f"--temperature {SOLUTIONS.temperature:g}, --max-tokens {SOLUTIONS.max_tokens}, and a system prompt that "
+            "asks for a boxed answer.",
+        ),
+    ] = False
     n: Annotated[
-        int,
+        int | None,
         typer.Option(
             rich_help_panel=DECODING_PANEL,
             help="Trajectories a problem, at most 256. More than 1 needs --temperature above 0.",
+            show_default=f"{SAMPLING.n}",
         ),
-    ] = SAMPLING.n
+    ] = None
     temperature: Annotated[
-        float, typer.Option(rich_help_panel=DECODING_PANEL, help="Sampling temperature; 0 is greedy.")
-    ] = SAMPLING.temperature
+        float | None,
+        typer.Option(
+            rich_help_panel=DECODING_PANEL,
+            help="Sampling temperature; 0 is greedy.",
+            show_default=f"{SAMPLING.temperature:g}",
+        ),
+    ] = None
     top_p: Annotated[
         float, typer.Option(rich_help_panel=DECODING_PANEL, help="Nucleus sampling, with --temperature above 0.")
     ] = SAMPLING.top_p
@@ -133,8 +154,13 @@ class SamplingOptions:
         int | None, typer.Option(rich_help_panel=DECODING_PANEL, help="Seed for --temperature above 0.")
     ] = None
     max_tokens: Annotated[
-        int, typer.Option(rich_help_panel=DECODING_PANEL, help="Maximum length of a trajectory, in tokens.")
-    ] = SAMPLING.max_tokens
+        int | None,
+        typer.Option(
+            rich_help_panel=DECODING_PANEL,
+            help="Maximum length of a trajectory, in tokens.",
+            show_default=f"{SAMPLING.max_tokens}",
+        ),
+    ] = None
     top_k: Annotated[
         int,
         typer.Option(
@@ -143,9 +169,14 @@ class SamplingOptions:
             help="Tokens a step that both models score; at most the server's max_logprobs.",
         ),
     ] = SAMPLING.top_k
-    system_prompt: Annotated[str, typer.Option(rich_help_panel=DECODING_PANEL, help='System prompt; "" for none.')] = (
-        SYSTEM_PROMPT
-    )
+    system_prompt: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=DECODING_PANEL,
+            help='System prompt; "" for none.',
+            show_default=SYSTEM_PROMPT,
+        ),
+    ] = None
     chat_template_kwargs: Annotated[
         str | None, typer.Option(metavar="JSON", rich_help_panel=DECODING_PANEL, help=TEMPLATE_VARIABLES)
     ] = None
@@ -201,13 +232,15 @@ class SamplingOptions:
 
     def fields(self) -> dict[str, Any]:
         """What a request says beside its problems, by the protocol's names. Raises LightReasonerError."""
+        unsaid = SOLUTIONS if self.solutions else SAMPLING
+        values = {name: value for name, value in vars(self).items() if name not in (*CHOICE_OF_PROBLEMS, "solutions")}
+        values |= {name: getattr(unsaid, name) for name in CHANGED_BY_SOLUTIONS if values[name] is None}
         try:
-            self.system_prompt.encode()
+            values["system_prompt"].encode()
         except UnicodeEncodeError:
             raise LightReasonerError(f"--system-prompt: {self.system_prompt!r} is not valid UTF-8") from None
-        values = {name: value for name, value in vars(self).items() if name not in CHOICE_OF_PROBLEMS}
         return values | {
-            "system_prompt": self.system_prompt or None,
+            "system_prompt": values["system_prompt"] or None,
             "chat_template_kwargs": template_variables(self.chat_template_kwargs),
             "stop_token_ids": token_ids("--stop-token-ids", self.stop_token_ids),
         }

@@ -73,6 +73,11 @@ def test_options_become_fields():
     settings = options.settings()
     assert settings.chat_template_kwargs == {"enable_thinking": False} and settings.stop_token_ids == [1, 2]
     assert SamplingOptions().settings() == SamplingSettings()
+    whole = SamplingOptions(solutions=True).settings()
+    assert (whole.n, whole.temperature, whole.max_tokens) == (8, 0.8, 1024) and r"\boxed{}" in str(whole.system_prompt)
+    chosen = SamplingOptions(solutions=True, n=2, temperature=1.0, max_tokens=64, system_prompt="").settings()
+    assert (chosen.n, chosen.temperature, chosen.max_tokens, chosen.system_prompt) == (2, 1.0, 64, None)
+    assert SamplingOptions(solutions=True).contrast() == SamplingOptions().contrast()
     for wrong, said in (
         ({"chat_template_kwargs": "{x}"}, "--chat-template-kwargs '{x}' is not JSON"),
         ({"chat_template_kwargs": "[1]"}, "give a JSON object"),
@@ -80,6 +85,8 @@ def test_options_become_fields():
         ({"chat_template_kwargs": '{"tokenize": false}'}, "tokenize is not a variable"),
         ({"stop_token_ids": "1;2"}, "--stop-token-ids '1;2': give token ids"),
         ({"stop_token_ids": "-1"}, "--stop-token-ids: "),
+        ({"solutions": True, "temperature": 0.0}, "n > 1 needs temperature > 0"),
+        ({"system_prompt": "\udc80"}, "--system-prompt: .* is not valid UTF-8"),
     ):
         with pytest.raises(LightReasonerError, match=said.replace("[", r"\[")):
             SamplingOptions(**wrong).settings()

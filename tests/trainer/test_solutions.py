@@ -70,7 +70,7 @@ def test_right_and_finished_solutions_are_kept_whole(solved):
     tokens = sum(len(row.token_ids) for row in kept)
     assert str(found) == (
         f"2 right solutions of {tokens} tokens; 2 wrong or unfinished are left out, and 1 whose problem has no answer"
-        rf"; the prompts of {run} ask for no \boxed{{}}, where an answer is read most safely"
+        rf"; the prompts of {run} ask for no \boxed{{}}, where an answer is read most safely: sample --solutions does"
     )
     tokenizer = json.loads(run.tokenizer())  # in which the prompt says it, though run.json names no system prompt
     vocabulary = tokenizer["model"]["vocab"]

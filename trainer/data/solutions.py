@@ -69,7 +69,8 @@ class SolutionSet(TrainingSet):
         if self.unanswered:
             left_out += f", and {self.unanswered} whose problem has no answer"
         if self.asks_for_boxes is False:
-            left_out += f"; the prompts of {self.run} ask for no {BOX}{{}}, where an answer is read most safely"
+            left_out += f"; the prompts of {self.run} ask for no {BOX}{{}}, where an answer is read most safely: sample"
+            left_out += " --solutions does"
         return f"{len(self.examples)} right solutions of {self.kept_steps} tokens; {left_out}"
 
     def check_not_empty(self) -> None:
@@ -82,8 +83,8 @@ class SolutionSet(TrainingSet):
                 "question; give the problem set that was sampled"
             )
         raise RunError(
-            f"none of the {self.without_kept_steps} solutions in {self.run} is right; sample more of them "
-            r"(--n 8 --temperature 0.8 --max-tokens 1024), with a --system-prompt that asks for \boxed{}"
+            f"none of the {self.without_kept_steps} solutions in {self.run} is right; sample them with --solutions, "
+            r"which asks for whole ones with the answer in \boxed{}, or sample more"
         )
 
     def _ended(self, trajectory: Trajectory) -> Trajectory:
