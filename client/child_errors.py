@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import parent_process
 from pathlib import Path
 
+from client.environment import environment
 from client.errors import reason_of
 
 VARIABLE = "LIGHTREASONER_CHILD_ERRORS"
@@ -29,17 +30,14 @@ def collected() -> Iterator[Callable[[], str | None]]:
     """Processes that start meanwhile tell of their errors; yields what gives the last cause, or None."""
     with tempfile.TemporaryDirectory(prefix="lightreasoner-") as folder:
         file = Path(folder) / "errors"
-        before, own = os.environ.get(VARIABLE), _ToFile(file)
+        own = _ToFile(file)
         own.addFilter(_is_of_a_look)
-        os.environ[VARIABLE] = str(file)
         logging.getLogger("vllm").addHandler(own)
         try:
-            yield lambda: _cause(file)
+            with environment({VARIABLE: str(file)}):
+                yield lambda: _cause(file)
         finally:
             logging.getLogger("vllm").removeHandler(own)
-            os.environ.pop(VARIABLE)
-            if before is not None:
-                os.environ[VARIABLE] = before
 
 
 def tell_parent() -> None:

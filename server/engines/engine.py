@@ -10,6 +10,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from client import child_errors
+from client.environment import SOCKETS, environment
 from client.errors import LightReasonerError, reason_of
 from server import metrics
 from server.engines import forkserver
@@ -98,13 +100,15 @@ class Engine:
         """
         self.role, self.facts = role, facts
         self._steps, self._hung = StepCounter(), ""
+        self._sockets = tempfile.TemporaryDirectory(prefix="lr-")  # short: a socket's path has 107 characters at most
         before = set(multiprocessing.active_children())
         try:
             variables = SPAWN | {SAMPLER: os.environ.get(SAMPLER, "0")}  # read as its processes start
             variables |= cpu_threads(cores, workers_of(arguments)) if cores else {}
+            variables[SOCKETS] = os.environ.get(SOCKETS, self._sockets.name)
             with child_errors.collected() as cause:
                 try:
-                    with held(), forkserver.environment(variables), forkserver.used(cores):
+                    with held(), environment(variables), forkserver.used(cores):
                         self.llm = AsyncLLM.from_engine_args(
                             AsyncEngineArgs(**arguments), stat_loggers=[lambda _config, _index: self._steps]
                         )
@@ -173,5 +177,6 @@ class Engine:
             if process.pid and process.is_alive():
                 os.kill(process.pid, STOP)
         self.llm.shutdown()
+        self._sockets.cleanup()
         # At the interpreter's end vLLM's __del__ calls it again, when the modules that it uses are gone.
         self.llm.shutdown = lambda *_, **__: None  # type: ignore[method-assign]

@@ -21,13 +21,14 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from client.environment import environment
 from server.engines.signals import held
 from server.logs import log
 
@@ -102,18 +103,6 @@ class _Context(ForkServerContext):
 
     def Process(self, *arguments: Any, **options: Any) -> EngineProcess:  # type: ignore[override]
         return EngineProcess(self._cores, *arguments, **options)
-
-
-@contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def preloaded_libraries() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.processes.forked import ROOT
 
+from client.environment import environment
 from server.engines import forkserver
 
 PRELUDE = """
@@ -161,7 +162,7 @@ def test_the_fork_server_preloads_what_vllm_preloads():
 
     demo = Path(ROOT) / "deploy" / "demo" / "expert"
     ours = forkserver.preloaded_libraries()
-    with forkserver.environment({"LD_PRELOAD": os.environ.get("LD_PRELOAD", "")}):
+    with environment({"LD_PRELOAD": os.environ.get("LD_PRELOAD", "")}):
         AsyncEngineArgs(str(demo), enforce_eager=True).create_engine_config()
         theirs = os.environ["LD_PRELOAD"]
     assert ours == theirs and "libgomp" in ours

@@ -26,6 +26,7 @@ from support.servers.real_server import (
     is_engine,
     mark_of,
     processes_of,
+    sockets_of,
 )
 from support.servers.restarting import LEASE_SECONDS
 from support.servers.stand_in import stand_in_server
@@ -214,6 +215,8 @@ def test_signals_to_all_processes_of_a_server_leave_it_to_the_server_to_end_them
     asking = Asking(server, problems(60), n=4, **LONG)
     assert wait_until(lambda: len(asking.lines) > 0, 60)
     guard = next(pid for pid in children_of(server) if b"watchdog" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    sockets = sockets_of(server)
+    assert len(sockets) >= 4 and all(path.is_socket() for path in sockets)
     began, logged = time.monotonic(), len(server.log.read_text())
     for pid in {*children_of(server), *watchdog.marked(mark)}:
         os.kill(pid, signal.SIGINT)
@@ -225,6 +228,7 @@ def test_signals_to_all_processes_of_a_server_leave_it_to_the_server_to_end_them
     assert len(lines) == 240 and not any("error" in line for line in lines)
     assert server.process.wait(30) == 0 and time.monotonic() - began < 60
     assert not watchdog.marked(mark)
+    assert all(path.parent.name.startswith("lr-") and not path.parent.exists() for path in sockets)
     assert "Traceback" not in server.log.read_text()[logged:]
 
 

@@ -5,9 +5,9 @@ import pytest
 from support.models.oracle import Oracle, disagreement
 from support.servers.real_server import DEMO, running_server
 
+from client.environment import environment
 from client.protocol.requests import parse_line
 from server.engines.engine import workers_of
-from server.engines.forkserver import environment
 from server.settings import cpu_threads
 
 

@@ -6,9 +6,9 @@ loads vLLM.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from client import child_errors
 from client.cli.program import importing
+from client.environment import SOCKETS, environment
 from client.errors import ModelError, reason_of
 from client.models.mistral import folder_for_vllm, hugging_face_arguments
 from trainer.adapters.adapter import read_config
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 CPU_CACHE_BYTES = 2**30
 """vLLM's default on a CPU takes nearly all of the memory."""
+IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+THREADS = "VLLM_CPU_OMP_THREADS_BIND"
 AT_ONCE = 512
 """Outputs that are asked for and have not ended: more than an engine decodes at a time."""
 TOLD_TOKENS = 16
@@ -54,9 +57,10 @@ class AnswerEngine:
         self.max_model_len, self._ends = max_model_len, model.end_token_ids
         self._tokenizer: Any = model.tokenizer  # vLLM's own may not be tokenizer.json's
         self._requests: dict[Path, LoRARequest] = {}
+        self._sockets = tempfile.TemporaryDirectory(prefix="lr-")
         with child_errors.collected() as cause:
             try:
-                with _in_process() if current_platform.is_cpu() else contextlib.nullcontext():
+                with environment(self._variables(current_platform.is_cpu())):
                     self.llm = LLM(
                         model=str(folder_for_vllm(model.path)),
                         dtype=model.dtype_for(precision),  # type: ignore[arg-type]
@@ -152,24 +156,19 @@ class AnswerEngine:
     def close(self) -> None:
         """End the engine and give its memory back."""
         self.llm.llm_engine.engine_core.shutdown()
+        self._sockets.cleanup()
 
+    def _variables(self, on_cpu: bool) -> dict[str, str]:
+        """With which vLLM starts: a folder for its sockets; on a CPU it stays in this process.
 
-@contextlib.contextmanager
-def _in_process() -> Iterator[None]:
-    """Let an engine that starts inside run in this process. Otherwise two processes import vLLM for some 10 s each.
-
-    Not with several NUMA nodes, or if the user binds threads: vLLM binds threads only in processes of its own.
-    """
-    name = "VLLM_ENABLE_V1_MULTIPROCESSING"
-    nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
-    if name in os.environ or "VLLM_CPU_OMP_THREADS_BIND" in os.environ or len(nodes) > 1:
-        yield
-        return
-    os.environ[name] = "0"
-    try:
-        yield
-    finally:
-        del os.environ[name]
+        Otherwise two processes import vLLM for some 10 s each. Not with several NUMA nodes, or if the user binds
+        threads: vLLM binds threads only in processes of its own.
+        """
+        found = {} if SOCKETS in os.environ else {SOCKETS: self._sockets.name}
+        nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
+        if on_cpu and IN_PROCESS.keys().isdisjoint(os.environ) and THREADS not in os.environ and len(nodes) < 2:
+            found |= IN_PROCESS
+        return found
 
 
 def _lora_rank(adapters: Sequence[Path]) -> int:

@@ -142,6 +142,13 @@ def children_of(server):
     return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
 
 
+def sockets_of(server):
+    """Where a server's own Unix sockets lie."""
+    held = {str(opened.readlink()) for opened in Path(f"/proc/{server.process.pid}/fd").iterdir()}
+    every = map(str.split, Path("/proc/net/unix").read_text().splitlines())
+    return [Path(line[7]) for line in every if len(line) == 8 and f"socket:[{line[6]}]" in held]
+
+
 def mark_of(server):
     """The mark that a server's engine processes carry."""
     entries = [entry for pid in children_of(server) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")]
