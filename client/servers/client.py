@@ -169,7 +169,7 @@ class SamplingClient:
         def tell_once(reason: BaseException) -> None:
             if str(reason) not in told:
                 told.add(str(reason))
-                tell(str(reason))
+                tell(f"{reason} (for at most {self._patience:g} s)")
 
         try:
             return await self._retried(ask, tell=tell_once)
@@ -199,7 +199,8 @@ class SamplingClient:
             nonlocal told
             if str(reason) != told:
                 told = str(reason)
-                tell(told if len(self._connections) == 1 else f"{connection}: {told}")
+                waits = f"{told} (for at most {self._patience:g} s)"
+                tell(waits if len(self._connections) == 1 else f"{connection}: {waits}")
 
         try:
             await self._retried(ask, NotReady, tell_once)

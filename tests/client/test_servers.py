@@ -72,6 +72,17 @@ def test_a_server_that_is_not_there_is_waited_for_and_then_named_before_any_work
     assert not servers[0].asked
 
 
+def test_who_waits_for_a_server_is_told_how_long():
+    async def wait():
+        async with SamplingClient("http://127.0.0.1:9", patience=0.3) as client:
+            await client.wait_until_ready(told.append)
+
+    told: list[str] = []
+    with pytest.raises(ServiceError):
+        asyncio.run(wait())
+    assert [line for line in told if line.endswith("(for at most 0.3 s)")] == told != []
+
+
 def test_a_server_that_comes_after_the_client_is_waited_for(servers):
     late, told = ContractServer(), []
 
