@@ -88,10 +88,11 @@ def test_streams_of_200_clients_of_whom_a_tenth_vanish(tmp_path: Path) -> None:
         assert [count for number, count in enumerate(seen) if number % 10] == [8] * 180
 
 
-def test_real_engines_in_two_replicas_of_which_one_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["a replica", "an engine"])
+def test_real_engines_in_two_replicas_of_which_one_is_lost(tmp_path: Path, lost: str) -> None:
     def kill(lines: list[object]) -> None:
         if len(lines) == 20:
-            cluster.kill(cluster.pid_of("Pair"))
+            cluster.kill(cluster.engine() if lost == "an engine" else cluster.pid_of("Pair"))
 
     problems = more(60)
     engine = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 64 * 1024**2, "max_num_seqs": 16}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.cluster.memory_pair import FOLDER, from_memory
-from support.servers.real_server import DEMO, ROOT, free_port
+from support.servers.real_server import DEMO, ENGINE_TITLE, ROOT, free_port
 from support.servers.stand_in_engines import SLOTS
 
 START_TRIES = 3
@@ -98,12 +98,19 @@ class LocalCluster:
 
     def pid_of(self, deployment: str) -> int:
         """A process of a deployment."""
-        title, mine = f"ray::ServeReplica:default:{deployment}", f"{FOLDER}={self.folder}".encode()
+        return self._process(f"ray::ServeReplica:default:{deployment}")
+
+    def engine(self) -> int:
+        """A process of a real engine."""
+        return self._process(ENGINE_TITLE)
+
+    def _process(self, title: str) -> int:
+        mine = f"{FOLDER}={self.folder}".encode()
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if title in (process / "cmdline").read_text() and mine in (process / "environ").read_bytes():
                     return int(process.name)
-        raise AssertionError(f"no process of {deployment}")
+        raise AssertionError(f"no process {title}")
 
     def close(self) -> None:
         import ray

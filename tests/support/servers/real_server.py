@@ -25,6 +25,8 @@ DEMO = ROOT / "deploy" / "demo"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 SMOLLM2 = ROOT / ".cache" / "smollm2"
 START_SECONDS = 300
+ENGINE_TITLE = "VLLM::EngineCor"
+"""In what vLLM calls an engine's process; the end may be cut off."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def mark_of(server):
 def is_engine(pid):
     """Is it an engine's process? vLLM gives it a title."""
     try:
-        return b"VLLM::EngineCor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return ENGINE_TITLE in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:  # it has ended
         return False
 
