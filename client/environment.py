@@ -1,4 +1,4 @@
-"""Environment variables for a while. In: names and values. Out: the same variables as before, afterwards."""
+"""Environment variables for a while, and the one of vLLM's sockets. In: values. Out: all as before, afterwards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ import os
 from collections.abc import Iterator, Mapping
 
 SOCKETS = "VLLM_RPC_BASE_PATH"
-"""Names the folder of vLLM's sockets, which it leaves behind: each engine has one of its own, which ends with it."""
+LONGEST_SOCKETS_FOLDER = 107 - 37
+"""Bytes: a socket's path has 107 at most, and vLLM's names have 36."""
+
+
+def sockets_in(folder: str) -> dict[str, str]:
+    """The variable that has vLLM make its sockets in a folder of the caller's, since it leaves them behind.
+
+    None where the user names another folder, or the path would be too long.
+    """
+    fits = len(os.fsencode(folder)) <= LONGEST_SOCKETS_FOLDER
+    return {SOCKETS: folder} if fits and SOCKETS not in os.environ else {}
 
 
 @contextlib.contextmanager

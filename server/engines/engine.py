@@ -27,7 +27,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from client import child_errors
-from client.environment import SOCKETS, environment
+from client.environment import environment, sockets_in
 from client.errors import LightReasonerError, reason_of
 from server import metrics
 from server.engines import forkserver
@@ -100,12 +100,12 @@ class Engine:
         """
         self.role, self.facts = role, facts
         self._steps, self._hung = StepCounter(), ""
-        self._sockets = tempfile.TemporaryDirectory(prefix="lr-")  # short: a socket's path has 107 characters at most
+        self._sockets = tempfile.TemporaryDirectory(prefix="lr-")
         before = set(multiprocessing.active_children())
         try:
             variables = SPAWN | {SAMPLER: os.environ.get(SAMPLER, "0")}  # read as its processes start
             variables |= cpu_threads(cores, workers_of(arguments)) if cores else {}
-            variables[SOCKETS] = os.environ.get(SOCKETS, self._sockets.name)
+            variables |= sockets_in(self._sockets.name)
             with child_errors.collected() as cause:
                 try:
                     with held(), environment(variables), forkserver.used(cores):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from client import child_errors
 from client.cli.program import importing
-from client.environment import SOCKETS, environment
+from client.environment import environment, sockets_in
 from client.errors import ModelError, reason_of
 from client.models.mistral import folder_for_vllm, hugging_face_arguments
 from trainer.adapters.adapter import read_config
@@ -164,7 +164,7 @@ class AnswerEngine:
         Otherwise two processes import vLLM for some 10 s each. Not with several NUMA nodes, or if the user binds
         threads: vLLM binds threads only in processes of its own.
         """
-        found = {} if SOCKETS in os.environ else {SOCKETS: self._sockets.name}
+        found = sockets_in(self._sockets.name)
         nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
         if on_cpu and IN_PROCESS.keys().isdisjoint(os.environ) and THREADS not in os.environ and len(nodes) < 2:
             found |= IN_PROCESS
