@@ -25,9 +25,9 @@ from client.protocol.trajectories import parse_line as parse_line
 from client.protocol.trajectories import token_fault as token_fault
 
 SYSTEM_PROMPT = "Please reason step by step."
+"""The system prompt of the published sampling code."""
 BOX_SYSTEM_PROMPT = r"Please reason step by step, and put your final answer within \boxed{}."
 """Of whole solutions, whose answers are judged."""
-"""The system prompt of the published sampling code."""
 DEFAULT_TOP_K = 20
 """Chosen by measurement: tests/benchmarks/README.md, "Why --top-k is 20"."""
 DEFAULT_SLOTS = 128

@@ -159,16 +159,15 @@ class AnswerEngine:
         self._sockets.cleanup()
 
     def _variables(self, on_cpu: bool) -> dict[str, str]:
-        """With which vLLM starts: a folder for its sockets; on a CPU it stays in this process.
+        """With which vLLM starts: on a CPU it stays in this process, elsewhere it has a folder for its sockets.
 
         Otherwise two processes import vLLM for some 10 s each. Not with several NUMA nodes, or if the user binds
         threads: vLLM binds threads only in processes of its own.
         """
-        found = sockets_in(self._sockets.name)
         nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
         if on_cpu and IN_PROCESS.keys().isdisjoint(os.environ) and THREADS not in os.environ and len(nodes) < 2:
-            found |= IN_PROCESS
-        return found
+            return IN_PROCESS
+        return sockets_in(self._sockets.name)
 
 
 def _lora_rank(adapters: Sequence[Path]) -> int:
