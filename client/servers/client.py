@@ -168,8 +168,8 @@ class SamplingClient:
 
         def tell_once(reason: BaseException) -> None:
             if str(reason) not in told:
+                tell(str(reason) if told else f"{reason} (for at most {self._patience:g} s)")
                 told.add(str(reason))
-                tell(f"{reason} (for at most {self._patience:g} s)")
 
         try:
             return await self._retried(ask, tell=tell_once)
@@ -198,8 +198,8 @@ class SamplingClient:
         def tell_once(reason: BaseException) -> None:
             nonlocal told
             if str(reason) != told:
+                waits = str(reason) if told else f"{reason} (for at most {self._patience:g} s)"
                 told = str(reason)
-                waits = f"{told} (for at most {self._patience:g} s)"
                 tell(waits if len(self._connections) == 1 else f"{connection}: {waits}")
 
         try:

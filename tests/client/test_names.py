@@ -239,7 +239,8 @@ def test_a_client_waits_for_the_first_server_behind_a_name(addresses, server_at)
 
     threading.Timer(0.5, appear).start()
     assert keys(sampled(addresses.url, tell=told.append)) == once(PROBLEMS)
-    assert told == [f"http+dns://{NAME}:{addresses.port} has no address now (Name or service not known)"]
+    no_address = f"http+dns://{NAME}:{addresses.port} has no address now (Name or service not known)"
+    assert told == [f"{no_address} (for at most 60 s)"]
 
 
 def test_without_any_server_a_client_gives_up_after_its_patience(addresses, server_at):
