@@ -54,6 +54,7 @@ class Asking(threading.Thread):
     def __init__(self, server, problems, **fields):
         super().__init__()
         self.lines, self._server, self._body = [], server, {"problems": problems, **fields}
+        self.taken = threading.Event()  # the server has answered 200: what is asked later waits behind this
         self.start()
 
     def run(self):
@@ -62,6 +63,7 @@ class Asking(threading.Thread):
             httpx.stream("POST", f"{self._server.url}/v1/trajectories", json=self._body, timeout=120) as response,
         ):
             assert response.status_code == 200
+            self.taken.set()
             for line in response.iter_lines():
                 if line.strip():
                     self.lines.append(json.loads(line))
@@ -179,6 +181,7 @@ def test_sigterm_lets_what_is_running_finish_within_the_grace_period_and_tells_t
     with stand_in_server(tmp_path, grace_seconds=GRACE_SECONDS) as server:
         mark = mark_of(server)
         short = Asking(server, problems(4), max_tokens=40)
+        assert short.taken.wait(60)
         long = Asking(server, problems(300), n=8, **LONG)
         assert wait_until(lambda: server.metric("lightreasoner_queue_depth") > 2000, 30)
         with httpx.Client(base_url=server.url, timeout=30) as http:
