@@ -1,6 +1,6 @@
-"""The trainer's command line: its commands, in the order of use. `trainer.cli` has a file for each.
+"""The trainer's command line: its commands, in the order of use. `trainer.cli` defines them.
 
-A user's mistake is one line on stderr and exit code 1; a training that was told to stop exits with 130 or 143.
+A user's mistake gives one line on stderr and exit code 1. A command that a signal stopped exits with 130 or 143.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ program.command("efficiency", context_settings=EXTRA)(efficiency_command)
 
 def main() -> None:
     """The console script."""
-    # Where other processes use the cores too, threads that spin while they wait for each other take many times as long.
+    # Threads that spin while they wait are many times slower where other processes use the cores, too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # OpenMP reads it when torch is loaded
     try:
         program()

@@ -1,8 +1,8 @@
-"""SIGINT and SIGTERM: a training ends its step and writes a checkpoint, any other work ends at once; the program exits.
+"""SIGINT and SIGTERM: a training finishes its step and writes a checkpoint, other work ends at once; the program exits.
 
-In: signals. Out: `Interruption.number`, which the training loop reads between steps; `Interrupted`, for the program;
-`ended_by_signals`, for work that keeps all it has done; `run_training`, for a program that waits for a training in a
-process of its own.
+In: signals. Out: `Interruption.number`, which the training loop reads between steps; `Interrupted`, which makes the
+program exit; `ended_by_signals`, for work whose finished part is already stored; `run_training`, which runs a training
+in a process of its own and passes signals on.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from client.cli.signals import STOP_SIGNALS, heard
 from client.errors import LightReasonerError
 
 GO_ON = "go on with the same command and --resume"
-"""What is said of a training, whether it has a checkpoint or begins anew."""
+"""Advice after an interrupted training. It also holds without a checkpoint: `--resume` then starts from the beginning.
+"""
 ONE_SIGNAL_SECONDS = 0.5
-"""A terminal and a scheduler signal every process of a command, and so a training twice that a process waits for."""
+"""Signals within this time count as one. A terminal or scheduler signals every process of a command, and
+`run_training` passes its own signal on: a training gets both.
+"""
 TOLD_AGAIN_SECONDS = 0.05
 LONGEST_SECONDS = 10.0
-"""How long a library may take to return, less than schedulers wait before they kill."""
+"""How long a library may take to return after a signal. Schedulers wait longer before they kill."""
 
 
 class Interrupted(LightReasonerError):
-    """Work that was told to stop. `exit_code`: 128 + the signal's number, as shells have it."""
+    """A signal stopped the work. `exit_code`: 128 + the signal's number, the convention of shells."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -39,7 +42,7 @@ class Interrupted(LightReasonerError):
 
 
 class Interruption:
-    """Notes the first signal, and leaves a second one to end the process at once. A context manager."""
+    """A context manager that records the first signal. A second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -56,7 +59,7 @@ class Interruption:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.number:
-            return  # the other signal, at the same moment
+            return  # both signals came at the same moment
         self.number = number
         for meant in STOP_SIGNALS:
             signal.signal(meant, signal.SIG_IGN)
@@ -71,10 +74,10 @@ class Interruption:
 
 @contextlib.contextmanager
 def ended_by_signals(message: Callable[[], str]) -> Iterator[None]:
-    """End what is inside at once, by an exception, where a signal comes; then raise Interrupted with the message.
+    """A context whose body ends at once when a signal comes, by an exception; raises Interrupted with the message.
 
-    A second signal, a moment later or more, ends the process itself, whatever a library waits for; and so does the
-    first where the library has not returned `LONGEST_SECONDS` later.
+    A second signal more than `ONE_SIGNAL_SECONDS` later ends the process, even while a library waits. So does the
+    first, if the library has not returned within `LONGEST_SECONDS`.
     """
     told: list[int] = []
     first: list[float] = []  # when the first signal was heard
@@ -83,7 +86,7 @@ def ended_by_signals(message: Callable[[], str]) -> Iterator[None]:
     def end(number: int, _frame: FrameType | None) -> None:
         if not told:
             told.append(number)
-            raise KeyboardInterrupt  # which no library takes for an error of its own
+            raise KeyboardInterrupt  # no library handles it as an error of its own
 
     def leave(number: int) -> None:
         if not over.is_set():
@@ -92,7 +95,7 @@ def ended_by_signals(message: Callable[[], str]) -> Iterator[None]:
 
     def insist(number: int) -> None:
         if signal.getsignal(number) is not end:
-            return  # a training that this process waits for gets it
+            return  # `run_training` passes the signal on
         if not first:
             first.append(time.monotonic())
             later = threading.Timer(LONGEST_SECONDS, leave, [number])
@@ -107,7 +110,7 @@ def ended_by_signals(message: Callable[[], str]) -> Iterator[None]:
         else:
             report_unraisable(unraisable)
 
-    # Where a signal falls into a __del__, Python discards what is raised there.
+    # Python discards an exception that is raised in a __del__: `tell_again` repeats the signal.
     report_unraisable, sys.unraisablehook = sys.unraisablehook, tell_again
     before = {number: signal.signal(number, end) for number in STOP_SIGNALS}
     try:
@@ -116,7 +119,7 @@ def ended_by_signals(message: Callable[[], str]) -> Iterator[None]:
     except BaseException:
         if not told:
             raise
-        raise Interrupted(told[0], message()) from None  # a library may have made another error of it
+        raise Interrupted(told[0], message()) from None  # a library may have replaced the exception
     finally:
         over.set()
         sys.unraisablehook = report_unraisable
@@ -125,10 +128,10 @@ def ended_by_signals(message: Callable[[], str]) -> Iterator[None]:
 
 
 def run_training(words: Sequence[str], name: str) -> tuple[int, str]:
-    """`lightreasoner-trainer train` with these words, in a process of its own: its exit status and what it complained.
+    """Run `lightreasoner-trainer train` with these arguments in its own process. Returns its exit status and stderr.
 
-    SIGINT and SIGTERM are passed on to it. Where one came, and the training ended without an error, this raises
-    Interrupted, which calls the training by `name`.
+    Passes SIGINT and SIGTERM on to it. If one came and the training printed no error, raises Interrupted, whose message
+    calls the training `name`.
     """
     told: list[int] = []
     started: list[subprocess.Popen[str]] = []

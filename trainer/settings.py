@@ -73,7 +73,7 @@ class Lora:
 class Recipe:
     """What is learned, and how. The same recipe, RUN and number of ranks give the same adapter.
 
-    `train` replaces a `dtype` of None first, so that the adapter records the type that was used.
+    `train` replaces a `dtype` of None before it starts, so that the adapter records the type in use.
     """
 
     unit: Unit = Unit.TRAJECTORY
@@ -91,7 +91,7 @@ class Recipe:
 
 
 TOKEN_BUDGET = {"cpu": 512, "cuda": 8192}
-"""Tokens per micro-batch. Longer sequences bring nothing on a CPU, and the attention mask grows with their square."""
+"""Tokens per micro-batch, by device. On a CPU more are no faster, and the attention mask grows quadratically."""
 
 PRESETS = {
     Preset.DEFAULT: Recipe(),
@@ -114,14 +114,14 @@ class Running:
     report_to: tuple[str, ...] = ()  # loggers, as transformers names them
     resume: bool = False
     follow: bool = False
-    follow_timeout: float = 1800.0  # seconds without a new part
+    follow_timeout: float = 1800.0  # seconds without a new part, after which `follow` gives up
     allow_mismatch: bool = False
     packing: bool = True  # several trajectories in one sequence, where that changes nothing
-    keep_checkpoints: int = 2  # the newest, and one before it in case the newest is torn
+    keep_checkpoints: int = 2  # the newest, and the one before in case the newest is incomplete
 
 
 def check_together(recipe: Recipe, running: Running) -> None:
-    """Raises ModelError where settings exclude each other."""
+    """Raises ModelError if two settings exclude each other."""
     if running.follow and recipe.unit == Unit.STEP:
         raise ModelError("--follow takes trajectories as they come; --preset paper draws from the whole RUN: give one")
     if (recipe.objective == Objective.SFT) != (recipe.answers is not None):
@@ -135,7 +135,7 @@ def check_together(recipe: Recipe, running: Running) -> None:
 
 
 OUTPUTS = "outputs.jsonl"
-"""Every output of the models in a table, in the table's folder."""
+"""File in a table's folder that holds every output of the table's models."""
 
 
 @dataclass(frozen=True)
