@@ -1,1 +1,1 @@
-"""Adapters on disk and their models: what identifies them, whether they fit together, merging."""
+"""Adapters on disk and their models: their identity, whether an adapter fits a model, merging."""

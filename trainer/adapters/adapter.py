@@ -23,7 +23,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lightreasoner.json"
 KINDS = "LORA", "ADALORA"
-"""Types of PEFT whose update is a product of matrices; evaluate takes the first alone."""
+"""PEFT types whose update is a product of matrices. `evaluate` accepts only the first."""
 TRUTH = (bool,), "true or false"
 SHAPES: dict[str, tuple[tuple[type, ...], str]] = {
     "r": ((int,), "a whole number"),
@@ -36,23 +36,23 @@ SHAPES: dict[str, tuple[tuple[type, ...], str]] = {
     "fan_in_fan_out": TRUTH,
     "lora_bias": TRUTH,
 }
-"""Fields of adapter_config.json that PEFT and vLLM compute with, unchecked."""
+"""Fields of adapter_config.json that PEFT and vLLM use without a check: the types of each, and the same in words."""
 WHOLE_FILE = "whole.json"
-"""In a checkpoint: its files with their digests, written last."""
+"""File that completes a checkpoint: lists its files with their digests, and is written last."""
 LANDMARKS = {
     "run.json": "a RUN", CONFIG: "an adapter", "metrics.jsonl": "a training", "config.json": "a model",
     "unfinished/config.json": "what a killed merge left",
 }  # fmt: skip
-"""Files by which a folder is known."""
+"""Files that tell what a folder holds, and its content in words."""
 
 
 def is_local(url: str) -> bool:
-    """Whether a path or URL is of this machine."""
+    """Whether a path or URL is on this machine."""
     return "://" not in url or url.startswith("file:")
 
 
 def free_folder(out: str) -> Path:
-    """A local folder that is empty, or that can be created; it is not. Raises ModelError if it is neither."""
+    """The path of a local folder that is empty or can be created. Does not create it. Raises ModelError otherwise."""
     if not is_local(out):
         raise ModelError(
             f"{out!r} is not a local folder; give a local path or file://…, and copy the result from there"
@@ -64,7 +64,7 @@ def free_folder(out: str) -> Path:
 
 
 def what_lies(place: Path | Bucket) -> str:
-    """In words what a folder, or a prefix of a bucket, holds."""
+    """The content of a folder, or of a bucket's prefix, in words."""
     for name, kind in LANDMARKS.items():
         # Path.is_file raises where a name is too long.
         if os.path.isfile(place / name) if isinstance(place, Path) else place.get(name) is not None:  # noqa: PTH113
@@ -73,7 +73,7 @@ def what_lies(place: Path | Bucket) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises ModelError where a folder is there or above that no file can be written to."""
+    """Raises ModelError if a folder, or its nearest parent that exists, cannot be written to."""
     try:
         there = next(above for above in (folder, *folder.parents) if _is_there(above))
     except OSError as error:
@@ -93,7 +93,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a path names something, be it a link that leads nowhere."""
+    """Whether a path exists. A broken link counts."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -106,7 +106,10 @@ def _not_created(folder: Path, why: str | None) -> ModelError:
 
 
 def adapter_folder(adapter: str) -> Path:
-    """The local folder of an adapter. From a bucket, it is downloaded to a folder that is removed at the end."""
+    """The local folder of an adapter. An adapter in a bucket is downloaded to a folder that is removed at exit.
+
+    Raises ModelError if the bucket holds no adapter there.
+    """
     if is_local(adapter):
         return local_folder(adapter) if adapter.startswith("file:") else Path(adapter)
     bucket, folder = Bucket(adapter), Path(tempfile.mkdtemp(prefix="lightreasoner-"))
@@ -115,7 +118,7 @@ def adapter_folder(adapter: str) -> Path:
         if (data := bucket.get(name)) is not None:
             (folder / name).write_bytes(data)
     if not (folder / WEIGHTS).is_file():
-        for name in bucket.first_names():  # weights in another form are named, not read
+        for name in bucket.first_names():  # the error names weights in another form: empty files will do
             if name.startswith("adapter_model") and not name.endswith("/"):
                 (folder / name).touch()
     if not (folder / CONFIG).is_file():
@@ -124,7 +127,10 @@ def adapter_folder(adapter: str) -> Path:
 
 
 def read_config(adapter: Path) -> dict[str, Any]:
-    """adapter_config.json. Raises ModelError if it is missing, invalid or no LoRA's, or if the weights are missing."""
+    """The content of adapter_config.json.
+
+    Raises ModelError if it is missing, invalid or not of a LoRA adapter, or if the weights are missing.
+    """
     try:
         config = json.loads((adapter / CONFIG).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -142,7 +148,7 @@ def read_config(adapter: Path) -> dict[str, Any]:
 
 
 def _check_kind(adapter: Path, config: dict[str, Any]) -> None:
-    """Raises ModelError unless an adapter is LoRA's, and its settings are what PEFT and vLLM take them for."""
+    """Raises ModelError unless `config` is of a LoRA adapter, and its fields have the types in `SHAPES`."""
     kind = config.get("peft_type")
     if kind is None or (isinstance(kind, str) and kind not in KINDS and kind.upper() in KINDS):
         raise ModelError(
@@ -164,7 +170,7 @@ def _check_kind(adapter: Path, config: dict[str, Any]) -> None:
 
 
 def _missing_weights(adapter: Path) -> ModelError:
-    """The error where an adapter has its settings alone, or weights in another form."""
+    """The error for an adapter folder that has settings but no weights, or weights in another form."""
     if (adapter / WHOLE_FILE).is_file():
         return ModelError(f"{adapter} has no {WEIGHTS}: its training goes on with --resume, and leaves a whole adapter")
     if (adapter / WEIGHTS).is_symlink():
@@ -180,7 +186,7 @@ def _missing_weights(adapter: Path) -> ModelError:
 
 
 def _missing_adapter(adapter: str, checkpoints: Iterable[str | Path]) -> ModelError:
-    """The error where an adapter should be. `checkpoints`: the files of what a training has left there."""
+    """The error for a missing adapter. `checkpoints`: the files of checkpoints there; the error names the last."""
     names = (file.parent.name.rpartition("-")[2] for file in map(PurePath, checkpoints) if file.name == WHOLE_FILE)
     if steps := [int(name) for name in names if name.isdecimal()]:
         return ModelError(
@@ -198,7 +204,7 @@ def package_versions() -> dict[str, str]:
 def check_base(adapter: Path, base: ModelFolder) -> None:
     """Raises ModelError if an adapter was trained on other weights than those of `base`.
 
-    An adapter of another program does not say, and passes.
+    An adapter from another program does not record its base, and passes.
     """
     file = adapter / PROVENANCE
     try:

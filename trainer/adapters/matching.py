@@ -1,7 +1,7 @@
-"""Does an adapter do anything to a model? peft and vLLM leave out what finds no layer, and say nothing.
+"""Checks that an adapter fits a model and changes it. peft and vLLM silently skip weights that match no layer.
 
-In: an adapter's folder, its model. Out: nothing, or ModelError naming what finds no layer or cannot be added to it;
-layers that do nothing. Loads the adapter's weights, never the model's.
+In: an adapter's folder, its model. Out: ModelError, naming weights that match no layer or cannot be added to it; the
+layers whose update is zero. Loads the adapter's weights, never the model's.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from trainer.adapters.adapter import WEIGHTS, read_config
 from trainer.adapters.model_folder import ModelFolder
 
 NAME_PREFIX = "base_model.model."
-"""Of every name in an adapter's file; what follows is the name in the model."""
+"""Prefix of every name in an adapter's file. The name in the model follows it."""
 LORA = ".lora_"
 TOKEN_ROWS = ".token_adapter."
-"""Behind the name of an embedding of which some rows are trained (trainable_token_indices)."""
+"""Follows the name of an embedding that has trained rows (trainable_token_indices)."""
 HALVES = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
-"""What a layer's update is the product of: if either is zero, so is the update."""
+"""A layer's update is the product of an A and a B. If one of them is zero, so is the update."""
 BIASES = (".lora_B.bias", ".lora_embedding_B.bias")
-"""Behind the name of a layer that an adapter adds a bias to (lora_bias)."""
+"""Follow the name of a layer to which the adapter adds a bias (lora_bias)."""
 UNSERVED = {
     "layer_replication": "repeats layers of its model",
     "alora_invocation_tokens": "acts only behind certain tokens",
 }
-"""Settings of PEFT that neither a merged model nor vLLM can follow, and what they do."""
+"""PEFT settings that neither a merged model nor vLLM supports, and what each does."""
 
 
 def check_matches(adapter: Path, base: ModelFolder) -> None:
-    """Raise ModelError unless every weight of the adapter belongs to a layer of the model, and all halves are there."""
+    """Raise ModelError unless each weight of the adapter belongs to a layer of the model, and no half is missing."""
     config = read_config(adapter)
     for setting, what in UNSERVED.items():
         if value := config.get(setting):
@@ -60,23 +60,23 @@ def check_matches(adapter: Path, base: ModelFolder) -> None:
 
 
 def has_effect(adapter: Path) -> bool:
-    """Whether any layer's update is not zero; an adapter that was never trained has none."""
+    """Whether any layer's update is not zero. In an untrained adapter all are zero."""
     with safe_open(adapter / WEIGHTS, "pt") as weights:
-        # Whatever is no half takes the place of the model's own weights.
+        # Any weight that is not a half replaces one of the model's own.
         if any(not any(f".{half}" in name for half in HALVES) for name in weights.keys()):  # noqa: SIM118 - no mapping
             return True
     return not all(_is_zero(adapter).values())
 
 
 def idle_layers(adapter: Path) -> list[str]:
-    """The layers whose update is zero beside others: no gradient ever reached them. None where all are zero."""
+    """The layers whose update is zero while others' are not: no gradient reached them. Empty if all are zero."""
     zero = _is_zero(adapter)
     idle = sorted(layer.removeprefix(NAME_PREFIX) for layer, nothing in zero.items() if nothing)
     return idle if len(idle) < len(zero) else []
 
 
 def _is_zero(adapter: Path) -> dict[str, bool]:
-    """By layer, whether one of its halves is zero."""
+    """For each layer, whether one of its halves is zero."""
     zero: dict[str, bool] = {}
     with safe_open(adapter / WEIGHTS, "pt") as weights:
         for name in weights.keys():  # noqa: SIM118 - no mapping
@@ -87,7 +87,7 @@ def _is_zero(adapter: Path) -> dict[str, bool]:
 
 
 def _names(adapter: Path) -> list[str]:
-    """The names of the adapter's weights, as the model has them."""
+    """The names of the adapter's weights, in the model's spelling."""
     try:
         with safe_open(adapter / WEIGHTS, "pt") as weights:
             names = list(weights.keys())
@@ -100,5 +100,5 @@ def _names(adapter: Path) -> list[str]:
             f"{adapter}/{WEIGHTS} is not in PEFT's format: {strays[0]!r} does not begin with {NAME_PREFIX!r}; save it"
             " with PEFT's save_pretrained"
         )
-    # What PEFT saves of an embedding or head is called as if it were wrapped already.
+    # PEFT saves an embedding or LM head under the name of the wrapped layer.
     return [name.removeprefix(NAME_PREFIX).replace(".base_layer", "") for name in names]

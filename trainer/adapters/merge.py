@@ -40,20 +40,20 @@ COPIED_FILES = (
     "*.model",
     "*.tiktoken",
     "tekken.json",
-    "*processor_config.json",  # with what a model reads pictures, sound and films
+    "*processor_config.json",  # for images, audio and video
     "audio_tokenizer_config.json",
 )
 NOT_YET_WHOLE = "unfinished"
-"""Folder in OUT that takes the files first: a merge that is killed leaves nothing that could pass for a model."""
+"""Folder in OUT to which files are written first, so that a killed merge leaves nothing that looks like a model."""
 UNFIT = RuntimeError, ValueError, TypeError, AttributeError, LookupError, ImportError, ArithmeticError, re.error
-"""What PEFT raises at settings that it cannot use."""
+"""Errors that PEFT raises for settings that it cannot use."""
 LARGE_ERROR = 0.1
-"""Rounding error, as a share of the update's norm, above which the merged model is not the one that was trained."""
+"""Rounding error, as a share of the update's norm, above which the merged model is no longer the trained one."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter adds to its layers' weights, and what is left after rounding to `dtype`.
+    """The size of an adapter's update, and how much of it is left after rounding to `dtype`.
 
     D = fp32(W + adapter) - W and R = rounded(W + adapter) - W, over all adapted weights together.
     """
@@ -65,7 +65,7 @@ class Update:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether rounding changes the update by more than `LARGE_ERROR` of it."""
+        """Whether rounding changes the update by more than the share `LARGE_ERROR`."""
         return self.error > LARGE_ERROR
 
 
@@ -137,9 +137,9 @@ def untie(model: PreTrainedModel) -> None:
 
 
 def check_unshared(adapted: PeftModel, adapter: str) -> None:
-    """Raises ModelError where an adapted weight is also another layer's, as in Zamba: each has an update of its own.
+    """Raises ModelError if an adapted layer shares its weights with another, as in Zamba: their updates may differ.
 
-    Trained rows of an embedding belong to a tied head too, as PEFT has them.
+    Trained rows of an embedding are allowed: PEFT applies them to a tied head, too.
     """
     uses = Counter(id(weight) for module in adapted.modules() for weight in module.parameters(recurse=False))
     for name, layer in adapted.named_modules():
@@ -163,7 +163,7 @@ def merge_layers(adapted: PeftModel, dtype: torch.dtype) -> Update:
     for layer in (module for module in adapted.modules() if isinstance(module, BaseTunerLayer)):
         weights = dict(layer.get_base_layer().named_parameters(recurse=False))
         before = {name: weight.detach().clone() for name, weight in weights.items()}
-        layer.merge(safe_merge=True)  # which refuses what is not finite
+        layer.merge(safe_merge=True)  # raises ValueError if a sum is not finite
         for name, weight in layer.get_base_layer().named_parameters(recurse=False):
             old, new = before[name], weight.detach()
             whole, rounded = new - old, new.to(dtype).float() - old

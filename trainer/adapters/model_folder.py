@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 DEQUANTIZED = ("mxfp4",)
-"""Quantisations that transformers turns back into full weights as it loads."""
+"""Quantisation methods whose weights transformers turns back into full ones on loading."""
 UNCAPPED = "sdpa"
-"""Attention of transformers that leaves out a model's soft cap without a word. It is the usual one."""
+"""Attention implementation of transformers that silently ignores a model's soft cap. It is the usual one."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ModelFolder:
 
     @classmethod
     def find(cls, model: str, chat_template: Path | None = None) -> ModelFolder:
-        """The model at a folder, or with a Hub id, downloaded if needed. Raises ModelError if it is neither.
+        """The model in a folder, or with a Hub id, downloaded if needed. Raises ModelError if `model` is neither.
 
         `chat_template`: a Jinja file that takes the place of its chat template.
         """
@@ -68,7 +68,7 @@ class ModelFolder:
 
     @cached_property
     def configuration(self) -> PreTrainedConfig:
-        """config.json, as transformers reads it."""
+        """The configuration in config.json, read by transformers."""
         from transformers import AutoConfig
 
         try:
@@ -78,7 +78,7 @@ class ModelFolder:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """tokenizer.json as it is, which the server reads too. AutoTokenizer makes many tokenizers anew, otherwise."""
+        """The tokenizer of tokenizer.json, unchanged, as on the server. AutoTokenizer rebuilds many differently."""
         from transformers import PreTrainedTokenizerFast
 
         try:
@@ -88,12 +88,12 @@ class ModelFolder:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """Its chat template. Raises ModelError where it has none."""
+        """The model's chat template. Raises ModelError if it has none."""
         return ChatTemplate(self.path, self.chat_template_file, self.tokenizer.special_tokens_map)
 
     @cached_property
     def template_digest(self) -> str | None:
-        """SHA-256 of its chat template, as hex digits; None where it has none."""
+        """SHA-256 of the chat template, as hex digits; None without a chat template."""
         return chat_template_digest(self.path, self.chat_template_file)
 
     @cached_property
@@ -113,8 +113,8 @@ class ModelFolder:
 
     @cached_property
     def kind(self) -> Any:
-        """The class of transformers that computes it: the one that config.json names, as vLLM does; so names of layers
-        are the same in both, also where text is only a part of what the model reads.
+        """The transformers class of the model: the one that config.json names under `architectures`, as in vLLM. So
+        both use the same layer names, also for multimodal models. By default AutoModelForCausalLM.
         """
         import transformers
 
@@ -132,7 +132,7 @@ class ModelFolder:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The names of all modules and parameters, as transformers has them. Loads no weights."""
+        """The names of all modules and parameters in transformers. Loads no weights."""
         import torch
 
         with torch.device("meta"):
@@ -156,12 +156,12 @@ class ModelFolder:
 
     @property
     def caps_attention(self) -> bool:
-        """Whether it squeezes the logits of its attention, as Gemma 2 does: softcap * tanh(logits / softcap)."""
+        """Whether the model caps its attention logits, as Gemma 2 does: softcap * tanh(logits / softcap)."""
         return bool(getattr(self.configuration.get_text_config(), "attn_logit_softcapping", None))
 
     def check_trainable(self) -> None:
-        """Raise ModelError if transformers has no such causal language model, or if the weights are quantised in a way
-        that LoRA cannot be trained on or merged into here.
+        """Raise ModelError if transformers has no such causal language model, or if the weights are quantised by a
+        method that is not in `DEQUANTIZED`: they can neither be trained nor merged into.
         """
         _ = self.kind
         stored = getattr(self.configuration, "quantization_config", None) or {}
@@ -175,11 +175,11 @@ class ModelFolder:
             )
 
     def check_whole(self) -> None:
-        """Raise ModelError if the files lack a tensor of the model, or have one that is none of its. Reads names alone,
-        as transformers maps them.
+        """Raise ModelError if the files lack a tensor of the model, or hold a tensor that it does not have. Reads only
+        names, mapped by transformers.
 
-        vLLM does not say so of a tensor that it joins with others, as q_proj, and computes with what lies in memory.
-        A quantised model's tensors have other names, and are left to who loads them.
+        vLLM does not report a missing tensor that it fuses with others, such as q_proj: it computes with uninitialised
+        memory. Skips quantised models: their tensors have other names, and whoever loads them checks them.
         """
         if getattr(self.configuration, "quantization_config", None):
             return
@@ -187,14 +187,14 @@ class ModelFolder:
             whole: Any = self.kind.from_pretrained(
                 self.path, config=self.configuration, device_map="meta", output_loading_info=True
             )
-        except Exception:  # a kind of model that transformers cannot load so: whoever loads it says why
+        except Exception:  # transformers cannot load this model on the meta device: whoever loads it says why
             return
         _check_names(self, "lacks", whole[1]["missing_keys"])
         _check_names(self, "has no place for", whole[1]["unexpected_keys"])
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The type in config.json; if there is none, float32, which can hold all others exactly."""
+        """The weights' type in config.json, by default float32, which holds all others exactly."""
         import torch
 
         named = self.configuration.dtype or torch.float32
@@ -216,9 +216,9 @@ def default_precision() -> Precision:
 
 
 def load(model: ModelFolder, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
-    """The model with its weights in `dtype`. Raises ModelError if it is not a causal language model.
+    """The model with its weights in `dtype`. Raises ModelError if it is damaged or not a causal language model.
 
-    `attention`: attn_implementation of transformers; None lets transformers choose, but for a model with a soft cap.
+    `attention`: attn_implementation of transformers; None: transformers chooses, but eager for a model with a soft cap.
     """
     from safetensors import SafetensorError
 
@@ -244,7 +244,7 @@ def load(model: ModelFolder, dtype: torch.dtype, attention: str | None = None) -
 
 
 def _check_names(model: ModelFolder, what: str, odd: Iterable[str]) -> None:
-    """Raise ModelError where there are such names of tensors."""
+    """Raise ModelError if `odd` names any tensor. `what`: what the model does with it, for the message."""
     if listed := sorted(odd):
         raise ModelError(
             f"{model} is damaged, or not what its config.json says: it {what} {len(listed)} tensors, such as"
