@@ -1,1 +1,1 @@
-"""A RUN as training examples: labels at positions, optimizer steps, packed sequences."""
+"""Turns a RUN into training examples: labels at positions, optimizer steps, packed sequences."""

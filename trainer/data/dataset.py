@@ -37,14 +37,14 @@ class Limits:
 
 
 class TrainingSet:
-    """The examples of a RUN, part after part or in the order of their keys. A key that comes twice is read once."""
+    """The examples of a RUN, part after part, or after `sort` in the order of their keys. Skips repeated keys."""
 
     def __init__(self, run: Run, limits: Limits) -> None:
         self.run = run
         self.limits = limits
         self.examples: list[Example] = []
-        self.ends: list[int] = []  # kept steps of all examples up to and with each
-        self.parts: list[str] = []  # the parts that were read, in that order
+        self.ends: list[int] = []  # of each example: kept steps of it and all before it
+        self.parts: list[str] = []  # the parts that were read, in the order of reading
         self.without_kept_steps = 0  # trajectories without a kept step, which are left out
         self.sealed = self.sorted = False
         self._keys = Keys()
@@ -79,15 +79,15 @@ class TrainingSet:
         self._owners.append(key)
 
     def sort(self) -> None:
-        """Bring the examples into the order of their keys, so that a seed means the same however a RUN was sampled.
+        """Sort the examples by their keys, so that a seed gives the same training however the RUN was sampled.
 
-        Answers come in another order each time, and parts with them.
+        Each sampling brings trajectories, and so parts, in another order.
         """
         self._keep(sorted(range(len(self.examples)), key=self._owners.__getitem__))
         self.sorted = True
 
     def _keep(self, indices: Sequence[int]) -> None:
-        """Only these examples, in this order."""
+        """Keep only these examples, in this order."""
         chosen = [(self.examples[index], self._owners[index]) for index in indices]
         self.examples, self.ends, self._owners = [], [], []
         for example, key in chosen:
@@ -106,10 +106,10 @@ class TrainingSet:
             self.check_not_empty()
 
     def hold_out(self, share: float) -> list[Example]:
-        """Take this share of the examples out, and return them with all their steps, as `held_out_example` does.
+        """Remove this share of the examples from the set, and return them with all their steps (`held_out_example`).
 
-        Whole problems, the first by a digest of their ids, so that no problem is on both sides and the same RUN gives
-        the same ones. At most the share: of a RUN with few trajectories none.
+        Takes whole problems in the order of a digest of their ids: no problem is on both sides, and a RUN always gives
+        the same ones. Never takes more than the share, and so nothing from a RUN with few trajectories.
         """
         many = Counter(problem_id for problem_id, _ in self._owners)
         order = sorted(many, key=_digest_order)
@@ -127,7 +127,7 @@ class TrainingSet:
         return [held_out[key] for key in sorted(held_out)]
 
     def held_out_none(self, share: float) -> str:
-        """Why `hold_out` took none of the examples that are here."""
+        """Why `hold_out` took nothing from the examples, and what to do."""
         many = len(self.examples)
         problems = [problem_id for problem_id, _ in self._owners]
         least = Counter(problems)[min(problems, key=_digest_order)]
@@ -145,7 +145,7 @@ class TrainingSet:
 
 
 def check_kept(run: Run) -> None:
-    """Raises RunError, with the reason, where no step of a RUN was kept. Of one that is not sealed, parts are read."""
+    """Raises RunError, with the reason, if a RUN has no kept step. Reads parts only if the RUN is not sealed."""
     completion, trajectories = run.completion(), 0
     if completion:
         if completion.totals.kept:
@@ -231,7 +231,7 @@ def example_of(sample: Sample) -> Example:
 def held_out_example(sample: Sample, first_step: int) -> Example:
     """A whole trajectory: its kept steps, then every other step from `first_step` on with a label of weight 0.
 
-    Step 0 of a trajectory without a prompt has no position.
+    Leaves out step 0 of a trajectory without a prompt: no position predicts it.
     """
     kept, prompt = sample.contrast, sample.prompt_token_ids
     first = max(first_step, 0 if len(prompt) else 1)
@@ -264,7 +264,7 @@ def _nothing_to_learn(run: Run, trajectories: int) -> str:
 
 
 def _digest_order(problem_id: str) -> bytes:
-    """Problems are held out in this order."""
+    """Sort key: problems are held out in this order."""
     return hashlib.sha256(problem_id.encode()).digest()
 
 

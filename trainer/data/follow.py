@@ -1,6 +1,6 @@
 """Reads a RUN while it is being written: waits for new parts, until the RUN is sealed.
 
-In: a training set and how long to wait for a part. Out: the same set, with more in it. Only the first rank lists the
+In: a training set and how long to wait for a part. Out: more examples in the set. Only the first rank lists the
 bucket. It tells the other ranks what it found, so that all read the same parts in the same order. Never writes.
 """
 
@@ -18,11 +18,11 @@ from trainer.data.dataset import TrainingSet
 
 PART_POLL_SECONDS = 1.0
 REPORT_SECONDS = 60.0
-"""When a wait is reported for the first time; then after twice as long, and so on."""
+"""Seconds until a wait is first reported. The time doubles with each report."""
 
 
 class WriterStalled(RunError):
-    """A RUN that is not sealed, and that had no new part for as long as `--follow-timeout` allows."""
+    """The RUN is not sealed, and got no new part within `--follow-timeout`."""
 
 
 class WaitEnded(Exception):
@@ -30,7 +30,7 @@ class WaitEnded(Exception):
 
 
 class _NothingNew(Exception):
-    """A look that found no new part."""
+    """No new part yet: the wait goes on."""
 
 
 class Arrivals:
@@ -88,7 +88,7 @@ class Arrivals:
 
     def _look(self, waited: float) -> tuple[bool, list[str], bool, bool]:
         """Whether to stop, new parts, whether the RUN is sealed, whether to give up."""
-        # First: a RUN that was sealed before the parts are listed has no later ones.
+        # Read before the parts are listed: a sealed RUN gets no more parts.
         sealed = self._set.run.completion() is not None
         known = set(self._set.parts)
         new = [part for part in self._set.run.parts("samples") if part not in known]

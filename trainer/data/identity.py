@@ -1,6 +1,7 @@
-"""What identifies a training, so that it is resumed only with the same recipe, RUN and model.
+"""The identity of a training. A training is resumed only with the same recipe, RUN and model.
 
-In: recipe, RUN, model. Out: a plain value that lightreasoner.json and checkpoints hold, and how two of them differ.
+In: recipe, RUN, model. Out: the identity as a plain value, for lightreasoner.json and checkpoints; how two of them
+differ.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from trainer.settings import Keep, Recipe, Running
 
 
 def identity_of(run: Run, base: ModelFolder, recipe: Recipe, running: Running) -> dict[str, Any]:
-    """What identifies a training: recipe, RUN and model, as JSON returns it."""
+    """The identity of a training: recipe, RUN and model, in JSON types."""
     return plain(
         {
             "recipe": asdict(with_dtype(recipe)),
@@ -28,12 +29,12 @@ def identity_of(run: Run, base: ModelFolder, recipe: Recipe, running: Running) -
 
 
 def with_dtype(recipe: Recipe) -> Recipe:
-    """A recipe that says in which type the frozen weights are held."""
+    """The recipe with the type of the frozen weights filled in."""
     return replace(recipe, dtype=recipe.dtype or default_precision())
 
 
 def differences(made: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    """The settings in which two trainings differ, a line each. Their length does not count."""
+    """The settings in which two trainings differ, a line each. Ignores their length (epochs, max_steps)."""
     mine, theirs = _with_lora_apart(identity["recipe"]), _with_lora_apart(made["recipe"])
     theirs = {"held_out": 0.0, "keep": Keep.LAST} | theirs  # early versions held nothing out
     pairs = {name: (theirs.get(name), mine[name]) for name in mine if name not in ("epochs", "max_steps")}
@@ -46,10 +47,10 @@ def differences(made: dict[str, Any], identity: dict[str, Any]) -> list[str]:
 
 
 def _with_lora_apart(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe with a name for each setting of LoRA."""
+    """The recipe with each setting of LoRA under a name of its own."""
     return {**recipe, **{f"lora.{name}": value for name, value in recipe["lora"].items()}, "lora": None}
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON returns it."""
+    """A value after a round trip through JSON, as it is read from a file."""
     return json.loads(json.dumps(value))

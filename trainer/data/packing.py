@@ -1,7 +1,7 @@
-"""Cuts the examples of an optimizer step into micro-batches, for each rank: packed, or where a model needs it padded.
+"""Divides the examples of an optimizer step into micro-batches for each rank: packed, or padded if the model needs it.
 
 In: examples, a token budget, the number of ranks. Out: micro-batches of tensors. A pure function: every rank computes
-the same without asking the others.
+the same result without asking the others.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 from trainer.data.example import Example, Ints
 
 MOST_UNEQUAL = 2
-"""The longest padded row of a pass is at most so many times as long as the shortest, else most would be padding."""
+"""The longest padded row of a pass is at most this many times as long as the shortest; more would mostly be padding."""
 
 
 class Sharing(StrEnum):
-    """How examples share a forward pass: one behind the other; a row each, padded on the right; not at all."""
+    """How examples share a forward pass: in one sequence; in a row each, padded on the right; not at all."""
 
     PACKED = "packed"
     PADDED = "padded"
@@ -37,31 +37,31 @@ class Layout:
     switch: int | None = None  # longer examples have other position tables (LongRoPE): no pass holds both kinds
 
     def sides(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Indices into `lengths`, apart where no pass may hold both."""
+        """Indices into `lengths`, in groups. Only examples of the same group may share a pass."""
         if self.switch is None:
             return [list(range(len(lengths)))]
         longer = [length > self.switch for length in lengths]
         return [[index for index, long in enumerate(longer) if long == side] for side in (True, False)]
 
     def tokens(self, lengths: Sequence[int]) -> int:
-        """Tokens of a pass that holds examples of these lengths, with the padding."""
+        """Tokens of a pass with examples of these lengths, padding included."""
         return len(lengths) * max(lengths) if self.sharing == Sharing.PADDED else sum(lengths)
 
     def alike(self, length: int, longest: int) -> bool:
-        """Whether an example of this length may share a pass with the longest: as a padded row, if it is not mostly
-        padding.
+        """Whether an example of `length` tokens may share a pass with a longest of `longest`: a padded row must not be
+        mostly padding.
         """
         return self.sharing != Sharing.PADDED or longest <= MOST_UNEQUAL * length
 
 
 class Batch(TypedDict):
-    """The examples of a pass: R rows of L tokens, one if packed; K kept steps, labels of at most m ids."""
+    """The examples of a pass: R rows of L tokens (one row if packed), K kept steps, labels of at most m ids."""
 
     input_ids: Tensor  # [R, L]
     position_ids: Tensor  # [R, L], restarting at 0 for each example
     kept: Tensor  # [K], indices into the tokens, row by row
     label_ids: Tensor  # [K, m]
-    label_weights: Tensor  # [K, m]; a label with fewer than m ids is filled up with weight 0
+    label_weights: Tensor  # [K, m]; 0 where a label has fewer than m ids
 
 
 def micro_batches(
@@ -69,9 +69,9 @@ def micro_batches(
 ) -> list[list[Batch]]:
     """The micro-batches of each rank. All ranks get the same number.
 
-    A micro-batch has at most `token_budget` tokens, padding included, unless one example alone has more, and keeps to
-    `layout`, by default a packed one. The longest examples come first, so that rows of like length share a pass: each
-    goes to the rank with the fewest tokens, there into the first pass with room. A rank with less work gets passes
+    A micro-batch has at most `token_budget` tokens, padding included, unless one example alone has more. It follows
+    `layout`; None: packed. Each example goes to the rank with the fewest tokens, and there into the first pass with
+    room, the longest examples first, so that rows of similar length share a pass. A rank with less work gets passes
     that add nothing to loss or gradient, because all ranks must take part in every exchange.
     """
     layout = layout or Layout()
@@ -88,14 +88,14 @@ def micro_batches(
 
 
 def passes(examples: Sequence[Example], token_budget: int, layout: Layout) -> list[list[int]]:
-    """Which examples share each pass of a single rank, by their places in `examples`; the longest come first."""
+    """The passes of a single rank, each as indices into `examples`; the longest examples come first."""
     places = {id(example): place for place, example in enumerate(examples)}
     ordered = sorted(examples, key=lambda example: -len(example.input_ids))
     return [[places[id(example)] for example in held] for held in _bins(ordered, token_budget, layout)]
 
 
 def pack(examples: Sequence[Example], padded: bool = False) -> Batch:
-    """Put examples into one pass, by default one after the other into one sequence."""
+    """Put examples into one pass: one after the other in one sequence, or with `padded` a row each."""
     input_ids, position_ids, starts = arrange([example.input_ids for example in examples], padded)
     sizes = np.concatenate([np.diff(example.label_offsets) for example in examples])
     filled = np.arange(sizes.max()) < sizes[:, None]  # [K, m]
@@ -113,10 +113,10 @@ def pack(examples: Sequence[Example], padded: bool = False) -> Batch:
 
 
 def arrange(sequences: Sequence[Ints], padded: bool) -> tuple[Tensor, Tensor, Ints]:
-    """Ids and positions of a pass, both [R, L], and where each sequence begins in them, row by row.
+    """Ids and positions of a pass, both [R, L], and the index where each sequence begins, counted row by row.
 
-    Without an attention_mask, and without a cache: transformers allows no attention between packed sequences if
-    positions restart; in a causal model nothing before the padding sees it.
+    The pass has no attention_mask and no cache. transformers then allows no attention between packed sequences, because
+    positions restart. In a causal model no token sees padding on its right.
     """
     lengths = [len(sequence) for sequence in sequences]
     if not padded:
@@ -131,7 +131,7 @@ def arrange(sequences: Sequence[Ints], padded: bool) -> tuple[Tensor, Tensor, In
 
 
 def _bins(examples: Sequence[Example], budget: int, layout: Layout) -> list[list[Example]]:
-    """What each pass holds."""
+    """The examples of each pass, the longest first if `examples` are."""
     if layout.sharing == Sharing.ALONE:
         return [[example] for example in examples]
     sides = layout.sides([len(example.input_ids) for example in examples])
@@ -139,7 +139,7 @@ def _bins(examples: Sequence[Example], budget: int, layout: Layout) -> list[list
 
 
 def _first_fit(examples: Sequence[Example], budget: int, layout: Layout) -> list[list[Example]]:
-    """Each example goes into the first pass with room. Behind the longest, a padded row is as long as its pass."""
+    """Put each example into the first pass with room. With the longest first, a pass's first example sets its width."""
     padded = layout.sharing == Sharing.PADDED
     bins: list[list[Example]] = []
     room: list[int] = []
@@ -161,7 +161,7 @@ def _first_fit(examples: Sequence[Example], budget: int, layout: Layout) -> list
 
 
 def _idle(example: Example) -> Batch:
-    """One token, with a label of weight 0."""
+    """A pass of one token whose label has weight 0: it adds nothing to loss or gradient."""
     batch = pack([example])
     return Batch(
         input_ids=batch["input_ids"][:, :1],

@@ -1,8 +1,8 @@
 """The training set of the SFT baseline: the whole solutions of a RUN that give the correct answer.
 
-In: a RUN's trajectories, gold answers by problem. Out: `Example` values. The label of every step is its own token: the
-contrast loss is then cross-entropy. Source: the baseline of LightReasoner, arXiv 2510.07962, which samples several
-solutions per problem and keeps the correct ones.
+In: a RUN's trajectories, gold answers by problem. Out: `Example` values. The label of every step is the trajectory's
+own token, so that the contrast loss becomes cross-entropy. Source: the baseline of LightReasoner, arXiv 2510.07962,
+which samples several solutions per problem and keeps the correct ones.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from trainer.grading.gold import Gold, check_shape, gold_answer
 from trainer.grading.grader import grade
 
 BOX = r"\boxed"
-"""What a prompt has in it that asks for answers in boxes."""
+"""A prompt that holds this asks for the answer in a box."""
 
 
 class SolutionSet(TrainingSet):
     """The correct solutions of a RUN, part after part."""
 
     def __init__(self, run: Run, limits: Limits, golds: Mapping[str, Gold], ends: Collection[int] = ()) -> None:
-        """`ends`: the ids at which a solution ends; what a trajectory says behind the first of them is left out."""
+        """`ends`: the ids at which a solution ends. Tokens after the first of them are left out."""
         super().__init__(run, limits)
         self._ends = np.array(sorted(ends), np.int32)
         self._golds = golds
         self._tokenizer: Any = tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json")
         self.unanswered = 0  # solutions of problems without a gold answer
-        self.asks_for_boxes: bool | None = None  # whether the first prompt does; None before any is read
+        self.asks_for_boxes: bool | None = None  # whether the first prompt asks for a box; None before one is read
 
     def add(self, part: str) -> None:
-        """Read a part of trajectories and grade it. Raises RunError, naming what is damaged or too long."""
+        """Read a part and grade its trajectories. Raises RunError, naming the damaged part or a too long trajectory."""
         for trajectory in self.run.trajectories_of(part):
             key = trajectory.problem_id, trajectory.sample_index
             if key in self._keys:
                 continue
             self._keys.add(key)
-            if self.asks_for_boxes is None:  # the template may, or the question, where the system prompt does not
+            if self.asks_for_boxes is None:  # the system prompt, the chat template or the question may ask
                 self.asks_for_boxes = BOX in self._tokenizer.decode(trajectory.prompt_token_ids.tolist())
             trajectory = self._ended(trajectory)
             gold = self._golds.get(trajectory.problem_id)
@@ -61,7 +61,7 @@ class SolutionSet(TrainingSet):
         self.parts.append(part)
 
     def all_parts(self) -> list[str]:
-        """The parts of trajectories: samples do not have whole solutions."""
+        """The parts that hold trajectories: samples do not hold whole solutions."""
         return list(trajectory_parts(self.run, self.run.manifest()))
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class SolutionSet(TrainingSet):
         )
 
     def _ended(self, trajectory: Trajectory) -> Trajectory:
-        """A trajectory without what it says behind its first end."""
+        """The trajectory up to its first end token."""
         ends = np.flatnonzero(np.isin(trajectory.token_ids[:-1], self._ends))
         if not len(ends):
             return trajectory

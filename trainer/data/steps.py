@@ -1,8 +1,8 @@
 """Which trajectories each optimizer step trains on, and this rank's share of it.
 
 In: a training set, which may still grow; a recipe; this rank's number. Out: optimizer steps as micro-batches. A step
-depends only on the recipe, its number, and the examples in the order of their keys, or of the parts that a followed
-RUN brought: a resumed training continues with the same steps, and all ranks agree without asking.
+depends only on the recipe, its number, and the examples in order: by their keys, or with `--follow` as their parts
+arrived. So a resumed training continues with the same steps, and all ranks agree without asking.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Steps(IterableDataset[Step]):
         return self.training_set.kept_steps if by_step else len(self.training_set.examples)
 
     def total(self, units: int | None = None) -> int:
-        """The number of optimizer steps. `units`: units per epoch, if not the known ones."""
+        """The number of optimizer steps. `units`: units per epoch; None: those known."""
         return self.recipe.max_steps or math.ceil(self.recipe.epochs * self._steps_per_epoch(units or self.units))
 
     def __iter__(self) -> Iterator[Step]:
@@ -79,7 +79,7 @@ class Steps(IterableDataset[Step]):
             )
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each unit that is known: [units]."""
+        """Tokens of each known unit: [units]."""
         examples = self.training_set.examples
         if self.recipe.unit == Unit.STEP:
             return np.concatenate([np.asarray(example.positions) + 1 for example in examples] or [np.zeros(0, int)])
@@ -102,7 +102,7 @@ class Steps(IterableDataset[Step]):
         return [self._unit(int(unit)) for unit in self._order(epoch)[place * size : (place + 1) * size]]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The units of an epoch in their order; made once an epoch, not once a step."""
+        """The order of an epoch's units, computed once an epoch, not once a step."""
         if self._made_order is None or self._made_order[0] != (epoch, self.units):
             order = np.random.default_rng([self.recipe.seed, epoch]).permutation(self.units)
             self._made_order = (epoch, self.units), order
