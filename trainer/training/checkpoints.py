@@ -8,11 +8,11 @@
 
 A checkpoint is torn if it has no whole.json, or if its files differ from that list: the checkpoint before it is used.
 For a bucket, files are written to a local folder first, and then uploaded, whole.json last. Each machine of a training
-has such a folder. Of the others than the first process's, it holds the checkpoint to resume from, and takes what only
-their processes know: the state of their random numbers, which they upload themselves.
+has such a folder. On a machine other than the first process's, it holds the checkpoint to resume from, and the random
+number states of that machine's processes, which they upload themselves.
 
-One training writes to an OUT at a time. On this machine the second is refused, and a dead process holds no lock. A
-bucket has no locks: the training that comes last owns OUT, and those before it end at their next checkpoint.
+One training writes to an OUT at a time. On this machine a second training is refused, and a dead process holds no
+lock. A bucket has no locks: the latest training owns OUT, and earlier ones end at their next checkpoint.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ LOCK, OWNERS = ".lock", "owners"
 class Output:
     """OUT by its URL. Files are written to `folder`; `publish` uploads them if OUT is in a bucket.
 
-    `staging`: for a bucket, the local folder to write to; None: a new one. `apart`: it is of another machine than the
-    first process's.
+    `staging`: for a bucket, the local folder to write to; None: a new one. `apart`: whether this process runs on
+    another machine than the first process.
     """
 
     apart = False
@@ -85,13 +85,13 @@ class Output:
             raise ModelError(f"{self} is not empty: it holds {what}; {remedy} --output")
 
     def check_resumable(self) -> None:
-        """Raises ModelError if what is in OUT is no training, and would be mixed with one."""
+        """Raises ModelError if OUT holds a RUN, or an adapter or a model that no training of ours left there."""
         what = what_lies(self.bucket or self.folder)
         if what == "a RUN" or (what in ("an adapter", "a model") and not self._numbers() and self.finished() is None):
             raise ModelError(f"{self} holds {what}, not a training to go on with; give another --output")
 
     def own(self) -> None:
-        """Be the training that writes here. Raises ModelError where another does."""
+        """Make this training the owner of OUT. Raises ModelError if another one writes there, or begins right now."""
         if self.bucket is None:
             make_folder(self.folder)
             self._held.enter_context(_in_use(self.folder / LOCK, str(self)))
@@ -101,14 +101,14 @@ class Output:
             raise ModelError(f"another training began to write to {self} at the same time; name a new folder")
 
     def check_owned(self) -> None:
-        """Raise ModelError where a later training writes to the same bucket prefix."""
+        """Raise ModelError if a later training writes to the same bucket prefix."""
         if self.bucket is not None and max(self._owners(), default=0) > self._owner:
             raise ModelError(
                 f"another training began to write to {self}, and this one ends; what it has written there stays"
             )
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint, downloaded if needed; None if there is none. Torn ones are removed."""
+        """The newest complete checkpoint, downloaded if needed; None if there is none. Removes torn ones."""
         if self.bucket is None:
             make_folder(self.folder)
         for number in sorted(self._numbers(), reverse=True):
@@ -125,7 +125,7 @@ class Output:
         return folder
 
     def check_seen(self, checkpoint: Path) -> None:
-        """Raises ModelError where a checkpoint that the first process sees is not on this machine."""
+        """Raises ModelError if this machine does not see a checkpoint that the first process sees."""
         if not _is_whole(checkpoint):
             self.close()
             raise ModelError(
@@ -155,7 +155,7 @@ class Output:
             self.bucket.remove(PROVENANCE)
 
     def share(self, number: int, rank: int) -> None:
-        """Upload what a process of another machine than the first one's has written to a checkpoint."""
+        """Upload this rank's random number state to a checkpoint, if it is on another machine than the first rank."""
         file = self.checkpoints / f"checkpoint-{number}" / f"rng_state_{rank}.pth"
         if self.bucket is not None and self.apart and file.is_file():
             self.bucket.put(f"{CHECKPOINTS}/{file.parent.name}/{file.name}", file.read_bytes())
@@ -164,9 +164,9 @@ class Output:
         """Complete a checkpoint: write `state` and the list of its files. Then remove all but the newest `keep`."""
         folder = self.checkpoints / f"checkpoint-{number}"
         (folder / PROVENANCE).write_text(json.dumps(state, indent=2) + "\n")
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's, which says nothing
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template
         for file in folder.glob("*.safetensors"):
-            shutil.copymode(folder / PROVENANCE, file)  # safetensors lets nobody else read it
+            shutil.copymode(folder / PROVENANCE, file)  # safetensors makes it readable by its owner only
         digests = {file.name: _file_digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
         whole = json.dumps(digests, indent=2) + "\n"
         self.check_owned()
@@ -200,7 +200,7 @@ class Output:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _refuse_another(self) -> None:
-        """Raise ModelError where a training writes to this local folder now."""
+        """Raise ModelError if a training is writing to this local folder."""
         if self.bucket is None and (self.folder / LOCK).is_file():
             with _in_use(self.folder / LOCK, str(self)):
                 pass
@@ -232,7 +232,7 @@ class Output:
             names = list(self.bucket.names(f"{CHECKPOINTS}/checkpoint-{number}"))
             for name in sorted(
                 names, key=lambda name: not name.endswith(WHOLE_FILE)
-            ):  # whole.json first: now it is torn
+            ):  # whole.json first: without it the rest is torn
                 self.bucket.remove(name)
         shutil.rmtree(self.checkpoints / f"checkpoint-{number}", ignore_errors=True)
 
@@ -263,7 +263,7 @@ def _in_use(file: Path, out: str) -> Iterator[None]:
             raise ModelError(f"a training writes to {out} ({who}): wait for it, or name a new folder")
         if file.exists() and os.path.samestat(file.stat(), os.fstat(stream.fileno())):
             break
-        stream.close()  # its holder removed it meanwhile
+        stream.close()  # its holder has removed the file
     with stream:
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())

@@ -1,8 +1,8 @@
-"""Watches a training by trajectories that it never trains on: loss, agreement, and how far the model leaves its base.
+"""Measures held-out trajectories during a training: loss, agreement, and how far the model shifts from its base.
 
-In: held-out examples (`trainer.data.dataset.TrainingSet.hold_out`), transformers' callback events. Out: figures every
-so many optimizer steps, in held_out.jsonl and the trainer's state; the best adapter so far, to be kept. Draws no
-random number, so that weights end as without it. Only the first rank watches.
+In: held-out examples (`trainer.data.dataset.TrainingSet.hold_out`), transformers' callback events. Out: figures at
+regular optimizer steps, in held_out.jsonl and the trainer's state; a copy of the best adapter so far. Draws no random
+numbers, so that the weights do not depend on it. Only the first rank measures.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from trainer.training.loss import CHUNK_ELEMENTS, held_out_terms
 
 HELD_OUT = "held_out.jsonl"
 MEASUREMENTS = 20
-"""About so many of a training, spread evenly, and one before it."""
+"""Approximate number of measurements in a training, spread evenly. One more precedes it."""
 MOST_MEASURED = 128
-"""Trajectories, of those held out, that a measurement takes."""
+"""Most held-out trajectories that a measurement takes."""
 BEST_WEIGHTS = "best_adapter.safetensors"
-"""The best adapter so far, in a checkpoint."""
+"""File in a checkpoint that holds the best adapter so far."""
 OTHER_SHIFT = 1.5
-"""Weight of the shift at other steps in the score, beside the distance from the labels."""
+"""Weight of `other_shift` in the score. `distance` has weight 1."""
 MEASURED = ("loss", "agreement", "distance", "shift", "other_shift")
 
 
@@ -47,19 +47,19 @@ MEASURED = ("loss", "agreement", "distance", "shift", "other_shift")
 class HeldOutFigures:
     """One measurement. Losses and shifts are in nats, the others shares of 1."""
 
-    step: int  # optimizer steps that were done
+    step: int  # optimizer steps so far
     loss: float  # D_KL(label || model), mean over the held-out kept steps
-    agreement: float  # share of those where the model's best token is the label's heaviest
+    agreement: float  # share of those steps where the model's best token is the label's heaviest
     distance: float  # total variation of label and model, mean over the same steps: probability at wrong tokens
     shift: float  # D_KL(model || base), mean over the same steps
-    other_shift: float  # over the steps of the same trajectories that were not selected: what is being unlearnt
+    other_shift: float  # D_KL(model || base), mean over the trajectories' other steps: what is being unlearnt
 
     @property
     def score(self) -> float:
-        """What decides which adapter is best: the lower, the better.
+        """The score that decides which adapter is best; lower is better.
 
-        What is still to be learned and what is unlearnt. Of the sums of these figures that were tried, this one follows
-        accuracy best (deploy/demo/README.md, "When to stop"); the loss alone goes on falling while accuracy falls.
+        It adds what is still to be learned to what is unlearnt. Of the sums of these figures that were tried, this one
+        follows accuracy best (deploy/demo/README.md, "When to stop"). The loss alone falls even while accuracy falls.
         """
         return self.distance + OTHER_SHIFT * self.other_shift
 
@@ -68,20 +68,20 @@ class HeldOutFigures:
 
 
 TrajectoryScores = npt.NDArray[np.float64]
-"""[T]: what each held-out trajectory adds to a score, which is their mean."""
+"""[T]: the score of each held-out trajectory. A measurement's score is their mean."""
 
 
 def is_worse(scores: TrajectoryScores, others: TrajectoryScores, errors: float = 1.0) -> bool:
-    """Whether a score exceeds another by more than so many standard errors of their difference, by trajectories."""
+    """Whether the mean of `scores` exceeds that of `others` by more than `errors` standard errors of the difference."""
     difference = scores - others
     error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    return not difference.mean() <= errors * error  # of figures that are no numbers, too
+    return not difference.mean() <= errors * error  # NaN counts as worse
 
 
 def best_of(history: Sequence[TrajectoryScores]) -> int:
-    """Which measurement is best: the last of those from the lowest score on that are not worse than it.
+    """The index of the best measurement: from the lowest score on, the last before one that `is_worse` than the lowest.
 
-    The held-out trajectories are few. Within what they can tell apart, more training has taught more.
+    The held-out trajectories are few. Among scores that they cannot tell apart, more training has taught more.
     """
     lowest = min(range(len(history)), key=lambda index: history[index].mean())
     later = range(lowest + 1, len(history))
@@ -89,7 +89,7 @@ def best_of(history: Sequence[TrajectoryScores]) -> int:
 
 
 class HeldOutWatch(TrainerCallback):
-    """Measures every `every` optimizer steps, and remembers the best adapter where `keep_best`."""
+    """Measures every `every` optimizer steps, and with `keep_best` keeps a copy of the best adapter."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class HeldOutWatch(TrainerCallback):
         layout: Layout | None = None,
         console: Console | None = None,
     ) -> None:
-        """`console`: is told, once, when two measurements are surely worse than the lowest."""
+        """`console`: gets one line when two measurements in a row are worse than the lowest by two standard errors."""
         self.figures: list[HeldOutFigures] = []
         self._scores: list[TrajectoryScores] = []  # of each measurement
         self._console = console
@@ -115,20 +115,20 @@ class HeldOutWatch(TrainerCallback):
 
     @property
     def best(self) -> HeldOutFigures:
-        """The measurement whose adapter is the best, as `best_of` says."""
+        """The measurement with the best adapter, by `best_of`."""
         return self.figures[best_of(self._scores)]
 
     @property
     def past_the_best(self) -> bool:
-        """Whether training surely went on for longer than was good."""
+        """Whether training went on for too long: the last score is surely worse than the lowest."""
         return self._is_surely_worse(self._scores[-1])
 
     def _is_surely_worse(self, scores: TrajectoryScores) -> bool:
-        """Than the lowest, by two standard errors: one alone is exceeded too often by chance."""
+        """Whether scores are worse than the lowest by two standard errors. Chance exceeds a single one too often."""
         return is_worse(scores, min(self._scores, key=lambda found: found.mean()), 2.0)
 
     def outcome(self) -> dict[str, Any]:
-        """For lightreasoner.json: the best and the last measurement, and whether training went past its best."""
+        """The entry for lightreasoner.json: the best and the last measurement, and whether training went too far."""
         measured = {"best": self.best.to_json(), "last": self.figures[-1].to_json()}
         return {**measured, "measured_every": self._every, "past_the_best": self.past_the_best}
 
@@ -147,7 +147,7 @@ class HeldOutWatch(TrainerCallback):
             self._measure(state)
 
     def write_best(self, checkpoint: Path) -> None:
-        """Put the best adapter into a checkpoint, from which `read_best` takes it when training goes on."""
+        """Write the best adapter to a checkpoint. `read_best` reads it when the training is resumed."""
         if self._best is not None:
             save_file(self._best, checkpoint / BEST_WEIGHTS)
 
@@ -156,7 +156,7 @@ class HeldOutWatch(TrainerCallback):
             self._best = load_file(checkpoint / BEST_WEIGHTS)
 
     def restore_best(self) -> None:
-        """Give the model the best adapter."""
+        """Load the best adapter into the model."""
         if self._best is not None:
             set_peft_model_state_dict(self._adapted, self._best)
 
@@ -177,13 +177,13 @@ class HeldOutWatch(TrainerCallback):
         self._write()
 
     def _write(self) -> None:
-        """Every measurement, to held_out.jsonl."""
+        """Write every measurement to held_out.jsonl."""
         best = self.best
         lines = [{**figures.to_json(), "best": figures is best} for figures in self.figures]
         write_whole(self._file, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _tell_on_the_way(self) -> None:
-        """Say, once, that the last two measurements are worse than the lowest."""
+        """Print, once, that the last two measurements are worse than the lowest."""
         if self._console and len(self.figures) > 2 and all(map(self._is_surely_worse, self._scores[-2:])):
             self._console.print(
                 f"step {self.figures[-1].step}: the held-out score has been worse than at step {self.best.step} twice: "
@@ -195,7 +195,7 @@ class HeldOutWatch(TrainerCallback):
 
     @torch.no_grad()
     def _sums(self) -> npt.NDArray[np.float64]:
-        """Of each trajectory, in their order, the sums of what `held_out_terms` gives: [T, 7]."""
+        """The sums of `held_out_terms` over each trajectory's steps: [T, 7], in the order of the trajectories."""
         model: Any = self._adapted.get_base_model()
         decoder, head, device = decoder_of(model), Head(model), model.device
         was_training = self._adapted.training
@@ -229,7 +229,7 @@ class HeldOutWatch(TrainerCallback):
 
 
 def trajectories_of(batch: Batch) -> Tensor:
-    """Which trajectory of a pass each of its kept steps belongs to, counted from 0: [K], int64."""
+    """The trajectory of each kept step in a pass, counted from 0: [K], int64."""
     begins = (batch["position_ids"] == 0).flatten().cumsum(dim=0)
     return torch.unique(begins[batch["kept"]], return_inverse=True)[1]
 
@@ -240,14 +240,14 @@ def measured_every(total: int) -> int:
 
 
 def tell_unmeasured(keep: Keep, console: Console) -> None:
-    """Say that sharded weights are not measured. Raises ModelError where the best adapter was asked for."""
+    """Warn that weights sharded by FSDP are not measured. Raises ModelError with `--keep best`."""
     if keep == Keep.BEST:
         raise ModelError("--keep best cannot measure weights that FSDP shards: use DDP, or --keep last")
     console.print("warning: held-out trajectories are not measured with FSDP; give --held-out 0", style="yellow")
 
 
 def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
-    """Say how the held-out trajectories went, with a warning where training went on for too long."""
+    """Print the figures of the held-out trajectories, with a warning if training went on for too long."""
     first, best, last = watch.figures[0], watch.best, watch.figures[-1]
     told = [(f"at step {best.step}", best), ("at the last", last)][: 1 + (best.step != last.step)]
     losses = ", ".join(f"{found.loss:.4f} {where}" for where, found in told)

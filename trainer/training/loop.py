@@ -1,4 +1,4 @@
-"""The training loop: transformers' Trainer with our batches, our loss and our end.
+"""The training loop: transformers' Trainer with our batches, our loss and our rules for when to stop.
 
 In: an adapted model, optimizer steps of `trainer.data.steps`. Out: the trained model; figures of each step in the logs.
 A batch is a whole optimizer step. Its micro-batches are accumulated here, because their number differs between steps.
@@ -34,8 +34,8 @@ WARMUP_STEPS = 10
 class ContrastTrainer(Trainer):
     """The loss is the mean over the kept steps of an optimizer step, over all its micro-batches and ranks.
 
-    `seal`: the first rank calls it with each checkpoint's number, after every rank has written its part, and has called
-    `share` with that number.
+    Every rank calls `share` with a checkpoint's number when it has written its part. When all have, the first rank
+    calls `seal` with that number.
     """
 
     # A batch is a whole optimizer step, so transformers must not scale the loss by accumulation.
@@ -49,7 +49,7 @@ class ContrastTrainer(Trainer):
         self.add_callback(_EndWithTheSteps)
         self.add_callback(_EndWhenTold(self))
         self.told_to_stop = False
-        """Whether any rank was, as all ranks agreed in the last step."""
+        """Whether any rank got a signal by the last step. All ranks have the same value."""
         self._interruption = interruption
         self._steps = steps
         self._share, self._seal = share, seal
@@ -58,7 +58,7 @@ class ContrastTrainer(Trainer):
         self._step_began = time.perf_counter()
 
     def get_train_dataloader(self) -> DataLoader[Step]:
-        # With a generator of its own: otherwise the loader draws from torch's, and a resumed training would differ.
+        # Without its own generator the loader draws from torch's global one, and a resumed training would differ.
         return DataLoader(self._steps, batch_size=None, collate_fn=lambda step: step, generator=torch.Generator())
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -96,10 +96,10 @@ class ContrastTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """A linear warm-up over `WARMUP_STEPS`, which starts above 0; then constant.
+        """A linear warm-up over `WARMUP_STEPS` that starts above 0, then a constant learning rate.
 
-        Constant, so that a step does not depend on the number of later steps: a training of N steps is the beginning of
-        a longer one. Above 0, so that a single step trains too.
+        It is constant so that a step does not depend on the number of later steps: a training of N steps is the
+        beginning of a longer one. It starts above 0 so that a single step trains, too.
         """
         if self.lr_scheduler is None:
             scheduled = optimizer or self.optimizer
@@ -131,7 +131,7 @@ class ContrastTrainer(Trainer):
         if self.is_world_process_zero():
             adapted: Any = self.accelerator.unwrap_model(self.model)
             adapted.save_pretrained(str(folder), state_dict=weights)
-            shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read it
+            shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes it readable by its owner only
 
     def save_now(self) -> None:
         """Write a checkpoint between two optimizer steps."""
@@ -153,7 +153,7 @@ class ContrastTrainer(Trainer):
 
 
 class _EndWithTheSteps(TrainerCallback):
-    """Ends the training after the last step, whatever number of steps transformers was given."""
+    """Ends the training after the last step of the data, even if transformers' `max_steps` is larger."""
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -163,7 +163,7 @@ class _EndWithTheSteps(TrainerCallback):
 
 
 class _EndWhenTold(TrainerCallback):
-    """Ends every rank after the same step, with a checkpoint, once one of them was told to stop."""
+    """Ends all ranks after the same step, with a checkpoint, once one of them got a signal."""
 
     def __init__(self, trainer: ContrastTrainer) -> None:
         self._trainer = trainer
@@ -205,7 +205,7 @@ def arguments(recipe: Recipe, running: Running) -> TrainingArguments:
             logging_nan_inf_filter=False,
             save_strategy="steps",
             save_steps=running.save_steps,
-            save_total_limit=None,  # `seal` removes old ones: transformers would before the new one is whole
+            save_total_limit=None,  # `seal` removes old ones; transformers would do so before the new one is whole
             report_to=loggers or "none",
             disable_tqdm=True,
         )

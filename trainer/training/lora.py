@@ -25,15 +25,16 @@ from trainer.training.loss import StepSums, contrast_sums
 
 LINEAR = nn.Linear, Conv1D  # GPT-2's
 NOISE = re.compile(r"drop|^(?:input_)?jitter_noise$")
-"""In names of attributes: rates at which a layer drops out, or how much noise it adds."""
+"""Matches names of attributes that hold a dropout rate, or the amount of noise that a layer adds."""
 FACTORS = "logit_scale", "lm_head_multiplier", "output_multiplier"
 DIVISORS = "logits_scaling", "logits_mup_width_multiplier"
 CAPS = "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"
-"""Fields of config.json by which families multiply, divide and squeeze the logits of their LM head."""
+"""Fields of config.json by which model families multiply, divide and cap the logits of their LM head."""
 MULTIPLIES = "hyperclovax"
-"""The type of model that multiplies by a field by which others divide."""
+"""The model type that multiplies by a field of `DIVISORS`."""
 ADAPTER_ALONE: dict[str, Any] = {"save_embedding_layers": False}
-"""For PEFT's functions that give or save an adapter: otherwise they ask the Hub whether embeddings changed."""
+"""Options of PEFT's functions that return or save an adapter: by default they ask the Hub whether embeddings changed.
+"""
 
 
 class Head:
@@ -62,17 +63,17 @@ class Head:
 
 
 def _first_of(config: PreTrainedConfig, names: Iterable[str]) -> float | None:
-    """The field of these that the configuration has, if any is set."""
+    """The value of the first of these fields that the configuration sets; None if it sets none."""
     return next((value for name in names if (value := getattr(config, name, None))), None)
 
 
 def with_lora(model: PreTrainedModel, name: str, lora: Lora, rounded: bool = True) -> PeftModel:
-    """The model with a new adapter. The adapter is in float32, whatever the model's type, and records `name`.
+    """The model with a new adapter, which is in float32, whatever the model's type, and records `name` as its base.
 
-    With a model in half precision its update is computed in that type, as vLLM computes it, unless `rounded` is False:
-    early versions computed it in float32.
+    With a model in half precision the update is computed in that type, as in vLLM. It is computed in float32 with DoRA,
+    and if `rounded` is False, as in early versions.
 
-    Raises ModelError if the model lacks one of the layers.
+    Raises ModelError if the model lacks one of the layers, or if one cannot take LoRA.
     """
     check_targets(model, name, lora)
     config = LoraConfig(
@@ -94,7 +95,7 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora, rounded: bool = Tru
 
 
 def multiply_in_the_models_type(adapted: PeftModel) -> None:
-    """Round A and B, which stay in float32, where they are multiplied. A GPU multiplies half precision faster."""
+    """Round A and B to the model's type where they are multiplied, as a GPU is faster then. They stay in float32."""
     for layer in adapted.modules():
         if isinstance(layer, Linear):
             layer.cast_input_dtype_enabled = False
@@ -107,8 +108,8 @@ def _rounded(layer: Any, states: Tensor) -> Tensor:
 
 
 def decoder_of(model: Any) -> Any:
-    """What turns ids into the states that the head reads. transformers gives a model with its head of Llama 4, and the
-    head of ModernBERT's decoder.
+    """The module that turns ids into the states that the LM head reads. `get_decoder` returns more for Llama 4 (a model
+    with its head), and something else for ModernBERT's decoder (the head).
     """
     found, head, embedding = model.get_decoder(), model.get_output_embeddings(), model.get_input_embeddings()
     if found is head:
@@ -122,16 +123,16 @@ def decoder_of(model: Any) -> Any:
 
 
 def text_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules that text goes through, by their names: the decoder's, and the head."""
+    """The modules that text goes through, by name: the decoder with its modules, and the LM head."""
     decoder, head = decoder_of(model), model.get_output_embeddings()
     inner = {id(module) for part in (decoder, head) if part is not None for module in part.modules()}
     return {name: module for name, module in model.named_modules() if id(module) in inner}
 
 
 def beside_the_text(model: PreTrainedModel) -> str | None:
-    """A pattern for the layers that no text goes through, as those of a vision tower: an adapter there stays untrained.
+    """A pattern for layers that no text goes through, such as a vision tower's. An adapter there would stay untrained.
 
-    None if there are none.
+    None if the model has no such layers.
     """
     text = text_modules(model)
     if all(name in text for name, module in model.named_modules() if isinstance(module, nn.Linear)):
@@ -141,8 +142,8 @@ def beside_the_text(model: PreTrainedModel) -> str | None:
 
 
 def unfit(model: PreTrainedModel) -> set[str]:
-    """Last names of the linear layers that LoRA cannot be on: what PEFT refuses, as the out_proj of a Mamba, and
-    those that are no plain product, as the routers of Llama 4 and Phi-3.5-MoE and the grouped one of DeepSeek-V4.
+    """Last names of the linear layers that cannot take LoRA: those that PEFT refuses, such as a Mamba's out_proj, and
+    those that compute no plain product, such as routers of Llama 4 and Phi-3.5-MoE and the grouped one of DeepSeek-V4.
     """
     layers = {name: layer for name, layer in text_modules(model).items() if isinstance(layer, LINEAR)}
     names = {name.rpartition(".")[2] for name in layers}
@@ -161,25 +162,25 @@ def _is_refused(model: PreTrainedModel, name: str) -> bool:
 
 @torch.no_grad()
 def _gives_a_tensor(layer: nn.Module) -> bool:
-    """Whether a layer's output has a row for each token; of one with a forward of its own it is tried with a token."""
+    """Whether a layer's output is one row per token. A layer with its own `forward` is tried with one token."""
     if not isinstance(layer, nn.Linear) or type(layer).forward is nn.Linear.forward:
         return True
     try:
         found = layer(layer.weight.new_zeros(1, layer.in_features))
-    except (RuntimeError, TypeError, ValueError, IndexError):  # DeepSeek-V4's takes several groups of features
+    except (RuntimeError, TypeError, ValueError, IndexError):  # the layer of DeepSeek-V4 takes groups of features
         return False
     return isinstance(found, Tensor) and found.shape == (1, layer.out_features)
 
 
 def left_out(model: PreTrainedModel, lora: Lora) -> str | None:
-    """A pattern for the layers that get no adapter though their names are targets; None if there are none."""
+    """A pattern for layers that get no adapter although their names are targets; None if there are none."""
     odd = sorted(unfit(model)) if lora.targets == (ALL_LINEAR,) else []
     patterns = [beside_the_text(model), rf"(?:.*\.)?(?:{'|'.join(map(re.escape, odd))})" if odd else None]
     return "|".join(filter(None, patterns)) or None
 
 
 def own_dropout(model: PreTrainedModel) -> list[tuple[nn.Module, str]]:
-    """Where the model itself drops out or adds noise in training, as (module, attribute): not the adapter's dropout."""
+    """The model's own dropout and noise in training, as (module, attribute). Leaves out the adapter's dropout."""
     text = text_modules(model).values()
     adapters = {id(part) for layer in text if isinstance(layer, LoraLayer) for part in layer.lora_dropout.modules()}
     found = []
@@ -192,13 +193,13 @@ def own_dropout(model: PreTrainedModel) -> list[tuple[nn.Module, str]]:
 
 
 def switch_off(dropout: list[tuple[nn.Module, str]]) -> None:
-    """No longer drop out there."""
+    """Set these rates of dropout and noise to 0."""
     for module, name in dropout:
         setattr(module, name, 0.0)
 
 
 def check_targets(model: PreTrainedModel, name: str, lora: Lora) -> None:
-    """Raises ModelError if a target is not the name of a layer: peft would ignore it silently."""
+    """Raises ModelError if a target cannot take LoRA, or names no layer (peft would silently ignore it)."""
     modules = text_modules(model)
     wanted = () if lora.targets == (ALL_LINEAR,) else lora.targets
     unknown = [target for target in wanted if not any(f".{module}".endswith(f".{target}") for module in modules)]

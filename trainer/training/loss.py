@@ -56,14 +56,14 @@ def contrast_sums(
 
 
 def held_out_terms(logits: Tensor, base_logits: Tensor, label_ids: Tensor, label_weights: Tensor) -> Tensor:
-    """What is measured at each held-out step: [n, 7], float64.
+    """The measured terms of each held-out step: [n, 7], float64.
 
-    Whether the step has a label, and whether it has none. Of a step with a label v: D_KL(v || pi_theta), whether the
-    model's best token is v's heaviest, the total variation distance of v and pi_theta, and D_KL(pi_theta || pi_0), pi_0
-    being the base. Of one without: D_KL(pi_theta || pi_0). The rest is 0.
+    Columns 0 and 1: whether the step has a label v; whether it has none. Columns 2 to 5, for a step with a label:
+    D_KL(v || pi_theta); whether the model's best token is v's heaviest; the total variation distance of v and pi_theta;
+    D_KL(pi_theta || pi_0), pi_0 being the base. Column 6, for a step without one: D_KL(pi_theta || pi_0). Else 0.
 
     Args:
-        logits, base_logits: [n, V], of the model and of its base.
+        logits, base_logits: [n, V], those of the model and those of its base.
         label_ids, label_weights: as `contrast_sums` takes them; a row of weight 0 is a step without a label.
     """
     log_model, log_base = (torch.log_softmax(found.float(), dim=-1) for found in (logits, base_logits))
@@ -71,9 +71,9 @@ def held_out_terms(logits: Tensor, base_logits: Tensor, label_ids: Tensor, label
     loss = (torch.xlogy(label_weights, label_weights) - label_weights * log_given).sum(dim=-1)
     heaviest = label_ids.gather(-1, label_weights.argmax(dim=-1, keepdim=True))[:, 0]
     agreeing = (log_model.argmax(dim=-1) == heaviest) & labelled
-    distance = (label_weights - log_given.exp()).clamp(min=0).sum(dim=-1)  # of weight 0, an id adds nothing
+    distance = (label_weights - log_given.exp()).clamp(min=0).sum(dim=-1)  # an id of weight 0 adds nothing
     shift = (log_model.exp() * (log_model - log_base)).sum(dim=-1)
-    shifts = shift.masked_fill(~labelled, 0), shift.masked_fill(labelled, 0)  # an infinite one stays on its side
+    shifts = shift.masked_fill(~labelled, 0), shift.masked_fill(labelled, 0)  # an infinite shift stays in its column
     columns = labelled, ~labelled, loss, agreeing, distance, *shifts
     return torch.stack([column.double() for column in columns], dim=-1)
 
@@ -83,7 +83,7 @@ def _sums_of_chunk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits = head(hidden).float()
     log_model = logits.gather(-1, label_ids) - torch.logsumexp(logits, dim=-1, keepdim=True)
-    log_label_terms = torch.xlogy(label_weights, label_weights)  # 0 log 0 = 0 where weight fills a row
+    log_label_terms = torch.xlogy(label_weights, label_weights)  # 0 log 0 = 0 where a weight of 0 fills a row
     loss = (log_label_terms - label_weights * log_model).sum()
     heaviest = label_ids.gather(-1, label_weights.argmax(dim=-1, keepdim=True))[:, 0]
     agreeing = (logits.argmax(dim=-1) == heaviest) & (label_weights.sum(dim=-1) > 0)

@@ -80,7 +80,7 @@ def card(provenance: dict[str, Any], base: str) -> str:
 
 
 def _past_the_best(best: int, every: int) -> str:
-    """What to do about an adapter of a training that went on for too long."""
+    """The warning that the training went past its best, and what to do. `best`: its best step; 0: before training."""
     there = f"If `checkpoints/checkpoint-{best}` is here, use that one.\nIf not, train" if best else "Train"
     remedy = f"`--max-steps {best}`, or with\n`--keep best` and as many steps" if best else "a lower `--learning-rate`"
     return (

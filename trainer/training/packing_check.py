@@ -1,10 +1,10 @@
-"""Decides, before the first step, how trajectories share a pass of a model: packed where that is exact, else in padded
-rows where that is, else not at all.
+"""Decides, before the first step, how trajectories share a forward pass: packed if that is exact, else in padded rows
+if that is exact, else not at all.
 
-In: the adapted model, the lengths to train on. Out: a `Layout`, what computes attention, and why; or a ModelError that
-says what is wrong. It costs a few forward passes as long as those of the training. It finds models with a state that
-runs across packed trajectories (Mamba and its hybrids), models that ignore position_ids, models whose position tables
-depend on the longest trajectory of a pass, and models that change the logits after their LM head.
+In: the adapted model, the lengths to train on. Out: a `Layout`, the attention implementation, and the reasons; or a
+ModelError that says what is wrong. It costs a few forward passes as long as those of the training. It finds models with
+a state that runs across packed trajectories (Mamba and its hybrids), models that ignore position_ids, models whose
+position tables depend on the longest trajectory of a pass, and models that change the logits after their LM head.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from trainer.training.progress import is_out_of_memory
 TOKENS = 24, 40
 """Lengths of two short sequences. Both are longer than the reach of common causal convolutions."""
 ROWS = 64
-"""Rows of logits, at most, that are compared of a sequence: the first half at its start, the others at its end."""
+"""Most rows of logits to compare in a sequence: half of them at its start, half at its end."""
 LAST_ROWS = 8
-"""Rows that are compared of a sequence between two others. In half precision half of them must differ (`MOST_ODD`)."""
+"""Rows to compare in a sequence between two others, at its end. In half precision their median counts (`MOST_ODD`)."""
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 0.1
 """Largest relative difference of a row of logits. Rounding in bfloat16 gives about 0.01; a leak gives about 1."""
 MOST_ODD = 0.1
-"""Share of the rows of long sequences that may differ by more, in half precision: where experts are routed, rounding
-alone can send a token to another one."""
+"""Share of the rows of long sequences that may differ by more in half precision: in a mixture of experts, rounding
+alone can route a token to another expert."""
 UNSUPPORTED = TypeError, ValueError, NotImplementedError, AttributeError, IndexError, RuntimeError
 
 
 class PackingError(ModelError):
-    """Trajectories of this model may not share a pass."""
+    """Trajectories cannot share a pass of this model."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How trajectories go through a model."""
+    """How trajectories share passes of a model, and what computes its attention."""
 
     layout: Layout
     unpacked: str | None  # why they are not packed
     attention: str  # attn_implementation of transformers
-    others: list[str]  # why better ones were left out
-    noise: float = 0.0  # how far logits in training are from those in evaluation, with no dropout that is known
+    others: list[str]  # why better attention implementations are not used
+    noise: float = 0.0  # as `training_noise` returns it
 
     def said(self, budget: int, lengths: Sequence[int], device: str) -> list[str]:
-        """What a user should know of it, a line each."""
+        """Lines to print about the choice, in a training with these lengths and this token budget."""
         lines = []
         if device == "cuda" or self.others:
             lines.append("; not ".join([f"attention: {self.attention}", *self.others]))
@@ -88,9 +88,9 @@ def choose(
     attention: str | None,
     padding: bool = True,
 ) -> Choice:
-    """How trajectories of these lengths go through the model: packed and padded only if asked. `attention` is kept.
+    """How trajectories of these lengths share passes. `packing`, `padding`: whether allowed. `attention`: None: chosen.
 
-    Raises ModelError if it cannot be trained at all.
+    Raises ModelError if the model cannot be trained at all.
     """
     model: Any = adapted.get_base_model()
     loaded = _attention_of(model)
@@ -115,9 +115,9 @@ def choose(
 
 
 def attentions(model: Any, device: str) -> tuple[list[str], list[str]]:
-    """What may compute attention better than sdpa on this device, best first; and why others may not.
+    """The attention implementations to prefer to sdpa on this device, best first, and why others are left out.
 
-    With a mask, as packed sequences have one, sdpa computes all pairs of tokens, also those of two trajectories.
+    With a mask, which packed sequences need, sdpa computes all pairs of tokens, even those of two trajectories.
     """
     if device != "cuda":
         return [], []
@@ -138,7 +138,7 @@ def attentions(model: Any, device: str) -> tuple[list[str], list[str]]:
 
 
 def _refusal(model: Any, attention: str, reference: Tensor) -> str | None:
-    """Why the model does not compute the same with this attention; None if it does, and has it now."""
+    """Set the model's attention. Returns why it cannot be used; None if it gives the same logits as `reference`."""
     try:
         model.set_attn_implementation(attention)
         if _attention_of(model) != attention:
@@ -156,7 +156,7 @@ def _attention_of(model: Any) -> str:
 
 
 def _own_logits(model: Any, training: bool = False) -> Tensor:
-    """Of two short sequences, by the model's own forward pass, with gradients as in `check_alone`: [64, V]."""
+    """Logits of two short sequences by the model's own forward pass, with gradients as in `check_alone`: [64, V]."""
     with _Evaluating(model):
         model.train(training)
         passes = [type(model).forward(model, input_ids=ids, use_cache=False) for ids, _ in _sequences(model, TOKENS)]
@@ -166,9 +166,9 @@ def _own_logits(model: Any, training: bool = False) -> Tensor:
 def layout_for(
     adapted: PeftModel, name: str, lengths: Sequence[int], budget: int, packing: bool, padding: bool
 ) -> tuple[Layout, str | None]:
-    """How trajectories of these lengths go through the model, and why they are not packed.
+    """How trajectories of these lengths share passes, and why they are not packed (None if they are).
 
-    Raises ModelError if it cannot be trained at all.
+    Raises ModelError if the model cannot be trained at all.
     """
     model: Any = adapted.get_base_model()
     switch = position_switch(model.config)
@@ -187,9 +187,9 @@ def layout_for(
 
 
 def training_noise(adapted: PeftModel) -> float:
-    """How far logits in training are from those in evaluation, if not by dropout that is known; 0 if rounding alone.
+    """Relative difference of logits between training and evaluation mode. 0 if it is rounding, or if dropout is known.
 
-    LoRA's own dropout changes nothing yet: B begins at zero.
+    LoRA's own dropout changes nothing yet, because B is still zero.
     """
     model: Any = adapted.get_base_model()
     if own_dropout(model):
@@ -214,7 +214,7 @@ def position_switch(config: PreTrainedConfig) -> int | None:
 
 
 def neighbours(lengths: Sequence[int], budget: int, layout: Layout) -> list[tuple[int, int]]:
-    """The most unequal lengths that may share a pass, the shorter first, on each side of a switch."""
+    """On each side of a switch, the shortest length and the longest that may share a pass with it."""
     found = []
     for side in layout.sides(lengths):
         if len(side) < 2:
@@ -226,11 +226,11 @@ def neighbours(lengths: Sequence[int], budget: int, layout: Layout) -> list[tupl
 
 
 def fullest(lengths: Sequence[int], budget: int, layout: Layout) -> list[tuple[int, ...]]:
-    """The pass that holds the most tokens: some models take no more of them than one trajectory may have.
+    """On each side of a switch, the lengths of the pass that holds the most tokens.
 
-    Others begin anew at each multiple of some number of tokens. Trajectories of one length may all begin at such
-    multiples, so the shortest is the first of the pass; if the pass has one length only, another pass has the shortest
-    of all.
+    Some models take no pass longer than their context (GPT-Neo). In others, attention restarts at each multiple of a
+    chunk length (Llama 4), which trajectories of one length, beginning at such multiples, would hide. So the shortest
+    comes first, and if all lengths of the pass are equal, a second pass begins with the shortest of all.
     """
     found: list[tuple[int, ...]] = []
     for side in layout.sides(lengths):
@@ -244,14 +244,14 @@ def fullest(lengths: Sequence[int], budget: int, layout: Layout) -> list[tuple[i
 
 
 def lengths_to_come(longest: int, budget: int) -> list[int]:
-    """What stands for lengths that are not known yet: a short one, and as many of the longest as fill a pass."""
+    """Stand-ins for lengths that are not known yet: a short one, and as many of the longest as fill a pass."""
     longest = min(longest, max(1, budget - TOKENS[0]))
     left = budget % longest
     return [TOKENS[0], *[longest] * (budget // longest), *[left] * (left > 0)]
 
 
 def _filled(held: list[int], lengths: Sequence[int], budget: int, layout: Layout) -> list[int]:
-    """`held`, and of these lengths as many as the pass then takes, in this order."""
+    """The lengths in `held`, then in order each of `lengths` for which the pass still has room."""
     held = list(held)
     for length in lengths:
         if layout.tokens([*held, length]) <= budget and layout.alike(length, max([*held, length])):
@@ -260,8 +260,8 @@ def _filled(held: list[int], lengths: Sequence[int], budget: int, layout: Layout
 
 
 def check_alone(adapted: PeftModel, name: str) -> None:
-    """Raises ModelError if one trajectory a pass gives other logits than the model's own pass, if a token changes those
-    before it, or if the adapter cannot get its gradient.
+    """Raises ModelError if a pass with one trajectory gives other logits than the model's own forward pass, if a token
+    changes logits before it, or if the adapter's gradient cannot be computed.
     """
     model: Any = adapted.get_base_model()
     try:
@@ -298,10 +298,10 @@ def check_alone(adapted: PeftModel, name: str) -> None:
 def check_packing(
     adapted: PeftModel, name: str, passes: Sequence[tuple[int, ...]] = (TOKENS,), layout: Layout | None = None
 ) -> None:
-    """Raises PackingError if a row of logits differs between a shared pass and a pass of one trajectory, or ModelError
-    as `check_alone`.
+    """Raises PackingError if a row of logits differs between a shared pass and a pass of one trajectory, and ModelError
+    like `check_alone`.
 
-    `passes`: lengths of trajectories that share a pass. `layout`: how; by default packed.
+    `passes`: for each pass to try, the lengths of its trajectories. `layout`: how they share it; None: packed.
     """
     check_alone(adapted, name)
     layout = layout or Layout()
@@ -332,13 +332,13 @@ def _lengths_told(lengths: tuple[int, ...]) -> str:
 def _difference_of(model: Any, lengths: tuple[int, ...], layout: Layout) -> float:
     """The largest relative difference of a row of logits between a shared pass and passes of one trajectory.
 
-    Of the first trajectory and the last, `ROWS` rows are compared, of those between only the last ones: what disturbs
-    a token disturbs those behind it.
+    Compares `ROWS` rows of the first and of the last trajectory, and the last `LAST_ROWS` of those between: whatever
+    disturbs a token also disturbs the tokens after it.
     """
     decoder, head, parts = decoder_of(model), Head(model), _sequences(model, lengths)
     padded = layout.sharing == Sharing.PADDED
     ids, positions, starts = arrange([part[0].cpu().numpy() for part, _ in parts], padded)
-    with torch.set_grad_enabled(lengths == TOKENS):  # as in check_alone; long passes would need their memory
+    with torch.set_grad_enabled(lengths == TOKENS):  # as in check_alone; for long passes it would take much memory
         shared = hidden_states(decoder, ids.to(model.device), positions.to(model.device)).flatten(0, 1)
     outer, between = [], [0.0]
     with torch.no_grad():
@@ -356,12 +356,12 @@ def _difference_of(model: Any, lengths: tuple[int, ...], layout: Layout) -> floa
 
 
 def _largest(differences: Tensor, model: Any) -> float:
-    """The largest difference of rows, but for some odd ones in half precision."""
+    """The largest difference of a row. In half precision without the largest `MOST_ODD` of the rows."""
     return float(differences.max() if model.dtype in TOLERANCE else differences.quantile(1 - MOST_ODD))
 
 
 class _Evaluating:
-    """The model without dropout, for a while."""
+    """A context in which the model is in evaluation mode, without dropout."""
 
     def __init__(self, model: Any) -> None:
         self._model, self._training = model, model.training

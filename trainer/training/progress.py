@@ -1,7 +1,7 @@
 """Records and shows a training: metrics.jsonl, with a line per optimizer step, and progress on the terminal.
 
-In: transformers' callback events. Out: the file; a progress bar, or without a terminal a line after every tenth; at the
-end the loss as a picture. Decides nothing about training.
+In: transformers' callback events. Out: the file; a progress bar, or without a terminal a line after each tenth of the
+training; at the end the loss as a picture. Decides nothing about training.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SMOOTHED = 20
 
 
 class TrainingError(LightReasonerError):
-    """A training failed on its way. The message names what to change."""
+    """A training failed. The message says what to change."""
 
 
 @contextlib.contextmanager
 def memory_named(where: Callable[[], str], token_budget: int) -> Iterator[None]:
-    """Say where memory ran out, and what takes less."""
+    """A context that turns an out-of-memory error into a TrainingError: it says where, and which options need less."""
     try:
         yield
     except RuntimeError as error:
@@ -53,7 +53,7 @@ def memory_named(where: Callable[[], str], token_budget: int) -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device, or this machine, had no memory for a tensor."""
+    """Whether the error says that a device, or this machine, has no memory for a tensor."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

@@ -57,7 +57,7 @@ class TrainReport:
     last_loss: float
     adapter_step: int  # the step whose adapter was kept
     seconds: float
-    already_done: bool = False  # the adapter was complete: the figures are its own, and seconds are 0
+    already_done: bool = False  # OUT already held the adapter: the figures are of its training, seconds are 0
 
 
 def train(
@@ -65,7 +65,8 @@ def train(
 ) -> TrainReport | None:
     """Train an adapter for the model in `base` on the RUN, and write it to `output`. None on all ranks but the first.
 
-    Raises RunError where the RUN cannot teach this model, ModelError where the model or `output` will not do.
+    Raises RunError if the RUN cannot train this model, ModelError if the model or `output` cannot be used,
+    TrainingError if the training fails, Interrupted if a signal stops it.
     """
     check_together(recipe, running)
     run = Run(run_url)
@@ -124,15 +125,15 @@ class Training:
     out: Output
     checkpoint: Path | None
     identity: dict[str, Any]
-    rounded: bool  # whether the adapter's update is computed in the model's type; not where an early version began
-    padding: bool  # whether trajectories that cannot be packed may share a pass; not where an early version began
+    rounded: bool  # whether the adapter's update is computed in the model's type; False if an early version began
+    padding: bool  # whether trajectories that cannot be packed may share a pass; False if an early version began
 
     @property
     def leads(self) -> bool:
         return self.args.process_index == 0
 
     def state(self) -> dict[str, Any]:
-        """What a resumed training must agree with, and what it goes on with as it was begun."""
+        """The content of a checkpoint's state: settings that a resumed training must share, or takes from there."""
         ranks = self.args.world_size
         parts, in_order = self.training_set.parts, self.training_set.sorted
         mine = {"run": str(self.run), "ranks": ranks, "parts": parts, "sorted": in_order}
@@ -140,7 +141,7 @@ class Training:
 
 
 def carry_out(training: Training, console: Console) -> TrainReport | None:
-    """Load, adapt, train, write."""
+    """Load the model, add the adapter, train it, and write it."""
     began, recipe, running, args = time.monotonic(), training.recipe, training.running, training.args
     if not running.follow:
         announce(training.run, training.training_set, console)
@@ -153,7 +154,7 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
             rates = ", ".join(sorted({f"{getattr(module, name):g}" for module, name in own}))
             console.print(f"the model has dropout of its own ({rates}), which is on; --dropout 0 switches it off")
     adapted = with_lora(loaded, training.base.name, recipe.lora, training.rounded)
-    transformers.set_seed(recipe.seed + args.process_index)  # ranks drop out different things
+    transformers.set_seed(recipe.seed + args.process_index)  # dropout differs between ranks
     interruption = Interruption()
     steps, most = steps_of(training, interruption, console)
     args.output_dir, args.max_steps = str(training.out.checkpoints), most
@@ -204,7 +205,7 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
 
 
 def fit(trainer: ContrastTrainer, steps: Steps, most: int, checkpoint: Path | None, interruption: Interruption) -> None:
-    """Take the optimizer steps. Raises Interrupted, with a checkpoint written, if a signal ends them early."""
+    """Run the optimizer steps. If a signal ends them early, writes a checkpoint and raises Interrupted."""
     try:
         with interruption, memory_named(lambda: f"in step {trainer.state.global_step + 1}", steps.token_budget):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -220,7 +221,7 @@ def fit(trainer: ContrastTrainer, steps: Steps, most: int, checkpoint: Path | No
 
 
 def layout_of(training: Training, adapted: PeftModel, steps: Steps, console: Console) -> Layout:
-    """How trajectories share passes, held against one pass for each. Says so if they are not packed."""
+    """How trajectories share passes, checked against one trajectory a pass. Prints what the user should know."""
     budget, running = steps.token_budget, training.running
     if running.follow:
         longest = training.run.manifest().decoding.max_tokens
@@ -235,7 +236,7 @@ def layout_of(training: Training, adapted: PeftModel, steps: Steps, console: Con
 
 
 def watch_of(training: Training, adapted: PeftModel, steps: Steps, total: int, console: Console) -> HeldOutWatch:
-    """What measures the held-out trajectories of a training of `total` optimizer steps."""
+    """The watch over the held-out trajectories of a training of `total` optimizer steps."""
     file, keep_best = training.out.folder / HELD_OUT, training.recipe.keep == Keep.BEST
     watch = HeldOutWatch(
         adapted, training.held_out, steps.token_budget, measured_every(total), file, keep_best, steps.layout,
@@ -318,7 +319,7 @@ def read(
         from trainer.data.solutions import SolutionSet, read_answers  # loads the grader
 
         assert recipe.answers is not None
-        ends = run.manifest().end_token_ids or base.end_token_ids  # early versions sampled on behind the end of turn
+        ends = run.manifest().end_token_ids or base.end_token_ids  # early versions sampled beyond the end of turn
         training_set: TrainingSet = SolutionSet(run, limits, read_answers(recipe.answers), ends)
     else:
         training_set = TrainingSet(run, limits)
@@ -347,8 +348,8 @@ def prepare(
 ) -> tuple[Output, Path | None, dict[str, Any] | None]:
     """OUT, the checkpoint to resume from, and the state of a training that is already complete.
 
-    All ranks agree; those of one machine share a folder, which its first rank makes. Raises ModelError if OUT is not
-    empty, was made with another recipe, from another RUN or for another model, or is not seen by a machine.
+    All ranks get the same. Ranks on one machine share a folder, which the first of them creates. Raises ModelError if
+    OUT is not empty, holds a training with another recipe, RUN or model, or if a machine does not see its checkpoint.
     """
     out, checkpoint, done = None, None, None
     if args.process_index == 0:
@@ -363,7 +364,7 @@ def prepare(
         out = Output(output)
         if newest and not done:
             out.check_seen(out.fetched(number_of(newest)))
-    folders = gather_object([str(out.folder) if out else None])  # by rank; those of a machine are neighbours
+    folders = gather_object([str(out.folder) if out else None])  # by rank; the ranks of a machine are neighbours
     if out is None:
         out = Output(output, Path(next(filter(None, folders[args.process_index :: -1]))))
     out.apart = any(folders[1 : args.process_index + 1])
@@ -371,7 +372,7 @@ def prepare(
 
 
 def own(out: Output, identity: dict[str, Any], resume: bool) -> tuple[Path | None, dict[str, Any] | None]:
-    """Make OUT this training's; the checkpoint to go on from, and the state of a training that is already done."""
+    """Make this training the owner of OUT. Returns the checkpoint to resume from, and the state if it is complete."""
     if not resume:
         out.claim()
         return None, None
@@ -402,7 +403,7 @@ def from_the_first_rank(value: Any) -> Any:
 def finish(
     training: Training, provenance: dict[str, Any], losses: list[float], watch: HeldOutWatch | None, console: Console
 ) -> None:
-    """Write the files beside the weights; copy metrics and picture to the RUN, for its report."""
+    """Write the files beside the weights, and copy the metrics and the picture to the RUN for its report."""
     folder = training.out.folder
     draw_curve(losses, *((watch.figures, watch.best.step) if watch else ([], 0)), folder / CURVE)
     (folder / "README.md").write_text(card(provenance, training.base.name))
@@ -411,7 +412,7 @@ def finish(
         try:
             if name == METRICS and _is_of_another(training.run.bucket.get(f"training/{name}"), folder / name):
                 console.print(f"{training.run} shows this training now, and no longer the one before", soft_wrap=True)
-            if name == HELD_OUT and not watch:  # an earlier training's may be there
+            if name == HELD_OUT and not watch:  # an earlier training may have left one there
                 training.run.bucket.remove(f"training/{name}")
             else:
                 training.run.bucket.put(f"training/{name}", (folder / name).read_bytes())
@@ -428,7 +429,7 @@ def finish(
 
 
 def _is_of_another(metrics: bytes | None, mine: Path) -> bool:
-    """Whether metrics in the RUN are those of another training, or of this one before it was repeated."""
+    """Whether the RUN's metrics are of another training, or of this one before it was repeated."""
     return metrics is not None and not mine.read_bytes().startswith(metrics)
 
 
