@@ -151,7 +151,7 @@ class Examination:
     seed: int = 0
     dtype: Precision | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    date: str | None = None  # that the chat template writes; None: it writes none
-    question_field: str | None = None  # of rows that are of no known benchmark
+    date: str | None = None  # the day that the chat template writes; None: it writes no date
+    question_field: str | None = None  # these three: for rows of no known benchmark
     choices_field: str | None = None
     answer_field: str | None = None

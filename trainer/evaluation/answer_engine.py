@@ -1,6 +1,6 @@
 """Runs vLLM for one model and any number of its adapters, which stay unmerged.
 
-In: prompts as token ids, how to decode. Out: texts, each as soon as it has ended. The only room of the trainer that
+In: prompts as token ids, how to decode. Out: texts, each as soon as it is complete. The only module of the trainer that
 loads vLLM.
 """
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
 CPU_CACHE_BYTES = 2**30
-"""vLLM's default on a CPU takes nearly all of the memory."""
+"""Size of the KV cache on a CPU. vLLM's default takes nearly all of the memory."""
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 THREADS = "VLLM_CPU_OMP_THREADS_BIND"
 AT_ONCE = 512
-"""Outputs that are asked for and have not ended: more than an engine decodes at a time."""
+"""Most unfinished outputs that the engine holds: more than it decodes at a time."""
 TOLD_TOKENS = 16
-"""How many new tokens of an output are told of at once."""
+"""New tokens of an output after which the engine reports them."""
 
 
 class AnswerEngine:
-    """A running engine. Decodes as it is told, whatever generation_config.json says."""
+    """A running engine. Decodes by the given settings, and ignores generation_config.json."""
 
     def __init__(
         self, model: ModelFolder, adapters: Sequence[Path], precision: Precision | None, max_model_len: int
@@ -55,7 +55,7 @@ class AnswerEngine:
         if current_platform.is_cpu():
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
         self.max_model_len, self._ends = max_model_len, model.end_token_ids
-        self._tokenizer: Any = model.tokenizer  # vLLM's own may not be tokenizer.json's
+        self._tokenizer: Any = model.tokenizer  # vLLM's tokenizer may differ from tokenizer.json
         self._requests: dict[Path, LoRARequest] = {}
         self._sockets = tempfile.TemporaryDirectory(prefix="lr-")
         with child_errors.collected() as cause:
@@ -69,7 +69,7 @@ class AnswerEngine:
                         use_tqdm_on_load=sys.stderr.isatty(),
                         **options,
                     )
-            except Exception as error:  # whatever a model's files are wrong in
+            except Exception as error:  # vLLM raises many kinds for invalid model files
                 said = cause() or f"{type(error).__name__}: {reason_of(error)}"
                 raise ModelError(
                     f"vLLM could not start {model}: {said}; VLLM_LOGGING_LEVEL=INFO shows its log"
@@ -84,13 +84,13 @@ class AnswerEngine:
             raise
 
     def load(self, adapter: Path) -> None:
-        """Make an adapter ready for `answers`. Raises ModelError, with the remedy, if vLLM does not take it."""
+        """Make an adapter ready for `answers`. Raises ModelError, with the remedy, if vLLM rejects the adapter."""
         from vllm.lora.request import LoRARequest
 
         request = LoRARequest(str(adapter), len(self._requests) + 1, str(adapter))
         try:
             self.llm.llm_engine.add_lora(request)
-        except Exception as error:  # whatever vLLM finds wrong in its weights
+        except Exception as error:  # vLLM raises many kinds for invalid weights
             raise _refused(adapter, reason_of(error)) from error
         self._requests[adapter] = request
 
@@ -101,10 +101,11 @@ class AnswerEngine:
         adapter: Path | None,
         told: Callable[[int], None] = lambda _: None,
     ) -> Iterator[tuple[int, list[str]]]:
-        """The place of each prompt and its n outputs, as soon as they have ended; `told` hears of new tokens meanwhile.
+        """Yields the index of each prompt with its n outputs, once they are complete. Calls `told` with counts of new
+        tokens meanwhile.
 
-        Outputs are cut at the end of the context; '' for a prompt that does not fit. Raises ModelError where the engine
-        fails on its way.
+        Outputs end where the context ends. They are '' for a prompt that does not fit. Raises ModelError if the engine
+        fails.
         """
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
@@ -134,7 +135,7 @@ class AnswerEngine:
                 return
             try:
                 outputs = cast("list[RequestOutput]", engine.step())
-            except Exception as error:  # whatever a device or a process of vLLM's died of
+            except Exception as error:  # any failure of a device or of one of vLLM's processes
                 raise ModelError(
                     f"vLLM failed on its way: {type(error).__name__}: {reason_of(error)}; VLLM_LOGGING_LEVEL=INFO "
                     "shows its log, and the same command goes on"
@@ -154,15 +155,15 @@ class AnswerEngine:
         return text
 
     def close(self) -> None:
-        """End the engine and give its memory back."""
+        """End the engine and free its memory."""
         self.llm.llm_engine.engine_core.shutdown()
         self._sockets.cleanup()
 
     def _variables(self, on_cpu: bool) -> dict[str, str]:
-        """With which vLLM starts: on a CPU it stays in this process, elsewhere it has a folder for its sockets.
+        """Environment variables for the start of vLLM: run in this process on a CPU, else use a folder for sockets.
 
-        Otherwise two processes import vLLM for some 10 s each. Not with several NUMA nodes, or if the user binds
-        threads: vLLM binds threads only in processes of its own.
+        In a process of its own, vLLM is imported twice, for some 10 s each. With several NUMA nodes, or if the user
+        binds threads, it still gets one: vLLM binds threads only there.
         """
         nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
         if on_cpu and IN_PROCESS.keys().isdisjoint(os.environ) and THREADS not in os.environ and len(nodes) < 2:
@@ -171,7 +172,7 @@ class AnswerEngine:
 
 
 def _lora_rank(adapters: Sequence[Path]) -> int:
-    """The smallest rank that vLLM supports and that is enough for all adapters."""
+    """The smallest rank that vLLM supports and that is enough for all adapters. Raises ModelError if there is none."""
     from vllm.config.lora import MaxLoRARanks
 
     possible, most = get_args(MaxLoRARanks), 0
@@ -188,7 +189,7 @@ def _lora_rank(adapters: Sequence[Path]) -> int:
 
 
 def _check_features(adapter: Path) -> None:
-    """Raises ModelError if the adapter's settings ask for what vLLM cannot do, such as DoRA."""
+    """Raises ModelError if the adapter uses a feature that vLLM does not support, such as DoRA."""
     from vllm.config import LoRAConfig
     from vllm.config.lora import MaxLoRARanks
     from vllm.lora.peft_helper import PEFTHelper

@@ -48,9 +48,9 @@ def read_benchmark(
     examination: Examination,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Benchmark:
-    """Read a benchmark and render its questions. `tell` is called with the rows that repeat others.
+    """Read a benchmark and render its questions. `tell` gets a message about rows that repeat others.
 
-    Raises ProblemSetError naming a row that will not do, or that is of no known benchmark where no field is named.
+    Raises ProblemSetError, naming the row, if a row is invalid, or is of no known benchmark and no field is named.
     """
     choices, answer = examination.choices_field, examination.answer_field
     questions = []
@@ -77,7 +77,7 @@ def read_benchmark(
 
 
 def render(model: ModelFolder, question: str, examination: Examination) -> list[int]:
-    """A question as the chat template puts it, straight to ids, so that no second BOS is added. Raises ModelError."""
+    """The token ids of a question in the chat template, tokenized without a second BOS. Raises ModelError."""
     variables, date = examination.chat_template_kwargs, examination.date
     text = model.template.render(examination.system_prompt, question, variables, date)
     return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,6 +1,6 @@
-"""The checkpoints of one training as a curve: accuracy by optimizer step, with what each fixed and broke.
+"""The checkpoints of one training as a curve: accuracy by optimizer step, with counts of problems fixed and broken.
 
-In: OUT of a training; comparisons that have its checkpoints among their models. Out: names by step, figures as JSON.
+In: OUT of a training; comparisons whose models include its checkpoints. Out: the adapters' steps, figures as JSON.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from trainer.evaluation.scores import Comparison
 
 
 def checkpoints_of(out: str) -> dict[str, int]:
-    """The adapters that a training left, oldest first: URL -> optimizer step; the final one is OUT itself.
+    """The adapters that a training left, oldest first: URL -> optimizer step. The URL of the final adapter is OUT.
 
-    Raises ModelError where there is none, or `out` is a checkpoint or another adapter.
+    Raises ModelError if there are none, or if `out` is a checkpoint or another adapter.
     """
     bucket, url = Bucket(out), out.rstrip("/")
     found: dict[int, str] = {}
@@ -56,10 +56,10 @@ def _adapter_step(made: bytes, url: str) -> int:
 
 
 def highest_of(curve: Mapping[str, Sequence[Mapping[str, Any]]], steps: Mapping[str, int]) -> list[str]:
-    """A line for each benchmark of a curve: where accuracy is highest, at the last step, and which adapter to take.
+    """A line for each benchmark of a curve: the highest accuracy, the last one, and which adapter to take.
 
     Args:
-        curve: as `curve_of` makes it.
+        curve: as `curve_of` returns it.
         steps: adapter -> optimizer step.
     """
     lines = []
@@ -80,7 +80,7 @@ def highest_of(curve: Mapping[str, Sequence[Mapping[str, Any]]], steps: Mapping[
 
 
 def curve_of(comparisons: Sequence[Comparison], steps: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """By benchmark, a point a step; the model as it is stands at step 0."""
+    """For each benchmark, the figures of each step. The model without an adapter is step 0."""
     return {
         comparison.benchmark: [
             {"step": 0 if index == 0 else steps[result.model], **result.to_json()}

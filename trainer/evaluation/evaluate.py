@@ -33,7 +33,7 @@ from trainer.settings import Examination
 BASE_MODEL = "base"
 """The name of the model without an adapter, in records and results."""
 LATER = "chat_template_kwargs", "date"
-"""Settings that records of early versions lack, and that say nothing where they are empty."""
+"""Settings that early versions did not record. An empty one is left out of an evaluation's identity."""
 
 
 def evaluate(
@@ -89,9 +89,9 @@ def benchmarks_of(
     file: Path | None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Benchmark], dict[str, Any]]:
-    """The benchmarks, read, and what the evaluation of a model on them is of.
+    """Read the benchmarks. Returns them, and the identity of the model's evaluation on them, without adapters.
 
-    A chat template that writes the date writes the day on which the records in `file` were begun.
+    A chat template that writes the date gets the day on which the records in `file` began, or today.
     """
     if model.template.writes_date:
         begun = Records.date_of(file) if file else None
@@ -167,7 +167,7 @@ def _ask_all(
 
 
 class AskingProgress:
-    """Shows on stderr how far an evaluation is: a live line on a terminal, else a line from time to time."""
+    """Shows the progress of an evaluation on stderr: a live line on a terminal, else a line from time to time."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -178,11 +178,11 @@ class AskingProgress:
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("starting vLLM", total=0, rates="")
         self._what = ""
-        self._total = self._there = self._done = self._tokens = 0  # outputs; tokens of this attempt
+        self._total = self._there = self._done = self._tokens = 0  # three counts of outputs; new tokens of this run
         self._began = self._shown = 0.0
 
     def expect(self, total: int, there: int) -> None:
-        """Add outputs to those that are wanted, and to those of them that are there."""
+        """Add to the number of outputs: `total` outputs, of which `there` are recorded already."""
         self._total, self._there, self._done = self._total + total, self._there + there, self._done + there
 
     def __enter__(self) -> AskingProgress:
@@ -196,14 +196,14 @@ class AskingProgress:
         self._bar.stop()
 
     def begin(self, benchmark: str, model: str) -> None:
-        """Name what is asked now."""
+        """Show the benchmark and the model that are evaluated now."""
         self._what = f"{benchmark}, {model.rstrip('/').rpartition('/')[2]}"
         if not self._began:
             self._began = self._shown = time.monotonic()
         self._bar.update(self._task, description=self._what)
 
     def tokens(self, count: int) -> None:
-        """Count new tokens, and show where the evaluation stands, where that is due."""
+        """Count new tokens, and update the display if that is due."""
         self._tokens += count
         now = time.monotonic()
         if now - self._shown < (UPDATE_SECONDS if self._console.is_terminal else PLAIN_SECONDS):
@@ -217,7 +217,7 @@ class AskingProgress:
             self._say(f"{self._what}: {self._done:,} of {self._total:,} outputs, {left}{rates}")
 
     def outputs(self, count: int) -> None:
-        """Count outputs that have ended."""
+        """Count complete outputs."""
         self._done += count
 
     def _say(self, text: str) -> None:
@@ -225,7 +225,7 @@ class AskingProgress:
 
 
 def context_for(model: ModelFolder, benchmarks: Sequence[Benchmark], max_tokens: int, console: Console) -> int:
-    """The context for the engine: enough for the longest prompt, but at most the model's context.
+    """The engine's context in tokens: enough for the longest prompt and its output, at most the model's context.
 
     Prints a warning for prompts that do not fit; they count as wrong.
     """

@@ -1,4 +1,4 @@
-"""The paper's two tables for any pair: what each part of the method brings, and what it costs against SFT.
+"""The paper's two tables for any pair: what each part of the method contributes, and its cost compared with SFT.
 
 In: RUNs, the expert, benchmarks, seeds. Out: adapters in one folder; tables as figures, text and Markdown. Each
 training is a process of its own, started with the public command; one engine then evaluates all adapters. Finished work
@@ -40,11 +40,11 @@ class Plan:
     seeds: Sequence[int]
     examination: Examination
     train_options: Sequence[str]  # of `train`, as a user would write them
-    is_trained: Callable[[list[str], ModelFolder], bool]  # whether `train` with these words has nothing left to do
+    is_trained: Callable[[list[str], ModelFolder], bool]  # whether `train` with these arguments has nothing left to do
 
     @property
     def records(self) -> Path:
-        """Every output."""
+        """The file with every output of all models."""
         return self.out / OUTPUTS
 
 
@@ -72,10 +72,10 @@ class Row:
 
 
 def ablation(run_url: str, plan: Plan, console: Console, variants: Sequence[Variant] = PAPER_VARIANTS) -> list[Row]:
-    """Rows for the base and the variants, built from one RUN's trajectories."""
+    """Rows for the base and the variants, whose RUNs are built from one RUN's trajectories."""
     source = Run(run_url)
     manifest = source.manifest()
-    settings = [variant.of(manifest) for variant in variants]  # what is wrong with one is found before any is trained
+    settings = [variant.of(manifest) for variant in variants]  # an invalid variant is an error before any training
     check(plan.model, plan.benchmarks, plan.examination, plan.records)
     names, facts = {}, {}
     for variant, asked in zip(variants, settings, strict=True):
@@ -117,9 +117,10 @@ def efficiency(run_url: str, solutions_url: str, answers: str, plan: Plan, conso
 def train_adapter(
     url: str, name: str, seed: int, plan: Plan, console: Console, options: Sequence[str] = (), folder: str | None = None
 ) -> Path:
-    """Train an adapter, unless it is complete. Raises LightReasonerError with the error of the training.
+    """Train an adapter, unless it is complete, and return its folder.
 
-    Where a signal stops it, `Interrupted`: the same command goes on from its checkpoint.
+    Raises LightReasonerError with the training's error, or Interrupted if a signal stops the training: the same command
+    then resumes from its checkpoint.
     """
     adapter = plan.out / "adapters" / f"{folder or name}-{seed}"
     words = [url, "--model", plan.model.hub_id or str(plan.model), "--output", str(adapter)]
@@ -148,15 +149,15 @@ def provenance(adapter: Path) -> dict[str, Any]:
 
 
 def training_seconds(adapter: Path) -> float:
-    """The time of an adapter's optimizer steps, without loading and writing."""
+    """Seconds that an adapter's optimizer steps took, without loading and writing."""
     lines = (adapter / "metrics.jsonl").read_text().splitlines()
     return sum(json.loads(line)["seconds"] for line in lines)
 
 
 def sampling_seconds(run: Run) -> float | None:
-    """The time from run.json to complete.json, with pauses; None if the RUN is not sealed.
+    """Seconds from the creation of the RUN until it was sealed, pauses included; None if it is not sealed.
 
-    Of a RUN that was built from another, the other's. Raises RunError where that is gone.
+    For a RUN that was built from another one: the seconds of that one. Raises RunError if that one is gone.
     """
     if source := run.manifest().built_from:
         return sampling_seconds(Run(source))
@@ -192,7 +193,7 @@ def table_figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:
-    """The table as the terminal shows it."""
+    """The table for the terminal."""
     header, *lines = _lines(rows)
     shown = Table(title=title)
     for column in header:
@@ -203,7 +204,7 @@ def terminal_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def table_markdown(rows: Sequence[Row], title: str) -> str:
-    """The same as Markdown."""
+    """The table as Markdown."""
     header, *lines = _lines(rows)
     note = "Accuracy, its 95% interval over problems, ± its standard deviation between seeds where there are several."
     return "\n".join([f"# {title}", "", *markdown_table(header, lines), "", note, ""])

@@ -1,7 +1,7 @@
-"""The outputs of an evaluation, one JSON line each, written as they come, so that an evaluation resumes.
+"""The outputs of an evaluation, one JSON line each, written as they come, so that an evaluation can be resumed.
 
-In: outputs with their grades. Out: a file, whose first line says what was evaluated, and the records in it. A line that
-a crash cut is dropped. A file of another evaluation, or of one that is still running, is an error.
+In: outputs with their grades. Out: a file, whose first line says what was evaluated, and its records. A line that a
+crash cut short is dropped. A file of another evaluation, or of one that is still running, is an error.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Records:
     """The records of one evaluation, in memory, and in a file if one is given."""
 
     def __init__(self, file: Path | None, about: dict[str, Any]) -> None:
-        """Read the records of `file`, which must be of the same evaluation. `about`: what identifies it.
+        """Read the records of `file`, which must be of the same evaluation. `about`: the identity of the evaluation.
 
-        Adapters may differ from those in the file, but an adapter of the same path must be the same.
-        Raises LightReasonerError, naming what differs.
+        Adapters may be added or left out, but an adapter at the same path must have the same content.
+        Raises LightReasonerError, naming the differences, or if the file cannot be used.
         """
         self._found: dict[RecordKey, Record] = {}
         self._about: dict[str, Any] = {}
@@ -76,7 +76,7 @@ class Records:
 
     @classmethod
     def read(cls, file: Path) -> Records:
-        """The records of a file, to read only."""
+        """The records of a file, for reading only. Raises LightReasonerError if the file cannot be read."""
         found = cls(None, {})
         try:
             found._read(file, file.read_bytes())
@@ -86,7 +86,7 @@ class Records:
 
     @classmethod
     def date_of(cls, file: Path) -> str | None:
-        """The day that the prompts of a file's evaluation write; None where they write none, or there is no file."""
+        """The day that is written in the prompts of the file's evaluation; None if there is none, or no file."""
         return cls.read(file)._about.get("date") if file.exists() else None
 
     def __len__(self) -> int:
@@ -165,7 +165,7 @@ class Records:
 
 
 def _opened(file: Path) -> BinaryIO:
-    """The file, or a new one, locked against other processes."""
+    """Open or create the file, and lock it against other processes. Raises LightReasonerError if that fails."""
     try:
         stream = lock(file)
     except OSError as error:
@@ -176,7 +176,7 @@ def _opened(file: Path) -> BinaryIO:
 
 
 def _flat(about: dict[str, Any]) -> dict[str, Any]:
-    """What identifies an evaluation, as one dictionary: benchmarks and adapters by name."""
+    """The identity of an evaluation as a flat dictionary: each benchmark and each adapter has a key."""
     found = {name: value for name, value in about.items() if name not in ("adapters", "benchmarks")}
     for kind in ("adapter", "benchmark"):
         found |= {f"{kind} {name}": value for name, value in about.get(f"{kind}s", {}).items()}

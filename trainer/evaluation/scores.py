@@ -49,7 +49,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same problems, an output each: what the second fixed and broke, McNemar's exact two-sided p."""
+    """Two models on the same problems, one output each: how many problems the second one fixed and broke, and McNemar's
+    exact two-sided p.
+    """
 
     fixed: int
     broken: int
@@ -62,8 +64,8 @@ class ModelResult:
 
     model: str
     score: Score
-    paired: Paired | None = None  # None: the base, or several samples per problem
-    fixed: tuple[tuple[Record, Record], ...] = ()  # examples: the base's output and this model's
+    paired: Paired | None = None  # None for the base, or with several samples per problem
+    fixed: tuple[tuple[Record, Record], ...] = ()  # examples: the base's output, and this model's
     broken: tuple[tuple[Record, Record], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def score(verdicts: Sequence[Sequence[bool]]) -> Score:
 def _interval(rates: npt.NDArray[np.float64], samples: int) -> tuple[float, float]:
     """Wilson's 95% interval (1927) of the mean of `rates`, one per problem. It is valid near 0 and 1 too.
 
-    Samples of one problem are not independent. The effective number of samples is the one that gives the mean its
+    Samples of one problem are not independent. So n is the effective number of samples, for which the mean has its
     variance between problems: at least one per problem, at most all (Korn and Graubard, Survey Methodology 24 (1998)
     193).
     """

@@ -15,7 +15,7 @@ from trainer.evaluation.records import Record
 from trainer.evaluation.scores import Comparison, ModelResult
 
 QUOTED_CHARACTERS = 600
-"""Most characters of a question or an output in an example; of an output the end, where the answer is."""
+"""Most characters in an example of a question (its beginning), and of an output (its end, where the answer is)."""
 
 
 def figures(comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
-    """The same table, and examples of what each model fixed and broke."""
+    """The results as a Markdown table, with examples of problems that each model fixed and broke."""
     header, rows = _cells(comparisons)
     lines = ["# Evaluation", "", "Accuracy is pass@1, with its 95% interval.", ""]
     lines += [*markdown_table(header, rows), ""]
@@ -73,14 +73,14 @@ def _paired(result: ModelResult) -> list[str]:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table. Cells may hold any text."""
+    """The lines of a Markdown table. Cells may hold any text."""
     shown = [[_plain(cell) for cell in row] for row in (header, *rows)]
     shown.insert(1, ["---"] * len(header))
     return [f"| {' | '.join(row)} |" for row in shown]
 
 
 def _plain(text: str) -> str:
-    """One line that Markdown shows as it is."""
+    """The text in one line, escaped so that Markdown shows it unchanged."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))
 
 
@@ -99,7 +99,7 @@ def _example(benchmark: str, model: str, kind: str, before: Record, after: Recor
 
 
 def _quoted(text: str) -> list[str]:
-    """A code block of indented lines: no text in it can end it."""
+    """A code block of indented lines, which no text in it can end."""
     return [*(f"    {line}" for line in text.splitlines() or [""]), ""]
 
 

@@ -1,7 +1,7 @@
-"""Variants of a RUN that an ablation trains: a name and settings of the contrast, beside which the RUN's own stay.
+"""Variants of a RUN that an ablation trains: each has a name and settings of the contrast that replace the RUN's.
 
-In: what a user wrote, `labels=tilt gamma=0.5, select=top keep=0.05`, or the name of a file with a variant a line. Out:
-variants, or an error that names the one at fault. Builds nothing.
+In: the value of --variants: `labels=tilt gamma=0.5, select=top keep=0.05`, or the name of a file with one variant a
+line. Out: variants, or an error that names the invalid one. Builds nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """The name as a folder's."""
+        """The name, spelled so that a folder can have it."""
         return re.sub(r"[^\w.=-]+", "-", self.name, flags=re.ASCII).strip("-")
 
     def of(self, run: ContrastSettings) -> ContrastSettings:
-        """All settings, those of the RUN among them. Raises LightReasonerError naming the variant."""
+        """The RUN's settings, changed by the variant's. Raises LightReasonerError, naming the variant, if invalid."""
         try:
             return ContrastSettings(**run.changed(**self.settings))
         except ValidationError as error:
@@ -51,14 +51,15 @@ PAPER_VARIANTS = (
     Variant("without contrast", {"select": "kl", "labels": "expert"}),
     Variant("without either", {"select": "random", "labels": "expert"}),
 )
-"""Without step selection, as many steps are drawn at random; without contrast, labels are the expert's own."""
+"""Without step selection, as many steps are drawn at random. Without contrast, labels are the expert's probabilities.
+"""
 
 
 def variants_of(text: str | None) -> Sequence[Variant]:
-    """What --variants says: a list separated by commas, or a file with a variant a line and comments after #.
+    """The variants that --variants names: a comma-separated list, or a file with a variant a line and comments after #.
 
-    A variant is `NAME: SETTING=VALUE …`, or without a name, or the name of one of the paper's alone. Left out: the
-    paper's four. Raises LightReasonerError.
+    A variant is `NAME: SETTING=VALUE …`, the settings alone, or only the name of one of the paper's. None: the paper's
+    four. Raises LightReasonerError if the text is invalid.
     """
     if text is None:
         return PAPER_VARIANTS
@@ -79,12 +80,12 @@ def variants_of(text: str | None) -> Sequence[Variant]:
 
 
 def _written_name(field: str) -> str:
-    """How a variant names a setting."""
+    """The name of a setting in --variants, from its name in run.json."""
     return "seed" if field == "select_seed" else field.replace("_", "-")
 
 
 def _setting_value(text: str) -> Any:
-    """A number or true or false as such; any other text stays text."""
+    """The value of a setting: a number, true or false; any other text stays text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -92,7 +93,7 @@ def _setting_value(text: str) -> Any:
 
 
 def _is_infinite(text: str) -> bool:
-    """Whether it means no bound, in any spelling that --max-shift of build takes."""
+    """Whether the text means infinity, so no bound, in any spelling that `build --max-shift` accepts."""
     try:
         return float(text) == math.inf
     except ValueError:
