@@ -1,1 +1,1 @@
-"""The trainer's commands, a file each: they check options, call the rooms below and print results."""
+"""The trainer's commands: they check options, call the other folders of the trainer, and print results."""

@@ -1,6 +1,6 @@
-"""Checks of what a user named, before torch is imported: a wrong path is an error within a second.
+"""Checks the paths and URLs that a user gives, before torch is imported: a wrong path is an error within a second.
 
-In: models, adapters, problem sets and outputs as they were typed. Out: nothing, or the error of the command itself.
+In: models, adapters, problem sets and outputs as typed. Out: nothing, or the same error that the work would raise.
 Imports nothing heavy.
 """
 
@@ -24,42 +24,42 @@ from trainer.training.checkpoints import Output
 
 
 def check_model(model: str, chat_template: Path | None = None) -> ModelFolder:
-    """The folder of a model, with its configuration and weights. Raises ModelError where one of them is missing."""
+    """The folder of a model. Raises ModelError if its configuration, its weights or the given template is missing."""
     base = ModelFolder.find(model, chat_template)
     model_config(base.path)
-    _ = base.fingerprint, chat_template and base.template_digest  # which raise, and are kept
+    _ = base.fingerprint, chat_template and base.template_digest  # raise if a file is missing; the values are cached
     return base
 
 
 def check_adapters(adapters: Sequence[str], base: ModelFolder) -> None:
-    """Raises ModelError where a local adapter is incomplete, or was made for another model."""
+    """Raises ModelError if a local adapter is incomplete, or was trained on another model."""
     for folder in (adapter_folder(adapter) for adapter in adapters if is_local(adapter)):
         read_config(folder)
         check_base(folder, base)
 
 
 def check_training(run: Run, base: ModelFolder, output: str, recipe: Recipe, running: Running) -> None:
-    """Raises RunError or ModelError where RUN is none, of another model, or teaches nothing, or where OUT is taken."""
+    """Raises RunError or ModelError if RUN is not one, is of another model or has no kept step, or if OUT is taken."""
     if running.allow_mismatch:
         run.manifest()
     else:
         check_expert(run, base)
     if recipe.objective == Objective.CONTRAST and not running.follow:
         check_kept(run)
-    if os.environ.get("RANK", "0") == "0":  # another rank may find what the first has written
+    if os.environ.get("RANK", "0") == "0":  # another rank may already see files of the first rank there
         with Output(output) as out:
             out.check_resumable() if running.resume else out.check_free()
 
 
 def check_files(files: Sequence[str], question_field: str | None = None) -> None:
-    """Raises ProblemSetError where a problem set is missing, empty, or cannot be read. Streams are left unread."""
+    """Raises ProblemSetError if a problem set is missing, empty or unreadable. Does not read streams."""
     for file in files:
         if not is_stream(file):
             read_problems(file, 1, question_field=question_field)
 
 
 def check_answers(file: str) -> None:
-    """Raises ProblemSetError where the answers of a training are missing, or cannot be read by all its processes."""
+    """Raises ProblemSetError if the answers of a training are missing, or cannot be read by all its processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         refuse_stream("--answers", file, "every process of a training reads it")
     check_files([file])
@@ -71,6 +71,6 @@ def is_stream(file: str) -> bool:
 
 
 def refuse_stream(option: str, file: str, readers: str) -> None:
-    """Raises ProblemSetError where a problem set comes through a pipe, and `readers` need it more than once."""
+    """Raises ProblemSetError if a problem set comes through a pipe. `readers`: why it is read more than once."""
     if is_stream(file):
         raise ProblemSetError(f"{option} {file}: a pipe can be read once, and {readers}; save it to a file")

@@ -24,11 +24,11 @@ BENCHMARKS, DECODING, RESULTS = "Benchmarks", "Decoding", "Results"
 PROGRESS = "Checkpoints and the RUN"
 """Groups of options in --help."""
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
-"""What `quiet_vllm` sets."""
+"""Environment variables that `quiet_vllm` sets."""
 
 
 def positive(value: float | None) -> float | None:
-    """A finite number above 0, or None where the option was left out."""
+    """A finite number above 0; None if the option is not given."""
     if value is not None and not 0 < value < math.inf:
         raise typer.BadParameter(f"{value} is not a number above 0")
     return value

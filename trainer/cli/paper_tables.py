@@ -1,4 +1,4 @@
-"""ablation and efficiency: RUNs and their expert in; adapters, and the paper's tables over them, out.
+"""ablation and efficiency: RUNs and their expert in; adapters and the paper's tables out.
 
 Parses options, prints and writes tables; `trainer.evaluation.paper_tables`, which loads torch, does the work.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.paper_tables import Plan, Row
 
 OWN = ("--model", "--output", "--chat-template", "--seed", "--resume", "--objective", "--answers", "--follow")
-"""Options of `train` that differ from row to row."""
+"""Options of `train` that a table sets itself."""
 READ_AGAIN = "a table reads it for every training"
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": False}
 """Settings that let typer accept options after --."""
@@ -50,7 +50,7 @@ SampledRun = Annotated[
 
 @dataclass(frozen=True)
 class TableOptions:
-    """The options of `ablation` and `efficiency`: the expert, where adapters and tables go, how all are evaluated."""
+    """The options of `ablation` and `efficiency`: the expert, where adapters and tables go, how models are evaluated."""
 
     model: Annotated[str, typer.Option(help="The expert that sampled RUN: a folder or a Hugging Face Hub id.")]
     output: Annotated[
@@ -71,11 +71,11 @@ class TableOptions:
     chat_template_kwargs: TemplateVariables = None
 
     def going_on(self) -> AbstractContextManager[None]:
-        """What a signal ends at once, with what is there of it."""
+        """A context for the work: a signal ends it at once, with a message about the outputs that are stored."""
         return ended_by_signals(lambda: stopped(self.output / OUTPUTS))
 
     def plan(self, context: typer.Context) -> Plan:
-        """The settings for every row. Raises LightReasonerError for invalid seeds, or options after --."""
+        """The settings of all rows. Raises LightReasonerError for invalid seeds, benchmarks or options after --."""
         variables = template_variables(self.chat_template_kwargs)
         for name, file in files_by_name(self.benchmark).items():
             refuse_stream(f"--benchmark {name}", file, READ_AGAIN)

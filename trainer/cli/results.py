@@ -1,6 +1,6 @@
-"""Files of results: looked at before the work whose results they take, written after it, counted where it was stopped.
+"""Files of results: checked before the work starts, written when it ends; the outputs are counted if a signal stops it.
 
-In: paths as a user named them, texts. Out: files, or an error of one line.
+In: paths as a user gives them, texts. Out: files, or an error of one line.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from client.errors import LightReasonerError
 
 
 def check_results(output: Path, kept: Path) -> None:
-    """Raises LightReasonerError where results cannot be written to `output`, or another thing than results is there.
+    """Raises LightReasonerError if results cannot be written to `output`, or if files there have lost their `kept`.
 
-    `kept`: the file of all outputs, which is beside every file of results.
+    `kept`: the file of all outputs, which lies beside every file of results.
     """
     try:
         if output.suffix != ".json" or output.is_dir() or not output.absolute().parent.is_dir():
@@ -31,7 +31,7 @@ def check_results(output: Path, kept: Path) -> None:
 
 
 def write_results(files: Mapping[Path, str], kept: Path) -> None:
-    """Write texts to files. Raises LightReasonerError where one cannot be written."""
+    """Write texts to files. Raises LightReasonerError if a file cannot be written. `kept`: the file of all outputs."""
     for file, text in files.items():
         try:
             file.write_text(text)
@@ -43,7 +43,7 @@ def write_results(files: Mapping[Path, str], kept: Path) -> None:
 
 
 def stopped(kept: Path | None) -> str:
-    """What an evaluation says that a signal stopped. `kept`: the file of all outputs; None: the user named none."""
+    """The message of an evaluation that a signal stopped. `kept`: the file of all outputs; None: there is no file."""
     from trainer.evaluation.records import Records
 
     if kept is None:

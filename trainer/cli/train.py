@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from trainer.adapters.model_folder import ModelFolder
 
 SHARDING, SHARDED = "ACCELERATE_USE_FSDP", ("1", "true", "yes", "on", "y", "t")
-"""The variable by which accelerate tells its processes that FSDP shards the weights, and what it takes for yes."""
+"""Environment variable by which accelerate tells its processes that FSDP shards the weights; its values that mean yes.
+"""
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class TrainingOptions:
     ] = False
 
     def recipe(self) -> Recipe:
-        """The preset, with the options that were given."""
+        """The preset, changed by the options that the user gives."""
         names = "batch_size", "epochs", "max_steps", "learning_rate", "held_out"
         changed = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.epochs is not None:
@@ -287,16 +288,16 @@ def train_command(
 
 
 def is_trained(words: list[str], base: ModelFolder) -> bool:
-    """Whether `train` with these words (with --resume) has nothing left to do.
+    """Whether `train` with these arguments (and --resume) has nothing left to do.
 
-    False if the words are wrong, or differ from those that made the adapter: `train` then prints the reason.
+    False if the arguments are invalid, or differ from those that made the adapter: `train` then prints the reason.
     """
     from trainer.training.train import is_complete
 
     line = Program()
     line.command()(train_command)
     try:
-        given = typer.main.get_command(line).make_context("train", [*words]).params  # which empties it
+        given = typer.main.get_command(line).make_context("train", [*words]).params  # it empties its list
         options = TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions)})
         return is_complete(given["run"], base, given["output"], options.recipe(), options.running())
     except (typer.TyperException, LightReasonerError):
