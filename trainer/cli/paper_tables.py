@@ -50,7 +50,7 @@ SampledRun = Annotated[
 
 @dataclass(frozen=True)
 class TableOptions:
-    """The options of `ablation` and `efficiency`: the expert, where adapters and tables go, how models are evaluated."""
+    """The options of `ablation` and `efficiency`: the expert, where adapters and tables go, how to evaluate models."""
 
     model: Annotated[str, typer.Option(help="The expert that sampled RUN: a folder or a Hugging Face Hub id.")]
     output: Annotated[
