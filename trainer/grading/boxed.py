@@ -75,37 +75,80 @@ ARGUMENT = re.compile(
     r"(?:[^()\s]|,\s)*$|\b(?:sin|cos|tan|log|ln|sqrt|mod|modulo)\s$|(?<![\d.])0\.$|=\s*\d+[.,]$"
 )
 """The same, in words: of a function, or digits of the number."""
+FUNCTION_OF = (
+    r"(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log|(?:co)?(?:sine|tangent)|(?:co)?secant|"
+    r"factorial|third|quarter|fifth|tenth)s?\s+of"
+)
+"""Before a number: another one is meant."""
 RIGHT_BEFORE = r"(?:\s|\$|\*|\\[(\[])*$"
 CHANGED_BEFORE = re.compile(
     rf"(?:\b(?:not|never|neither|nor|cannot|anything\s+but|far\s+from)|n't)(?:\s+(?:be|equal(?:\s+to)?|is|exactly|just))?{RIGHT_BEFORE}"
     rf"|\b(?:half|twice|double|triple|thrice)(?:\s+of)?{RIGHT_BEFORE}"
-    rf"|\b(?:{COMPARED}\s+than|times|modulo|(?:square|cube|root|reciprocal|factorial|multiple|factor)s?\s+of){RIGHT_BEFORE}",
+    rf"|\b(?:{COMPARED}\s+than|times|modulo|{FUNCTION_OF}){RIGHT_BEFORE}",
     re.IGNORECASE,
 )
 """In words, right before a box. 'At least 18' is how solutions say a least number."""
+ENDS_CLAUSE = r"(?!\s+(?!because|since|as\b|so\b|and\b|but\b)[\w$\\])"
+"""'Not possible to do better' and 'impossible with 17' say nothing of the answer before them."""
 NO_LONGER = (
     r"(?:(?:obviously|clearly|just|simply)\s+)?(?:wrong|incorrect|false|impossible|invalid|extraneous|spurious|a\s+mistake|an\s+error|"
     r"not\s+(?:correct|right|possible|true|valid)|(?:not\s+(?:the|an?)(?:\s+(?:right|correct|valid|final|possible))?|an?\s+wrong|"
-    r"the\s+wrong)\s+(?:answer|solution|value|one)|ruled\s+out|rejected|discarded)\b(?!\s+(?!because|since|as\b|so\b|and\b|but\b)[\w$\\])"
+    r"the\s+wrong)\s+(?:answer|solution|value|one)|ruled\s+out|rejected|discarded|excluded|"
+    rf"never\s+(?:correct|right|possible|true|valid))\b{ENDS_CLAUSE}"
 )
-"""It ends its clause: 'not possible to do better' and 'impossible with 17' say nothing of the box."""
 FAILS = (
     r"(?:fails?\b(?!\s+to)|(?:(?:do|does|did|will|could)\s+not|(?:do|does|did|can|wo|could)n't|cannot|can't)\s+"
-    r"(?:work|match|fit|satisfy|be\s+(?:right|correct|the\s+answer))\b)"
+    r"(?:work|match|fit|satisfy|be\s+(?:right|correct|the\s+answer))\b|never\s+(?:works|fits)\b"
+    rf"|(?:isn't|wasn't)\s+(?:correct|right|possible|true|valid)\b{ENDS_CLAUSE}|(?:will\s+not|won't)\s+do\b{ENDS_CLAUSE})"
+)
+OF_ALL = r"(?!\s+(?:with|for|in|on|if|when|unless|under|by|without|from|to)\b)"
+"""'It does not work with 17' says nothing of 18."""
+THIS = (
+    r"that|this|it|they|"
+    r"(?:the|my|our)\s+(?:(?!(?:other|first|second|third|previous|earlier|next)\b)\w+\s+)?(?:answer|result)"
 )
 ITSELF = r"(?:(?:which|that|this|it|but\s+(?:that|this|it))\s*)?"
 TAKEN_AWAY = re.compile(
     rf"^[ \t$*_)\]}}\\]*(?:\?(?!\W*(?:yes|yeah|correct|right|indeed)\b)"
-    rf"|[^\w\n]*{ITSELF}(?:'s|is|was|seems|looks|must\s+be|can(?:not|'t)\s+be)\s+(?:\w+ly\s+|also\s+|just\s+)?{NO_LONGER}"
-    rf"|[^\w\n]*{ITSELF}{FAILS}"
+    rf"|[^\w\n]*{ITSELF}(?:'s|is|was|seems|looks|must\s+be)\s+(?:\w+ly\s+|also\s+|just\s+)?{NO_LONGER}"
+    rf"|[^\w\n]*(?:which\s+)?{FAILS}|[^\w\n]*{ITSELF}{FAILS}{OF_ALL}"
     r"|[^\w\n]*(?:no\s*[,.:;!\N{EM DASH}](?!\W*(?:wait\W+)?(?:that|this|it)(?:'s|\s+is)\s+(?:right|correct|fine))"
     r"|oops\b|sorry\b|correction\b|scratch\s+that|never\s*mind)"
-    rf"|\W*(?:no\W+)?(?:wait|hmm|actually|oops|sorry)\b[^\n]{{0,120}}?\b(?:(?:that|this|it)(?:'s|\s+(?:is|was))\s+{NO_LONGER}"
+    rf"|\W*(?:no\W+)?(?:wait|hmm|hold\s+on|actually|oops|sorry)\b[^\n]{{0,120}}?\b(?:(?:{THIS})(?:'s|\s+(?:is|was))\s+{NO_LONGER}"
+    rf"|(?:that|this|it)\s+{FAILS}{OF_ALL}"
     r"|(?:made|there\s+(?:is|was))\s+(?:a\s+(?:\w+\s+)?mistake|an\s+(?:\w+\s+)?error)(?!\?)|forgot\b"
     r"|should\s+(?:be|have\s+been)\W*\d))",
     re.IGNORECASE,
 )
 """Behind a box, on its line: a question, or what takes it back."""
+RETRACTED = re.compile(
+    rf"\b(?:{THIS})(?:(?:'s|'re|\s+(?:is|are|was|seems|looks|would\s+be))\s+(?:\w+ly\s+|just\s+)?(?:{NO_LONGER}|not\s+(?:what|it)\b)|\s+{FAILS}{OF_ALL})"
+    r"|\b(?:I|we)\s+(?:have\s+|just\s+)?made\s+(?:a\s+(?:\w+\s+)?mistake|an\s+(?:\w+\s+)?error)\b"
+    r"|^\W*(?:oops\b|correction\s*:|sorry\s*[,.:!]|(?:scratch\s+that|never\s*mind)\s*(?:[,.:;!]|-|$))"
+    r"|^\W*no\s*[,.:!](?!\W*(?:wait\W+)?(?:that|this|it)(?:'s|\s+is)\s+(?:right|correct|fine))",
+    re.IGNORECASE,
+)
+"""In one of the two sentences behind an answer: it, and no other thing, is taken back."""
+CORRECTS = re.compile(
+    r"\b(?:wait|hmm|hold\s+on|actually|in\s+fact|in\s+reality|but|however|so|thus|hence|therefore|let\s+me\s+re\w+)\b",
+    re.IGNORECASE,
+)
+ANOTHER_IS = re.compile(
+    r"(?:\b(?:(?:it|that|this|answer)(?:'s|\s+(?:is|was|must\s+be|should\s+(?:be|have\s+been)))\s+(?:(?:only|just|actually)\s+)?"
+    r"|(?:wait|hmm|hold\s+on|actually)[\s,.:]+(?:no[\s,.:]+)?)|^\W*let\s+me\s+re[^=]*=\s*)[$\\]*(?=\d)|\bso\s+[$\\]*(?=\d[\d,.]*\W*$)"
+    r"|\b(?:s?he|they)\s+(?:actually\s+)?(?:has|have)\s+[$\\]*(?=\d[\d,.]*\W*$)",
+    re.IGNORECASE,
+)
+"""In such a sentence, right before a number: it is said to be the answer in place of what was said."""
+INSTEAD = re.compile(
+    r"\W*(?:(?:no|nope|oh|well|wait|hmm|hold\s+on|actually|oops|sorry|correction|rather|instead|better|make\s+(?:that|it)|I\s+mean|in\s+fact|"
+    r"in\s+reality|(?:let\s+me|I)\s+(?:correct|fix)\s+(?:that|this|it|myself))\b[\s,.:;\N{EM DASH}\N{EN DASH}-]+)+"
+    r"[$\\]*(?P<value>-?\d[\d,]*(?:\.\d+)?)(?=\W*(?:$|\n))",
+    re.IGNORECASE,
+)
+"""The same, of a sentence that says no more."""
+DOUBTS = re.compile(r"^\W*(?:(?:wait|hmm|hold\s+on)\b|let\s+me\s+re\w+\W*$)", re.IGNORECASE)
+NUMBER_SAID = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 SIGN_BEFORE = re.compile(
     rf"(?:^|[=:<>≈({{\[,;&]|\\(?:Rightarrow|rightarrow|implies|to|iff|therefore|approx|[lgn]eq?)\b){SPACES}"
     rf"(-|\\pm\b){SPACES}(?:\\\$)?$"
@@ -194,6 +237,21 @@ def in_one_text(output: str, found: list[tuple[int, int, int]]) -> str:
     )
 
 
+def taken_back(claim: str, behind: list[str]) -> bool:
+    """Whether the sentences behind a claim deny it, or put another number in its place."""
+    said, doubted = set(NUMBER_SAID.findall(claim)), False
+    for sentence in behind:
+        if RETRACTED.search(sentence):
+            return True
+        another = said and not said & set(NUMBER_SAID.findall(sentence))
+        if another and (
+            INSTEAD.match(sentence) or ((doubted or CORRECTS.search(sentence)) and ANOTHER_IS.search(sentence))
+        ):
+            return True
+        doubted = bool(DOUBTS.search(sentence))
+    return False
+
+
 def _rival(before: str, behind: str) -> str:
     """Another value of the same thing beside a box: \\boxed{7} or 3; '' where there is none."""
     begin = _formula_begin(before, behind)
@@ -212,7 +270,7 @@ def _rival(before: str, behind: str) -> str:
         other = None
     if other and (other["name"] == own or "or" in other["joint"]):
         return (other["value"] + re.sub(r"\\text\s*\{\s*(?:or|and)\b.*|\bradians?\b", "", other["unit"])).rstrip(" *!:")
-    corrected = CORRECTED.search(behind)
+    corrected = CORRECTED.search(behind) or INSTEAD.match(behind)
     return corrected["value"].rstrip(",") if corrected else ""
 
 

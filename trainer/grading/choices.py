@@ -20,7 +20,10 @@ RIGHT = (
     r"(?:is|are|was|must\s+be|would\s+be|seems)\s+(?:therefore\s+|thus\s+|clearly\s+|indeed\s+|definitely\s+)?"
     r"(?:the\s+)?(?:only\s+|most\s+|best\s+)?(?:correct|right|true|accurate|answer)\b"
 )
-ANSWER_WORD = r"\b(?:answers?|respuesta|réponse|antwort|risposta|resposta|ответ)\b"
+ANSWER_WORD = (
+    r"\b(?:answers?|respuesta|réponse|antwort|risposta|resposta|ответ|resultado|résultat|ergebnis|risultato|"
+    r"результат)\b"
+)
 YET = rf"(?:(?!\bnot\b|n't|\bno\s+es\b|{FOREIGN_NOT})[^.\n])"
 SAID = (
     rf"{ANSWER_WORD}{YET}{{0,60}}?(?:\b(?:is|be|est?|ist|é|è)\b|[:=])\s*{OPTION}{LETTER}",
@@ -38,13 +41,13 @@ SAID_RIGHT = (
     rf"\b(?:option|choice)\s+{LETTER}\s*[:.-]\s*(?:correct|right|true|yes)\b",
 )
 CONCLUDED = (
-    r"\b(?:(?:so|thus|hence|therefore|consequently)\b[\s,:]*(?:(?:we|it|this|that|I)\s+(?:\w+\s+){1,2})?"
-    rf"|(?:gets?|got|gives?|obtain|finds?|found|yields?|leaves?|have)\s+){OPTION}{LETTER}[.)\s]*$"
+    r"\b(?:(?:so|thus|hence|therefore|consequently|finally|then)\b[\s,:]*(?:(?:we|it|this|that|I)\s+(?:\w+\s+){1,2})?"
+    rf"|(?:gets?|got|gives?|obtain|finds?|found|yields?|leaves?|leaving|have)\s+){OPTION}{LETTER}[.)\s]*$"
 )
 MEANT = [re.compile(pattern, re.IGNORECASE) for pattern in (*SAID, *SAID_RIGHT, CONCLUDED)]
 SUPPOSED = re.compile(
     r"\b(?:if|whether|suppos\w+|assum\w+|neither|nor|none|unless|doubt\w*|claims)\b"
-    r"|(?:\b(?:not|never|cannot|no\s+one|nobody|wrong|incorrect|false|unlikely|impossible|mistake|deny)\b|n't\b).*\bthat\b"
+    r"|(?:\b(?:not|never|cannot|no\s+one|nobody|wrong|incorrect|false|unlikely|impossible|mistake|deny|an\s+error|far\s+from|anything\s+but)\b|n't\b).*\bthat\b"
     r"|(?:\b(?:not|never|cannot|exclud\w+|reject\w*|eliminat\w+|rul\w+\s+out)\b|n't\b)\s*(?:\w+\s+){0,2}\W*$"
     r"|\b(?:could|might|may|can)\s+(?:\w+\s+)?be\s+(?:\w+\s+)?\W*$|\b(?:than|of|unlike|except|besides)\s+(?:\w+\s+)?\W*$"
     r"|(?<!\bI\s)(?<!\bwe\s)\b(?:thinks?|thought|believes?|believed|claimed|argues?|guess\w*)\b"
@@ -56,7 +59,8 @@ SUPPOSED = re.compile(
 """Before a letter, in its clause."""
 OTHER_ONES = re.compile(
     r"\b(?:wrong|worst|other|second[\s-]+best|runner-up|tempting|least\s+[\w-]+|rejected|eliminated|excluded|discarded|previous)\s+"
-    r"(?:(?!(?:the|an?|my|our)\b)\w+\s+)?(?:answers?|options?|choices?|one|letter)\b|\b(?:incorrect|false)\s+answers?\b",
+    r"(?:(?!(?:the|an?|my|our)\b)\w+\s+)?(?:answers?|options?|choices?|one|letter)\b|\b(?:incorrect|false)\s+answers?\b"
+    r"|\b(?:falsche|fausse|mauvaise|sbagliata|неверный|неправильный)\s+\w+",
     re.IGNORECASE,
 )
 """What the answer is not called; but a question may ask for the incorrect option or the false statement."""
@@ -72,8 +76,9 @@ TAKEN_BACK = re.compile(
     r"(?:wrong|incorrect|false|not\s+(?:correct|right|true|the\s+answer))\b"
     r"|\b(?:which|that|this|it)\s+(?:isn't|wasn't|can't|cannot|contradict\w*)\b)"
     r"|(?:(?!\bbecause\b|\bsince\b)[^.\n])*?\bif\b[^.\n]*?\bwere\b"
-    r"|[^.\n?]*\.+\s*(?:no\s*[,.:!]|(?:wait|hmm|actually|oops)\b|(?:correction|sorry)\s*[,.:!]"
-    r"|(?:(?:but|however),?\s+)?(?:that|this|it|they)(?:'s|'re|\s+(?:is|are))\s+(?:all\s+)?(?:wrong|incorrect|false|not)\b)",
+    r"|[^.\n?]*\.+\s*(?:no\s*[,.:!]|(?:no\s+wait|I\s+mean|wait|hmm|hold\s+on|actually|oops|scratch\s+that|never\s*mind(?=\s*[,.:;!]))\b|(?:correction|sorry)\s*[,.:!]"
+    r"|(?:(?:but|however),?\s+)?(?:that|this|it|they)(?:'s|'re|\s+(?:is|are))\s+(?:all\s+)?(?:wrong|incorrect|false|not)\b"
+    r"|(?:(?:but|however),?\s+)?(?:that|this|it)\s+(?:isn't|wasn't|can't\s+be|cannot\s+be)\s+(?:right|correct|true)\b)",
     re.IGNORECASE,
 )
 """Behind a letter: a question, or a denial of what was said."""

@@ -106,7 +106,12 @@ def grade(gold: Gold, output: str) -> Grade:
     """Judge an output by its final answer: its last mark, or else what it says last."""
     found: list[Answer] = []
     try:
-        correct = bool(limited(limits.TOTAL_SECONDS, lambda: _judge(gold, braced(output), found)))
+        correct = bool(
+            limited(
+                limits.TOTAL_SECONDS,
+                lambda: _judge(gold, braced(output.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")), found),
+            )
+        )
     except TimeoutException:
         correct = False
     return Grade(found[-1].text.strip()[:EXTRACTED_CHARACTERS] if found else "", correct)

@@ -117,7 +117,7 @@ FOREIGN_NOT = r"\b(?:nicht|kein\w*|pas|não|non|не)\b"
 COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|under|over|rather|older|younger)"
 CJK = r"\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
 ABROAD = re.compile(
-    r"[\u0400-\u04ff]+|\b(?:es|est|ist|sind|sont|el|los|las|una|une|der|das|und|eine|della|è|é|são|uma|het|een|ella|elle|tiene|más|menos|moins|mehr|più)\b"
+    r"[\u0400-\u04ff]+|\b(?:es|est|ist|sind|sont|el|los|las|una|une|der|das|und|eine|della|hat|haben|Tiene|casi|plus\s+de|nicht|keine?n?|environ|presque|pas|douzaines?|è|é|são|uma|het|een|ella|elle|tiene|más|menos|moins|mehr|più)\b"
     r"|\b(?i:respuesta|réponse|antwort|risposta|resposta|antwoord)\b"
 )
 ENGLISH_WORD = re.compile(
@@ -286,7 +286,7 @@ def plain_text(latex: str) -> str:
 
 def words_of(text: str) -> str:
     """Small letters, single spaces, no article before, no full stop behind."""
-    plain = SOFT_EDGES.sub("", " ".join(text.split()))
+    plain = SOFT_EDGES.sub("", " ".join(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split()))
     return plain.casefold().replace(r"\%", "%")
 
 

@@ -9,7 +9,18 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from trainer.grading.boxed import ENGLISH, FAILS, MARKUP, NO_LONGER, WORDLESS, Answer, in_one_text, last_boxes
+from trainer.grading.boxed import (
+    ENGLISH,
+    FAILS,
+    FUNCTION_OF,
+    MARKUP,
+    NO_LONGER,
+    WORDLESS,
+    Answer,
+    in_one_text,
+    last_boxes,
+    taken_back,
+)
 from trainer.grading.gold import boxes
 from trainer.grading.normalize import (
     ANOTHER,
@@ -90,9 +101,7 @@ CLAUSE = re.compile(
 DENIED = re.compile(
     r"\b(?:no|not|never|between|nor|neither|cannot|half|twice|double|triple|third of|quarter of|wrong|"
     r"incorrect|false|anything\s+but|far\s+from|"
-    r"(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log)s? of|"
-    r"(?:sine|cosine|tangent)s? of|"
-    r"factorial of|except|exceeds?|close to|off by|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|"
+    rf"{FUNCTION_OF}|except|exceeds?|close to|off by|(?:at )?(?:least|most)|up to|minimum of|maximum of|above|below|"
     rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|n't\b",
     re.IGNORECASE,
 )
@@ -118,37 +127,20 @@ BOUNDED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 """Before the verb: 'at least she has', 'half of them are'."""
-RETRACTED = re.compile(
-    r"\b(?:that|this|it|(?:the|my|our)\s+(?:\w+\s+)?(?:answer|result))(?:'s|\s+(?:is|was|seems|looks))\s+(?:\w+ly\s+|just\s+)?"
-    rf"(?:{NO_LONGER}|not\s+what\b)"
-    r"|\b(?:I|we)\s+(?:have\s+|just\s+)?made\s+(?:a\s+(?:\w+\s+)?mistake|an\s+(?:\w+\s+)?error)\b"
-    r"|^\W*(?:oops\b|correction\s*:|sorry\s*[,.:!])|^\W*no\s*[,.:!](?!\W*(?:wait\W+)?(?:that|this|it)(?:'s|\s+is)\s+(?:right|correct|fine))",
-    re.IGNORECASE,
-)
-"""In one of the two sentences behind an answer: it, and no other thing, is taken back."""
-CORRECTS = re.compile(
-    r"\b(?:wait|hmm|hold\s+on|actually|in\s+fact|in\s+reality|but|however|so|thus|hence|therefore|let\s+me\s+re\w+)\b",
-    re.IGNORECASE,
-)
-ANOTHER_IS = re.compile(
-    r"(?:\b(?:(?:it|that|this|answer)(?:'s|\s+(?:is|was|must\s+be|should\s+(?:be|have\s+been)))\s+(?:(?:only|just|actually)\s+)?"
-    r"|(?:wait|hmm|hold\s+on|actually)[\s,.:]+(?:no[\s,.:]+)?)|^\W*let\s+me\s+re[^=]*=\s*)[$\\]*(?=\d)|\bso\s+[$\\]*(?=\d[\d,.]*\W*$)"
-    r"|\b(?:s?he|they)\s+(?:actually\s+)?(?:has|have)\s+[$\\]*(?=\d[\d,.]*\W*$)",
-    re.IGNORECASE,
-)
-"""In such a sentence, right before a number: it is said to be the answer in place of what was said."""
 DENIED_BEHIND = re.compile(
     rf"^\W*(?:{FAILS}|(?:is|was|looks|seems)\s+(?:\w+ly\s+)?(?:{NO_LONGER}|never\b))", re.IGNORECASE
 )
 """Right behind a number: it is no answer."""
+NOT_BUT = re.compile(r"(?:n't|\s+not)\s+[$\\]*\d[\d,.]*\$?,?\s+but\s+(?:rather\s+)?(?=[$\\]*\d)", re.IGNORECASE)
+"""Not 20 but 18."""
 REJECTS = re.compile(
     r"\b(?:reject|discard|exclud|rul)(?:e|es|ed|s|ing)?\b(?!.*\b(?:is|are|so|gives?|leav\w+)\b)[^,;]*$", re.IGNORECASE
 )
 """Before a number: it is no answer."""
-NUMBER_SAID = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
-BUT = re.compile(r"\b(?:but|so|however|actually)\b|,", re.IGNORECASE)
+BUT_NOT_COMMA = re.compile(r"\b(?:but|so|however|actually)\b", re.IGNORECASE)
+BUT = re.compile(rf"{BUT_NOT_COMMA.pattern}|,", re.IGNORECASE)
 DISBELIEVED = re.compile(
-    r"\b(?:I|we|one|you|s?he|they|some|many)\s+(?:\w+\s+)?(?:thought|guessed|assumed|expected|believed|"
+    r"\b(?:I|we|one|you|s?he|they|some|many|people|others|students)\s+(?:\w+\s+)?(?:thought|guessed|assumed|expected|believed|"
     r"(?:might|may|could|would)\s+(?:\w+\s+)?(?:think|say|guess|expect|assume|believe))\b|"
     r"(?:\bnot|n't)\s+(?:true|think|believe|claim|say|sure|certain|convinced|the\s+case)\b|\bdoubt\b",
     re.IGNORECASE,
@@ -264,25 +256,9 @@ def _behind_answer_is(text: str) -> str:
             return ""
         rest = text[said.end() :].lstrip(" \n\t*:：")
         if sentences := split_sentences(rest):
-            behind = rest[len(sentences[0]) :].lstrip(" ")
-            return "" if _taken_back(sentences[0], behind) or CJK_TAKEN_BACK.search(behind) else sentences[0]
+            back = taken_back(sentences[0], sentences[1:3]) or CJK_TAKEN_BACK.search(rest, len(sentences[0]))
+            return "" if back else sentences[0]
     return ""
-
-
-def _taken_back(claim: str, behind: str) -> bool:
-    """Whether what follows a claim denies it, or in the next two sentences puts another number in its place."""
-    said = set(NUMBER_SAID.findall(claim))
-    for sentence in split_sentences(behind)[:2]:
-        if RETRACTED.search(sentence):
-            return True
-        if (
-            said
-            and CORRECTS.search(sentence)
-            and not said & set(NUMBER_SAID.findall(sentence))
-            and ANOTHER_IS.search(sentence)
-        ):
-            return True
-    return False
 
 
 def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
@@ -290,7 +266,7 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     sentence = re.sub(r"\$\\(?:blacksquare|square|Box)\$$", "", sentence.strip()).strip()
     if sentence.endswith(("?", "？")) or STEP.match(sentence):
         return
-    sentence = re.sub(r"^=>?\s*", "", sentence.rstrip(".!。 "))
+    sentence = NOT_BUT.sub(" ", re.sub(r"^=>?\s*", "", sentence.rstrip(".!。 ")))
     if understood := closing(sentence):
         yield Answer(*understood, marked=False)
         return
@@ -316,7 +292,12 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
         return
     if verb and HEDGED_VERB.search(clause[: verb.end()]):
         return
-    if UNTRUE.search(before) or DENIED.search(text[:start]) or (not sums and BOUND.search(text[:start])):
+    if (
+        UNTRUE.search(BUT_NOT_COMMA.split(before)[-1])
+        or DISBELIEVED.search(text[:start])
+        or DENIED.search(text[:start])
+        or (not sums and BOUND.search(text[:start]))
+    ):
         return
     if REJECTS.search(f"{before} {text[: where[0][0]]}") or DENIED_BEHIND.match(text[where[-1][1] :].lstrip("$ ")):
         return
@@ -394,7 +375,7 @@ def _masked(text: str) -> str:
 
 def plain_sentences(output: str, quoted: bool = True) -> str:
     """Formulas between single dollars, displays in lines of their own and by their last row; money as \\$."""
-    output = re.sub(POWER_OF_CODE, "^", output)
+    output = re.sub(POWER_OF_CODE, "^", re.sub(r"[ \t\u00a0]+", " ", output))
     text = re.sub(r"\*\*|__|`", "", output)
     if quoted:
         text = re.sub(r"^[ \t]*(?:>|#+[ \t]|[-*•][ \t])+", "", text, flags=re.MULTILINE)
