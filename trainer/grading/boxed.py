@@ -1,6 +1,6 @@
-"""What an output has in its boxes: the last one with its neighbours, its sign, and whether it is a part of a formula.
+"""What an output says in its boxes: the last box, its neighbours, its sign, and what takes an answer back.
 
-In: an output, and where its boxes stand. Out: an `Answer`. Knows no mathematics and judges nothing.
+In: an output, and where its boxes stand. Out: an `Answer`. This module does no mathematics and judges nothing.
 """
 
 from __future__ import annotations
@@ -14,40 +14,41 @@ NEXT_STEP = re.compile(
     r"[.!?]\s|\b(?:no|not|wait|actually|corrected|instead|rather|but|so|thus|hence|therefore|then|gives?|answer|which)\b",
     re.IGNORECASE,
 )
-"""Between two boxes: the second one follows from the first, or corrects it."""
+"""Between two boxes. The second box follows from the first or corrects it."""
 SEPARATOR = re.compile(r"[,;&]|\b(?:and|or)\b", re.IGNORECASE)
 MARKUP = re.compile(rf"\\[()\[\],;! ]|\\q?quad\b|[$~*\s]|{TEXT}|[{{}}]|\\(?:begin|end)\{{\w+\*?\}}")
 NAME = r"(?<![A-Za-z\\}])[A-Za-z](?:_\{?\w\}?)?"
 NAMED_BOX = re.compile(rf"({NAME})\s*=\s*(?:\\?\$)?\s*$")
-"""Right before a box: the name of what it holds."""
+"""A name right before a box, as in x = \\boxed{3}."""
 GOES_ON_AS_A_NUMBER = re.compile(
     r"[\s$]*(?:(?:\\times|\\cdot|[×·x*])(?![A-Za-z])\s*10\s*\^\s*(?:\{[^{}]*\}|[-+]?\d+)|(?<!\s)[eE][-+]?\d+(?!\w))"
 )
-"""Right behind a box: a power of ten."""
+"""A power of ten right behind a box, as in \\boxed{3.3} \\times 10^{12}."""
 OPENS = r"\s*(?:\\?\$|\\\()?\s*"
 RIVAL_BEHIND = re.compile(
     rf"(?:[\s$]|\\[)\]])*(?P<joint>,(?!\d)|(?:,\s*|\\text\s*\{{\s*)?\b(?:or|and)\b\s*\}}?){OPENS}(?:(?P<name>{NAME})\s*=\s*)?"
     r"(?P<value>(?:[-+]\s*)?(?:\\\$)?(?:\.?\d|\\(?:[dt]?frac|sqrt|pi|infty)(?![A-Za-z]))(?:[^\s$;(,.]|[.,]\d)*)"
     r"(?P<unit>(?:[^\n$;(,.]|[.,]\d){0,60})(?P<rest>[^\n]{0,80})"
 )
+"""Behind a box. The output gives another value for the answer: \\boxed{5} or 6."""
 RIVAL_BEFORE = re.compile(
     rf"(?:(?P<name>(?<!\d){NAME})\s*=\s*|(?:^|(?<!=)[\s$(]))(?P<value>[-+]?(?:\d[\d.]*|\\[dt]?frac\{{\d+\}}\{{\d+\}}))(?:[\s$]|\\[)\]])*"
     rf"(?P<joint>(?:,\s*|\\text\s*\{{\s*)?\bor\b\s*\}}?){OPENS}(?:{NAME}\s*=\s*)?$"
 )
+"""The same, before a box: 6 or \\boxed{5}."""
 LET_GO = re.compile(
     r"\b(?:reject\w*|discard\w*|extraneous|spurious|invalid|impossible|not\s+(?:valid|possible|positive|allowed)|since|but)\b",
     re.IGNORECASE,
 )
-"""Behind two values: only one of them is the answer."""
+"""Behind two values. The output rejects one of them."""
 CORRECTED = re.compile(
     r"\b(?:(?:correct|final|actual|right|true)\s+answer|actually,?\s+(?:it|the\s+answer|that))(?:\s+(?:is|should\s+be)|'s)\s*:?\s*"
     r"[$*\\(]*(?P<value>-?\d[\d,]*(?:\.\d+)?)(?=[$*\\).!]*\s*(?:\n|$))",
     re.IGNORECASE,
 )
-"""Behind a box: it is another one."""
-"""Another value beside a box, that is said to be the answer too."""
+"""Behind a box. The output then gives another final answer."""
 BESIDE = 80
-"""Characters beside a box, in which the rest of its formula is looked for."""
+"""How many characters on each side of a box are searched for the rest of its formula."""
 OPENED = re.compile(r"(?<!\\)\\[(\[]|\\begin\{[a-z]+\*?\}")
 CLOSED = re.compile(r"(?<!\\)\\[)\]]|\\end\{")
 FORMULA_BEGIN = re.compile(r"(?:(?<!\\)\$|\\[(\[])+(\s*)$")
@@ -57,7 +58,7 @@ SPACES = r"(?:\\[,;:! ]|\\q?quad\b|\\(?:displaystyle|left|bigl?|Bigl?)\b|[~\s])*
 OPERATOR_BEFORE = r"(?:[-+/^×·÷]|(?<!\*)\*(?!\*)|\\(?:cdot|times|div|pm|mp)(?![A-Za-z]))"
 RELATION = r"(?:(?<![=-])[<>]=?|!=|[≤≥≠]|\\(?:[lgn]eq?q?|[lg]eqslant|[lg]t|ll|gg)(?![A-Za-z]))"
 BOUNDED = re.compile(rf"{RELATION}{SPACES}-?(?:\\?\$)?{SPACES}$")
-"""In a formula, right before its box: it is a bound."""
+"""Right before a box, in a formula. The box holds a bound, as in x > \\boxed{18}."""
 CONNECTS = (
     r"(?:[Ll]ong)?(?:[Ll]eft)?[Rr]ightarrow|[hx]\w*arrow|Rrightarrow|leadsto|longmapsto|[cl]?dots\w?|en(?:space|skip)|"
     r"(?:thin|med|thick|negthin)space|(?:normal|foot|script)size|small|tiny|centering|par|smallskip|medskip|bigskip|iff|implies|to|mapsto|therefore|because|approx|equiv|sim\w*|cong|doteq|triangleq|"
@@ -69,17 +70,17 @@ FOLLOWS = (
     r"nonumber|label|qed|square|Box|blacksquare|checkmark|boxed|fbox|euro|pounds|cents?|cdot|times|div|pm|"
     r"d?dagger|\w+suit|lozenge|diamond\w*|Diamond|triangle\w*|surd|smiley"
 )
-"""Commands that may stand right before a box, and right behind it; any other makes a formula of which it is a part."""
+"""LaTeX commands that may stand beside a box. With any other command the box is one part of a formula."""
 ARGUMENT = re.compile(
     r"(?:(?<![A-Za-z\\])[A-Za-z]|\b(?:max|min|gcd|lcm|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|abs|floor|ceil)\s?)\("
     r"(?:[^()\s]|,\s)*$|\b(?:sin|cos|tan|log|ln|sqrt|mod|modulo)\s$|(?<![\d.])0\.$|=\s*\d+[.,]$"
 )
-"""The same, in words: of a function, or digits of the number."""
+"""Right before a box, in words. The box holds the argument of a function, or the last digits of a number."""
 FUNCTION_OF = (
     r"(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log|(?:co)?(?:sine|tangent)|(?:co)?secant|"
     r"factorial|third|quarter|fifth|tenth)s?\s+of"
 )
-"""Before a number: another one is meant."""
+"""Before a number. The sentence speaks of a function of the number, not of the number."""
 RIGHT_BEFORE = r"(?:\s|\$|\*|\\[(\[])*$"
 CHANGED_BEFORE = re.compile(
     rf"(?:\b(?:not|never|neither|nor|cannot|anything\s+but|far\s+from)|n't)(?:\s+(?:be|equal(?:\s+to)?|is|exactly|just))?{RIGHT_BEFORE}"
@@ -87,9 +88,10 @@ CHANGED_BEFORE = re.compile(
     rf"|\b(?:{COMPARED}\s+than|times|modulo|{FUNCTION_OF}){RIGHT_BEFORE}",
     re.IGNORECASE,
 )
-"""In words, right before a box. 'At least 18' is how solutions say a least number."""
+"""Right before a box, in words. The answer is not what the box holds. 'At least' is missing here on purpose:
+solutions say it of a minimum."""
 ENDS_CLAUSE = r"(?!\s+(?!because|since|as\b|so\b|and\b|but\b)[\w$\\])"
-"""'Not possible to do better' and 'impossible with 17' say nothing of the answer before them."""
+"""The clause ends here. 'Not possible to do better' and 'impossible with 17' do not deny the answer before them."""
 NO_LONGER = (
     r"(?:(?:obviously|clearly|just|simply)\s+)?(?:wrong|incorrect|false|impossible|invalid|extraneous|spurious|a\s+mistake|an\s+error|"
     r"not\s+(?:correct|right|possible|true|valid)|(?:not\s+(?:the|an?)(?:\s+(?:right|correct|valid|final|possible))?|an?\s+wrong|"
@@ -102,7 +104,7 @@ FAILS = (
     rf"|(?:isn't|wasn't)\s+(?:correct|right|possible|true|valid)\b{ENDS_CLAUSE}|(?:will\s+not|won't)\s+do\b{ENDS_CLAUSE})"
 )
 OF_ALL = r"(?!\s+(?:with|for|in|on|if|when|unless|under|by|without|from|to)\b)"
-"""'It does not work with 17' says nothing of 18."""
+"""No condition follows. 'It does not work with 17' does not deny the answer 18."""
 THIS = (
     r"that|this|it|they|"
     r"(?:the|my|our)\s+(?:(?!(?:other|first|second|third|previous|earlier|next)\b)\w+\s+)?(?:answer|result)"
@@ -120,7 +122,7 @@ TAKEN_AWAY = re.compile(
     r"|should\s+(?:be|have\s+been)\W*\d))",
     re.IGNORECASE,
 )
-"""Behind a box, on its line: a question, or what takes it back."""
+"""Behind a box, on its line. The output questions the answer or takes it back."""
 RETRACTED = re.compile(
     rf"\b(?:{THIS})(?:(?:'s|'re|\s+(?:is|are|was|seems|looks|would\s+be))\s+(?:\w+ly\s+|just\s+)?(?:{NO_LONGER}|not\s+(?:what|it)\b)|\s+{FAILS}{OF_ALL})"
     r"|\b(?:I|we)\s+(?:have\s+|just\s+)?made\s+(?:a\s+(?:\w+\s+)?mistake|an\s+(?:\w+\s+)?error)\b"
@@ -128,7 +130,7 @@ RETRACTED = re.compile(
     r"|^\W*no\s*[,.:!](?!\W*(?:wait\W+)?(?:that|this|it)(?:'s|\s+is)\s+(?:right|correct|fine))",
     re.IGNORECASE,
 )
-"""In one of the two sentences behind an answer: it, and no other thing, is taken back."""
+"""In one of the two sentences behind an answer. The output takes this answer back, and not some other thing."""
 CORRECTS = re.compile(
     r"\b(?:wait|hmm|hold\s+on|actually|in\s+fact|in\s+reality|but|however|so|thus|hence|therefore|let\s+me\s+re\w+)\b",
     re.IGNORECASE,
@@ -139,21 +141,21 @@ ANOTHER_IS = re.compile(
     r"|\b(?:s?he|they)\s+(?:actually\s+)?(?:has|have)\s+[$\\]*(?=\d[\d,.]*\W*$)",
     re.IGNORECASE,
 )
-"""In such a sentence, right before a number: it is said to be the answer in place of what was said."""
+"""In such a sentence, right before a number. The number replaces the answer."""
 INSTEAD = re.compile(
     r"\W*(?:(?:no|nope|oh|well|wait|hmm|hold\s+on|actually|oops|sorry|correction|rather|instead|better|make\s+(?:that|it)|I\s+mean|in\s+fact|"
     r"in\s+reality|(?:let\s+me|I)\s+(?:correct|fix)\s+(?:that|this|it|myself))\b[\s,.:;\N{EM DASH}\N{EN DASH}-]+)+"
     r"[$\\]*(?P<value>-?\d[\d,]*(?:\.\d+)?)(?=\W*(?:$|\n))",
     re.IGNORECASE,
 )
-"""The same, of a sentence that says no more."""
+"""A whole sentence that replaces the answer: 'No, 19.'"""
 DOUBTS = re.compile(r"^\W*(?:(?:wait|hmm|hold\s+on)\b|let\s+me\s+re\w+\W*$)", re.IGNORECASE)
 NUMBER_SAID = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 SIGN_BEFORE = re.compile(
     rf"(?:^|[=:<>≈({{\[,;&]|\\(?:Rightarrow|rightarrow|implies|to|iff|therefore|approx|[lgn]eq?)\b){SPACES}"
     rf"(-|\\pm\b){SPACES}(?:\\\$)?$"
 )
-"""In a formula, right before its box."""
+"""A sign right before a box, in a formula."""
 LEADS_UP = re.compile(
     rf"(?:\\[dtc]?frac(?:\s*\{{[^{{}}]*\}})?|\\sqrt(?:\[[^\]]*\])?|\\[dt]?binom|[\^_])\s*\{{{SPACES}$"
     rf"|\\(?:sqrt|log|ln|sin|cos|tan|cot|sec|csc|exp)(?:[_^]\{{?\w+\}}?)?{SPACES}\(?$"
@@ -161,7 +163,7 @@ LEADS_UP = re.compile(
     r"|(?:\d|\d[.,]|\d\s*:|(?<!^\(\w)(?<!^\(\w\w)\)|(?<![A-Za-z\\])[A-Za-z])$"
     r"|(?:[\^_]|frac\s*\{[^{}]*\}|sqrt)\s*\{[^{}]*\}$"
 )
-"""The same: the box holds a part of the formula."""
+"""Right before a box, in a formula. The box holds one part of the formula."""
 LEADS_UP_IN_WORDS = re.compile(rf"\d(?:\\?%)?(?:(?P<space>\s*){OPERATOR_BEFORE}(?P=space)|\s+-)(?:\\?\$)?$")
 MINUS = re.compile(r"(?:^|[\s=:(]|\*\*)-(?:\\\$)?$")
 TOUCHES = re.compile(r"(?:\d|(?<![A-Za-z\\])[A-Za-z])$")
@@ -171,31 +173,31 @@ NUMBERED = re.compile(
     re.IGNORECASE,
 )
 HEADED = re.compile(r"\b(?:answer|result|solution|conclusion)\b[\s*_}]*-\s*$", re.IGNORECASE)
-"""A dash behind a heading."""
+"""A heading with a dash before a box. The dash is no minus."""
 COMES_NEXT = re.compile(
     r"(?:^|=|\b(?:is|are|was|be|equals?|to|gets?|got|gives?|have|has|obtains?|finds?|makes?|yields?)\b)\W*$",
     re.IGNORECASE,
 )
-"""Before a line that begins with a minus: it is no bullet."""
+"""Before a line that begins with a minus. The minus is no bullet."""
 GOES_ON = re.compile(
     r"[^\S\n]*(?:(?:[-+/×·÷]|\*(?!\*)|\\(?:cdot|times|div)(?![A-Za-z]))\s*\\?\$?\d"
     r"|\^\s*\{?\s*(?:(?!(?:o|th|st|nd|rd)(?![A-Za-z\d]))[-\dA-Za-z]|\\(?!circ|degree|text|mathrm|prime|rm|mbox)[A-Za-z])"
     r"|[½⅓⅔¼¾]|[ ~]\d+\s*/\s*\d|x\s*\d)|[.,:]\d"
 )
-"""Right behind a box: the same."""
+"""Right behind a box. The formula goes on, so the box holds one part of it."""
 GOES_ON_IN_FORMULA = re.compile(
     rf"{SPACES}(?:[-+/*]|\\(?:cdot|times|div|pm)(?![A-Za-z])){SPACES}(?:[A-Za-z(]|\\(?!text|mathrm|quad|\w*box)[A-Za-z])"
     rf"|[abefijnp-rt-z](?![A-Za-z])|\([^()]*[-+][^()]*\)|{SPACES}!(?!=)|{SPACES}{RELATION}{SPACES}[A-Za-z](?![A-Za-z])"
 )
 ENGLISH = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}(?![A-Za-z}])")
-"""In what two dollar signs enclose: they are money."""
+"""English words. Between two dollar signs they show that the signs mean money."""
 PROSE = re.compile(rf"{ENGLISH.pattern}|(?<![\\A-Za-z{{])(?:so|is|to|of|at|he|we|it|by|or|on|if)(?![A-Za-z}}])")
 WORDLESS = re.compile(r"\\\w+\s*\{[^{}]*\}|\\\w+")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an output gives as its answer, and what follows the box that it stood in."""
+    """What an output gives as its answer, and the text around it."""
 
     text: str
     behind: str = ""
@@ -206,7 +208,7 @@ class Answer:
 
 
 def last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
-    """The last box; with those before it that are its neighbours, or stand in one list with it."""
+    """The last box, joined with the boxes before it that are its neighbours or stand in one list with it."""
     held = [found[-1]]
     for box in reversed(found[:-1]):
         if box[2] >= held[0][0]:
@@ -225,7 +227,10 @@ def last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
 
 
 def in_one_text(output: str, found: list[tuple[int, int, int]]) -> str:
-    """What boxes hold, each thing once; with their names, where they differ: x=\\boxed{3}, y=\\boxed{5}."""
+    """The contents of several boxes, without duplicates, separated by commas.
+
+    Boxes with different names keep them: x=3, y=5.
+    """
     texts = {squeezed(text): (start, text) for start, begin, end in found if (text := output[begin:end].strip())}
     names = [NAMED_BOX.search(output[:start][-BESIDE:]) for start, _ in texts.values()]
     different = len(texts) > 1 and all(names) and len({name[1] for name in names if name}) == len(texts)
@@ -238,7 +243,7 @@ def in_one_text(output: str, found: list[tuple[int, int, int]]) -> str:
 
 
 def taken_back(claim: str, behind: list[str]) -> bool:
-    """Whether the sentences behind a claim deny it, or put another number in its place."""
+    """Whether the sentences behind a claim deny it or put another number in its place."""
     said, doubted = set(NUMBER_SAID.findall(claim)), False
     for sentence in behind:
         if RETRACTED.search(sentence):
@@ -253,7 +258,7 @@ def taken_back(claim: str, behind: list[str]) -> bool:
 
 
 def _rival(before: str, behind: str) -> str:
-    """Another value of the same thing beside a box: \\boxed{7} or 3; '' where there is none."""
+    """Another value for the same thing beside a box, as in \\boxed{7} or 3; '' if there is none."""
     begin = _formula_begin(before, behind)
     one_formula = begin >= 0 and not _prose(before[begin:])
     named = NAMED_BOX.search(before[-BESIDE:])
@@ -275,7 +280,7 @@ def _rival(before: str, behind: str) -> str:
 
 
 def _beside(before: str, held: str, behind: str) -> tuple[str, bool]:
-    """The sign right before a box, and whether what stands beside it makes a formula of which it is a part."""
+    """The sign right before a box, and whether the text beside the box makes it one part of a formula."""
     before = before.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
     begin = _formula_begin(before, behind)
     formula = re.split(r"\\\\|&|\n", before[begin:])[-1] if begin >= 0 else ""
@@ -307,7 +312,7 @@ def _beside(before: str, held: str, behind: str) -> tuple[str, bool]:
 
 
 def _goes_on(rest: str, held: str, inside: bool) -> bool:
-    """Whether a formula goes on behind its box; `inside`: the box stands within the signs of a formula."""
+    """Whether the formula goes on behind its box. `inside`: the box stands between the signs of a formula."""
     if GOES_ON.match(rest) or (inside and not _prose(rest) and GOES_ON_IN_FORMULA.match(rest)):
         return True
     if (command := re.match(rf"(?:{SPACES if inside else ''}|[^\S\n]*)\\([A-Za-z]+)", rest)) and not re.fullmatch(
@@ -323,7 +328,7 @@ def _goes_on(rest: str, held: str, inside: bool) -> bool:
 
 
 def _encloses(formula: str) -> bool:
-    """Whether what is open before a box makes it an argument, one of several, or an absolute value."""
+    """Whether an open bracket before a box makes its content an argument, one of several, or an absolute value."""
     formula = re.sub(r"\\([{}])", lambda brace: "(" if brace[1] == "{" else ")", formula)
     command = re.search(rf"\\([A-Za-z]+)\*?{SPACES}\(?{SPACES}$", formula)
     if (command and not re.fullmatch(CONNECTS, command[1])) or re.search(rf"\|{SPACES}$", formula):
@@ -341,7 +346,10 @@ def _encloses(formula: str) -> bool:
 
 
 def _formula_begin(before: str, behind: str) -> int:
-    """Where the formula begins in which a box stands, or -1. A single dollar is closed on its line, or is money."""
+    """Where the formula around a box begins; -1 if there is none.
+
+    A single dollar sign that its line does not close is money.
+    """
     begin = before.rfind("\n\n") + 1
     opened = list(OPENED.finditer(before, begin))
     if opened and not CLOSED.search(before, opened[-1].end()):

@@ -1,6 +1,6 @@
-"""Which choice an output names: the letter that it says last and means, or a choice itself, word for word.
+"""Which choice an output names: the last letter that it gives as its answer, or the text of a choice, word for word.
 
-In: the choices, what a model wrote. Out: a letter and the text that names it. Knows no gold answer.
+In: the choices and an output. Out: a letter, and the text that names it. This module knows no gold answers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from trainer.grading.normalize import FOREIGN_NOT, TEXT, letters_of, plain_text
 from trainer.grading.said import answers
 
 LETTER_CHARACTERS = 4_000
-"""Of an output, in which the letter is looked for."""
+"""How many characters at the end of an output are searched for the letter."""
 LETTER = r"(?:[(\[]\s*([A-Za-z])\s*[)\]]|(?<![A-Za-z\\])([A-Za-z])(?![A-Za-z'’]|-\w|\s*[=+^<>/]))"
 OPTION = r"(?:the\s+)?(?:correct\s+|right\s+)?(?:option|choice|letter|statement|answer)?s?\s*:?\s*"
 RIGHT = (
@@ -34,7 +34,7 @@ SAID = (
     rf"(?:答案|选项|故选|选择?)\s*[是为选选：:]*\s*{LETTER}",
 )
 LISTED = rf"(?m:^)\W*?{LETTER}\s*[).:-]*\s*(?:correct|right|true|yes)\W*?(?m:$)"
-"""A line of its own, among the other choices'."""
+"""A line for each choice, of which one is marked as correct."""
 SAID_RIGHT = (
     LISTED,
     rf"{LETTER}(?:(?!\bnot\b|n't|(?<![A-Za-z])[A-Z](?![A-Za-z]))[^.;\n]){{0,80}}?\b{RIGHT}",
@@ -56,20 +56,20 @@ SUPPOSED = re.compile(
     r"(?:wrong|incorrect\w*|false|worst|unlikely|fals[ao]|fausse|falsch\w*|errad[ao]|sbagliat[ao]|неверн\w*)\b",
     re.IGNORECASE,
 )
-"""Before a letter, in its clause."""
+"""In the clause before a letter. The output supposes or denies the letter, or says that others believe it."""
 OTHER_ONES = re.compile(
     r"\b(?:wrong|worst|other|second[\s-]+best|runner-up|tempting|least\s+[\w-]+|rejected|eliminated|excluded|discarded|previous)\s+"
     r"(?:(?!(?:the|an?|my|our)\b)\w+\s+)?(?:answers?|options?|choices?|one|letter)\b|\b(?:incorrect|false)\s+answers?\b"
     r"|\b(?:falsche|fausse|mauvaise|sbagliata|неверный|неправильный)\s+\w+",
     re.IGNORECASE,
 )
-"""What the answer is not called; but a question may ask for the incorrect option or the false statement."""
+"""What an output does not call its answer. A question may ask for the incorrect option or the false statement."""
 DENIED_IN_CJK = re.compile(
     "[不没未非别勿莫]|错|误|除|可能|也许|或许|(?<!我)(?<!我们)认为|以为|以外|之外|有人|[他她]们?说"
 )
-"""In the clause before a letter."""
+"""In the clause before a letter. The output denies or doubts it."""
 SUPPOSED_IN_CJK = re.compile("假[如设]|如果|要是|^若")
-"""In its sentence, behind the last 'therefore'."""
+"""In the sentence before a letter, behind its last 'therefore'. The output supposes it."""
 CLAUSE_END = re.compile(r"[.;:,\n]|\b(?:so|but|thus|hence|therefore|then|because|since)\b", re.IGNORECASE)
 TAKEN_BACK = re.compile(
     r"[^.\n?]*?(?:\?|\b(?:which|that|this|it|they)(?:'s|'re|\s+(?:is|are|was|were|would\s+be))\s+(?:\w+ly\s+|also\s+|all\s+)?"
@@ -81,7 +81,7 @@ TAKEN_BACK = re.compile(
     r"|(?:(?:but|however),?\s+)?(?:that|this|it)\s+(?:isn't|wasn't|can't\s+be|cannot\s+be)\s+(?:right|correct|true)\b)",
     re.IGNORECASE,
 )
-"""Behind a letter: a question, or a denial of what was said."""
+"""Behind a letter. The output questions it or takes it back."""
 LAST_LINE = re.compile(
     rf"(?:(?:so|thus|hence|therefore|(?:final\s+)?answer|option|choice)\b[\s,:]*)*{LETTER}", re.IGNORECASE
 )
@@ -89,9 +89,10 @@ REASON = re.compile(r"[\s,;]+(?:because|since|as|which)\b|\s*[.;:]\s|\s*[,()。�
 
 
 def choice_of(choices: Sequence[str], output: str) -> tuple[str, str]:
-    """The letter of the choice that an output names, '' where that is none or several, and the text that names it.
+    """The letter of the choice that an output names, and the text that names it; '' as the letter if it names none or
+    several.
 
-    A box that names a choice counts. A formula of the working that is boxed does not.
+    A box that names a choice counts. A boxed formula of the working does not.
     """
     found = list(answers(output, 1))
     marked = next((answer for answer in found if answer.marked), None)
@@ -109,9 +110,10 @@ def choice_of(choices: Sequence[str], output: str) -> tuple[str, str]:
 
 
 def named(choices: Sequence[str], text: str) -> tuple[str, bool]:
-    """The letter of the choice that a text is, and whether the text has it as a letter.
+    """The letter of the choice that a text names, and whether the text gives it as a letter.
 
-    That is a letter alone, or before its own choice; or a choice itself, word for word.
+    A text names a choice by a letter alone, a letter before the text of its choice, or the text of a choice, word for
+    word.
     """
     plain = re.sub(r"^(?:option|choice|answer)\b[\s:]*", "", plain_text(text).strip(), flags=re.IGNORECASE)
     letters = LETTERS[: len(choices)]
@@ -128,7 +130,7 @@ def named(choices: Sequence[str], text: str) -> tuple[str, bool]:
 
 
 def said_letter(choices: Sequence[str], output: str) -> str:
-    """The letter that a text says last and means; '' where it says none. What stands in boxes is left out."""
+    """The last letter that a text gives as its answer; '' if it gives none. Boxes are left out."""
     for start, _, end in reversed(boxes(output)):
         output = output[:start] + " " + output[end + 1 :]
     text = re.sub(rf"{TEXT}\s*\{{([^{{}}]*)\}}", r"\1", output[-LETTER_CHARACTERS:])
@@ -156,7 +158,7 @@ def said_letter(choices: Sequence[str], output: str) -> str:
 
 
 def _supposed(text: str, match: re.Match[str]) -> bool:
-    """Whether a letter is only supposed, asked about, denied, or taken back."""
+    """Whether the output supposes a letter, asks about it, denies it, or takes it back."""
     at = match.start(match.lastindex or 0)
     before = re.sub(r",[^,.\n]*,(?=\s*that\b)", "", text[:at])
     clause = CLAUSE_END.split(re.sub(r":\W*$", " ", before))[-1]
@@ -171,7 +173,7 @@ def _supposed(text: str, match: re.Match[str]) -> bool:
 
 
 def _ends(choices: Sequence[str], letter: str, rest: str) -> bool:
-    """Whether what follows a letter leaves it the answer: nothing, a reason, or its own choice."""
+    """Whether the text behind a letter leaves it the answer: no text, a reason, or the text of its own choice."""
     if re.match(r"\s*(?:[,/&]|and\b|or\b)\s*\(?[A-Z]\b", rest):
         return False
     said = REASON.match(rest) and not (letter == "a" and re.match(r"\s+\(", rest))
@@ -179,7 +181,7 @@ def _ends(choices: Sequence[str], letter: str, rest: str) -> bool:
 
 
 def _labels(choices: Sequence[str], bracketed: str | None, rest: str) -> bool:
-    """Whether a letter stands before a whole choice as its label, be it another one's: 'b. 4'. The letter counts."""
+    """Whether a letter labels the whole text of a choice, even of another one: 'b. 4'. Then the letter counts."""
     label = "" if bracketed else r"\s*[).:\]]"
     marked = re.match(rf"{label}\s*(?=\S)", rest)
     return marked is not None and letters_of(rest[marked.end() :]) in map(letters_of, choices)

@@ -1,7 +1,6 @@
-"""What a row of a benchmark gives as its answer, and how its question is put.
+"""The gold answer of a benchmark's row, and the question as the model sees it.
 
-In: rows of problem sets, as the published files have them. Out: `Gold` values. Never judges an output: that is
-`trainer.grading.grader`.
+In: rows of problem sets, as the published files have them. Out: `Gold` values. `trainer.grading.grader` judges outputs.
 """
 
 from __future__ import annotations
@@ -18,24 +17,25 @@ from trainer.grading.units import unit_of
 
 ANSWER_FIELDS = ("answer", "Answer", "final_answer", "solution")
 GSM8K_MARK = "####"
-"""What follows it in GSM8K's worked answers is the answer."""
+"""The mark before the answer in GSM8K's worked answers."""
 BEHIND = re.compile(r"(?<=\d)\s+\(([A-Za-z][A-Za-z .,'/-]*)\)$")
-"""ASDiv writes '9 (apples)'. Without the space it may be algebra."""
+"""ASDiv's unit, as in '9 (apples)'. Without the space the brackets may be algebra."""
 CLOCK = re.compile(r"(\d{1,2}:\d\d)\s*(?:([ap])\.?\s*m\b\.?)?", re.IGNORECASE)
 ROUNDED = re.compile(r"-?\d*\.\d+|-?\d+(\.\d+)?\s*(e|\\times\s*10\^)\s*\{?[-+]?\d+\}?")
 BRACKETS = re.compile(r"\\(?:left|right|big|Big|bigl|bigr)(?=[\[\](){}.|])|\\[,;! ]|\$")
-"""What LaTeX puts around brackets, and between what they hold."""
+"""LaTeX's commands around brackets, and its spaces between their elements."""
 HUNDREDS = re.compile(r"[1-9]\d\d(?:, ?[1-9]\d\d)+")
-"""125,150 is a list in MATH. A number, as 12,500 or 125,000, seldom looks so."""
+"""A list of three-digit numbers, as MATH writes 125,150. A single number, as 12,500 or 125,000, rarely looks like
+this."""
 UNBRACED = re.compile(r"\\boxed\s*(?<=[d\s])(-?\d[\d.,]*\d|\d|(?<=\s)[A-Za-z])(?![\w{])")
 BRACE = re.compile(r"\\f?boxed\s*\{|[{}]")
 RELATIVE_TOLERANCE = 0.01
-"""Of Minerva Math's rounded numbers. Its problems take measured constants, and ask for no number of digits."""
+"""For Minerva Math's rounded numbers. Its problems use measured constants and ask for no number of digits."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WORD = re.compile(rf"{TEXT}\s*\{{\s*([A-Za-z]{{2}}[A-Za-z ]*)\}}")
 MINERVA_FIELDS = {"problem", "solution", "type", "idx", "id"}
 READ_FIELDS = {"question", "problem", "input", "body", "choices", "solution", "answer", "final_answer", "error", "unit"}
-"""Fields of texts that are asked or graded, in small letters."""
+"""Fields with texts of questions and answers, in lower case."""
 # fmt: off
 ABOUT_FIELDS = {
     "level", "difficulty", "type", "answer_type", "subject", "subfield", "category", "domain", "topic", "field", "tag",
@@ -45,7 +45,7 @@ ABOUT_FIELDS = {
     "question_id", "generated_solution",
 }
 # fmt: on
-"""Fields of texts about a problem, which change neither the question nor the answer."""
+"""Fields with texts about a problem, in lower case. They change neither question nor answer."""
 
 
 class Kind(StrEnum):
@@ -73,7 +73,7 @@ class Gold:
 
 
 def gold_answer(problem: ProblemRow) -> Gold:
-    """The answer that a row gives. Raises ProblemSetError naming file and row where it gives none."""
+    """The gold answer of a row. Raises ProblemSetError naming file and row if the row has none."""
     row = problem.row
     if "choices" in row:
         return _gold_choice(problem)
@@ -103,7 +103,7 @@ def gold_answer(problem: ProblemRow) -> Gold:
 
 
 def check_shape(problem: ProblemRow) -> None:
-    """Raises ProblemSetError where a row has texts that no known benchmark has: part of the question may be in them."""
+    """Raises ProblemSetError if a row has text fields of no known benchmark: a part of the question may be in them."""
     others = [
         name
         for name, value in problem.row.items()
@@ -120,9 +120,10 @@ def check_shape(problem: ProblemRow) -> None:
 
 
 def with_fields(problem: ProblemRow, choices_field: str | None, answer_field: str | None) -> ProblemRow:
-    """A row as a benchmark has it, from the fields that a user named. Raises ProblemSetError where they are not there.
+    """A row in a benchmark's shape, made from the fields that the user named. Raises ProblemSetError if a field is
+    missing.
 
-    Choices are a list, or texts with their labels; the answer is a letter, a number from 0, a label or a choice itself.
+    Choices are a list, or texts with labels. The answer is a letter, a number from 0, a label, or the text of a choice.
     """
     row = problem.row
     for name in (choices_field, answer_field):
@@ -150,7 +151,7 @@ def with_fields(problem: ProblemRow, choices_field: str | None, answer_field: st
 
 
 def question_of(problem: ProblemRow) -> str:
-    """The question as it is asked: with its choices, where it has some."""
+    """The question as the model sees it, with its choices if it has any."""
     choices = problem.row.get("choices")
     if not choices:
         return problem.question
@@ -159,7 +160,10 @@ def question_of(problem: ProblemRow) -> str:
 
 
 def boxes(text: str) -> list[tuple[int, int, int]]:
-    """The \\boxed{…} that are closed and not empty: where each stands, and where what it holds begins and ends."""
+    """The closed, non-empty \\boxed{…} of a text: the start of each, and start and end of its content.
+
+    Offsets are characters.
+    """
     opened: list[tuple[int, int, bool]] = []
     found = []
     for brace in BRACE.finditer(text):
@@ -173,24 +177,24 @@ def boxes(text: str) -> list[tuple[int, int, int]]:
 
 
 def braced(text: str) -> str:
-    """\\boxed 5, as MATH has it too, with braces."""
+    """The text with braces for \\boxed 5, which MATH's solutions use too."""
     return UNBRACED.sub(r"\\boxed{\1}", text)
 
 
 def last_box(text: str) -> tuple[str, str] | None:
-    """What the last box holds, and what follows it; None where there is none."""
+    """The content of the last box and the text behind it; None if there is no box."""
     found = boxes(text := braced(text))
     return (text[found[-1][1] : found[-1][2]].strip(), text[found[-1][2] + 1 :]) if found else None
 
 
 def unit_behind(text: str) -> str:
-    """The unit behind a box, if one stands there: up to the end of the formula or of the sentence."""
+    """The text behind a box that may be a unit: up to the end of the formula or of the sentence."""
     end = r"\\[\])]|\\end\b|\n|[.,;:)]\s|[.,;]?\s*$|\$\s+\w+\s+\w+"
     return re.split(end, text[:200].lstrip("$ "), maxsplit=1)[0][:60]
 
 
 def elements(text: str, between: str = ",") -> list[str]:
-    """Cut at the commas, or another sign, that stand in no bracket."""
+    """The parts of a text between commas, or between another sign, outside of brackets."""
     parts, depth = [""], 0
     for sign in text:
         depth += (sign in "({[") - (sign in ")}]")
@@ -202,7 +206,7 @@ def elements(text: str, between: str = ",") -> list[str]:
 
 
 def _plain_gold(text: str) -> Gold:
-    """GSM8K, SVAMP, ASDiv, and what is like them."""
+    """The gold answer of GSM8K, SVAMP, ASDiv, and rows of their kind."""
     box = last_box(text)
     text = box[0] if box else text.rpartition(GSM8K_MARK)[2].strip()
     unit = BEHIND.search(text)
@@ -252,7 +256,7 @@ def _gold_choice(problem: ProblemRow) -> Gold:
 
 
 def _kind(text: str) -> Kind:
-    """What brackets around the whole of an answer say of it; an open interval is compared as a pair is."""
+    """The kind of an answer, by the brackets around all of it. An open interval is compared as a tuple."""
     plain = BRACKETS.sub("", text).strip()
     if re.fullmatch(r"\([^()]*,[^()]*\)(\s*,\s*\([^()]*,[^()]*\))*", plain):
         return Kind.TUPLE

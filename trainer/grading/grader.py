@@ -1,8 +1,8 @@
-"""Decides whether an output gives the gold answer, with math-verify doing the mathematics and pint the units.
+"""Decides whether an output gives the gold answer. math-verify does the mathematics, pint the units.
 
-In: a `Gold` and what a model wrote. Out: a `Grade`: the answer that was found in it, and the verdict. An answer is read
-whole: what is left over of it and not understood makes it wrong, and so does what takes longer than the time limit.
-Runs in a main thread only: that limit is a signal.
+In: a `Gold` and an output. Out: a `Grade`: the answer found in the output, and the verdict. The grader reads an answer
+whole: a part that it does not understand makes the answer wrong, and so does the time limit. Call it in the main thread
+only, because the time limit is a signal.
 """
 
 from __future__ import annotations
@@ -47,16 +47,17 @@ from trainer.grading.said import answers
 from trainer.grading.units import unit_of
 
 EXTRACTED_CHARACTERS = 200
-"""Of an answer that is found, as results keep it."""
+"""How many characters of a found answer results keep."""
 OR = rf"{TEXT}\s*\{{\s*(?:or|and)\s*\}}|\b(?:or|and)\b"
 OR_SETS = re.compile(rf"(?<=[)\]])\s*(?:{OR})\s*(?=[(\[])")
 ALGEBRA = re.compile(r"(?:\\mu\b\s*)?[A-Za-z](?![A-Za-z])|\\Omega\b|[^,]*,")
-"""Behind a gold number: no unit, unless a ~ or, behind plain digits, a \\, holds it off. \\text, \\mathrm and words of
-several letters are units."""
+"""Letters behind a gold number that are no unit, unless ~ separates them from the number, or \\, if it has plain
+digits. \\text, \\mathrm and words of several letters are units.
+"""
 HELD_OFF = r"(?:.*~|.*\\[,;: ](?=\s*\\)|-?[\d.,]+\\[,;: ])\s*"
 BRACKETED = re.compile(r"[()\[\]<>≤≥≠]|\\(?:[lgn]eq?q?|[lg]eqslant|[lg]t|in|cup|setminus)(?![A-Za-z])")
 EQUATION = re.compile(r"(?=[^=]*(?<![\\A-Za-z])[A-Za-z](?![A-Za-z]))[^=]*[-+*/^|][^=]*=")
-"""No name and no derivation before its value."""
+"""An equation. It is neither a name nor a derivation before a value."""
 DEGREES = re.compile(
     rf"\s*(?:\^\s*\{{?\s*\\circ\b\s*\}}?|\\degree\b|°|(?:{TEXT}\s*\{{)?\s*degrees?\b\s*\}}?)(?!\W*(?:{TEXT})?\W*[CF]\b)"
 )
@@ -84,19 +85,19 @@ BEHIND_TIME = re.compile(
     r"|(?:on\s+)?(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b)*(?:\b(?:so|because|since|which|when|as)\b\D*)?",
     re.IGNORECASE,
 )
-"""What leaves a time of day in a box as it is."""
+"""Behind a time of day in a box. It leaves the time as it is."""
 OTHER_TIME = re.compile(
     r"[\d+*/<>=?\\]|\b(?:after|before|past|until|till|to|plus|minus|later|earlier|or|between|hours?|minutes?|seconds?|not|never|"
     rf"wrong|incorrect|too|if)\b|n't\b|{NUMBER_WORD.pattern}",
     re.IGNORECASE,
 )
-"""Behind one in a sentence: what may make it another one, or none."""
+"""Behind a time of day in a sentence. It may change the time or deny it."""
 ORDINAL = re.compile(rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{TEXT}\s*\{{?)?\s*(st|nd|rd|th)\b\s*\}}*")
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What was found in an output, and whether it is the gold answer."""
+    """The answer found in an output, and whether it is the gold answer."""
 
     extracted: str
     correct: bool
@@ -118,7 +119,7 @@ def grade(gold: Gold, output: str) -> Grade:
 
 
 def _judge(gold: Gold, output: str, found: list[Answer]) -> bool:
-    """Whether a reading of the output is right; it, or else the first one, is left in `found`."""
+    """Whether one reading of the output is right. `found` receives the first reading, and the right one behind it."""
     if gold.kind is Kind.CHOICE:
         letter, text = choice_of(gold.choices, output)
         found.append(Answer(text))
@@ -149,7 +150,7 @@ def _same(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
 
 
 def _nearly(gold: Gold, rival: str) -> Gold:
-    """With the tolerance of a decimal that repeats an answer: 0.333 for a third."""
+    """The gold answer with a tolerance, if a decimal repeats the answer: 0.333 for a third."""
     if not (decimal := re.fullmatch(r"-?\d*\.(\d+)\s*(\\?%)?", rival.strip())):
         return gold
     room = 0.51 * 10 ** -len(decimal[1]) / (100 if decimal[2] and not gold.unit else 1)
@@ -157,7 +158,7 @@ def _nearly(gold: Gold, rival: str) -> Gold:
 
 
 def _in_radians(gold: Gold, answer: Answer) -> tuple[Gold, Answer]:
-    """Both in radians where one is in degrees and the other a part of pi."""
+    """Both in radians, if one is in degrees and the other a multiple of π."""
     degrees = DEGREES.match(answer.behind)
     given = answer.text + degrees[0] if degrees else answer.text
     expected = gold.text + gold.unit if DEGREES.match(gold.unit) else gold.text
@@ -173,12 +174,12 @@ def _radians(degrees: str) -> str:
 
 
 def _count(gold: Gold) -> int:
-    """Of how many values a gold answer is."""
+    """The number of values in a gold answer."""
     return len(elements(BRACKETS.sub("", gold.text))) if gold.kind in (Kind.MATH, Kind.TUPLE) else 1
 
 
 def _each(gold: Gold, answer: Answer, maths: Mathematics) -> bool:
-    """Several numbers, each within its own tolerance, in any order."""
+    """Whether the answer has all numbers, each within its own tolerance, in any order."""
     left = [replace(answer, text=text) for text in elements(tidy(re.sub(OR, ",", answer.text)))]
     for text, room in zip(elements(gold.text), gold.each, strict=True):
         one = replace(gold, text=text, absolute=room, each=())
@@ -235,7 +236,7 @@ def _formula(gold: Gold, answer: Answer, expected: str, text: str, maths: Mathem
 
 
 def _bracketed(gold: Gold, answer: str, maths: Mathematics) -> bool:
-    """Tuples, in order; intervals, their unions, or relations that say the same. Braces hold sets."""
+    """Compare tuples in order; intervals, their unions, and relations that say the same. Braces hold sets."""
     readings = [in_order(answer), in_order(answer, always=False)] if gold.kind is Kind.TUPLE else [answer]
     return any(_same_brackets(gold, one, maths) for one in dict.fromkeys(readings))
 
@@ -253,10 +254,10 @@ def _same_brackets(gold: Gold, answer: str, maths: Mathematics) -> bool:
 
 
 def in_order(text: str, always: bool = True) -> str:
-    """Coordinates with names, as y = 3, x = -2 or (y, x) = (3, -2), in the order of their names, in brackets.
+    """Named coordinates in the order of their names, in brackets: y = 3, x = -2 and (y, x) = (3, -2) become (-2, 3).
 
-    That is the alphabet's, where names follow each other in it; others, as n and k, stay as they are. A question may
-    ask for (n, m): without `always` only x, y, z and numbered names are put in order.
+    That is alphabetical order, if the names are neighbours in the alphabet; names like n and k keep their order. A
+    question may ask for (n, m): without `always`, only x, y, z and numbered names are sorted.
     """
     plain = BRACKETS.sub("", text)
     if head := NAMES.match(plain):
@@ -281,7 +282,7 @@ def _by_name(names: list[str], values: list[str], always: bool) -> str:
 
 
 def _words(gold: str, told: str) -> bool:
-    """Word for word; a yes or a no may be explained."""
+    """Compare word for word. An explanation may follow a yes or a no."""
     wanted, told = (words_of(ORDINAL.sub(r"\1", plain_text(text))) for text in (gold, told))
     others = {"yes": "no|not", "no": "yes"}.get(wanted)
     if not others:
@@ -291,7 +292,7 @@ def _words(gold: str, told: str) -> bool:
 
 
 def _clock(gold: str, answer: Answer) -> bool:
-    """A time of day; 'a.m.' and 'p.m.' may be left out, but not be wrong; 15:30 is 3:30 p.m."""
+    """Compare times of day. 'a.m.' and 'p.m.' may be missing, but not wrong. 15:30 is 3:30 p.m."""
     told, behind = plain_text(answer.text).replace("{:}", ":"), plain_text(answer.behind)
     if answer.marked:
         told += half[0] if (half := OF_DAY.match(behind)) else ""
@@ -314,7 +315,7 @@ def _clock(gold: str, answer: Answer) -> bool:
 
 
 def _time(clock: re.Match[str], after: str) -> tuple[int, str, set[str]]:
-    """Hour of twelve, minutes, and the halves of the day that are said: a, p."""
+    """The hour from 1 to 12, the minutes, and the halves of the day that the text names: 'a', 'p'."""
     hour, minutes = clock[1].split(":")
     halves = {clock[2].lower()} if clock[2] else set()
     for word in OF_DAY.finditer(after):

@@ -1,6 +1,6 @@
-"""What LaTeX texts mean, and whether two mean the same: math-verify and sympy within a time limit.
+"""The meaning of LaTeX texts, and whether two texts mean the same: math-verify and sympy within a time limit.
 
-In: texts. Out: sympy's values, numbers, verdicts. Runs in a main thread only: the limit is a signal.
+In: texts. Out: sympy's values, numbers, verdicts. Call it in the main thread only, because the time limit is a signal.
 """
 
 from __future__ import annotations
@@ -22,43 +22,47 @@ from math_verify.errors import TimeoutException
 from trainer.grading.normalize import squeezed
 
 SECONDS = 3
-"""For one comparison, and as much for reading each side."""
+"""Time limit for one comparison, and for reading each of its sides."""
 AGAIN_SECONDS = 0.5
-"""What is over its time is told again: Python drops an exception that is raised in a callback of its own."""
+"""The signal repeats after this time, because Python drops an exception raised inside one of its own callbacks."""
 TOTAL_SECONDS = 8
-"""For all of an answer."""
+"""Time limit for one output."""
 MOST_BITS = 100_000
-"""Of an exact number, on its way to a value too: no signal interrupts Python while it computes a huge one."""
+"""Size limit for an exact number and for the steps of its computation. No signal interrupts Python within one huge
+operation."""
 ROUNDING = 1e-12
-"""Of floating point, in parts of a number."""
+"""Relative tolerance for floating point."""
 WHOLE_ANSWER = [
     LatexExtractionConfig(
         boxed_match_priority=0,
         normalization_config=NormalizationConfig(malformed_operators=True, nits=True, boxed="last"),
     )
 ]
-"""math-verify's other readings take a number out of what they do not understand; its units make 2t a 2."""
+"""math-verify's other extractions take a number out of a text that they do not understand. Its units turn 2t into 2."""
 EXACT: dict[str, Any] = {"float_rounding": 12, "allow_set_relation_comp": True, "timeout_seconds": None}
-"""For math-verify: 0.333333 is not 1/3, and 1 < x < 2 is (1, 2)."""
+"""Options for math-verify: 0.333333 is not 1/3, and 1 < x < 2 is (1, 2)."""
 INEQUALITY = (sympy.StrictLessThan, sympy.LessThan, sympy.StrictGreaterThan, sympy.GreaterThan, sympy.Ne)
 GROWING = (sympy.exp, sympy.sinh, sympy.cosh, sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial)
 HUGE = re.compile(
     r"\^\s*\{?\s*[-+]?\s*\d{6}|\^[\s{]*[-+\d]*\d\s*\^[\s{]*[-+]?\d|\d{6}[\s})]*!|!\s*[})]*\s*!.*!"
     r"|(?:binom|\\choose|\bgcd|\blcm|\\gcd|\\lcm).*(?:\d{6}|\^|!)|(?:\d{6}|\^|!).*\\choose"
 )
-"""What math-verify may compute while it reads: powers of huge exponents, towers, factorials, binomials."""
+"""What math-verify would compute while it reads: powers with huge exponents, towers, factorials, binomials."""
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off: they end another's
 
 
 class Mathematics:
-    """math-verify and sympy, each call within a time limit, and all of them within one. Raise TimeoutException."""
+    """math-verify and sympy, with a time limit for each call and one for all calls.
+
+    The methods raise TimeoutException.
+    """
 
     def __init__(self) -> None:
         self._until = time.monotonic() + TOTAL_SECONDS
 
     def value(self, text: str) -> Any:
-        """What a whole LaTeX text is, as sympy has it; None where it is nothing that can be read, or is too large."""
+        """sympy's value of a whole LaTeX text; None if it cannot be read or is too large."""
         if HUGE.search(text):
             return None
         boxed = rf"\boxed{{{text}}}"
@@ -70,11 +74,11 @@ class Mathematics:
         return self._limited(read)
 
     def number(self, text: str) -> Any:
-        """The real number that a text is: exact where it is rational, else a float; None where it is none."""
+        """The real number that a text means: exact if it is rational, else a float; None if it means no real number."""
         return self._number(self.value(text)) if text.strip() else None
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two texts are the same, or the same in mathematics."""
+        """Whether two texts are equal as texts or in mathematics."""
         if squeezed(one) == squeezed(other):
             return True
         mine, theirs = self.value(one), self.value(other)
@@ -112,9 +116,9 @@ class Mathematics:
 
 
 def limited(seconds: float, work: Callable[[], Any]) -> Any:
-    """What `work` gives; None where it fails, for sympy fails in any way. Raises TimeoutException.
+    """The result of `work`; None if it raises, because sympy raises all kinds of exceptions. Raises TimeoutException.
 
-    A limit within another one gives that one its time back.
+    Limits may be nested: an inner limit restores the rest of the outer one.
     """
     if seconds <= 0:
         raise TimeoutException("an answer that takes too long")
@@ -140,30 +144,33 @@ def _too_long(signum: int, frame: FrameType | None) -> None:
 
 
 def _one_set(value: Any) -> Any:
-    """Several inequalities as one set: x < -1 or x > 3. Anything else as it is."""
+    """Several inequalities as one set: x < -1 or x > 3. Any other value unchanged."""
     if isinstance(value, sympy.FiniteSet) and all(isinstance(one, INEQUALITY) for one in value):
         return sympy.Union(*(one.as_set() for one in value))
     return value
 
 
 def _is_range(value: Any) -> bool:
-    """x > 3, 3 < x < 7 or x in (3, 7)."""
+    """Whether a value is a relation or a set of numbers: x > 3, 3 < x < 7, x in (3, 7)."""
     inside = isinstance(value, sympy.Eq) and value.has(sympy.Interval)
     return inside or isinstance(value, (sympy.And, sympy.Or, sympy.Union, *INEQUALITY))
 
 
 def _are_points(value: Any) -> bool:
-    """3, 7 or x = 3, x = 7."""
+    """Whether a value is a list of numbers: 3, 7, or x = 3, x = 7."""
     return isinstance(value, sympy.FiniteSet) and not any(isinstance(one, (sympy.Set, *INEQUALITY)) for one in value)
 
 
 def _frozen(value: Any) -> Any:
-    """Derivatives as symbols, for sympy takes the functions in them for constants."""
+    """The value with symbols for derivatives. sympy takes the functions in derivatives for constants."""
     return value.subs({found: sympy.Symbol(str(found)) for found in value.atoms(sympy.Derivative)})
 
 
 def close(one: Any, other: Any, part: float) -> bool:
-    """Whether numbers are the same: rational ones exactly, others within `part` of either; 0 is 0 alone."""
+    """Whether two numbers are equal: rational numbers exactly, others within the relative tolerance `part`.
+
+    0 equals only 0.
+    """
     if bool(one == 0) != bool(other == 0):
         return False
     exact = isinstance(one, sympy.Rational) and isinstance(other, sympy.Rational)
@@ -171,7 +178,7 @@ def close(one: Any, other: Any, part: float) -> bool:
 
 
 def bits(value: Any) -> float:
-    """An upper bound of log2 of what is computed on the way to a value: of it, its parts and their parts."""
+    """An upper bound of log2 of all numbers that the computation of a value passes through."""
     if not isinstance(value, sympy.Basic):
         return 8.0 * len(str(value))
     if isinstance(value, sympy.Rational):

@@ -1,7 +1,7 @@
-"""How answers are written: the many spellings of one thing, and where an output says it.
+"""Spellings: the many ways to write one answer, and the words that say, change or deny it.
 
-In: what a model wrote, in LaTeX, Markdown or words. Out: its answer's text, plainer. Knows neither gold answers nor
-mathematics.
+In: a model's text, in LaTeX, Markdown or words. Out: the answer's text in one spelling. This module knows neither gold
+answers nor mathematics.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import unicodedata
 
 ANSWER_CHARACTERS = 2_000
-"""Of an answer; a longer one is none."""
+"""An answer longer than this is wrong."""
 TEXT = r"\\(?:text|mathrm|textrm|textbf|mathbf|textit|operatorname|mbox|rm)\b"
 SIGNS = str.maketrans(
     {
@@ -23,11 +23,11 @@ SIGNS = str.maketrans(
 
 
 POWER_OF_CODE = r"(?<=(?<![A-Za-z])[A-Za-z\d)])\*\*(?=[\d(-])"
-"""x**2; ** makes bold elsewhere."""
+"""x**2. Elsewhere ** makes bold text."""
 
 
 def _compatible(text: str) -> str:
-    """Unicode's wide, raised and thin signs as plain ones."""
+    """The text with plain signs for Unicode's wide, raised and thin ones."""
     return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
@@ -71,18 +71,18 @@ TIDY = [
         (r"(?<![\\A-Za-z\]}^_\d])\{\s*(-?[\d.,]+|[A-Za-z])\s*\}(?!\{)", r"\1"),
     )
 ]
-"""What is written in several ways, in one; 3.3e12 would hold Euler's number."""
+"""Several spellings, and the one that replaces them. Without these rules 3.3e12 would hold Euler's number."""
 NAMED = re.compile(
     r"^\s*(?!\\pi\b)(?!\\?(?:log|ln|lg|exp|sqrt|[dtc]?frac|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?)(?![A-Za-z])[^=]*"
     r"(?:(?<![\\A-Za-z])[A-Za-z]|\\(?!circ|degree|pi|left|right)[a-z]))(?:\\?[A-Za-z]+|\\(?:angle|overline|triangle)\s*\{?[A-Z\s]+\}?|[A-Z](?:\s+[A-Z])+|\[[A-Z]+\]|\|[A-Z]+\||"
     rf"{TEXT}\s*\{{[^{{}}]*\}})\s*(?:_\s*(?:\{{[^{{}}]*\}}|\w))?\s*(?:\([^()=]*\))?\s*"
     r"(?:=|\\approx\b|≈|\\sim\b)"
 )
-"""x = or f(n) = before a value. A known function of an unknown, as in log(x) = 2, makes an equation."""
+"""A name before a value: x =, f(n) =. A known function of an unknown, as in log(x) = 2, makes an equation instead."""
 NAMES = re.compile(r"\s*\(?\s*((?:[A-Za-z](?:_\{?\d\}?)?\s*,\s*)+[A-Za-z](?:_\{?\d\}?)?)\s*\)?\s*=\s*(?=\()")
 NAMED_PART = re.compile(r"\s*([A-Za-z](?:_\{?\d\}?)?)\s*=\s*([^=]+)")
 NAMED_BRACKETS = re.compile(r"\(?\b[A-Za-z](?:\s*,\s*[A-Za-z])*\)?\s*(?:=|\\in\b)\s*(?=[(\[\\])")
-"""x ∈ or (a, b) = before brackets."""
+"""A name before brackets: x ∈, (a, b) =."""
 # fmt: off
 ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
@@ -103,14 +103,14 @@ PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4} | {
         *SCALES.items(),
     )
 }
-"""The words for parts, and how many of them make one."""
+"""Words for fractions, and their denominators."""
 # fmt: off
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
                "quadrillion": 10**15, "quintillion": 10**18, "lakh": 10**5, "crore": 10**7, "googol": 10**100}
 # fmt: on
 MULTIPLIER = re.compile(rf"(?:\s|~|\\[,;! ]|{TEXT}|\{{)*({'|'.join(MULTIPLIERS)})s?\b", re.IGNORECASE)
 NEGATIVE = re.compile(rf"\s*(?:minus|negative)\s+(?=\\?\$?[\d.(]|\\[dt]?frac|\\sqrt|{_WORD}\b)", re.IGNORECASE)
-"""At the start of an answer."""
+"""A minus in words, at the start of an answer."""
 _PART = r"(?:s\b|\b(?=\s+of\b|\W*$))"  # not in third graders
 WORDS_OR_FRACTION = re.compile(rf"{NUMBER_WORD.pattern}(?:[\s-]+({'|'.join(PARTS)}){_PART})?", re.IGNORECASE)
 FOREIGN_NOT = r"\b(?:nicht|kein\w*|pas|não|non|не)\b"
@@ -134,14 +134,14 @@ DENIED_ABROAD = re.compile(
     r"менее|около|почти|половин\w*|тысяч\w*|миллион\w*|incorrect[ao]|fals[ao]|fausse|falsch\w*|errad[ao]|sbagliat[ao]|неверн\w*|si|wenn|если|mille|demi\w*|medi[oa]|halb\w*|mezz\w*|mei[oa]|docenas?|douzaines?|dutzend|dozzin[ae]|dúzias?|"
     r"veces|fois|mal|volte|vezes)\b)"
 )
-"""In a sentence of another language: what may make its number another one, or none."""
+"""In a sentence of another language. These words may change its number or deny it."""
 _CJK_DENIED = (
     "[不没未非别勿莫无负第倒半倍比几错误]|(?:至|最)[多少]|[多少大小低高]于|超(?!市)|将近|接近|(?<![节纽大])约(?![翰会定])|大约|大概|也许|"
     "或许|可能|差不多|还差|多[了]?$|根号|[平立次]方|方根|之一|除|假[如设]|如果|要是|若|以为|认为|估计|猜|左右|以[上下]|"
     "より|以外|未満|違|ない|약|보다|이상|이하|아니"
 )
 CJK_AHEAD = re.compile(rf"(?!.*(?:{_CJK_DENIED}))(?:[{CJK}]|[A-Z][a-z]+|[\s，,、:：])*")
-"""What may stand before an answer: words that change no number."""
+"""Words that may stand before an answer. None of them changes a number."""
 _CJK_FORMULA = r"(?:[\d.,\s+*/×÷()\-]+[=＝]\s*)?"
 _CJK_UNITS = (
     "平方[厘分千]?米|立方[厘分]?米|千[克米瓦卡]|毫[米升克]|厘米|公[里斤]|英[里尺寸镑]|小时|分钟|美[元分]|摄氏度|"
@@ -153,7 +153,7 @@ COUNTED_IN_CJK = re.compile(
     rf"\s*(?:{_CJK_UNITS}|(?:(?![的半倍多余来以之又和或不错左右上下内外约打万亿千百几比折方幂根乘加减除未満超程乗違])"
     rf"[\u4e00-\u9fff]){{1,6}})?\s*(?:{_CJK_ENDS})?"
 )
-"""What may stand behind it: what is counted, and nothing that changes the number."""
+"""What may stand behind an answer: units and counted things. Nothing here changes the number."""
 _NUMBER = (
     r"(?P<sign>负|マイナス|minus\s)?\s*(?P<number>\$[^$]*\$|[-+]?\\?\$?\d[\d,.]*(?:/\d+)?\s*\\?%?|"
     r"[零〇一二两三四五六七八九十百千万亿]+)"
@@ -173,7 +173,7 @@ CLOSINGS = (
         re.IGNORECASE,
     ),
 )
-"""A sentence that says an answer in another language. One that says anything else besides is none."""
+"""Sentences of other languages that say an answer. A sentence with anything else in it does not match."""
 CJK_TAKEN_BACK = re.compile("不对|错|不是|更正|改正|应该是|其实|等一下|違|아니")
 MORE_THAN = re.compile(rf"[^\w$]*{COMPARED}\s+than\b", re.IGNORECASE)
 CHANGED = re.compile(
@@ -192,20 +192,20 @@ CHANGED = re.compile(
     r"|\b(?:more|less)\s*$|\?|\b(?:is|are|was|be)(?:\s+not|n't|\s+(?:wrong|incorrect|false|too))\b",
     re.IGNORECASE,
 )
-"""Behind a number: what makes it another one, a bound, or none. Coins are quarters."""
+"""Behind a number. These words turn it into another number or a bound, or deny it. 'Quarters' may be coins."""
 ANOTHER = re.compile(
     rf"[,;]\s+(?:and\s+)?(?!one\b){NUMBER_WORD.pattern}(?!\s+(?:of|{COMPARED})\b)|\bor\s+(?:none|nothing|all|any|every|no)\b"
     r"|^[^\w\\]*(?:or\b|and\s+(?:\\(?!text)|(?:all|none|no)\b|[b-hj-z](?![A-Za-z])))",
     re.IGNORECASE,
 )
-"""Behind a number: a second one."""
+"""Behind a number. A second number follows."""
 BELOW = re.compile(rf"(?i)(?:[^\w.,;]|circ|{TEXT}|degrees?|celsius|[CF]\b)*\bbelow(?:\W|{TEXT})*(?:zero\b|0(?![\d.]))")
-"""Below zero, right behind a number and its unit."""
+"""'Below zero', right behind a number and its unit."""
 SOFT_EDGES = re.compile(r"^[\s\"'*]*(?:(?:the|a|an)\s+)?[\"'*]*|[\s.,;:!?'\"*]+$", re.IGNORECASE)
 
 
 def digits_for_words(text: str) -> str:
-    """Number words in digits: twenty-one is 21, two thirds are a fraction."""
+    """The text with digits for number words: twenty-one becomes 21, two thirds a fraction."""
 
     def number(words: re.Match[str]) -> str:
         total, part = 0, 0
@@ -223,9 +223,10 @@ def digits_for_words(text: str) -> str:
 
 
 def is_english(sentence: str) -> bool:
-    """Whether a sentence is to be read as English is: not most of its words are another language's.
+    """Whether to read a sentence as English: at most half of its known words belong to another language,
+    and it has at most four Chinese, Japanese or Korean characters for each English word.
 
-    A sentence in Latin or Cyrillic letters may be, too, where nothing in it is known to change a number.
+    A sentence in Latin or Cyrillic letters also counts as English if none of its words is known to change a number.
     """
     english = len(ENGLISH_WORD.findall(sentence))
     if cjk := len(re.findall(f"[{CJK}]", sentence)):
@@ -234,7 +235,7 @@ def is_english(sentence: str) -> bool:
 
 
 def closing(sentence: str) -> tuple[str, str] | None:
-    """The number that a sentence in another language says as its answer, and what is counted; or None."""
+    """The number that a sentence of another language gives as its answer, and what it counts; or None."""
     if not (re.search(f"[{CJK}]", sentence) or ABROAD.search(sentence)):
         return None
     said = next(filter(None, (one.fullmatch(sentence) for one in CLOSINGS)), None)
@@ -285,12 +286,12 @@ def plain_text(latex: str) -> str:
 
 
 def words_of(text: str) -> str:
-    """Small letters, single spaces, no article before, no full stop behind."""
+    """The text in lower case, with single spaces, without an article before it and a full stop behind it."""
     plain = SOFT_EDGES.sub("", " ".join(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split()))
     return plain.casefold().replace(r"\%", "%")
 
 
 def letters_of(choice: str) -> str:
-    """A choice without what may be written otherwise: spaces, brackets around it, a full stop."""
+    """A choice without what may be spelled differently: spaces, brackets around it, a full stop."""
     plain = words_of(plain_text(choice)).replace(" ", "")
     return plain[1:-1] if plain.startswith("(") and plain.endswith(")") else plain

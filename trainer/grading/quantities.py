@@ -1,6 +1,7 @@
-"""Whether a text is a certain number: in the gold's unit, in one that can be turned into it, or in several together.
+"""Whether a text means a certain number: in the gold's unit, in one that converts to it, or in several units together.
 
-In: texts, a `Gold` that is a number. Out: verdicts. What is left over of a text and not understood makes it another.
+In: texts, and a `Gold` that is a number. Out: verdicts. A part of the text that is not understood makes it another
+number.
 """
 
 from __future__ import annotations
@@ -28,56 +29,56 @@ from trainer.grading.normalize import (
 from trainer.grading.units import ratio, unit_of
 
 ABOUT = 0.01
-"""How far the sides of an ≈ may be apart, in parts of a number."""
+"""How far the sides of an ≈ may differ, as a relative tolerance."""
 NUMBER_BASE = re.compile(r"(?<=\d)_\s*\{?\s*(\d+)\s*\}?\s*$")
 BASE_BEHIND = re.compile(r"_\s*\{?\s*(\d+)")
 TOKEN = re.compile(
     rf"(?P<unit>{TEXT}|(?<=\d)\s*(?:''|[\"']|\^\s*\{{?\s*\\prime\b)|[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]+|\\?[%¢]|°|\^\s*\{{?\s*\\(?:circ|degree)\b"
     r"|\\(?:mu|Omega|AA|degree)(?![A-Za-z])|(?<!\\)[A-Za-z]{2,})|\\[A-Za-z]+|[{}]|(?P<letter>[A-Za-z])"
 )
-"""Of an answer: where its unit may begin. A letter may be algebra."""
+"""Where the unit of an answer may begin. A single letter may be algebra."""
 DOZEN = re.compile(MULTIPLIER.pattern.replace("|".join(MULTIPLIERS), "dozen"), re.IGNORECASE)
-"""A question may ask for dozens, and its gold answer then names none."""
+"""A question may ask for dozens. Its gold answer then does not name them."""
 LETTERED = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "bn": "billion", "m": "million"}
 LETTERED_NUMBER = re.compile(rf"(?<=\d)((?:[\s~{{]|\\[,;! ]|{TEXT})*)(k|K|M|B|bn|m)(?![A-Za-z])")
 """18K."""
 GLUED_LETTER = re.compile(r"(k|K|M|B|bn)(?![A-Za-z])")
-"""Right behind a box: no unit that the question asks for."""
+"""A multiplier right behind a box. It is no unit."""
 PERCENT = re.compile(rf"(?:[\s{{}}]|{TEXT})*(?:\\?%|per\s?cent\b)", re.IGNORECASE)
 MONEY = re.compile(r"\\\$|[€£¥₹]|\\(?:pounds|euro)\b")
 OPERATION = re.compile(r"(?<![A-Z^({,])(?<![\^{]\s)-\s*\\?\$?\d|[*/]\s*\\?\$?\d|[-+*]\s+(?![aI]\b)[A-Za-z]\b")
-"""Behind a unit."""
+"""Arithmetic behind a unit."""
 UNREAD = re.compile(
     r"[<>≤≥≠≈]|\\(?!(?:text\w*|math(?:rm|bf|sf|it)|operatorname|mbox|rm|q?quad|circ|degree|mu|Omega|r?a?angstrom|AA|cdot|times|"
     r"left|right|euro|pounds|cents?|checkmark|square|Box|blacksquare|displaystyle|[hv]space|per)(?![A-Za-z]))[A-Za-z]+"
 )
-"""Behind a number: a bound, or a command that belongs to no unit."""
+"""Behind a number. A bound, or a command that belongs to no unit."""
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:(?:,\d\d)*,\d{3})+(?![\d,])")
-"""Also lakhs: 12,34,567."""
+"""Digits with separators of thousands, or of lakhs: 12,34,567."""
 SECOND_NUMBER = re.compile(r"(?<=[\s~,{}+\u3040-\ud7a3])(?<!\^\{)(\d[\d,]*(?:\.\d+)?)(?!\s*\}?\s*\\times)")
 
 SUBSCRIPT = re.compile(r"(?<=[A-Za-z}])_\s*(?:\d|\{\s*\d+\s*\})")
-"""Of a substance, behind its unit: mol H_2O."""
+"""The subscript of a substance behind a unit: mol H_2O."""
 EXPONENT = re.compile(r"\^\s*\{?\s*-?\d+|(?<=[A-Za-z])[23](?!\d)")
-"""Of a unit."""
+"""The exponent of a unit."""
 LETTER_ALONE = re.compile(
     rf"(?:[\s{{}}~]|\\[,;:! ]|{TEXT})*(?!a\s+[A-Za-z])(?:[\^_!]|[A-Za-z](?![A-Za-z])|\\(?!text|mathrm)[A-Za-z])"
 )
-"""Behind a percent sign: algebra."""
+"""Algebra behind a percent sign."""
 NO_NAME = re.compile(rf"^(?:[\s{{}}()~$*.,;:!]|\\[,;:! ]|\\q?quad\b|{TEXT})*")
 ONE_WORD = re.compile(rf"(?:\W|{TEXT})*(?!over\b)[A-Za-z]+\W+(?:and\W+)?", re.IGNORECASE)
-"""Before the number of a second measure: feet, six inches; and not feet in one week."""
+"""Before the number of a second measure: 'feet, six inches', but not 'feet in one week'."""
 OTHER_UNIT = re.compile(
     r"[%¢¥₹°'\"^_]|\\[%¢]|\\(?:circ|degree|prime)\b|(?i:per\s?cent|half|halves|nautical|stone|o'?\s?clock|yen|yuan|pesos?|rupees?|francs?|"
     r"furlong|fathom|league|bushel|barrel|carat)\b"
     r"|(?!(?:this|his|its|hers|theirs|yours|ours|as|is|was|has|does|gets|us|less|across|always|plus|thus|perhaps|besides|"
     r"towards|upwards|onwards|afterwards|sometimes|nowadays|units?|years|others)\b)[a-z]{2,}(?<![sui])s\b"
 )
-"""What a number's own unit is not, where it stands for one: another one, or things that are counted."""
+"""Behind a number with a unit asked for. These are other units, or counted things."""
 
 
 def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths: Mathematics) -> bool:
-    """Whether a text is the number that is wanted, in its unit or in one that can be turned into it."""
+    """Whether a text means the number `wanted`, in its unit or in one that converts to it."""
     said, tail = cut(text)
     tail = SUBSCRIPT.sub("", tail)
     bases = [NUMBER_BASE.search(one) for one in (value, said)]
@@ -110,10 +111,10 @@ def is_number(wanted: Any, value: str, gold: Gold, text: str, behind: str, maths
 
 
 def understood(tail: str, unit: str) -> bool:
-    """Whether what stands behind a number leaves it a number of what is asked for.
+    """Whether the text behind a number leaves it a number of the things that are asked for.
 
-    No more numbers, no algebra behind a percent sign, in another language no more than things that are counted; and
-    where a measure is asked for, neither another unit nor things.
+    It may hold no further numbers and no algebra behind a percent sign; in another language only counted things; and if
+    a unit is asked for, neither another unit nor counted things.
     """
     percent = PERCENT.match(tail)
     if re.search(r"\d", EXPONENT.sub("", tail)) or (percent and LETTER_ALONE.match(tail, percent.end())):
@@ -131,7 +132,8 @@ def understood(tail: str, unit: str) -> bool:
 
 
 def _sides(text: str, maths: Mathematics) -> list[Any]:
-    """The number that a text is: of a = b the last, if all are the same, and of a ≈ b each; none of anything else."""
+    """The numbers that a text means: of a = b the last if all sides are equal, of a ≈ b each side; [] for other
+    texts."""
     nearly = re.split(r"\\approx\b|≈", THOUSANDS.sub(lambda found: found[0].replace(",", ""), text))
     found = []
     for side in nearly:
@@ -156,10 +158,10 @@ def _within(number: Any, wanted: Any, gold: Gold) -> bool:
 
 
 def _factor(gold: Gold, tail: str, multiplies: bool) -> Any:
-    """What an answer is to be multiplied with to be in the gold's unit; None where it measures another thing.
+    """The factor that converts an answer to the gold's unit; None if the answer measures something else.
 
-    1 where either names no measure: then it is in the unit that the question asks for. A 'dozen' in the answer
-    multiplies; one behind its box may repeat what the question asks for.
+    The factor is 1 if either side names no unit, because the question names it. A 'dozen' in the answer multiplies; one
+    behind its box may repeat the question.
     """
     times, tail = multiplier(tail)
     expected, unit = multiplier(gold.unit)
@@ -174,7 +176,7 @@ def _factor(gold: Gold, tail: str, multiplies: bool) -> Any:
 
 
 def _added_up(first: Any, tail: str, unit: str) -> Any:
-    """3 hours 30 minutes in the gold's unit; None where that is not what stands there."""
+    """Several measures as one number: 3 hours 30 minutes in the gold's unit; None for any other text."""
     expected = unit_of(unit or "dollars")
     names, numbers = SECOND_NUMBER.split(tail)[::2], SECOND_NUMBER.findall(tail)
     units = [unit_of(name) for name in names]
@@ -186,7 +188,7 @@ def _added_up(first: Any, tail: str, unit: str) -> Any:
 
 
 def multiplier(tail: str) -> tuple[int, str]:
-    """18 thousand: the number that a tail begins with, and what is left."""
+    """The multiplier at the start of a text, as in 'thousand apples', and the rest of the text."""
     times = 1
     while word := MULTIPLIER.match(tail):
         times, tail = times * MULTIPLIERS[word[1].lower()], tail[word.end() :]
@@ -194,12 +196,12 @@ def multiplier(tail: str) -> tuple[int, str]:
 
 
 def is_bare(behind: str) -> bool:
-    """Whether what follows a box names no measure and multiplies nothing."""
+    """Whether the text behind a box names no unit and multiplies nothing."""
     return multiplier(behind)[0] == 1 and unit_of(unit_behind(behind)) is None
 
 
 def spelled_out(text: str, behind: str, expected: str) -> str:
-    """18K as 18 thousand. Apart from its digits, as in 300 K, such a letter is a unit; a slanted k is any letter."""
+    """18K as 18 thousand. Apart from its digits, as in 300 K, the letter is a unit. A slanted k is a variable."""
     measured = unit_of(expected) not in (None, unit_of("dollars"))
     if (glued := GLUED_LETTER.match(behind)) and not measured:
         return f"{text} {LETTERED[glued[1]]}"
@@ -214,7 +216,10 @@ def spelled_out(text: str, behind: str, expected: str) -> str:
 
 
 def cut(text: str) -> tuple[str, str]:
-    """A number's text, and the unit, words or percent sign behind it; a sign of money counts as one."""
+    """The number in a text, and the unit, words or percent sign behind it.
+
+    A currency sign counts as a unit behind it.
+    """
     money = MONEY.search(text)
     text = MONEY.sub(" ", text).strip()
     value, tail, depth = text, "", 0

@@ -1,6 +1,6 @@
 """Where an output says its answer: behind a mark, in its boxes, or at its end.
 
-In: what a model wrote. Out: the texts that may be its answer, best first. Knows no mathematics and judges nothing.
+In: an output. Out: the texts that may be its answer, best first. This module does no mathematics and judges nothing.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from trainer.grading.normalize import (
 )
 
 LAST_CHARACTERS = 20_000
-"""Of an output, in which its answer is looked for."""
+"""How many characters at the end of an output are searched for its answer."""
 MOST_READINGS = 8
-"""Of a sentence without a number: each begins behind another verb or 'in'."""
+"""Most readings of a sentence without a number. Each begins behind another verb or 'in'."""
 ANSWER_MARK = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)|<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 STEP = re.compile(
     r"\W*(?:\d+[.):]\s+[A-Za-z]|(?:step|part)\b|(?:case|problem|question|example)\s+\d+\b)", re.IGNORECASE
 )
-"""No answer; Markdown's headings of the fourth rank have GSM8K's mark."""
+"""The text of a heading, not of an answer. Markdown's fourth-level headings begin with GSM8K's mark."""
 REJECTED = re.compile(
     r"\b(?:extraneous|spurious|reject\w*|discard\w*|exclud\w*|eliminat\w*|rul\w+\s+out|fail\w*|invalid|impossible|wrong|"
     r"incorrect|not?|only|neither|cannot|mistake\w*|errors?|redo|retry|try|attempt|revis\w+|recalculat\w+|reconsider|"
@@ -58,9 +58,9 @@ REJECTED = re.compile(
     r"forgot|should\s+(?:be|have))\b|n't\b",
     re.IGNORECASE,
 )
-"""Among boxes: some of them are no answers."""
+"""Between several boxes. Some of them hold no answers."""
 WORDS_FIRST = re.compile(rf"{TEXT}\s*\{{[^{{}}\d]*[a-z]{{3}}[^{{}}\d]*\}}[^=]*\d")
-"""In a box: it is a sentence."""
+"""A box that holds a sentence."""
 THOUGHT = re.compile(r".*</think>(?=.*\S)", re.DOTALL)
 
 DISPLAY = re.compile(
@@ -69,7 +69,8 @@ DISPLAY = re.compile(
     r"((?:(?!\\begin\{(?:align|equation|gather|multline|eqnarray)\*?\}).)+?)\\end\{\w+\*?\}",
     re.DOTALL,
 )
-"""What is opened again before it is closed was no display: else a loop would be searched to its end at each one."""
+"""A displayed formula. A second opening sign before the closing one ends the match, so that a repetition costs
+linear time."""
 INLINE = re.compile(r"\\\(((?:(?!\\\().)+?)\\\)|(?<![\\$])\$(?!\$)((?:\\.|[^$\\])+?)\$(?!\d)", re.DOTALL)
 SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bRs)(?<!\bsq)(?<![ap]\.m)[.!?](?=[\s*\"')]|$)|[。！？]|\n"
@@ -105,16 +106,16 @@ DENIED = re.compile(
     rf"instead of|almost|nearly|(?:other|{COMPARED}) than)\b|n't\b",
     re.IGNORECASE,
 )
-"""Before a number: it is a bound, or no answer at all."""
+"""Before a number. The number is a bound or no answer."""
 DENIED_IN_WORDS = DENIED.pattern.replace("half", r"half(?!\W*$)")
-"""Of a whole clause, which may end with one half."""
+"""The same for a whole clause, which may end with 'one half'."""
 SIGN = re.compile(r"(?:^\W*|\b(?:of|to|at|about)\s+|\b(?=negative))((?:minus|negative)\s+)$", re.IGNORECASE)
 BOUND = re.compile(
     r"\b(?:over|under|beyond|minus|negative|from|after|before|past|but|modulo|mod|times|log|lg|ln|sin|cos|tan|exp|"
     r"(?:shy|short|excess)\s+of)\s*\(?$",
     re.IGNORECASE,
 )
-"""Right before a number, as its sign is. Over 4 weeks it may be 4 * 50 = 200."""
+"""Right before a number, where its sign stands. 'Over' may also begin a derivation: over 4 weeks it is 4 * 50 = 200."""
 UNKNOWN_LETTER = re.compile(r"(?<![A-Za-z'’.])(?:[b-zB-HJ-Z]|[aA](?=\s*$))(?![A-Za-z'’.])")
 ANY_LETTER = re.compile(r"[A-Za-z](?:_(?:\{[^{}]*\}|\w))?")
 FORMULA_OF = re.compile(r"[-+*/^|!]|\d\s*[A-Za-z]|\\(?:[dt]?frac|sqrt|cdot|times|log|ln|sin|cos|tan)(?![A-Za-z])")
@@ -130,13 +131,13 @@ BOUNDED_BEFORE = re.compile(
 DENIED_BEHIND = re.compile(
     rf"^\W*(?:{FAILS}|(?:is|was|looks|seems)\s+(?:\w+ly\s+)?(?:{NO_LONGER}|never\b))", re.IGNORECASE
 )
-"""Right behind a number: it is no answer."""
+"""Right behind a number. The output denies it."""
 NOT_BUT = re.compile(r"(?:n't|\s+not)\s+[$\\]*\d[\d,.]*\$?,?\s+but\s+(?:rather\s+)?(?=[$\\]*\d)", re.IGNORECASE)
-"""Not 20 but 18."""
+"""'Not 20 but', before the number that counts."""
 REJECTS = re.compile(
     r"\b(?:reject|discard|exclud|rul)(?:e|es|ed|s|ing)?\b(?!.*\b(?:is|are|so|gives?|leav\w+)\b)[^,;]*$", re.IGNORECASE
 )
-"""Before a number: it is no answer."""
+"""Before a number. The output rejects it."""
 BUT_NOT_COMMA = re.compile(r"\b(?:but|so|however|actually)\b", re.IGNORECASE)
 BUT = re.compile(rf"{BUT_NOT_COMMA.pattern}|,", re.IGNORECASE)
 DISBELIEVED = re.compile(
@@ -150,20 +151,20 @@ HEDGED = re.compile(
     rf"|\bmay\s+(?:\w+\s+)?be\b|{DISBELIEVED.pattern}",
     re.IGNORECASE,
 )
-"""Before a word or a number word: it is not said to be the answer."""
+"""Before a word or a number word. The output does not assert it."""
 HEDGED_VERB = re.compile(r"\b(?:could|might|may)\s+(?:\w+\s+)?be$", re.IGNORECASE)
 YES_OR_NO = re.compile(r"(?:\W|so\b|therefore\b)*(yes|no)\b", re.IGNORECASE)
-"""May be explained."""
+"""An answer that may be explained."""
 UNTRUE = re.compile(
     rf"(?:\bnot|n't|\bnever|\bcannot|\bno longer)\s+(?:\w+\s+)?$|{DISBELIEVED.pattern}|"
     r"\b(?:wrong|incorrect|false)\b|^if\b(?!.*,)",
     re.IGNORECASE,
 )
-"""Before the verb; the difference between two things is a number."""
+"""Before the verb. The sentence does not assert its number. 'Difference between' is allowed: it is a number."""
 ADDED = re.compile(
     rf"\s+(?:(?:after|in|for|out of|of|that|on|from|with|during|if|when)\b.*\d|{COMPARED}\s+than\b).*$", re.DOTALL
 )
-"""Behind what a computation makes."""
+"""What may follow the result of a computation."""
 PLEASANTRY = re.compile(
     r"\b(?:let me know|feel free|hope (?:this|that|it) helps|happy to help|any (?:other |more |further )?questions)\b|"
     r"^\W*\\?(?:blacksquare|square|Box|qed)\W*$|^\W*[∎□■]\W*$|^\d+[.):]$",
@@ -174,26 +175,26 @@ DOUBT = re.compile(
     + r"|\b(?:but|however|unsure|unclear|guess|wait|mistake|hmm|oops|know|next|now|let's|let us|needs?)\b|\?",
     re.IGNORECASE,
 )
-"""Of a sentence without a number: what stands before it is not the answer yet."""
+"""In a sentence without a number. The sentences before it are not the answer yet."""
 FULL_STOP = re.compile(r"[.!?。！？…:$]\W*$")
 CUT_OFF = re.compile(
     r"\b(?:the|an?|of|to|at|by|from|with|for|in|on|per|and|or|but|so|that|which|who|because|since|if|as|than|is|are|was|were|"
     r"be|has|have|had|his|her|their|its|my|our)\s*$",
     re.IGNORECASE,
 )
-"""The last words of a sentence that lacks its end."""
+"""The last words of an unfinished sentence."""
 MATHY = re.compile(r"^(?:ln|sqrt|pi)(?![a-z])|[\d\\=<>≤≥≠≈^√π∞±×÷½]|^[-+*/–—−]$")
 OPERATOR = re.compile(r"^[-+*/=<>≤≥≠≈^±×÷(]|[-+*/=<>≤≥≠≈^±×÷(]$")
 NAME_OF_VALUE = re.compile(
     rf"^(?!.*{NUMBER_WORD.pattern}).*(?:[A-Za-z]{{3}}|\b[A-Za-z]\([a-z]\))\s*$", re.DOTALL | re.IGNORECASE
 )
-"""What stands before an equals sign: a total, or f(x)."""
+"""The name before an equals sign: a total, f(x)."""
 LETTERS_ALONE = re.compile(r"(?<![A-Za-z\\])(?!x\s*\\?\$?\d|(?:a|I)\s+\\?[$\w])[A-Za-z](?![A-Za-z])")
 PIECE = re.compile(rf"\$[^$]*\$\S*|[{CJK}]+|[^\s{CJK}]+")
 
 
 def answers(output: str, count: int) -> Iterator[Answer]:
-    """What may be the answer of an output, best first; `count`: of how many values the gold answer is."""
+    """The texts that may be the answer of an output, best first. `count`: the number of values in the gold answer."""
     output = THOUGHT.sub("", output[-LAST_CHARACTERS:], count=1)
     found, mark = boxes(output), _mark(output)
     if found and (mark is None or mark.start() < found[-1][0]):
@@ -214,7 +215,7 @@ def answers(output: str, count: int) -> Iterator[Answer]:
 
 
 def _mark(output: str) -> re.Match[str] | None:
-    """The last mark that is none of Markdown's headings."""
+    """The last mark that is no heading of Markdown."""
     last, end = None, len(output.rstrip())
     for mark in ANSWER_MARK.finditer(output):
         text = (mark[1] or mark[2] or "").strip()
@@ -229,7 +230,8 @@ def _mark(output: str) -> re.Match[str] | None:
 
 
 def _unmarked(output: str, quoted: bool = True) -> Iterator[Answer]:
-    """Without a mark: what follows the last 'answer is', or else the last sentence or display, from its verb on."""
+    """Answers without a mark: behind the last 'answer is', or else in the last sentence or display, from its verb
+    on."""
     text = plain_sentences(output, quoted)
     if anchored := _behind_answer_is(text):
         yield from _from_sentence(anchored, whole=True)
@@ -246,7 +248,8 @@ def _unmarked(output: str, quoted: bool = True) -> Iterator[Answer]:
 
 
 def _behind_answer_is(text: str) -> str:
-    """The sentence behind the last 'answer is' that one follows; '' where it is none, not believed, or taken back."""
+    """The sentence behind the last 'answer is'; '' if there is none, or the output does not believe it or takes it
+    back."""
     for said in reversed(list(ANSWER.finditer(text))):
         begin = max(text.rfind(end, 0, said.start()) for end in ".!?\n") + 1
         before = text[begin : said.start()].rpartition("。")[2]
@@ -320,13 +323,13 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
 
 
 def _last_before_formulas(begins: list[int], text: str) -> int | None:
-    """The last of these places in a text that has a formula or a number behind it."""
+    """The last of these offsets with a formula or a number behind it."""
     last = max((end for _, end in runs(text)), default=0)
     return next((begin for begin in reversed(begins) if begin < last and runs(text[begin:])), None)
 
 
 def _is_equation(before: str) -> bool:
-    """Whether what stands before a verb is a formula with one unknown, as x + 2 or 'the square of x', and no name."""
+    """Whether the text before a verb is a formula with one unknown, as x + 2 or 'the square of x', and not a name."""
     subject = re.sub(
         r"(?:\b(?:is|are|was|be|must|also|then|now|so|therefore|thus|hence)\b|\s)+$", "", LEAD.sub("", before)
     )
@@ -342,7 +345,7 @@ def _is_equation(before: str) -> bool:
 
 
 def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
-    """A sentence without a formula: 'it is purple', 'she has seven'."""
+    """Answers of a sentence without a formula: 'it is purple', 'she has seven'."""
     told = clause[verbs[0].end() :] if verbs else clause
     denies = re.search(DENIED_IN_WORDS, clause, re.IGNORECASE)
     denied = denies and not ((explained := YES_OR_NO.match(clause)) and explained[1].lower() == "no")
@@ -362,19 +365,20 @@ def _in_words(clause: str, verbs: list[re.Match[str]]) -> Iterator[Answer]:
 
 
 def _last_side(text: str) -> str:
-    """Of a computation in words, as '40 minutes + 100 minutes = 140 minutes', what it makes."""
+    """The result of a computation with words, as '40 minutes + 100 minutes = 140 minutes'."""
     left, equals, _ = _masked(text).rpartition("=")
     words = (ENGLISH.search(left) or "%" in left) and not LETTERS_ALONE.search(left)
     return text[len(left + equals) :].strip() if words else text
 
 
 def _masked(text: str) -> str:
-    """Without what stands in formulas, and as long."""
+    """The text with its formulas blanked out, in the same length."""
     return INLINE.sub(lambda math: "\0" * len(math[0]), text)
 
 
 def plain_sentences(output: str, quoted: bool = True) -> str:
-    """Formulas between single dollars, displays in lines of their own and by their last row; money as \\$."""
+    """The text with formulas between single dollars, displays on lines of their own, by their last row, and money
+    as \\$."""
     output = re.sub(POWER_OF_CODE, "^", re.sub(r"[ \t\u00a0]+", " ", output))
     text = re.sub(r"\*\*|__|`", "", output)
     if quoted:
@@ -411,7 +415,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def runs(text: str) -> list[tuple[int, int]]:
-    """Where formulas and numbers stand in a text: pieces that are no words, and the letters beside their signs."""
+    """Where formulas and numbers stand in a text: pieces that are not words, and letters beside operators."""
     tokens = list(PIECE.finditer(text))
 
     def mathy(index: int) -> bool:

@@ -1,7 +1,7 @@
-"""Units of measure behind numbers: which one a text names, and how many of one make another; by pint.
+"""Units behind numbers: which unit a text names, and how to convert one to another, with pint.
 
-In: what stands behind a number, in LaTeX or words. Out: a pint unit, or None where the text names no measure that
-is known here: apples are things, not a unit. Knows nothing of answers.
+In: the text behind a number, in LaTeX or words. Out: a pint unit; None if the text names no known unit: apples are
+counted things. This module knows no answers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ KNOWN = {
     "pint", "cup", "tablespoon", "teaspoon", "dollar", "cent", "euro", "sterling", "degree", "radian", "arcsecond",
     "micron", "mile_per_hour", "kilometer_per_hour", "erg",
 }
-"""Of pint's units, and three currencies. pint finds others in plain words: cats are centi-atmospheres to it."""
+"""Allowed units of pint, and three currencies. pint reads units into plain words: cats are centi-atmospheres."""
 METRIC = {
     "meter", "gram", "second", "liter", "joule", "newton", "watt", "hertz", "volt", "ampere", "kelvin", "pascal",
     "mole", "parsec", "calorie", "tesla", "coulomb", "ohm", "farad", "electron_volt", "molar", "year",
 }
-"""Those with prefixes."""
+"""Allowed units that take prefixes."""
 PLAIN_WORDS = {"has", "mug", "camp", "damp", "kilos"}
 # fmt: on
 PREFIXES = {"", "tera", "giga", "mega", "kilo", "deci", "centi", "milli", "micro", "nano", "pico", "femto"}
@@ -76,10 +76,8 @@ def _registry() -> pint.UnitRegistry:
 
 @functools.lru_cache(4096)
 def unit_of(text: str) -> pint.Unit | None:
-    """The unit that a text begins with, as 'square feet', '\\mathrm{~cm}', 'm/s^2', 'km per hour' or 'feet of rope'.
-
-    None where it begins with none.
-    """
+    """The unit at the start of a text, as 'square feet', '\\mathrm{~cm}', 'm/s^2', 'km per hour' or 'feet of rope';
+    None if there is none."""
     for pattern, plain in LATEX:
         text = re.sub(pattern, plain, text)
     found, power, at, any_found = _registry().dimensionless, 1, 0, False
@@ -97,7 +95,7 @@ def unit_of(text: str) -> pint.Unit | None:
 
 
 def ratio(one: pint.Unit, other: pint.Unit) -> float | None:
-    """How many `other` make one `one`; None where they measure different things."""
+    """How many `other` make one `one`; None if they measure different things."""
     try:
         return float((1 * one).to(other).magnitude)
     except pint.DimensionalityError:
@@ -106,7 +104,7 @@ def ratio(one: pint.Unit, other: pint.Unit) -> float | None:
 
 @functools.lru_cache(4096)
 def _named(name: str) -> str | None:
-    """pint's name of a unit. Symbols are case-sensitive, for mm and Mm differ; but KM can only be km."""
+    """pint's name of a unit. Symbols are case-sensitive, because mm and Mm differ; KM can only mean km."""
     if found := OTHER_SPELLINGS.get(name.lower()):
         return found
     if (len(name) == 1 and name not in LETTERS_OF_UNITS) or name.lower() in PLAIN_WORDS:
