@@ -1,1 +1,1 @@
-"""What the tests stand on: servers, RUNs, models and trainings of their own. No test is here."""
+"""What the tests share: servers, RUNs, models and trainings made for tests. No test is here."""

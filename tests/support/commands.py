@@ -1,4 +1,4 @@
-"""The packages' command lines, as click sees them: for tests of what they say of themselves."""
+"""The packages' command lines as click commands, for tests of their help texts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a test costs, found in what it uses: `unit`, `process` or `engine`.
+"""The cost of a test, found from what it uses: `unit`, `process` or `engine`.
 
-In: a collected test. Its function and fixtures are read, and whatever of tests/ these call: one that comes to
-`running_server` or names an answer engine starts vLLM; one that comes to `subprocess` starts a process. What only the
-product starts, as `evaluate` does, is marked by hand.
+In: a collected test. Reads the test's function, its fixtures, and the functions in tests/ that they call. A test that
+reaches `running_server` or `AnswerEngine` starts vLLM; a test that reaches `subprocess` starts a process. If only the
+product starts an engine, as `evaluate` does, the test is marked by hand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STARTS_ENGINES = frozenset({"running_server", "AnswerEngine"})
 
 
 def cost(item: pytest.Item) -> str:
-    """The dearest thing that a test uses; a mark on the test wins."""
+    """The highest cost of what a test uses. A mark on the test overrides it."""
     for marked in (ENGINE, PROCESS):
         if item.get_closest_marker(marked):
             return marked
@@ -29,13 +29,13 @@ def cost(item: pytest.Item) -> str:
 
 
 def shares_engines(item: pytest.Item) -> bool:
-    """Whether it asks for engines that serve the whole session."""
+    """Whether a test uses engines that serve the whole session."""
     fixtures = (made for definitions in item._fixtureinfo.name2fixturedefs.values() for made in definitions)
     return dearest(made.func for made in fixtures if made.scope == "session") == ENGINE
 
 
 def functions_of(item: pytest.Item) -> Iterator[object]:
-    """The test's function and those of its fixtures, of fixtures' fixtures too."""
+    """The functions of a test and of all its fixtures, including fixtures of fixtures."""
     if isinstance(item, pytest.Function):
         yield item.function
     for definitions in item._fixtureinfo.name2fixturedefs.values():
@@ -43,7 +43,7 @@ def functions_of(item: pytest.Item) -> Iterator[object]:
 
 
 def dearest(functions: Iterable[object]) -> str:
-    """What these functions cost together."""
+    """The highest cost of these functions."""
     found = {name for function in functions for name in uses(function)}
     if found & STARTS_ENGINES:
         return ENGINE
@@ -52,7 +52,7 @@ def dearest(functions: Iterable[object]) -> str:
 
 @cache
 def uses(function: object) -> frozenset[str]:
-    """The names that a function of the tests uses, and those that whatever it calls uses."""
+    """The names that a function in tests/ uses, by itself or through the functions that it calls."""
     return frozenset(_names(function, set()))
 
 
@@ -77,7 +77,7 @@ def _names(function: object, seen: set[int]) -> Iterator[str]:
 
 
 def _names_in(code: types.CodeType) -> Iterator[str]:
-    """Also of what is defined inside."""
+    """The names in a piece of code, and in the functions defined in it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

@@ -1,6 +1,7 @@
-"""The house as its sources show it: who imports whom, how large folders and files are, which names mean two things.
+"""The structure of the packages: imports between folders, sizes of folders and files, names that two modules define.
 
-In: the three packages' folders. Out: rooms and arrows as plain values. Reads sources only; imports none of them.
+In: the three packages' folders. Out: folders (rooms) and imports between them (arrows), as plain values. Reads the
+source files; imports none of them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ def sources(root: Path = ROOT) -> list[Path]:
 
 
 def module_of(file: Path, root: Path = ROOT) -> str:
-    """A file's dotted name; a package's `__init__` bears the package's name."""
+    """A file's dotted name; a package's `__init__` has the package's name."""
     return ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
 def room_of(module: str, root: Path = ROOT) -> str:
-    """The folder that a module lies in, or the module itself where it lies beside the folders of its package."""
+    """The folder of a module within its package, or the module itself if it lies at the package's top level."""
     parts = module.split(".")
     if len(parts) > 1 and (root / Path(*parts[:2])).is_dir():
         return ".".join(parts[:2])
@@ -34,7 +35,7 @@ def room_of(module: str, root: Path = ROOT) -> str:
 
 
 def imports_of(file: Path, root: Path = ROOT) -> Iterator[str]:
-    """The modules of the house that a file imports, wherever in the file: at the top, in a function, for a type."""
+    """The modules of the packages that a file imports, anywhere in the file: at the top, in a function, for a type."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -48,7 +49,7 @@ def imports_of(file: Path, root: Path = ROOT) -> Iterator[str]:
 
 
 def _as_module(name: str, root: Path) -> str:
-    """`client.errors.RunError` is a name in client.errors."""
+    """The module that a dotted name belongs to: client.errors for `client.errors.RunError`."""
     parts = name.split(".")
     while len(parts) > 1 and not _is_module(root / Path(*parts)):
         parts.pop()
@@ -60,7 +61,7 @@ def _is_module(path: Path) -> bool:
 
 
 def arrows(root: Path = ROOT) -> dict[str, set[str]]:
-    """For each room the rooms that its files import. `client` itself, the library's face, is left out."""
+    """For each room, the rooms that its files import. Leaves out the packages' own `__init__` files."""
     found: dict[str, set[str]] = defaultdict(set)
     for file in sources(root):
         module = module_of(file, root)
@@ -74,7 +75,7 @@ def arrows(root: Path = ROOT) -> dict[str, set[str]]:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """A way from a node back to itself, or nothing."""
+    """A path from a node back to itself; [] if the graph has none."""
     done: set[str] = set()
 
     def walk(node: str, way: list[str]) -> list[str]:
@@ -120,7 +121,7 @@ def _top_names(tree: ast.Module) -> set[str]:
 
 
 def longest_class(root: Path = ROOT) -> tuple[int, str]:
-    """The lines of the longest class, and where it stands."""
+    """The number of lines of the longest class, and its dotted name."""
     classes = (
         (node.end_lineno - node.lineno + 1, f"{module_of(file, root)}.{node.name}")
         for file in sources(root)
@@ -139,7 +140,7 @@ def folders(root: Path = ROOT) -> dict[str, int]:
 
 
 def main() -> None:
-    """Print the numbers of the house."""
+    """Print the figures of the packages' structure."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     lines, name = longest_class()
     longest = max((len(file.read_text(encoding="utf-8").splitlines()), module_of(file)) for file in sources())

@@ -1,4 +1,4 @@
-"""Jobs of a cluster's front over HTTP, which may be gone for a while."""
+"""Requests for jobs to the front of a cluster, which may be unreachable for a while."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_ready(cluster: LocalCluster) -> bool:
 
 
 def submitted(cluster: LocalCluster, count: int, run: str, max_tokens: int = 8) -> str:
-    """The id of a job of so many problems."""
+    """Submit a job of `count` problems. Returns its id."""
     problems = [{"id": problem.id, "question": problem.question} for problem in more(count)]
     body = {"problems": problems, "run": run, "max_tokens": max_tokens, "top_k": 4}
     return httpx.post(f"{cluster.url}/v1/jobs", json=body, timeout=60).raise_for_status().json()["id"]
@@ -42,7 +42,7 @@ def completed(cluster: LocalCluster, job_id: str, seconds: float = 120) -> dict[
 
 
 def in_run(bucket: Path, run: str) -> Counter[str]:
-    """How often each problem is in a RUN's parts, as they lie there."""
+    """How often each problem occurs in the parts of a RUN, repeats included."""
     found: Counter[str] = Counter()
     for part in (bucket / run / "trajectories").glob("*.parquet"):
         found.update(pq.read_table(part, columns=["problem_id"])["problem_id"].to_pylist())

@@ -23,7 +23,7 @@ RAY = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_niceness": "0",
 }  # fmt: skip
-"""No process that nobody asks for, each of which costs seconds; workers are not nicer than other tests."""
+"""Keeps Ray from starting unneeded processes, which cost seconds each, and from giving its workers a low priority."""
 
 
 class LocalCluster:
@@ -42,11 +42,11 @@ class LocalCluster:
                 self.cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": cpus})
                 self.others = [self.cluster.add_node(**NODE, num_cpus=cpus) for _ in range(nodes - 1)]
                 break
-            except Exception as error:  # Ray itself gives a node 30 s, which a busy machine may exceed
+            except Exception as error:  # Ray waits 30 s for a node, and a busy machine may take longer
                 if not tries_left or "timed out during startup" not in str(error):
                     raise
         ray.init(self.cluster.address, log_to_driver=False, logging_level="error")
-        port = free_port()  # only now: a node's start takes many ports, and seconds
+        port = free_port()  # only now: a node takes many ports as it starts
         self.url = f"http://127.0.0.1:{port}"
         serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
 
@@ -55,7 +55,8 @@ class LocalCluster:
     ) -> None:
         """Deploy the application, and wait until replicas and front are ready.
 
-        `scaling`: what a Serve YAML may set in `autoscaling_config`; Ray waits for 10 minutes before it ends a replica.
+        `scaling`: fields of `autoscaling_config`, as in a Serve YAML. By default Ray waits 10 minutes before it ends a
+        replica.
         """
         from ray import serve
 
@@ -75,18 +76,18 @@ class LocalCluster:
         serve.delete("default")
 
     def replicas(self, deployment: str = "Pair") -> int:
-        """How many run."""
+        """The number of running replicas."""
         from ray import serve
 
         return serve.status().applications["default"].deployments[deployment].replica_states.get("RUNNING", 0)
 
     def counts(self, kind: str = "asked") -> dict[int, int]:
-        """Trajectories that each replica was asked for, by its process's id."""
+        """The number of trajectories that each replica was asked for (or another `kind`), by its process's id."""
         return {int(file.stem): file.stat().st_size for file in self.folder.glob(f"*.{kind}")}
 
     @contextlib.contextmanager
     def held(self, seconds: float | None = None) -> Iterator[None]:
-        """No trajectory ends meanwhile, or before so many seconds."""
+        """Within the block no trajectory ends; with `seconds`, none ends before it has taken so long."""
         (self.folder / "hold").write_text("" if seconds is None else str(seconds))
         try:
             yield
@@ -97,11 +98,11 @@ class LocalCluster:
         os.kill(process, signal.SIGKILL)
 
     def pid_of(self, deployment: str) -> int:
-        """A process of a deployment."""
+        """The id of a process of a deployment."""
         return self._process(f"ray::ServeReplica:default:{deployment}")
 
     def engine(self) -> int:
-        """A process of a real engine."""
+        """The id of a process of a real engine."""
         return self._process(ENGINE_TITLE)
 
     def _process(self, title: str) -> int:
@@ -124,7 +125,7 @@ class LocalCluster:
 
 @contextlib.contextmanager
 def local_cluster(folder: Path, nodes: int = 1, real_engines: bool = False, cpus: int = 4) -> Iterator[LocalCluster]:
-    """`cpus`: of each node, as Ray counts them."""
+    """Start a cluster. `cpus`: the CPUs of each node, as Ray counts them."""
     before = dict(os.environ)
     cluster = LocalCluster(folder, nodes, real_engines, cpus)
     try:
@@ -136,7 +137,7 @@ def local_cluster(folder: Path, nodes: int = 1, real_engines: bool = False, cpus
 
 
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What `condition` says, once it is true."""
+    """Wait until `condition` returns a true value. Returns that value."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it has not come"

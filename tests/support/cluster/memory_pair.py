@@ -1,8 +1,8 @@
-"""A pair for replicas of a local Ray cluster: it answers from memory, and a folder tells what each replica did.
+"""A pair for replicas of a local Ray cluster: it answers from memory, and records in a folder what each replica does.
 
-In: the variable STAND_IN_FOLDER, which a cluster's processes inherit. Out, there: `ID.asked` and `ID.cancelled`, a byte
-for each trajectory of the process ID. Where `die` is found, the engine that takes it has died; while `hold` is there,
-no trajectory ends before as many seconds as it holds.
+In: the folder in STAND_IN_FOLDER, a variable that a cluster's processes inherit. Out, in that folder: `PID.asked` and
+`PID.cancelled`, with a byte for each trajectory of the process PID. An engine that finds a file `die` there removes it
+and is dead. While a file `hold` is there, no trajectory ends before it has taken as many seconds as the file says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FOLDER = "STAND_IN_FOLDER"
 
 
 class CountedEngine(StandIn):
-    """Tells what it is asked, and dies when it is told to."""
+    """An engine that counts its requests, and dies when it finds `die`."""
 
     async def run(self, prompt_token_ids: list[int], params: Any, priority: int) -> Any:
         if self.role == "amateur":
@@ -49,7 +49,7 @@ class CountedEngine(StandIn):
 
 
 def held_for(file: Path) -> float:
-    """Seconds."""
+    """The seconds in a file; infinity if it is empty, 0 if it is missing."""
     try:
         return float(file.read_text() or "inf")
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Small models with random weights, and the plain computation that answers are held to."""
+"""Small models with random weights, and the reference computation that answers are compared with."""

@@ -1,4 +1,4 @@
-"""Chat templates as the families of models publish them in shape, and the token that closes an assistant's turn."""
+"""Chat templates in the shapes that model families publish, each with the token that closes an assistant's turn."""
 
 CHATML = (
     "{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\nPlease reason step by step.<|im_end|>\n'"

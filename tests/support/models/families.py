@@ -1,6 +1,6 @@
-"""A tiny pair of each family of models: its architecture with random weights, its template, its tokens and its ends.
+"""A tiny pair of each model family: its architecture with random weights, its template, tokens and end tokens.
 
-Each trait of a family that changes its logits is strong enough to be seen in them: soft caps, windows, multipliers.
+Each trait of a family that changes its logits (soft caps, windows, multipliers) is strong enough to show in them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from support.models.chat_templates import TEMPLATES
 
 ORDINARY = 110
-"""Tokens of the demo's tokenizer; a family's own come behind them."""
+"""Tokens of the demo's tokenizer. A family's own tokens follow them."""
 COLUMNS = 128
-"""Of each head: more than there are tokens, as Qwen's."""
+"""Columns of each LM head: more than there are tokens, as in Qwen."""
 SHAPE: dict[str, Any] = {
     "vocab_size": COLUMNS, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": CONTEXT, "initializer_range": 0.25,
@@ -29,19 +29,19 @@ SHAPE: dict[str, Any] = {
 LAYERS = {"expert": 3, "amateur": 2}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 WINDOW = 8
-"""Tokens that a sliding window sees: fewer than any prompt has."""
+"""Tokens in a sliding window: fewer than any prompt has."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a family's files hold."""
+    """The content of a family's files."""
 
     kind: str  # model_type of transformers
-    form: str  # of TEMPLATES
+    form: str  # key in TEMPLATES
     tokens: tuple[str, ...]
     end: str
     begin: str | None = None
-    ends: tuple[str, ...] = ()  # of the generation config; () means `end` alone
+    ends: tuple[str, ...] = ()  # end tokens of the generation config; () means `end` alone
     shape: Mapping[str, Any] = field(default_factory=dict)
     windows: bool = False  # every other layer sees WINDOW tokens
     system_prompt: str | None = "Please reason step by step."
@@ -53,7 +53,7 @@ class Family:
 
     @property
     def end_tokens(self) -> set[str]:
-        """Every token at which its trajectories end."""
+        """Every token at which the family's trajectories end."""
         return {self.end, *self.ends, TEMPLATES[self.form][1]} & {*self.tokens, "<|end|>", "<|assistant|>"}
 
 
@@ -133,7 +133,7 @@ FAMILIES = {
 
 
 def configuration_of(family: Family, role: str, **changed: Any) -> PreTrainedConfig:
-    """The family's config.json, small."""
+    """The family's configuration, with a small shape."""
     layers = LAYERS[role]
     shape = {**SHAPE, "num_hidden_layers": layers, "bos_token_id": None, "pad_token_id": 0, **family.shape, **changed}
     if family.windows:
@@ -148,13 +148,13 @@ def configuration_of(family: Family, role: str, **changed: Any) -> PreTrainedCon
 def save_family(
     folder: Path, family: Family, role: str, shard: str = "1GB", dtype: torch.dtype = torch.float32, **changed: Any
 ) -> Path:
-    """Its model as a folder. `shard`: the largest size of a file of weights; `changed`: fields of config.json."""
+    """Save a model of the family. `shard`: the largest size of a weights file; `changed`: fields of config.json."""
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(family.tokens)})
     named = {"eos_token": family.end, **({"bos_token": family.begin} if family.begin else {})}
     tokenizer.add_special_tokens(named)
     ids = tokenizer.get_added_vocab()
-    if family.begin:  # as Llama's, Gemma's and Mistral's tokenizers put it before every text
+    if family.begin:  # the tokenizers of Llama, Gemma and Mistral put it before every text
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{family.begin} $A", special_tokens=[(family.begin, ids[family.begin])]
         )
@@ -166,7 +166,7 @@ def save_family(
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:  # norms and biases start at ones and zeros, which would hide one that is left out
+            if parameter.dim() == 1:  # norms and biases start at ones and zeros, which would hide a missing one
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.generation_config.eos_token_id = ends
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)

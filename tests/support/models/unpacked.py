@@ -37,7 +37,7 @@ UNPACKED = {
     "bloom": ("query_key_value", {"n_head": 2}),
     "falcon": ("query_key_value", {}),
 }
-"""Families that cannot be packed: layers to adapt, and what their configurations have of their own."""
+"""Model types that cannot be packed: the layers to adapt, and fields of their configurations."""
 SWITCH = 16
 LONG_ROPE = {
     "rope_parameters": {
@@ -46,11 +46,11 @@ LONG_ROPE = {
     },
     "original_max_position_embeddings": SWITCH,
 }  # fmt: skip
-"""Of a Phi-3 whose position tables switch behind this many tokens."""
+"""Configuration of a Phi-3 whose position tables switch after `SWITCH` tokens."""
 
 
 def save_family(folder: Path, kind: str, **own) -> Path:
-    """A model of this kind; `own`: fields of its configuration."""
+    """Save a model of type `kind`. `own`: fields of its configuration."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **{**SMALL, **own})
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -59,7 +59,7 @@ def save_family(folder: Path, kind: str, **own) -> Path:
 
 
 def save_multimodal(folder: Path) -> Path:
-    """A Gemma 3 that reads pictures: its vision tower has layers of the same names as its decoder."""
+    """Save a Gemma 3 that reads images. Layers of its vision tower have the same names as those of its decoder."""
     torch.manual_seed(0)
     vision = {
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,

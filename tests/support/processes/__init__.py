@@ -1,1 +1,1 @@
-"""Commands as processes: forks of one that has imported their libraries, so that a start takes no seconds."""
+"""Starts commands as forks of a process that has imported their libraries, so that a start takes no seconds."""

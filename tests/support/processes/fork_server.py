@@ -1,11 +1,11 @@
-"""The process that forks: imports what it is told to, then makes each request a child that runs one function.
+"""The fork server: imports the given modules, then forks a child for each request, which runs one function.
 
     fork_server.py LISTENER_FD MODULE …
 
-In: requests of all who connect, each with three open files: standard output and error, and a pipe for the status. Out,
-on that pipe: the child's process id, then its exit status, as lines. A child ends as Python ends, with its threads and
-what atexit knows; only what was imported is not taken apart, which takes seconds. The server itself starts no thread
-and runs none of the modules' functions: what it has imported is all that children share.
+In: requests of all clients, each with three open files: standard output, standard error, and a status pipe. Out, on
+that pipe: the child's process id, then its exit status, as lines. A child ends as Python does: it waits for its threads
+and runs its atexit functions. It only skips the teardown of imported modules, which takes seconds. The server itself
+starts no thread and calls no function of the modules, so its children share nothing but the imports.
 """
 
 import atexit
@@ -25,7 +25,7 @@ HEADER_BYTES, FILES = 8, 3
 
 
 class ForkServer:
-    """Forks until all who connected have gone."""
+    """Forks until all clients have disconnected."""
 
     def __init__(self, listener):
         self._listener = listener
@@ -33,7 +33,7 @@ class ForkServer:
         self._running = {}  # pidfd -> (pid, status pipe)
 
     def serve(self):
-        """Returns in each child, with what it is to call; in the server itself None, when all have gone."""
+        """Returns in each child, with the function to call. Returns None in the server, when all clients have gone."""
         while self._asking:
             readable, _, _ = select.select([self._listener, *self._asking, *self._running], [], [])
             for one in readable:
@@ -82,13 +82,13 @@ class ForkServer:
         pid, status = self._running.pop(pidfd)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         os.close(pidfd)
-        with contextlib.suppress(BrokenPipeError):  # nobody waits for it
+        with contextlib.suppress(BrokenPipeError):  # no client waits for it
             os.write(status, b"%d\n" % code)
         os.close(status)
 
 
 def become(asked):
-    """Make this child what was asked for; its function."""
+    """Prepare this child as the request says. Returns the function to run."""
     if asked["session"]:
         os.setsid()
     if asked["file_bytes"] is not None:
@@ -96,7 +96,7 @@ def become(asked):
     wanted = asked["environment"]
     for name in os.environ.keys() - wanted.keys():
         del os.environ[name]
-    # Only what differs: a process that lost its first variable could not take another title.
+    # Only what differs: a process that has lost its first variable cannot set its title.
     os.environ.update(dict(wanted.items() - os.environ.items()))
     os.chdir(asked["folder"])
     sys.argv = asked["words"]
@@ -105,7 +105,7 @@ def become(asked):
 
 
 def run_to_the_end(function):
-    """Run it as the interpreter runs a script; does not return."""
+    """Run a function as the interpreter runs a script, and end the process."""
     code = 0
     try:
         function()

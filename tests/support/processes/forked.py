@@ -1,7 +1,7 @@
-"""Starts commands as forks of a process that has imported their package; what a test holds of one is used as Popen is.
+"""Starts commands as forks of a process that has imported their package. A test uses a `Forked` like a Popen.
 
 A fork runs the same `main` as `python -m PACKAGE` does, with its own arguments, environment, working folder, output and
-signals: only the imports are done before. Where the start itself is what a test is about, use `subprocess`.
+signals: only the imports are done before. If a test is about the start itself, use `subprocess`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from support.v2 import ON_PATH, V2_ON_CPU
 
 ROOT = Path(__file__).parents[3]
 PATH = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "deploy" / "demo")))}
-"""The environment in which a process of its own finds what tests import."""
+"""The environment in which a new process finds the modules that tests import."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """No library may start a thread in a process that forks."""
 PRELOADED = {
@@ -40,16 +40,16 @@ PRELOADED = {
     "server": (*ENGINES_PRELOADED, "support.servers.stand_in_engines", "support.servers.imported"),
     "v2": (*ENGINES_PRELOADED, "support.v2.kernels", "support.servers.imported"),
 }  # fmt: skip
-"""What a package's server imports beside the package, before it. `v2`: the server's package, as `support.v2` has it."""
+"""Modules that a fork server imports before its package. `v2`: the package `server`, in the environment of `V2`."""
 V2 = V2_ON_CPU | {"PYTHONPATH": os.pathsep.join((str(ON_PATH), PATH["PYTHONPATH"]))}
 FIRST = {"FORKED_BY_TESTS": "1"}
-"""The first variable of the fork server and of its children: one that never changes, or they could not take a title."""
+"""The first variable of the fork server and of its children. If it changed, they could not set their titles."""
 MAIN = {"server": "support.servers.imported:main"}
-"""What a package's command calls, if not its `main`."""
+"""The function that a package's command calls, if it is not `main`."""
 
 
 class Forked:
-    """A process that was forked for a test."""
+    """A process that was forked for a test, with the methods of Popen that tests use."""
 
     def __init__(self, words: Sequence[str], output: int, errors: int | None, status: int) -> None:
         self.args, self.returncode = words, None
@@ -73,7 +73,7 @@ class Forked:
         return code
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str | None]:
-        """All that it says from now on, and its end."""
+        """Wait for the end of the process. Returns all that it writes from now on: (stdout, stderr)."""
         deadline = None if timeout is None else time.monotonic() + timeout
         said: dict[io.TextIOWrapper, str] = {}
         readers = []
@@ -99,7 +99,7 @@ class Forked:
 
 
 class ForkServer:
-    """The process that forks for one package, which all processes of a test run share."""
+    """The connection to the fork server of one package. All processes of a test run share that server."""
 
     def __init__(self, package: str) -> None:
         self._lock, self._socket = threading.Lock(), socket.socket(socket.AF_UNIX)
@@ -109,14 +109,14 @@ class ForkServer:
         with socket.socket(socket.AF_UNIX) as listener:
             try:
                 listener.bind(address)
-            except OSError:  # another process of this run has started it
+            except OSError:  # another process of this run has started the server
                 pass
             else:
                 listener.listen()
                 start(package, listener)
-        while self._socket.connect_ex(address):  # it is bound, and listens in a moment
+        while self._socket.connect_ex(address):  # the address is bound; the server listens in a moment
             time.sleep(0.01)
-        atexit.register(self._socket.close)  # the server ends with the last of them; what it has forked lives on
+        atexit.register(self._socket.close)  # the server ends with its last client; its forks live on
 
     def fork(
         self,
@@ -128,10 +128,10 @@ class ForkServer:
         session: bool = False,
         file_bytes: int | None = None,
     ) -> Forked:
-        """A child that runs `function` ('module:name') with `words` as its arguments.
+        """Fork a child that runs `function` ('module:name') with `words` as its arguments.
 
-        `output`: an open file for both of its streams; otherwise they are pipes, or one where `one_stream`. `session`:
-        it leads a session of its own. `file_bytes`: the largest file that it may write.
+        `output`: an open file for both of its streams; None: two pipes, or one with `one_stream`. `session`: the child
+        leads a session of its own. `file_bytes`: the size of the largest file that the child may write.
         """
         said = [str(word) for word in words]
         asked = {
@@ -156,7 +156,7 @@ def is_worker() -> bool:
 
 
 def start(package: str, listener: socket.socket) -> None:
-    """Start a package's server, which imports all of the package."""
+    """Start the fork server of a package, which imports all of the package."""
     folder, environment = ("server", V2) if package == "v2" else (package, {})
     modules = [module.name for module in pkgutil.walk_packages([str(ROOT / folder)], f"{folder}.")]
     subprocess.Popen(
@@ -169,18 +169,18 @@ def start(package: str, listener: socket.socket) -> None:
 
 @functools.cache
 def fork_server(package: str) -> ForkServer:
-    """The one of a package, started when a process of this test run first asks for it."""
+    """The fork server of a package. It starts when a process of this test run first asks for it."""
     return ForkServer(package)
 
 
 def fork(package: str, *words: object, **options) -> Forked:
-    """`lightreasoner-PACKAGE WORDS` as a fork."""
+    """Start `lightreasoner-PACKAGE WORDS` as a fork."""
     command = [f"lightreasoner-{package}", *words]
     return fork_server(package).fork(MAIN.get(package, f"{package}.__main__:main"), command, **options)
 
 
 def run(package: str, *words: object, timeout: float = 600, **options) -> subprocess.CompletedProcess[str]:
-    """The same, to its end."""
+    """Run `lightreasoner-PACKAGE WORDS` as a fork, to its end."""
     process = fork(package, *words, **options)
     try:
         output, errors = process.communicate(timeout)

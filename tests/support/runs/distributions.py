@@ -1,4 +1,4 @@
-"""Pairs of distributions for hypothesis to look through, and what the service would show of them."""
+"""Pairs of distributions that hypothesis generates, and what the service would return for them."""
 
 import os
 
@@ -16,7 +16,7 @@ def log_softmax(logits):
 def pairs(draw, most_unknown=10):
     """Both models' full log-probabilities [T, V], which ids the amateur knows [V], and the expert's order of ids.
 
-    Among them: ties, one-hot predictions, ids that the expert rules out (-inf), equal models.
+    The pairs include ties, one-hot predictions, ids that the expert rules out (-inf), and equal models.
     """
     size, steps = draw(st.integers(2, 10)), draw(st.integers(1, 3))
     value = st.one_of(st.floats(-12, 12, width=32), st.sampled_from([0.0, 1.0, 18.0, 60.0]))
@@ -52,5 +52,5 @@ def true_kl(pair):
 ks = st.integers(1, 10)
 alphas = st.one_of(st.sampled_from([1.0, 0.2]), st.floats(1e-3, 1.0))
 EXAMPLES = "EXAMPLES"
-"""The variable that says how many pairs each property is tried on."""
+"""Environment variable: the number of pairs on which each property is tested."""
 many = settings(max_examples=int(os.environ.get(EXAMPLES, "150")), deadline=None)

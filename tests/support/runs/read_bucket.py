@@ -1,9 +1,9 @@
-"""Reads a finished RUN with pyarrow alone, knowing only what the README says of its files.
+"""Reads a finished RUN with pyarrow alone, using only what the README says about its files.
 
-    python tests/e2e/read_bucket.py RUN PROBLEMS.jsonl
+    python tests/support/runs/read_bucket.py RUN PROBLEMS.jsonl
 
-Exits with an error unless every part can be read, every problem is there once as readers see it (the first part by
-name that holds a key counts), each trajectories part has its samples part with the same keys, and the RUN is sealed.
+Exits with an error unless every part can be read, readers see every problem once (the first part by name that holds a
+key counts), each trajectories part has a samples part with the same keys, and the RUN is sealed.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""RUNs that are reported on: texts that would be markup, divergences computed plainly, an evaluation."""
+"""RUNs for tests of the report: texts that look like markup, a plain computation of divergences, an evaluation."""
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def plain_bounds(trajectories, first=1, alpha=0.2):
 
 
 def with_equal_steps(trajectories, count):
-    """The same, but at the first `count` counted steps of each the amateur is as good as the expert."""
+    """The same trajectories, but at the first `count` counted steps of each the amateur equals the expert."""
     for trajectory in trajectories:
         trajectory.amateur_logprobs[1 : count + 1] = trajectory.expert_logprobs[1 : count + 1]
     return trajectories

@@ -1,4 +1,4 @@
-"""What the tests of asking servers share: problems, a client that gathers every line, and counting by key."""
+"""Shared by tests that ask servers: problems, a client that gathers every line, and counts by key."""
 
 import asyncio
 from collections import Counter
@@ -10,7 +10,7 @@ PROBLEMS = [Problem(id=f"p{index}", question=f"What is {index}?") for index in r
 
 
 def sampled(url, problems=PROBLEMS, settings=None, patience=60.0, on_line=None, tell=lambda _: None):
-    """Every line that a client yields; `on_line` hears of each as it comes."""
+    """Every line that a client yields. `on_line` is called after each one, with all lines so far."""
 
     async def gather():
         lines = []

@@ -1,8 +1,8 @@
-"""A real HTTP server that speaks the contract from memory: made-up models, and trajectories of `made_run`.
+"""A real HTTP server that follows the contract and answers from memory: made-up models, trajectories of `made_run`.
 
-It stands where a test is about the client alone: what the client does when a server refuses, stops or dies. It runs in
-a thread of the test's process, or as one of its own (`python tests/contract_server.py PORT`) where it is to be killed.
-A question that holds "unanswerable" gets an error line; everything else is the test's to set.
+It is for tests of the client alone: what the client does when a server refuses, stops or dies. It runs in a thread of
+the test's process, or, if a test kills it, in its own process (`python -m support.servers.contract_server PORT`). A
+question that contains "unanswerable" gets an error line. A test sets everything else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TOKENS = 4
 
 
 def line_of(problem: dict[str, Any], index: int) -> bytes:
-    """The line that answers a problem: always the same one."""
+    """The line that answers a problem: always the same for a problem and an index."""
     if "unanswerable" in (problem["question"] or ""):
         return Failure(problem["id"], index, "context_length_exceeded", "the problem is too long").to_line()
     seed = zlib.crc32(f"{problem['id']}/{index}".encode())
@@ -40,12 +40,12 @@ def line_of(problem: dict[str, Any], index: int) -> bytes:
 
 
 def refusal(status: int, detail: str, **headers: str) -> Response:
-    """An answer that is none, as the service words it."""
+    """A refusal in the service's format."""
     return JSONResponse({"detail": detail}, status, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
 class ContractServer:
-    """What a test sets, and what it sees."""
+    """The server, with everything that a test can set and look at."""
 
     def __init__(self, port: int | None = None, host: str = "127.0.0.1", **cards: Any) -> None:
         manifest = make_manifest()
@@ -68,7 +68,7 @@ class ContractServer:
 
         async def lines() -> AsyncIterator[bytes]:
             for problem in body["problems"]:
-                problem["top_k"] = body["top_k"]  # what a line needs to know of the request
+                problem["top_k"] = body["top_k"]  # the line depends on it
                 for index in range(body["n"]):
                     if wait := self.before_line:  # a test may change it at any moment
                         await wait()

@@ -1,7 +1,7 @@
-"""A stand-in of the Hugging Face Hub: its HTTP API for data sets, from memory, over real HTTP.
+"""A stand-in for the Hugging Face Hub: its HTTP API for data sets, from memory, over real HTTP.
 
-It answers what huggingface_hub asks to make a data set, to commit to it, to list and to read it. Parquet goes by way of
-a store, as the Hub has it, whole or in pieces (`piece_bytes`); of the Hub's own store of chunks, Xet, nothing is here.
+It answers the requests of huggingface_hub that create a data set, commit to it, list it and read it. Parquet files go
+through a store, as on the Hub, whole or in pieces (`piece_bytes`). Xet, the Hub's own store of chunks, is not here.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ TOKEN = "hf_of_the_stand_in"
 
 
 class Hub:
-    """What it holds, and what it was asked."""
+    """The stand-in: the data sets that it holds, and the commits that it got."""
 
     def __init__(self) -> None:
         self.data_sets: dict[str, list[dict[str, bytes]]] = {}  # by name: the files of each commit
         self.private: set[str] = set()
-        self.refuse: int | None = None  # a status, for every commit
-        self.refuse_upload: int | None = None  # a status, for every file that goes to the store
+        self.refuse: int | None = None  # status with which every commit is refused
+        self.refuse_upload: int | None = None  # status with which every upload to the store is refused
         self.piece_bytes: int | None = None
         self.stored: dict[str, bytes] = {}  # by SHA-256
         self._pieces: dict[str, dict[int, bytes]] = {}
@@ -138,7 +138,7 @@ class Hub:
         oid, data = request.path_params["oid"], await request.body()
         if self.refuse_upload:
             return Response("no", self.refuse_upload)
-        if request.method == "POST":  # the last word on its pieces
+        if request.method == "POST":  # completes an upload in pieces
             pieces = self._pieces.pop(oid)
             data = b"".join(pieces[part["partNumber"]] for part in orjson.loads(data)["parts"])
         elif number := request.path_params.get("number"):

@@ -1,10 +1,10 @@
-"""The server's command in a process that has imported all of it, its engines' part too: a start takes a third.
+"""Runs the server's command in a process that has imported the server and its engines: a start takes a third.
 
-It stands in for the public command where a test is about what a server answers. Only three things differ: nothing is
-imported; vLLM looks at a kind of model that it has not seen on this machine in this process, not in one that imports
-vLLM for it; and the engines' processes are forks of this process' own fork, not of an interpreter that was started for
-them. So they do not carry the server's mark, and the watchdog would not find them: what is claimed of starting, ending
-and being killed is tried on the public command.
+Tests of what a server answers use it in place of the public command. Only three things differ. Nothing is imported.
+vLLM inspects a model type that is new on this machine in this process, not in one that imports vLLM for it. The
+engines' processes are forks of a fork of this process, not of an interpreter that was started for them. So they do not
+carry the server's mark, and the watchdog would not find them: tests of starting, ending and being killed use the public
+command.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vllm.model_executor.models import registry
 from server.__main__ import main as program
 
 ENGINES = "from multiprocessing.forkserver import main"
-"""How the command of the engines' fork server begins."""
+"""The beginning of the command of the engines' fork server."""
 _started = util.spawnv_passfds
 
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def look_here(look: Callable[[], Any]) -> Any:
-    """In place of vLLM's, which fears that the look initializes a GPU."""
+    """Replaces vLLM's function, which starts a process so that the inspection cannot initialize a GPU."""
     try:
         return look()
     except Exception as error:
@@ -41,7 +41,7 @@ def look_here(look: Callable[[], Any]) -> Any:
 
 
 def fork_or_start(path: bytes, words: Sequence[str], passed: Sequence[int]) -> int:
-    """In place of multiprocessing's: the engines' fork server is a fork that keeps only the files passed to it."""
+    """Replaces multiprocessing's function: the engines' fork server is a fork that keeps only the files it is passed."""
     if not words[-1].startswith(ENGINES):
         return _started(path, words, passed)
     if pid := os.fork():
@@ -49,7 +49,7 @@ def fork_or_start(path: bytes, words: Sequence[str], passed: Sequence[int]) -> i
     keep = {0, 1, 2, *passed}
     for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
         if number not in keep:
-            with contextlib.suppress(OSError):  # the one that listed them
+            with contextlib.suppress(OSError):  # the file that listed them is closed already
                 os.close(number)
     try:
         exec(words[-1], {})  # returns in no process, or as SystemExit when the server has gone

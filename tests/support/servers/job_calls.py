@@ -1,4 +1,4 @@
-"""What the tests of jobs share: posting over HTTP, waiting, looking into the bucket."""
+"""Shared by the tests of jobs: posting a job over HTTP, waiting for it, looking into the bucket."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def owners(bucket, job_id):
 
 
 def read_by_others(run, problems, folder):
-    """A RUN as tests/e2e/read_bucket.py finds it."""
+    """The output of tests/support/runs/read_bucket.py on a RUN, which must not fail."""
     file = folder / "asked.jsonl"
     file.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     script = ROOT / "tests" / "support" / "runs" / "read_bucket.py"

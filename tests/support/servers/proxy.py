@@ -1,4 +1,4 @@
-"""A TCP proxy before a server, which cuts connections, refuses them, or tells what passes."""
+"""A TCP proxy in front of a server. It cuts connections, refuses them, or reports the data that passes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 Hear = Callable[[bool, bytes], None]
-"""Whether it is asked or answered, and what."""
+"""Gets each piece of data, and True if it goes to the server, False if it comes from the server."""
 
 
 class Proxy:
     """`cut_after`: bytes that the server may send on a connection before it is reset, even in the middle of a line.
 
-    `listener` is called for each connection; what it returns hears what is asked and what is answered, before it is
-    passed on.
+    `listener` is called for each connection. The function that it returns gets all data, in both directions, before the
+    proxy passes it on.
     """
 
     def __init__(self, port: int) -> None:
@@ -30,7 +30,7 @@ class Proxy:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def cut(self) -> None:
-        """Reset every connection there is."""
+        """Reset every open connection."""
         assert self._loop
         self._loop.call_soon_threadsafe(lambda: [writer.transport.abort() for writer in self._open])
 

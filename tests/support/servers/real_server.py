@@ -26,7 +26,7 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 SMOLLM2 = ROOT / ".cache" / "smollm2"
 START_SECONDS = 300
 ENGINE_TITLE = "VLLM::EngineCor"
-"""In what vLLM calls an engine's process; the end may be cut off."""
+"""Part of the title that vLLM gives an engine's process. The end of a title may be cut off."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,26 @@ class RunningServer:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every request needs."""
+        """The headers that every request needs."""
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     @property
     def options(self) -> list[str]:
-        """What every command of the client needs."""
+        """The options that every command of the client needs."""
         return ["--server", self.url, *(["--api-key", self.key] if self.key else [])]
 
     def ask(self, method: str, path: str, headers: dict[str, str] | None = None, **options: Any) -> httpx.Response:
-        """One request."""
+        """Send one request."""
         return httpx.request(method, self.url + path, headers=self.headers | (headers or {}), timeout=60, **options)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples whose labels are these."""
+        """The sum of a metric's samples with these labels."""
         families = text_string_to_metric_families(self.ask("GET", "/metrics").text)
         samples = [sample for family in families for sample in family.samples if sample.name == name]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def signal(self, number: int) -> None:
-        """To the server and its engines, as one group of processes."""
+        """Send a signal to the server and its engines, which are one process group."""
         os.killpg(self.process.pid, number)
 
 
@@ -89,9 +89,10 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """Start a server through its public command, with a server.yaml, and wait until it is ready.
 
-    `settings`: more of server.yaml, beside the engines' sections. `cache_bytes`: of each engine's cache; small, for
-    several servers share the machine's memory. `key`: which requests need. `environment`: more variables than this
-    process has. `imported`: a fork in place of the public command, ready in a third of the time (`servers.imported`).
+    `settings`: more keys of server.yaml, beside the engines' sections. `cache_bytes`: size of each engine's cache;
+    small, because several servers share the machine's memory. `key`: the API key that requests need. `environment`:
+    variables in addition to this process's. `imported`: start a fork in place of the public command, which is ready in
+    a third of the time (`servers.imported`).
     """
     port, log, config = port or free_port(), folder / "server.log", folder / "server.yaml"
     every = {"dtype": dtype, "kv_cache_memory_bytes": cache_bytes, "max_model_len": max_model_len}
@@ -120,7 +121,7 @@ def running_server(
 
 @contextlib.contextmanager
 def watched(server: RunningServer) -> Iterator[RunningServer]:
-    """Wait until a server that was started is ready; kill it in the end, and its engines."""
+    """Wait until a started server is ready. At the end kill the server and its engines."""
     try:
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -134,18 +135,18 @@ def watched(server: RunningServer) -> Iterator[RunningServer]:
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.process.pid, signal.SIGKILL)  # ending in good order takes 5 s; test_lifecycle tries that
+            os.killpg(server.process.pid, signal.SIGKILL)  # an orderly end takes 5 s; test_lifecycle tests it
         server.process.wait()
 
 
 def children_of(server):
-    """A server's own child processes: the engines' and the watchdog's among them."""
+    """The ids of a server's child processes, including those of the engines and the watchdog."""
     threads = Path(f"/proc/{server.process.pid}/task").iterdir()
     return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
 
 
 def sockets_of(server):
-    """Where a server's own Unix sockets lie."""
+    """The paths of a server's own Unix sockets."""
     held = {str(opened.readlink()) for opened in Path(f"/proc/{server.process.pid}/fd").iterdir()}
     every = map(str.split, Path("/proc/net/unix").read_text().splitlines())
     return [Path(line[7]) for line in every if len(line) == 8 and f"socket:[{line[6]}]" in held]
@@ -158,7 +159,7 @@ def mark_of(server):
 
 
 def is_engine(pid):
-    """Is it an engine's process? vLLM gives it a title."""
+    """Whether a process is an engine's, by the title that vLLM gives it."""
     try:
         return ENGINE_TITLE in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:  # it has ended
@@ -166,7 +167,7 @@ def is_engine(pid):
 
 
 def processes_of(session):
-    """Processes in a session that are no zombies."""
+    """The processes of a session, without zombies."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -179,12 +180,12 @@ def processes_of(session):
 
 
 def engine_processes(server):
-    """Those of both engines, the expert's first."""
+    """The processes of both engines, the expert's first."""
     return sorted(filter(is_engine, processes_of(server.process.pid)))
 
 
 def command(package: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run one of the public commands to its end, as `command('client', 'sample', …)`. Only the trainer's is no fork."""
+    """Run a public command to its end, as `command('client', 'sample', …)`. All but the trainer's are forks."""
     if package != "trainer":
         return run(package, *words, environment={"COLUMNS": "200"})
     text = [sys.executable, "-m", package, *map(str, words)]

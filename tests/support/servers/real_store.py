@@ -23,7 +23,7 @@ PARTS = ("admin", "filer", "master", "volume", "s3")
 
 @contextlib.contextmanager
 def running_s3(folder: Path) -> Iterator[dict[str, str]]:
-    """Start the server with an empty bucket; the environment in which `s3://samples/…` means it."""
+    """Start the server with an empty bucket. Yields the variables with which `s3://samples/…` refers to it."""
     ports = {part: free_port() for part in PARTS}
     command = [Path(sys.executable).with_name("weed"), "-logtostderr", "mini", f"-dir={folder}", f"-bucket={BUCKET}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false", "-admin.ui=false"]
@@ -53,7 +53,7 @@ def running_s3(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _has_bucket(environment: dict[str, str]) -> bool:
-    """Whether a put succeeds: the port is open some time before the bucket is there."""
+    """Whether a put succeeds. The port opens some time before the bucket exists."""
     from obstore.store import S3Store
 
     with contextlib.suppress(httpx.HTTPError):

@@ -10,7 +10,7 @@ from typing import Any
 from support.servers.real_server import RunningServer, free_port
 
 OPEN_JOBS, QUEUED, LEASE_SECONDS = 4, 50, 2
-"""Of the session's `service`: all its limits are low."""
+"""Low limits, and a short lease, for the session's `service`."""
 SERVICE = {
     "key": "a-key", "lease_seconds": LEASE_SECONDS,
     "limits": {"open_jobs": OPEN_JOBS, "queued_trajectories": QUEUED, "job_trajectories": 9000},
@@ -18,10 +18,10 @@ SERVICE = {
 
 
 class Restarting:
-    """Has what the server that runs at the moment has."""
+    """Has all attributes of the server that runs at the moment."""
 
     def __init__(self, running: Callable[..., contextlib.AbstractContextManager[RunningServer]]) -> None:
-        """`running` starts one at the port that it is given."""
+        """`running`: starts a server at a given port."""
         self._running, self._port, self._stack = running, free_port(), contextlib.ExitStack()
         self.start()
 

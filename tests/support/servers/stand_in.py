@@ -1,4 +1,4 @@
-"""Servers, and a worker, with stand-ins for engines (`stand_in_engines`); and a server whose engines never come up."""
+"""Servers, and a `sample` command, with stand-in engines (`stand_in_engines`); a server whose engines never start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.servers.real_server import DEMO, RunningServer, free_port, watched
 
 @contextlib.contextmanager
 def stand_in_server(folder: Path, port: int | None = None, **settings: Any) -> Iterator[RunningServer]:
-    """Start one that serves the demo's pair, with a server.yaml of these settings, and wait until it is ready."""
+    """Start a server of the demo's pair, with these settings in its server.yaml, and wait until it is ready."""
     port, config, log = port or free_port(), folder / "server.yaml", folder / "server.log"
     config.write_text(json.dumps(settings))
     words = ["lightreasoner-server", "--config", config, "--port", port]
@@ -36,18 +36,18 @@ def stand_in_server(folder: Path, port: int | None = None, **settings: Any) -> I
 
 
 def stand_in_sample(*words: object, environment: Mapping[str, str] | None = None) -> Forked:
-    """Start `lightreasoner-server sample` with the demo's pair and these words."""
+    """Start `lightreasoner-server sample` with the demo's pair and these arguments."""
     said = ["lightreasoner-server", "sample", *words, "--expert", DEMO / "expert", "--amateur", DEMO / "amateur"]
     return fork_server("server").fork("support.servers.stand_in_engines:main", said, environment, session=True)
 
 
 BODY_BYTES = 50_000
-"""The most that `serving` takes in a body."""
+"""The largest body that `serving` accepts."""
 
 
 @contextlib.contextmanager
 def serving(keys: Sequence[str] = (), **settings: Any) -> Iterator[httpx.Client]:
-    """The application behind its guard, in a thread; its engines never come up, which needs no engine."""
+    """Serve the application behind its guard from a thread. It needs no engine: its engines never finish starting."""
 
     def start_pair(stopping: threading.Event) -> Any:
         stopping.wait()

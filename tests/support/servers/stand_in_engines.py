@@ -1,8 +1,8 @@
 """A server whose two engines answer from memory. All else is real: its command line, HTTP, signals, jobs, watchdog.
 
-It stands where vLLM plays no part: in how a server drains and ends, and in what becomes of its jobs. It is ready in a
-second, and how long a trajectory takes is known. In: the server's own arguments. Each engine has a process of its own
-that only sleeps, so that a test sees it end with the server. What is claimed of engines is tried on real ones.
+It is for tests in which vLLM plays no part: how a server drains and ends, and what becomes of its jobs. It is ready in
+a second, and a trajectory takes a known time. In: the server's own arguments. Each engine has a process of its own that
+only sleeps, so that a test sees it end with the server. Tests of engines use real ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class StandIn(Engine):
-    """An engine that makes up its answers, the same ones to the same prompt and seed."""
+    """An engine that makes up its answers: the same for the same prompt and seed."""
 
     def __init__(self, role: Role, facts: ModelFacts) -> None:
         self.role, self.facts = role, facts
@@ -59,7 +59,7 @@ class StandIn(Engine):
             return SimpleNamespace(prompt_token_id_logprobs=-rng.exponential(3, shape).astype(np.float32))
         async with self._free:
             await asyncio.sleep(params.max_tokens * TOKEN_SECONDS)
-        if params.logprobs is None:  # a completion that was given
+        if params.logprobs is None:  # the expert scores a given completion
             logprobs = made_up(rng, len(prompt_token_ids), self.facts.vocab_size)
             return SimpleNamespace(prompt_logprobs=flat_rows(logprobs, prompt_token_ids, params.prompt_logprobs))
         logprobs = made_up(rng, params.max_tokens, self.facts.vocab_size)
@@ -68,7 +68,7 @@ class StandIn(Engine):
         return SimpleNamespace(outputs=[SimpleNamespace(token_ids=taken, finish_reason="length", logprobs=rows)])
 
     async def watch(self, seconds: float) -> None:
-        """It never hangs."""
+        """Does nothing: a stand-in never hangs."""
 
     def stop(self) -> None:
         self._process.kill()
@@ -82,7 +82,7 @@ def made_up(rng: np.random.Generator, tokens: int, vocabulary: int) -> Floats:
 
 
 def flat_rows(logprobs: Floats, taken: list[int], k: int) -> Any:
-    """As vLLM gives them: in each row the token that was taken, then the k best ids."""
+    """Log-probabilities in vLLM's flat format: in each row the chosen token, then the k best ids."""
     ids = np.column_stack((taken, np.argsort(-logprobs, axis=1)[:, :k]))
     starts = np.arange(len(ids)) * (k + 1)
     return SimpleNamespace(
@@ -92,7 +92,7 @@ def flat_rows(logprobs: Floats, taken: list[int], k: int) -> Any:
 
 
 class StandInPair(Pair):
-    """The pair over them."""
+    """The pair over two stand-ins."""
 
     def shutdown(self) -> None:
         for engine in (self.expert, self.amateur):
@@ -100,7 +100,7 @@ class StandInPair(Pair):
 
 
 STARTING = "STAND_INS_START_UNTIL_STOPPED"
-"""With this variable they are ready only when the server is told to stop."""
+"""With this environment variable the stand-ins are ready only when the server is told to stop."""
 
 
 def start_pair(settings: ServerSettings, facts: PairFacts, stopping: threading.Event) -> Pair:

@@ -1,6 +1,6 @@
-"""`lightreasoner-trainer` as the rank of a machine of its own, which sees no temporary file of another one.
+"""Runs `lightreasoner-trainer` as a rank on a machine of its own, which cannot see temporary files of other machines.
 
-`TMPDIR` is the machine's folder for temporary files; those of the others lie beside it.
+`TMPDIR` is the machine's folder for temporary files. The folders of the other machines lie beside it.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own: several ranks, or one that is to be killed."""
+"""Starts trainings in processes of their own: several ranks, or one that the test kills."""
 
 import json
 import subprocess
@@ -12,11 +12,11 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 SECONDS = 300
 COMMAND, ONE_STEP, SHARDED = "trainer.__main__:main", "support.training.one_step:main", "support.training.sharded:run"
 APART = "support.training.apart:run"
-"""What a rank may run."""
+"""Functions that a rank can run."""
 
 
 def torchrun(count, *words):
-    """`torchrun --standalone -m trainer WORDS` on this machine's CPU. Only torchrun itself is a fork."""
+    """Run `torchrun --standalone -m trainer WORDS` on this machine's CPU. Only torchrun itself is a fork."""
     launch = ["torchrun", "--standalone", "--nproc-per-node", count, "-m", "trainer", *words]
     launcher = fork_server("trainer").fork("torch.distributed.run:main", launch, ENVIRONMENT | PATH)
     try:
@@ -27,9 +27,9 @@ def torchrun(count, *words):
 
 
 def ranks(count, *words, function=COMMAND, machines=None):
-    """The same as forks, which have the environment that torchrun gives its ranks; when one fails, all are ended.
+    """Run the ranks as forks, in the environment that torchrun gives its ranks. When one fails, all are terminated.
 
-    `machines`: an empty folder for what each rank's own machine keeps, with `function=APART`.
+    `machines`: an empty folder, in which each rank gets a folder as its own machine; use it with `function=APART`.
     """
     port = str(free_port())
     local = 1 if machines else count
@@ -56,7 +56,7 @@ def ranks(count, *words, function=COMMAND, machines=None):
 
 
 def started(*words, **environment):
-    """`lightreasoner-trainer` as a process, its output in one pipe."""
+    """Start `lightreasoner-trainer` as a process, with all its output in one pipe."""
     return fork("trainer", *words, environment=ENVIRONMENT | environment, one_stream=True)
 
 

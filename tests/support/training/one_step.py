@@ -1,6 +1,6 @@
-"""Trains one optimizer step by the trainer itself and leaves the gradient as it was before clipping.
+"""Trains one optimizer step with the real trainer, and writes the gradient before clipping to a file.
 
-In the test's process, or in a rank. B is randomised, for at its start, 0, A has no gradient.
+It runs in the test's process or in a rank. B is randomised: while B is 0, as at the start, A gets no gradient.
 `main` reads RUN MODEL OUT GRADIENTS.safetensors [OPTION=VALUE …] from the arguments: options of
 `Recipe`, `Lora` and `Running`.
 """

@@ -1,4 +1,4 @@
-"""A RUN as a training set, in one call."""
+"""Reads a RUN as a training set in one call."""
 
 from client.runs.run import Run
 from trainer.adapters.model_folder import ModelFolder

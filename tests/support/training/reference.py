@@ -1,10 +1,10 @@
-"""The contrast loss by its definition, slowly."""
+"""The contrast loss computed by its definition, without packing or chunks."""
 
 import torch
 
 
 def per_sample_loss(model, samples):
-    """A forward pass for each kept step, on its prefix alone, and a dense label."""
+    """The mean loss of the kept steps: for each, a forward pass on its prefix alone and a dense label."""
     losses = []
     for sample in samples:
         contrast = sample.contrast

@@ -1,7 +1,7 @@
-"""`lightreasoner-trainer` under FSDP2, as a rank, on a machine without a GPU.
+"""Runs `lightreasoner-trainer` as a rank under FSDP2, on a machine without a GPU.
 
-accelerate takes up FSDP only where it finds accelerators, so it is told that these ranks are some; the sharding itself
-is torch's own, over gloo. The settings are those that README gives, as `accelerate launch` hands them on.
+accelerate uses FSDP only on accelerators, so it is told that these ranks run on some. The sharding itself is torch's
+own, over gloo. The settings are those of the README, as `accelerate launch` passes them on.
 """
 
 import os
@@ -21,7 +21,7 @@ SETTINGS = {
 
 def as_accelerators(start):
     def begin(self, *words, **options):
-        first = not PartialState._shared_state  # later ones share what accelerate has made of it since
+        first = not PartialState._shared_state  # later ones share the state, which accelerate has changed since
         start(self, *words, **options)
         if first:
             self.distributed_type = DistributedType.MULTI_GPU

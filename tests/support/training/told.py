@@ -1,4 +1,4 @@
-"""`lightreasoner-trainer`, whose second rank sends itself SIGTERM in its third optimizer step."""
+"""Runs `lightreasoner-trainer` so that the second rank sends itself SIGTERM in its third optimizer step."""
 
 import os
 import signal

@@ -1,15 +1,15 @@
-"""vLLM's V2 model runner, which is the default on a GPU, on a machine without one.
+"""Runs vLLM's V2 model runner, the default on a GPU, on a machine without a GPU.
 
-`V2_ON_CPU` is what a process needs in its environment. Everything that is Python runs as it does on a GPU: scheduling,
-batches, sampling, the scoring of given ids. What stands in for hardware:
+`V2_ON_CPU` holds the environment variables that a process needs. All Python code runs as on a GPU: scheduling, batches,
+sampling, the scoring of given ids. The rest is replaced:
 
 | on a GPU | here | by |
 | --- | --- | --- |
 | compiled Triton kernels | Triton's interpreter, over NumPy | TRITON_INTERPRET, `on_path/sitecustomize.py` |
-| streams, events, pinned memory | nothing: each does its work at once | vLLM (vllm/v1/worker/cpu/shm.py) |
+| streams, events, pinned memory | none: work is done at once | vLLM (vllm/v1/worker/cpu/shm.py) |
 | FlashAttention or FlashInfer; CUDA graphs | the CPU build's attention; none | vLLM |
-| asynchronous scheduling, vLLM's default | the same, which vLLM turns off on a CPU | `on_path/sitecustomize.py` |
-| the fork server's absence: engines are spawned | engines are forks | the server |
+| asynchronous scheduling, vLLM's default | the same; vLLM would turn it off on a CPU | `on_path/sitecustomize.py` |
+| spawned engines, no fork server | engines are forks | the server |
 """
 
 from __future__ import annotations

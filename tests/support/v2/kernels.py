@@ -1,8 +1,8 @@
-"""vLLM's own scoring code, as its V2 model runner calls it, at the width of a real vocabulary. Needs `V2_ON_CPU`.
+"""Checks vLLM's scoring code, called as by its V2 model runner, at the width of a real vocabulary. Needs `V2_ON_CPU`.
 
-151,936 columns seen through rows of 152,064, as a padded head gives them; what lies beyond must not be read. Prints, as
-JSON, the largest difference from a log-softmax in float64: for each dtype and k, of given ids (two requests whose
-prompts come in chunks, -1 in columns and rows) and of the best k with the ranks of sampled tokens.
+The logits are 151,936 columns of rows that hold 152,064, as with a padded head; columns beyond must not be read. Prints
+as JSON the largest difference from a log-softmax in float64, for each dtype and k: of given ids (two requests whose
+prompts come in chunks, with -1 in columns and rows), and of the best k ids with the ranks of sampled tokens.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ COLUMNS, PADDED = 151_936, 152_064
 MANY = prompt_logprob.CHUNK_SIZE
 SOME = ((torch.float32, 128, MANY), (torch.bfloat16, 20, 2))
 EVERY = (*((dtype, k, MANY) for dtype in (torch.float32, torch.bfloat16) for k in (20, 128)), (torch.float32, 20, 2))
-"""At every change each dtype, each k and each number of rows once; with `all`, and in `make test-long`, the others."""
+"""`SOME`, for every change: each dtype, k and number of rows once. `EVERY`, for `make test-long`: each dtype with each k.
+"""
 PROMPTS, START, CHUNK = (7, 5), 1, 3
 """Tokens of each request's prompt, its first scored row, and the tokens of it that a step computes."""
 
 
 def head(dtype: torch.dtype, rows: int, seed: int) -> torch.Tensor:
-    """Logits [rows, COLUMNS], a view of wider rows that hold NaN beyond."""
+    """Logits [rows, COLUMNS]: a view of wider rows, which hold NaN beyond `COLUMNS`."""
     wide = torch.full((rows, PADDED), torch.nan, dtype=dtype)
     wide[:, :COLUMNS] = torch.randn(rows, COLUMNS, generator=torch.Generator().manual_seed(seed)) * 4
     return wide[:, :COLUMNS]
 
 
 def given_ids(dtype: torch.dtype, k: int) -> float:
-    """The scores of given ids, against exact ones."""
+    """The largest difference of the scores of given ids from exact ones."""
     rng = np.random.default_rng(k)
     worker = prompt_logprob.PromptLogprobsWorker(len(PROMPTS), torch.device("cpu"))
     logits = [head(dtype, length, seed) for seed, length in enumerate(PROMPTS)]
@@ -82,7 +83,7 @@ def given_ids(dtype: torch.dtype, k: int) -> float:
 
 
 def best_ids(dtype: torch.dtype, k: int) -> float:
-    """The best k and the sampled token's rank, against exact ones."""
+    """Check the best k ids and the sampled tokens' ranks. Returns the largest difference of a score from exact ones."""
     logits = head(dtype, 4, k)
     sampled = torch.tensor([COLUMNS - 1, 0, 77, int(logits[3].argmax())])
     scores = compute_topk_scores(logits, k, sampled)
@@ -90,7 +91,7 @@ def best_ids(dtype: torch.dtype, k: int) -> float:
     assert torch.equal(scores.logprob_token_ids[:, 0], sampled)
     assert torch.equal(logits.gather(1, scores.logprob_token_ids[:, 1:]), logits.topk(k).values)
     own = logits.gather(1, sampled[:, None])
-    if dtype == torch.float32:  # the interpreter compares bfloat16 by its bits; nothing of ours asks for ranks
+    if dtype == torch.float32:  # the interpreter compares bfloat16 by its bits; our code never asks for ranks
         assert torch.equal(scores.selected_token_ranks, (logits >= own).sum(1))
     return float((scores.logprobs.double() - exact.gather(1, scores.logprob_token_ids)).abs().max())
 
@@ -106,7 +107,7 @@ def measured(ways: Iterable[tuple[torch.dtype, int, int]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """The program."""
+    """Print the figures as JSON."""
     print(json.dumps(measured(EVERY if sys.argv[1:] == ["all"] else SOME)))
 
 

@@ -1,10 +1,10 @@
-"""Lets vLLM's V2 model runner, which is a GPU's, start on a CPU; see `support.v2`. Runs in every process at its start.
+"""Lets vLLM's V2 model runner, made for GPUs, start on a CPU; see `support.v2`. Runs in every process at its start.
 
-Two things are changed, each as its module is loaded and in no other way:
+It changes two modules as they are loaded, and nothing else:
 
-- `triton.backends` gets a backend "cpu", without which vLLM on a CPU takes Triton as missing. TRITON_INTERPRET=1 runs
+- `triton.backends` gets a backend "cpu". Without it, vLLM on a CPU treats Triton as missing. TRITON_INTERPRET=1 runs
   the kernels, so the backend never compiles one.
-- vLLM's CPU platform turns asynchronous scheduling off; here it stays as vLLM's own configuration decided, as on CUDA.
+- vLLM's CPU platform turns asynchronous scheduling off. Here it stays as vLLM's configuration set it, as on CUDA.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CHANGES = {"triton.backends": add_backend, "vllm.platforms.cpu": keep_async_sche
 
 
 class Changed(importlib.abc.MetaPathFinder):
-    """Finds the modules that are changed, and changes each when it has been loaded."""
+    """Finds the modules in `CHANGES`, and changes each one when it has been loaded."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         if name not in CHANGES:

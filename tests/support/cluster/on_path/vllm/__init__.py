@@ -1,6 +1,6 @@
-"""Stands where vLLM would be imported, in processes whose pair answers from memory: a second in place of twenty.
+"""Replaces vLLM in processes whose pair answers from memory: the import takes one second instead of twenty.
 
-Whatever is asked of it is a class that keeps the arguments it is made with. Nothing here generates or scores.
+Every name in it is a class whose instances keep their keyword arguments. Nothing here generates or scores.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Whatever(type):
-    """A class of classes that have every attribute."""
+    """A metaclass: its classes have every attribute."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
