@@ -41,7 +41,7 @@ def look_here(look: Callable[[], Any]) -> Any:
 
 
 def fork_or_start(path: bytes, words: Sequence[str], passed: Sequence[int]) -> int:
-    """Replaces multiprocessing's function: the engines' fork server is a fork that keeps only the files it is passed."""
+    """Replaces multiprocessing's function: the engines' fork server is a fork that keeps only the files passed on."""
     if not words[-1].startswith(ENGINES):
         return _started(path, words, passed)
     if pid := os.fork():

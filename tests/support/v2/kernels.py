@@ -23,8 +23,7 @@ COLUMNS, PADDED = 151_936, 152_064
 MANY = prompt_logprob.CHUNK_SIZE
 SOME = ((torch.float32, 128, MANY), (torch.bfloat16, 20, 2))
 EVERY = (*((dtype, k, MANY) for dtype in (torch.float32, torch.bfloat16) for k in (20, 128)), (torch.float32, 20, 2))
-"""`SOME`, for every change: each dtype, k and number of rows once. `EVERY`, for `make test-long`: each dtype with each k.
-"""
+"""`SOME`, at every change: each dtype, k and number of rows once. `EVERY`, in `make test-long`: dtypes with each k."""
 PROMPTS, START, CHUNK = (7, 5), 1, 3
 """Tokens of each request's prompt, its first scored row, and the tokens of it that a step computes."""
 
