@@ -1,6 +1,6 @@
-"""The device that is checked, as nvidia-smi tells of it; on a CPU, what /proc tells of the engines' processes.
+"""The device to check, as nvidia-smi reports it; on a CPU, what /proc reports about the engines' processes.
 
-nvidia-smi names no process to who looks from a container, so memory is that of whole GPUs: nothing else may use them.
+In a container nvidia-smi names no processes. So memory is that of whole GPUs, and nothing else may use them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MIB = 1024**2
 LOOK_SECONDS = 0.5
 TICKS = os.sysconf("SC_CLK_TCK")
 BACK_SECONDS, LEFT = 10.0, 256 * MIB
-"""After this long an ended server's memory is back, but for so much that the driver keeps."""
+"""Seconds within which an ended server's memory is free again, and the bytes that the driver may keep."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Look:
-    """At all GPUs at one moment: mean utilisation in percent, bytes in use. 0 where the driver does not say."""
+    """All GPUs at one moment: mean utilisation in percent, bytes in use. 0 if the driver does not report it."""
 
     time: datetime
     busy: float
@@ -60,25 +60,25 @@ class Card:
         return _look().used if self.cuda else 0
 
     def held_by(self, pids: Iterable[int]) -> int:
-        """Bytes that servers hold: of the GPUs, or of memory, where they are these processes'."""
+        """Bytes that servers hold: on the GPUs, or on a CPU the memory of these processes."""
         if self.cuda:
             return max(0, self.used() - self._free)
         pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
         return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def free_again(self) -> bool:
-        """Is all memory back that was free at first?"""
+        """Whether all memory that was free at first is free again."""
         return self.used() <= self._free + LEFT
 
     def wait_until_free(self) -> None:
-        """Whoever starts next finds the memory of who has ended."""
+        """Wait until the memory of ended processes is free, for at most `BACK_SECONDS`."""
         deadline = time.monotonic() + BACK_SECONDS
         while not self.free_again() and time.monotonic() < deadline:
             time.sleep(0.1)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[list[Look]]:
-        """The GPUs, looked at while the block runs; empty on a CPU."""
+        """A list that fills with looks at the GPUs while the block runs; on a CPU it stays empty."""
         seen: list[Look] = []
         done = threading.Event()
 
@@ -102,7 +102,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def apart(function: Callable[..., T], *arguments: object) -> T:
-    """Its result, from a process of its own: none of the GPU's memory stays behind, where PyTorch would keep it."""
+    """Call a function in a process of its own: PyTorch keeps GPU memory until its process ends."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -1,13 +1,14 @@
-"""One command on a GPU node: whether the service is exact and fast there, as a table and as JSON.
+"""Checks on a GPU node that the service is exact and fast there, with one command; the result is tables and JSON.
 
     make gpu-check                                          # every part, on every pair; meant for 20 minutes of an H100
     python tests/gpu/check.py --pairs 7b --parts start,sampling
     make gpu-check DEVICE=cpu                               # the same program on the demo's pair, before there is a GPU
 
-Needs the package with the extras `server` and `trainer`, and nvidia-smi; it makes its models itself. Nothing else may
-use the GPUs meanwhile. Each part can run alone: it starts and samples what it needs. Prints as it goes; writes
-gpu-check.json and gpu-check.md to --out.
-Exits 1 where a part fails or a claim does not hold. Targets of speed are printed beside the figures, and fail nothing.
+It needs the package with the extras `server` and `trainer`, and nvidia-smi. It makes its models itself. Nothing else
+may use the GPUs meanwhile. Each part can run alone: it starts and samples what it needs. The results are printed as
+they come, and written to gpu-check.json and gpu-check.md in --out.
+It exits with 1 if a part fails or a claim does not hold. Speed targets are printed beside the figures; missing a target
+is no failure.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ PARTS: dict[str, Callable[[Session], Figures]] = {
     "start": start, "sampling": sampling, "exactness": exactness, "alone": alone, "training": training,
     "end": end_to_end, "eager": eager, "stopping": stopping,
 }  # fmt: skip
-"""In this order one server with default settings does for a pair."""
+"""The parts, in an order in which one server with default settings is enough for a pair."""
 START_SECONDS = 900.0
-"""A first start on a GPU compiles."""
+"""Longest start of a server. The first start on a GPU compiles."""
 DEFAULT_PAIRS = {"cuda": [name for name in NAMES if name != "tiny"], "cpu": ["demo"]}
 ONCE, SHOWN_BY = ("eager", "stopping"), {"cuda": "0.5b", "cpu": "demo"}
-"""Parts that one pair shows: how a server ends does not depend on its models, and all amateurs are equal."""
+"""Parts that run on one pair only: how a server ends does not depend on its models, and all amateurs are equal."""
 SIZES = {"cuda": Sizes(problems=1000, tokens=128, compared=32), "cpu": Sizes(problems=64, tokens=32, compared=16)}
 
 
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def check(card: Card, pairs: list[str], parts: list[str], sizes: Sizes, out: Path) -> dict[str, Any]:
-    """Run the parts on the pairs; after each, what is known is in `out`."""
+    """Run the parts on the pairs. After each part, write all results so far to `out`."""
     found: dict[str, Any] = {"device": card.name, "sizes": vars(sizes), "pairs": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in pairs:
@@ -92,7 +93,7 @@ def check(card: Card, pairs: list[str], parts: list[str], sizes: Sizes, out: Pat
 
 
 def run(part: Callable[[Session], Figures], session: Session) -> dict[str, Any]:
-    """A part's figures, and what failed: one part does not keep the others from running."""
+    """Run a part. Returns its figures and its failures; an error in one part does not stop the others."""
     began = time.monotonic()
     try:
         found = part(session)

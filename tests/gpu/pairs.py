@@ -1,8 +1,8 @@
 """Pairs to check with: the demo's, and pairs of Qwen2.5's shapes with random weights, made on the spot.
 
-Random weights are as fast and as large as trained ones. A model of small random weights repeats its last token, for
-Qwen2.5's head is its embedding: here the last norm has random signs and the head is scaled so that the best of its
-tokens stand out as a trained model's do. Texts are the demo's; ids beyond its 110 words have no text.
+Models with random weights are as fast and as large as trained ones. With small random weights a model would repeat its
+last token, because Qwen2.5's LM head is its embedding. So here the last norm has random signs, and the head is scaled
+so that its best tokens stand out as in a trained model. Texts are the demo's; ids beyond its 110 tokens have no text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOGITS = 3.0
 """The standard deviation of a made model's logits, in nats."""
 CONTEXT = 4096
 AMATEUR = {"0.5b": "0.5b", "1.5b": "0.5b", "7b": "0.5b", "tiny": "tiny"}
-"""Each expert's amateur, of other random weights."""
+"""The amateur's shape for each expert. Its random weights are others."""
 NAMES = ("demo", *QWEN_SHAPES)
 
 
@@ -32,7 +32,7 @@ class ModelPair:
 
 
 def pair(name: str, folder: Path, device: str) -> ModelPair:
-    """The pair of that name; what is made lies in `folder`, and is made once."""
+    """The pair of that name. Its models are made in `folder`, once."""
     if name == "demo":
         return ModelPair(name, DEMO / "expert", DEMO / "amateur")
     found = ModelPair(name, folder / f"expert-{name}", folder / f"amateur-{AMATEUR[name]}")
@@ -44,7 +44,7 @@ def pair(name: str, folder: Path, device: str) -> ModelPair:
 
 
 def make(shape: str, folder: Path, seed: int, device: str) -> None:
-    """A model of a shape, in bfloat16."""
+    """Make a model of a shape, in bfloat16."""
     import torch
     from train_pair import build_tokenizer
     from transformers import AutoModelForCausalLM, Qwen2Config

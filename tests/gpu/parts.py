@@ -1,4 +1,4 @@
-"""Parts of the check that look at one thing: the start, exactness, sampling, training. Each gives its `Figures`."""
+"""Parts of the check that cover one thing each: the start, exactness, sampling, training. Each returns `Figures`."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from client.protocol.requests import Failure, Trajectory, parse_line
 from client.runs.run import Run
 
 EXACT = 2e-3
-"""Nats by which float32 may differ: other kernels add in another order."""
+"""Largest difference in float32, in nats: other kernels add in another order."""
 MANY = 128
 PHASES = ("checks and imports", "expert loads", "amateur loads", "warm-up")
 MARKS = ("listening on ", "expert: vLLM's model runner", "amateur: vLLM's model runner", "ready: ")
-"""Of the server's log, at the end of each phase."""
+"""Beginnings of lines in the server's log: each ends a phase."""
 PLAN = re.compile(r"memory of a card of [\d.]+ GiB: (\w+): weights ([\d.]+) GiB, beside them ([\d.]+), cache ([\d.]+)")
-"""Of the server's log, on a GPU: what each engine may take."""
+"""A line in the server's log on a GPU: the memory that each engine may take."""
 IEEE = {"TRITON_F32_DEFAULT": "ieee"}
-"""vLLM's attention in float32 is Triton's, which multiplies in TF32 otherwise: ten bits of each number."""
+"""vLLM's attention in float32 is Triton's, which by default multiplies in TF32, with ten bits of each number."""
 PUBLISHED_PART = 50
 TIGHT_TOKENS, TIGHT_SEQUENCES, TIGHT_CONTEXT = 16, 8, 256
 TIGHT_BLOCKS = {"expert": 36, "amateur": 20}
-"""Of 16 tokens: for one or two whole contexts, where eight requests run."""
+"""Cache blocks of 16 tokens: enough for one or two whole contexts, while eight requests run."""
 GENERATE = """
 import json, sys, time
 from vllm import LLM, SamplingParams
@@ -57,7 +57,7 @@ print("\\nseconds", time.perf_counter() - began, flush=True)
 
 
 def start(session: Session) -> Figures:
-    """Both engines on the card with default settings: seconds to ready by phase, memory by engine."""
+    """Both engines with default settings: seconds to ready by phase, memory by engine."""
     found, server = Figures(), session.shared
     found.add("seconds to ready", session.start_seconds)
     for phase, seconds in phases(server):
@@ -77,7 +77,7 @@ def start(session: Session) -> Figures:
 
 
 def memory(session: Session, server: RunningServer, pids: list[int]) -> Iterator[tuple[str, int]]:
-    """Bytes that each engine takes: on a GPU, by how much more is in use when it has loaded."""
+    """Bytes that each engine takes. On a GPU: how much more is in use when the engine has loaded."""
     if not session.start_looks:
         yield from zip(("expert", "amateur"), (session.card.held_by([pid]) for pid in pids), strict=False)
         return
@@ -95,7 +95,7 @@ def plans(server: RunningServer) -> Iterator[re.Match[str]]:
 
 
 def cache_settings(server: RunningServer) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each engine's settings of its cache, as vLLM's own metrics tell them."""
+    """Each engine's cache settings, from vLLM's own metrics."""
     for family in text_string_to_metric_families(server.ask("GET", "/metrics").text):
         for sample in family.samples:
             if sample.name.startswith("vllm:cache_config_info"):
@@ -103,7 +103,7 @@ def cache_settings(server: RunningServer) -> Iterator[tuple[str, dict[str, str]]
 
 
 def phases(server: RunningServer) -> Iterator[tuple[str, float]]:
-    """Whole seconds of each phase, by the log's times."""
+    """Seconds of each phase, by the times in the log."""
     first = datetime.fromisoformat(next(lines_of(server))["time"])
     for phase, (before, after) in zip(PHASES, itertools.pairwise([first, *marks(server)]), strict=True):
         yield phase, (after - before).total_seconds()
@@ -118,14 +118,16 @@ def marks(server: RunningServer) -> list[datetime]:
 
 
 def lines_of(server: RunningServer) -> Iterator[dict[str, Any]]:
-    """Of the server's log; libraries print others between them."""
+    """The JSON lines of the server's log. Libraries print other lines between them."""
     for text in server.log.read_text(errors="replace").splitlines():
         if text.startswith('{"time"'):
             yield json.loads(text)
 
 
 def exactness(session: Session) -> Figures:
-    """Both models against transformers in float32 on the same device, with preemption; then in bfloat16."""
+    """Compare both models with transformers in float32 on the same device. On a GPU in float32 with preemption, then in
+    the default dtype; on a CPU in float32.
+    """
     found, usual = Figures(), asked(session, session.shared)
     if session.card.cuda:
         tight = {
@@ -143,14 +145,14 @@ def exactness(session: Session) -> Figures:
                 crowded = session.pair.name != "demo"  # whose answers are short: its requests hardly meet
                 found.claim(count > 0 or not crowded, f"no request of the {role} was preempted")
         compare(session, "float32", lines, found, EXACT)
-    # On a CPU the server has float32, and tests/server/test_model_runner.py has the tight one.
+    # On a CPU the server uses float32, and tests/server/test_model_runner.py tests the tight cache.
     name, most = ("default dtype", None) if session.card.cuda else ("float32", EXACT)
     compare(session, name, usual, found, most)
     return found
 
 
 def asked(session: Session, server: RunningServer) -> list[Trajectory]:
-    """Trajectories generated and given, with few and many ids a step, with unknown tokens, all at once."""
+    """Trajectories, generated and given, with few and many ids a step and with unknown tokens, all asked at once."""
     cards = [card["vocab_size"] for card in server.ask("GET", "/v1/models").json()["data"]]
     questions, many = session.questions(session.sizes.compared), min(MANY, *cards)
     rng = np.random.default_rng(0)
@@ -177,7 +179,7 @@ def asked(session: Session, server: RunningServer) -> list[Trajectory]:
 
 
 def compare(session: Session, name: str, lines: list[Trajectory], found: Figures, most: float | None) -> None:
-    """Differences from transformers; the server must have left the card."""
+    """Add the differences from transformers to the figures. On a GPU, stop the server first."""
     if session.card.cuda:
         session.stop()
     for role in ("expert", "amateur"):
@@ -189,7 +191,7 @@ def compare(session: Session, name: str, lines: list[Trajectory], found: Figures
 
 
 def differences(role: str, folder: Path, device: str, lines: list[Trajectory]) -> np.ndarray:
-    """Of each log-probability that a role gave, in nats."""
+    """The difference of each log-probability of a role from transformers', in nats."""
     oracle, parts = Oracle(folder, device), []
     for line in lines:
         if role == "expert":
@@ -203,7 +205,7 @@ def differences(role: str, folder: Path, device: str, lines: list[Trajectory]) -
 
 
 def read_without_unknown(oracle: Oracle, line: Trajectory) -> np.ndarray:
-    """The amateur's rows: it reads the trajectory without the tokens that its head does not have."""
+    """The amateur's exact rows. The amateur reads the trajectory without the tokens that its head does not have."""
     read = np.concatenate((line.prompt_token_ids, line.token_ids[:-1]))
     known = read < oracle.columns
     rows = oracle.logprobs(read[known][:1], np.append(read[known][1:], 6))
@@ -211,7 +213,7 @@ def read_without_unknown(oracle: Oracle, line: Trajectory) -> np.ndarray:
 
 
 def sampling(session: Session) -> Figures:
-    """All problems through the client, with one and two clients."""
+    """Sample all problems with one client, then with two."""
     found, server, count = Figures(), session.shared, session.sizes.problems
     session.sample(session.folder / "warm")
     before, seconds = cpu_seconds(server.process.pid), {}
@@ -232,7 +234,7 @@ def sampling(session: Session) -> Figures:
 
 
 def alone(session: Session) -> Figures:
-    """vLLM generating with the expert alone, with as many sequences and the same k, beside the service's best."""
+    """The speed of vLLM with the expert alone, with as many sequences and the same k, against the service's best."""
     found, count = Figures(), session.sizes.problems
     session.run  # noqa: B018  # is made here
     session.stop()
@@ -243,7 +245,7 @@ def alone(session: Session) -> Figures:
 
 
 def eager(session: Session) -> Figures:
-    """Whether the amateur, which never decodes, is worth CUDA graphs: the start, and all problems, without them."""
+    """Whether CUDA graphs pay off for the amateur, which never decodes: the start and all problems without them."""
     found, count = Figures(), session.sizes.problems
     began = time.monotonic()
     with session.server(amateur_arguments={"enforce_eager": True}) as server:
@@ -255,7 +257,7 @@ def eager(session: Session) -> Figures:
 
 
 def generate(session: Session, slots: int) -> float:
-    """Seconds of `LLM.generate`, in a process of its own."""
+    """Seconds that vLLM takes for all problems, in a process of its own."""
     arguments: dict[str, object] = {"max_num_seqs": slots}
     if not session.card.cuda:
         arguments |= {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 256 * MIB}
@@ -275,7 +277,7 @@ def generate(session: Session, slots: int) -> float:
 
 
 def training(session: Session) -> Figures:
-    """An epoch over what was sampled, beside a forward for each kept step, of which a part is run."""
+    """An epoch over the sampled RUN, against one forward pass per kept step, of which only a part is run."""
     found, kept = Figures(), session.kept
     session.stop()
     program = Path(ROOT, "tests", "benchmarks", "training.py")

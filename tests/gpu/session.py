@@ -1,7 +1,7 @@
-"""What the parts of a check share: the pair, a server with default settings, a RUN sampled from it.
+"""Shared by the parts of a check: the pair, a server with default settings, a RUN sampled from it.
 
-In: a pair and sizes. Out: those, each made once, and `Figures` that a part fills. On a CPU the server has a bounded
-cache and float32, as in the tests; on a GPU everything is the server's own default.
+In: a pair and sizes. Out: server and RUN, each made once, and `Figures` that a part fills. On a CPU the server has a
+bounded cache and float32, as in the tests; on a GPU all settings are the server's defaults.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from word_problems import rows
 
 TOP_K = 20
 KEPT = 0.16
-"""Of all steps: 20 of 128, as the paper's pairs keep. Random weights differ everywhere."""
+"""Share of the steps to keep: 20 of 128, as with the paper's pairs. Models with random weights differ at every step."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Problems sampled, tokens of each answer at most, and trajectories that are computed again."""
+    """Problems to sample, most tokens of an answer, and trajectories that transformers recomputes."""
 
     problems: int
     tokens: int
@@ -77,7 +77,7 @@ class Session:
 
     @contextlib.contextmanager
     def server(self, **changes: Any) -> Iterator[RunningServer]:
-        """A server of its own, as `running_server` takes `changes`; the shared one is stopped before."""
+        """Start another server. `changes`: arguments of `running_server`. Stops the shared server first."""
         self.stop()
         self._number += 1
         folder = self.folder / f"server-{self._number}"
@@ -98,21 +98,21 @@ class Session:
         return self._server
 
     def adopt(self, server: RunningServer) -> None:
-        """Use a server that runs already; it is not this session's to stop."""
+        """Use a server that runs already. The session does not stop it."""
         self._server = server
 
     def stop(self) -> None:
-        """End the shared server; what comes next has the card."""
+        """Stop the shared server, and wait until the GPU is free."""
         self._servers.close()
         self._server = None
         self.card.wait_until_free()
 
     def apart(self, function: Callable[..., T], *arguments: object) -> T:
-        """Call what computes on the card: there in a process of its own."""
+        """Call a function that computes on the device; on a GPU in a process of its own."""
         return apart(function, *arguments) if self.card.cuda else function(*arguments)
 
     def sample(self, run: Path, clients: int = 1, server: RunningServer | None = None) -> float:
-        """Seconds in which so many clients fill a RUN, from the shared server or another."""
+        """Fill a RUN with `clients` clients, from the shared server or `server`. Returns the seconds."""
         words = ["--max-tokens", self.sizes.tokens, "--top-k", TOP_K, *(server or self.shared).options]
         said: list[Any] = []
 
@@ -140,7 +140,7 @@ class Session:
 
     @property
     def kept(self) -> Path:
-        """The same with as many kept steps as a real pair's, which is what is trained on."""
+        """The same RUN with as many kept steps as with a real pair, for training."""
         kept = self.folder / "kept"
         if not kept.exists():
             said = command("client", "build", self.run, kept, "--select", "top", "--keep", KEPT)

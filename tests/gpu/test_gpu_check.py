@@ -1,4 +1,4 @@
-"""The check for a GPU node (`make gpu-check`): all of it on a GPU, and on the demo's pair what needs none."""
+"""Tests of the check for a GPU node (`make gpu-check`): all of it on a GPU; without one, parts on the demo's pair."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AT_EVERY_CHANGE = ("start", "sampling", "exactness")
 
 
 def test_the_check_runs_on_a_cpu(demo_server, tmp_path):
-    """On a server that runs already."""
+    """It uses a server that runs already."""
     found = {}
     with Session(pair("demo", tmp_path, "cpu"), Card("cpu"), Sizes(24, 24, 6), tmp_path / "work") as session:
         for part in AT_EVERY_CHANGE:
@@ -46,12 +46,12 @@ def test_a_part_that_fails_is_named_and_stops_no_other(tmp_path):
 
 @pytest.mark.process
 def test_what_computes_on_the_card_does_so_in_a_process_of_its_own():
-    """PyTorch keeps memory that it has used: a server that starts next would not find it free."""
+    """PyTorch keeps the memory that it has used, so a server that starts next would not find it free."""
     assert apart(os.getppid) == os.getpid()
 
 
 def test_memory_on_a_gpu_is_what_came_into_use_while_an_engine_loaded_beside_the_servers_plan(tmp_path, caplog):
-    """With a log as a server writes it, and nvidia-smi looked at each half second."""
+    """The log is as a server writes it, and nvidia-smi is read every half second."""
     shape = EngineShape((0,), 3 * GIB, 16, 20_000, 128_256, 2, 16_384, 4096)
     with caplog.at_level("INFO"):
         gpu_arguments({"expert": shape, "amateur": shape}, {"expert": {}, "amateur": {}}, {0: 40 * GIB})

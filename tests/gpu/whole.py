@@ -1,4 +1,4 @@
-"""Parts of the check that look at the whole: a job from nothing to an adapter, and how servers end."""
+"""Parts of the check that cover the whole: a job from the server's start to the adapter, and how servers end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.servers.real_server import RunningServer, command, engine_processes
 from server import watchdog
 
 TARGETS = {"7b": ("120", "240"), "1.5b": ("60", "180")}
-"""Seconds of work, and with every start. The paper's own, on one H200: 45 minutes for 7B and 30 for 1.5B."""
+"""Seconds of work alone, and with every start. The paper needs 45 minutes for 7B and 30 for 1.5B, on one H200."""
 
 
 def end_to_end(session: Session) -> Figures:
@@ -42,7 +42,7 @@ def end_to_end(session: Session) -> Figures:
 
 
 def stopping(session: Session) -> Figures:
-    """SIGTERM, kill -9 and a killed engine: the card's memory is back within ten seconds."""
+    """After SIGTERM, kill -9 and a killed engine, the GPU's memory is free again within ten seconds."""
     found = Figures()
     session.stop()
     for name, end in (("SIGTERM", terminated), ("kill -9", killed), ("a killed engine, then SIGTERM", engine_killed)):
@@ -84,7 +84,7 @@ def engine_killed(server: RunningServer, found: Figures) -> None:
 
 
 def two_cards(session: Session, found: Figures) -> None:
-    """Two servers, a card each, at one time."""
+    """Two servers at the same time, with a GPU each."""
     first, second = (
         {"expert_arguments": {"device_ids": [card]}, "amateur_arguments": {"device_ids": [card]}} for card in (0, 1)
     )
