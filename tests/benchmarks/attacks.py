@@ -1,7 +1,7 @@
-"""What attacks on the server cost everybody else: its resident memory, and the longest wait of /health beside each.
+"""The cost of attacks on the server for its other users: its resident memory, and the longest wait for /health.
 
-The server is the real one with stand-ins for engines, fresh for each attack, with one key. Memory is that of all its
-processes, at its highest within the attack and a moment after. /health is asked every 10 ms by a process of its own.
+The server is the real one with stand-in engines and one key; each attack gets a new server. Memory is that of all its
+processes, at its highest during the attack and a moment after. Another process asks /health every 10 ms.
 
     .venv/bin/python tests/benchmarks/attacks.py [NAME …] [--tree CHECKOUT]
 
@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 MIB = 1024**2
 KEY = "a-key-of-the-benchmark"
 SECONDS, SETTLE_SECONDS = 12.0, 1.0
-"""For one attack; and after it, while what it left is measured."""
+"""Longest wait of an attack, and the time after it for which memory is still measured."""
 
 Address = tuple[str, int]
 
@@ -40,7 +40,7 @@ def head(path: str, *lines: str, method: str = "POST", key: bool = False) -> byt
 
 
 def send(to: Address, *pieces: bytes, times: int = 1) -> None:
-    """Send the first piece once and the others so often, read nothing, and hold the connection."""
+    """Send the first piece once and the others `times` times, read nothing, and hold the connection."""
     with contextlib.suppress(OSError), socket.create_connection(to) as stranger:
         stranger.settimeout(SECONDS)
         stranger.sendall(pieces[0])
@@ -81,7 +81,7 @@ def unfinished(to: Address) -> None:
 
 
 def unread(to: Address) -> None:
-    """Readers that stop: each asks for long lines, and takes none."""
+    """Clients that stop reading: each asks for long lines, and reads none."""
     problems = [{"id": str(index), "question": "What is 2 plus 3?"} for index in range(256)]
     asked = {"problems": problems, "max_tokens": 200, "top_k": 100, "encoding": "json"}
     body = json.dumps(asked).encode()
@@ -139,7 +139,7 @@ ATTACKS: dict[str, tuple[str, Callable[[Address], Any]]] = {
 
 
 def watch(to: Address, enough: Any, longest: Any) -> None:
-    """Ask /health until told to stop; `longest`: the longest wait, in seconds."""
+    """Ask /health until `enough` is set. Writes the longest wait, in seconds, to `longest`."""
     while not enough.is_set():
         began = time.perf_counter()
         try:

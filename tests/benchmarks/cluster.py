@@ -1,10 +1,10 @@
-"""What Ray Serve costs: problems and CPU time through a plain server, and through Ray Serve with one replica and three.
+"""The cost of Ray Serve: problems/s and CPU time of a plain server, and of Ray Serve with one replica and with three.
 
-Engines answer from memory, 128 tokens with top-k 20 in 0.26 s, 64 at a time: a replica has at most 250 problems a
-second, and what is below that is HTTP, Ray and our own code. All of it shares this machine's cores; three replicas are
-faster than one only where there are cores for them. The plain server and Ray Serve take turns, so that other processes
-slow both. CPU time is that of all processes of the service, the stand-ins for engines among them, which make up every
-answer anew. Prints JSON.
+Engines answer from memory, 128 tokens with top-k 20 in 0.26 s, 64 at a time. So a replica answers at most 250 problems
+a second; HTTP, Ray and our own code cost the rest. Everything shares this machine's cores: three replicas are faster
+than one only if there are cores for them. The plain server and Ray Serve take turns, so that other processes slow both.
+CPU time is that of all processes of the service, including the stand-in engines, which make up every answer anew.
+Prints JSON.
 
     .venv/bin/python tests/benchmarks/cluster.py [--problems 1000] [--rounds 3]
     .venv/bin/python tests/benchmarks/cluster.py --job 100000     # instead: the front's peak memory in such a job
@@ -29,7 +29,7 @@ ON_PATH = ROOT / "tests" / "support" / "cluster" / "on_path"
 sys.path[:0] = [str(ON_PATH), str(ROOT), str(ROOT / "tests")]
 TOKENS, TOP_K, WARM = 128, 20, 200
 JOB_TOKENS = 8
-"""Of each problem of --job: its memory is of interest, not its time."""
+"""Tokens of each problem with --job, which measures memory and not time."""
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def beside(server: Any, cluster: Any, replicas: int, count: int, rounds: int) -> dict[str, Any]:
-    """Medians of both, in turns, and of their ratios. The front is one process, so its CPU time bounds the rate."""
+    """Medians of both ways, in turns, and of their ratios. The front is one process: its CPU time bounds the rate."""
     from support.servers.real_server import processes_of
 
     serve(cluster, replicas)
@@ -94,7 +94,7 @@ def sample(url: str, count: int) -> None:
 
 
 def in_a_job(cluster: Any, count: int, bucket: Path) -> dict[str, Any]:
-    """The front's peak memory before a job and after it; its problems are in the bucket."""
+    """The front's peak memory before and after a job whose problems are in the bucket."""
     import httpx
     from support.cluster.cluster_jobs import completed
 
@@ -121,7 +121,7 @@ def serve(cluster: Any, replicas: int, **settings: Any) -> None:
 
 
 def processes_with(folder: Path) -> list[int]:
-    """The processes of a cluster, by what its nodes' environment says."""
+    """The processes of a cluster, found by its folder in their environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -134,7 +134,7 @@ def processes_with(folder: Path) -> list[int]:
 
 
 def cpu_seconds(processes: Iterable[int]) -> float:
-    """User's and system's, of processes that have not ended."""
+    """User and system time of processes, without those that have ended."""
     ticks = 0
     for process in processes:
         try:

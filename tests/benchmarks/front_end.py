@@ -1,8 +1,9 @@
-"""The CPU time of the server's own process for each trajectory, with vLLM's way of taking log-probabilities and ours.
+"""CPU time per trajectory in the server's own process, with vLLM's handling of log-probabilities and with ours.
 
-No engine runs: messages are made as an engine's scheduler makes them, for all requests at each step, and go through
-what the server's process does with them: vLLM's decoder and output processor, the pair's arrays, the answer's line.
-Both ways in turns; the engine's side, which encodes them, is printed too. CPU time, so a busy machine does not matter.
+No engine runs. Messages are made as an engine's scheduler makes them, for all requests at each step. They go through
+all that the server's process does with them: vLLM's decoder and output processor, the pair's arrays, the answer's line.
+Both ways run in turns. The CPU time of the engine's side, which encodes the messages, is printed, too. As it measures
+CPU time, a busy machine does not matter.
 
     .venv/bin/python tests/benchmarks/front_end.py [--requests 256] [--tokens 128] [--top-k 20] [--rounds 5]
 """
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def steps(requests: int, tokens: int, top_k: int) -> list[Any]:
-    """What a model runner gives at each step: [requests, k + 1] ids and log-probabilities."""
+    """The output of a model runner at each step: [requests, k + 1] ids and log-probabilities."""
     from vllm.v1.outputs import LogprobsLists
 
     rng = np.random.default_rng(0)
@@ -39,7 +40,7 @@ def steps(requests: int, tokens: int, top_k: int) -> list[Any]:
 
 
 class Engine:
-    """The engine's side of one round: messages as bytes. `held`: our scheduler's way."""
+    """The engine's side of one round: messages as bytes. `held`: as our scheduler makes them."""
 
     def __init__(self, held: bool) -> None:
         from vllm.v1.serial_utils import MsgpackEncoder

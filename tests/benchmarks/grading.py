@@ -1,9 +1,10 @@
-"""How outputs are judged: ours beside plain math-verify, by benchmark, in one run.
+"""How outputs are judged: our grader against plain math-verify, by benchmark, in one run.
 
-Gold solutions as outputs; gold answers in ten forms without a box, all right; ten wrong forms around them, of which
-none may pass; outputs with their verdicts (benchmark, gold, output, expected: a JSON object a line); hostile outputs,
-with the longest time; outputs a second. Benchmarks are named by their published files: gsm8k_test.jsonl, svamp.jsonl,
-asdiv.jsonl, minerva_math.jsonl, olympiadbench.jsonl, mmlu_stem.jsonl, math_test.jsonl.
+Both judge: gold solutions as outputs; gold answers in ten forms without a box, all right; ten wrong forms around gold
+answers, none of which may pass; with --cases, outputs with known verdicts (benchmark, gold, output, expected: a JSON
+object a line). It prints counts and outputs a second, and the longest time that ours takes for a hostile output.
+Benchmarks are named by their published files: gsm8k_test.jsonl, svamp.jsonl, asdiv.jsonl, minerva_math.jsonl,
+olympiadbench.jsonl, mmlu_stem.jsonl, math_test.jsonl.
 
     .venv/bin/python tests/benchmarks/grading.py FOLDER [--golds 50] [--cases FILE.jsonl] [--hostile 500] [--show]
 """
@@ -93,7 +94,7 @@ def by_math_verify(gold: Gold, output: str) -> bool:
 
 
 def forms(gold: Gold, templates: Sequence[str]) -> list[str]:
-    """A gold answer put into each of some forms."""
+    """The gold answer in the form of each template."""
     bare = gold.text.strip().strip("$") if gold.text.count("$") <= 2 else gold.text.replace("$", "")
     words = gold.kind in (Kind.WORDS, Kind.CLOCK, Kind.CHOICE)
     wrong = next(letter for letter in LETTERS if letter != gold.text)
@@ -110,7 +111,7 @@ def forms(gold: Gold, templates: Sequence[str]) -> list[str]:
 
 
 def solution_of(row: dict[str, Any]) -> str:
-    """What a row has as its worked answer; '' where it has none."""
+    """The worked answer in a row; '' if it has none."""
     text = row.get("solution") or row.get("answer") or ""
     return "\n".join(text) if isinstance(text, list) else re.sub(r"<<[^>]*>>", "", text) if "\n" in str(text) else ""
 
@@ -124,7 +125,7 @@ def ours(gold: Gold, output: str) -> bool:
 
 
 def show(golds: Sequence[Gold], outputs: Sequence[Sequence[str]], expected: bool) -> None:
-    """Print what is judged wrongly."""
+    """Print the outputs that our grader judges wrongly."""
     for gold, several in zip(golds, outputs, strict=True):
         for output in several:
             if (verdict := grade(gold, output)).correct != expected:
@@ -132,7 +133,7 @@ def show(golds: Sequence[Gold], outputs: Sequence[Sequence[str]], expected: bool
 
 
 def hostile(number: int) -> tuple[float, str]:
-    """The longest of so many random outputs against changing golds: seconds, and the output."""
+    """Grade `number` random outputs against changing golds. Returns the longest time in seconds, and its output."""
     rng, slowest = random.Random(7), (0.0, "")
     golds = [
         Gold("18"), Gold("9", unit="inches"), Gold("3.3e12", relative=0.01, unit="m/s"),

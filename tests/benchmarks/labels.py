@@ -1,11 +1,11 @@
-"""Which labels teach the demo's pair, for how long, and what a held-out score knows of it: accuracies, not seconds.
+"""Compares labels on the demo's pair: accuracy by length of training, and how well held-out scores predict it.
 
-One RUN of the demo's pair gives a RUN for each variant of selection and labels. Each trains an adapter a seed, whose
-checkpoints are evaluated on the development problems; the epochs that were best there are evaluated on the test
-problems, where --test is given. --second-round merges the adapter of six epochs into the expert, samples the same
-problems again and trains again, once with the same amateur and once with the expert of before as amateur. Every phase
-is a command of the project. A second call goes on where the first stopped, with more epochs too; --report prints the
-tables of what is there.
+One RUN of the demo's pair gives a RUN for each variant of selection and labels. Each of these trains one adapter per
+seed, whose checkpoints are evaluated on the development problems. With --test, the epochs that were best there are
+evaluated on the test problems. --second-round merges the adapter of six epochs into the expert, samples the same
+problems again and trains again: once with the same amateur, once with the previous expert as amateur. Every phase is a
+command of the project. A second call resumes where the first stopped, also with more epochs. --report only prints the
+tables of all results so far.
 
     .venv/bin/python tests/benchmarks/labels.py FOLDER RUN [--epochs 24] [--save-steps 180] [--seeds 0,1,2]
         [--variants "contrast,tilt 0.5"] [--problems 500] [--test] [--second-round]
@@ -48,23 +48,23 @@ STEPS = 60
 trajectories, takes as many steps as the others, and so more epochs."""
 TABLE_STEPS = [epochs * STEPS for epochs in TABLE]
 FIRST_ROUND, SECOND_ROUND = 6 * STEPS, (2 * STEPS, 6 * STEPS)
-"""Optimizer steps of the adapter that is merged; of those that are evaluated after a second round."""
+"""Optimizer steps of the adapter to merge; of the adapters to evaluate after a second round."""
 AMATEURS = {"fixed": DEMO / "amateur", "moving": DEMO / "expert"}
 """The amateur of a second round: that of the first, or the expert of the first."""
 SAMPLED = 1000
-"""Problems of a second round, the demo's."""
+"""Problems to sample in a second round: those of the demo."""
 EXAMINED = ["--system-prompt", "Please reason step by step.", "--max-tokens", "64"]
 SCORES = ("loss", "agreement", "distance", "other_shift", "loss + other_shift", "score")
-"""Held-out figures, and sums of them, that may choose a checkpoint; the last is what `train --keep best` goes by."""
+"""Held-out figures, and sums of them, by which a checkpoint can be chosen. `train --keep best` uses the last."""
 TOGETHER = 4
 """Trainings that one engine evaluates."""
 
 Point = Mapping[str, Any]
-"""What `evaluate` says of one model: accuracy, interval, paired."""
+"""The figures of one model by `evaluate`: accuracy, interval, paired."""
 
 
 def command(package: str, *words: object) -> None:
-    """A command of the project."""
+    """Run a command of the project. Exits with its error if it fails."""
     from support.processes import forked
 
     print(f"$ {package} {' '.join(map(str, words))}", flush=True)
@@ -91,12 +91,12 @@ class Trained:
 
     @property
     def about(self) -> dict[str, Any]:
-        """lightreasoner.json of the adapter; empty where the training has not ended."""
+        """lightreasoner.json of the adapter; empty if the training has not ended."""
         file = self.adapter / "lightreasoner.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
     def checkpoints(self) -> dict[int, Path]:
-        """All there are, and the best, by optimizer step. The best is copied: a longer training may choose another."""
+        """The checkpoints and the best adapter, by optimizer step. Copies the best: longer training may replace it."""
         folders = (self.adapter / "checkpoints").glob("checkpoint-*")
         found = {int(folder.name.rpartition("-")[2]): folder for folder in folders}
         best = self.about["best_step"]
@@ -107,11 +107,11 @@ class Trained:
         return dict(sorted(found.items()))
 
     def curve(self, results: Mapping[str, Point]) -> dict[int, Point]:
-        """What was found of its checkpoints, by optimizer step."""
+        """The results of its checkpoints, by optimizer step."""
         return {step: results[str(at)] for step, at in self.checkpoints().items() if str(at) in results}
 
     def held_out(self, score: str, step: float) -> float:
-        """A held-out score at a step, the lower the better; between two measurements on the line through them."""
+        """A held-out score at a step, interpolated linearly between measurements; lower is better."""
         lines = [json.loads(line) for line in (self.adapter / "held_out.jsonl").read_text().splitlines()]
         steps = [line["step"] for line in lines]
         sign = -1.0 if score == "agreement" else 1.0
@@ -120,7 +120,7 @@ class Trained:
 
 
 def train(trained: Trained, run: str, epochs: int, save_steps: int) -> None:
-    """Build the RUN of a variant and train on it, where that is not done."""
+    """Build the RUN of a variant and train on it, if that is not done."""
     url = run
     if options := VARIANTS[trained.variant]:
         url = str(trained.folder / "runs" / trained.variant.replace(" ", "-"))
@@ -145,7 +145,7 @@ def written_problems(folder: Path, split: str, problems: int) -> Path:
 def evaluate(
     folder: Path, split: str, adapters: Iterable[Path], problems: int, model: Path = DEMO / "expert", to: str = ""
 ) -> None:
-    """Evaluate a model and its adapters on a split; what was evaluated before is not asked again."""
+    """Evaluate a model and its adapters on a split. Outputs of an earlier evaluation are not generated again."""
     words = [word for adapter in adapters for word in ("--adapter", adapter)]
     file = written_problems(folder, split, problems)
     asked = ["--benchmark", f"{split}={file}", "-o", folder / f"{to or split}.json", *EXAMINED]
@@ -153,7 +153,7 @@ def evaluate(
 
 
 def second_round(first: Trained, amateur: str, problems: int) -> None:
-    """Merge what a first round gave, sample, train and evaluate again; nothing that is there is made twice."""
+    """Merge the adapter of a first round, then sample, train and evaluate again. Skips what is done already."""
     rounds = first.folder / "second-round"
     merged, here = rounds / first.name, rounds / f"{first.name}-{amateur}"
     rounds.mkdir(exist_ok=True)
@@ -175,14 +175,14 @@ def second_round(first: Trained, amateur: str, problems: int) -> None:
 
 
 def results_of(folder: Path, split: str, file_name: str = "") -> dict[str, Point]:
-    """What was found on a split, by adapter; empty where nothing was."""
+    """The results on a split, by adapter; empty if there are none."""
     file = folder / f"{file_name or split}.json"
     models = json.loads(file.read_text())["models"] if file.exists() else {}
     return {name: by_benchmark[split] for name, by_benchmark in models.items()}
 
 
 def chosen_epochs(every: Sequence[Trained], results: Mapping[str, Point]) -> dict[str, int]:
-    """By variant the epochs of the table with the highest accuracy, the mean over its seeds."""
+    """For each variant, the epochs of the table with the highest mean accuracy over its seeds."""
     chosen = {}
     for variant in VARIANTS:
         curves = [curve for one in every if one.variant == variant and (curve := one.curve(results))]
@@ -212,13 +212,13 @@ def by_variant(curves: Mapping[Trained, dict[int, Point]]) -> dict[str, list[dic
 
 
 def means(seeds: Sequence[Mapping[int, Point]], step: int) -> str:
-    """The mean accuracy of several seeds at a step, and each; '' where it was not measured."""
+    """The mean accuracy of several seeds at a step, and each seed's; '' if it was not measured."""
     found = [100 * curve[step]["accuracy"] for curve in seeds if step in curve]
     return f"{np.mean(found):.1f}%: {', '.join(f'{value:.1f}' for value in found)}" if found else ""
 
 
 def report(every: Sequence[Trained], folder: Path) -> None:
-    """Print the tables of what is there."""
+    """Print the tables of all results so far, and write curves.json."""
     results = results_of(folder, "dev")
     curves = {one: curve for one in every if (curve := one.curve(results))}
     print("development problems:", cell(results["base"]), "before")
@@ -246,7 +246,7 @@ def report(every: Sequence[Trained], folder: Path) -> None:
         print(f"| {one.variant} | {one.seed} | {' | '.join(cells)} |")
     drawn: dict[str, dict[int, list[float]]] = {}
     for variant, seeds in by_variant(curves).items():
-        shared = set.intersection(*map(set, seeds))  # of its checkpoints; which was best differs
+        shared = set.intersection(*map(set, seeds))  # the checkpoints of all seeds; the best steps differ
         drawn[variant] = {0: [results["base"]["accuracy"]]}
         drawn[variant] |= {step: [curve[step]["accuracy"] for curve in seeds] for step in sorted(shared)}
     (folder / "curves.json").write_text(json.dumps(drawn))  # for deploy/demo/pictures.py

@@ -1,13 +1,13 @@
-"""What the client alone costs: problems a second, and memory, for 10,000 and 100,000 problems.
+"""The cost of the client alone: problems a second, and memory, for 10,000 and 100,000 problems.
 
-The server stands in from memory: every answer is the same trajectory of 128 tokens and top-k 20 under the problem's
-id, so that its own work is small. With two cores or more the client has one to itself. Prints the rate from the first
-request to the sealed RUN, peak memory, and the ratio of the two peaks; and how long importing the library takes.
+A stand-in server answers every problem from memory with the same trajectory of 128 tokens and top-k 20, so that its own
+work is small. With two cores or more the client has one to itself. Prints the rate from the client's start to its end,
+peak memory, and the ratio of the two peaks; and how long the import of the library takes.
 
     .venv/bin/python tests/benchmarks/many_problems.py [--problems 10000 100000]
 
-Beside another version, in turns: CPU time a problem without what a client costs at all, peak memory, and whether both
-wrote the same samples, byte for byte.
+With another checkout, it runs both clients in turns. Prints CPU time a problem without that of a client's start, peak
+memory, and whether both wrote the same samples, byte for byte.
 
     .venv/bin/python tests/benchmarks/many_problems.py --tree CHECKOUT [--problems 4000] [--rounds 3]
 """
@@ -34,12 +34,12 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 TOKENS, TOP_K, PROMPT = 128, 20, 80
 START_PROBLEMS = 16
-"""What a client costs for so few is the cost of its start."""
+"""The cost of a client for so few problems is the cost of its start."""
 IMPORT = "import time; t = time.time(); from client import SamplingClient, read_samples; print(time.time() - t)"
 
 
 def canned_line() -> tuple[bytes, bytes]:
-    """What stands before and after the problem's id."""
+    """The line that answers every problem: the parts before and after the problem's id."""
     from support.runs.made_run import VOCABULARY
 
     from client.protocol.requests import Trajectory
@@ -58,7 +58,7 @@ def canned_line() -> tuple[bytes, bytes]:
 
 
 def serve(port: int) -> None:
-    """The stand-in, in a process of its own."""
+    """Run the stand-in server in this process."""
     import uvicorn
     from support.servers.contract_server import ContractServer
 
@@ -69,7 +69,7 @@ def serve(port: int) -> None:
 
 
 def wait_for(port: int) -> None:
-    """Until the stand-in listens."""
+    """Wait until the stand-in listens."""
     for _ in range(100):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
             return
@@ -78,7 +78,7 @@ def wait_for(port: int) -> None:
 
 
 class Cost(NamedTuple):
-    """Of one client."""
+    """The cost of one client."""
 
     rate: float  # problems a second
     peak: float  # MiB
@@ -86,7 +86,7 @@ class Cost(NamedTuple):
 
 
 def measure(count: int, url: str, run: Path, tree: Path = ROOT) -> Cost:
-    """What the client of a checkout costs for so many problems."""
+    """Run the client of a checkout on `count` problems. Returns its cost."""
     problems = run.with_name(f"{count}.jsonl")
     with problems.open("w") as file:
         for index in range(count):
@@ -114,7 +114,7 @@ def samples(run: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def beside(tree: Path, count: int, rounds: int, url: str, folder: Path) -> None:
-    """Print what this checkout's client costs and another's, in turns."""
+    """Print the costs of this checkout's client and of another's, run in turns."""
     costs: dict[Path, list[tuple[float, float]]] = {tree: [], ROOT: []}
     for number in range(rounds):
         for checkout, found in costs.items():
@@ -134,7 +134,7 @@ def beside(tree: Path, count: int, rounds: int, url: str, folder: Path) -> None:
 
 
 def alone(counts: list[int], url: str, folder: Path) -> None:
-    """Print what this checkout's client costs for several numbers of problems."""
+    """Print the cost of this checkout's client for several numbers of problems."""
     peaks = []
     for count in counts:
         cost = measure(count, url, folder / f"run-{count}")

@@ -1,8 +1,8 @@
-"""The service beside the published recipe, in problems a second, SmolLM2 pair, float32, all cores.
+"""The service against the published recipe, in seconds a problem. SmolLM2 pair, float32, all cores.
 
-The published recipe, written anew here: transformers generates one problem at a time with the expert; then the amateur
-reads every prefix of the answer from its beginning, 64 prefixes a batch, for the distribution at its end. The ratio is
-of two timings of one run; the machine should be otherwise idle.
+The published recipe is rewritten here: transformers generates one problem at a time with the expert. Then the amateur
+reads every prefix of the answer from its beginning, 64 prefixes a batch, for the distribution at the prefix's end. Both
+times are of one run; the machine should be otherwise idle.
 
     .venv/bin/python tests/benchmarks/published.py PROBLEMS.jsonl [--problems 64] [--recipe-problems 2]
 """
@@ -26,7 +26,7 @@ MAX_TOKENS, PREFIXES, TOP_K, CONTEXT = 128, 64, 20, 1024
 
 @torch.inference_mode()
 def recipe(pair: tuple[Path, Path], questions: list[str]) -> float:
-    """Seconds a problem, after one that warms up and is not counted."""
+    """Seconds a problem. The first problem warms up and is not counted."""
     expert, amateur = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for folder in pair)
     tokenizer = AutoTokenizer.from_pretrained(pair[0])
     pad, began = tokenizer.pad_token_id or 0, 0.0
@@ -51,7 +51,7 @@ def recipe(pair: tuple[Path, Path], questions: list[str]) -> float:
 
 
 def service(pair: tuple[Path, Path], problems: str, count: int) -> float:
-    """Seconds a problem, the client's start included and the server's not."""
+    """Seconds a problem, with the client's start, without the server's."""
     from support.servers.real_server import running_server
 
     with (

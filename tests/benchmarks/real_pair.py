@@ -1,9 +1,9 @@
-"""A published pair from problems to accuracies: what the method brings a real model, in seconds and memory by phase.
+"""A published pair, from problems to accuracies: what a real model gains, with the time and memory of each phase.
 
-Qwen2.5-Coder-1.5B-Instruct learns from Qwen2.5-Coder-0.5B-Instruct on GSM8K's training problems; accuracy before and
-after is that on problems of GSM8K's test set and of SVAMP. Every phase is a command of the project and goes on where a
-stop left it, so the same command repeats, resumes and, when all is there, prints the tables. Hours on two cores, 5 GB
-of files, 8 GB of memory.
+Qwen2.5-Coder-1.5B-Instruct learns from its contrast with Qwen2.5-Coder-0.5B-Instruct on GSM8K's training problems.
+Accuracy before and after is measured on problems of GSM8K's test set and of SVAMP. Every phase is a command of the
+project, which resumes after a stop: repeat the same command to resume, or, when all is done, to print the tables. It
+takes hours on two cores, 5 GB of files, 8 GB of memory.
 
     .venv/bin/python tests/benchmarks/real_pair.py FOLDER [--data DATA] [--until sample|train|evaluate] [--report]
 
@@ -28,10 +28,10 @@ import psutil
 ROOT = Path(__file__).parents[2]
 PHASES = ("models", "sample", "train", "evaluate")
 PROBLEMS, EXAMINED = 240, 300
-"""Training problems that are sampled; problems of each benchmark. All are drawn at random, by one seed."""
+"""Training problems to sample; problems of each benchmark. All are drawn at random with one seed."""
 BENCHMARKS = {"gsm8k": "gsm8k_test.jsonl", "svamp": "svamp.jsonl"}
 LABELS = {"contrast": [], "tilt": ["--labels", "tilt", "--gamma", "0.5"]}
-"""Options of `build`: the paper's label, and the one that bears more training on the demo's pair (labels.py)."""
+"""Options of `build`: the paper's label, and the label that tolerates more training on the demo's pair (labels.py)."""
 KEPT_STEPS = 16
 """Kept steps an optimizer step, as published."""
 EPOCHS = 1
@@ -43,7 +43,7 @@ amateur: {dtype: bfloat16, max_model_len: 1024, kv_cache_memory_bytes: 107374182
 
 
 def memory(root: psutil.Process) -> int:
-    """Bytes that a process and all below it hold, pages that several share counted once."""
+    """Bytes that a process and its descendants hold. Pages that several share count once."""
     held = 0
     for process in [root, *root.children(recursive=True)]:
         with suppress(psutil.Error):
@@ -75,7 +75,7 @@ def measured(folder: Path, phase: str) -> Iterator[None]:
 
 
 def command(package: str, *words: object) -> None:
-    """A command of the project; this program ends with its status where it fails."""
+    """Run a command of the project. If it fails, this program exits with its status."""
     print(f"$ {package} {' '.join(map(str, words))}", flush=True)
     if status := subprocess.run([sys.executable, "-m", package, *map(str, words)], cwd=ROOT).returncode:
         sys.exit(status)
@@ -90,7 +90,7 @@ def drawn(data: Path, name: str, count: int, to: Path) -> Path:
 
 
 def kept_steps(run: Path) -> float:
-    """Of a trajectory, on average."""
+    """Kept steps per trajectory, on average."""
     complete = json.loads((run / "complete.json").read_text())
     return complete["kept"] / complete["trajectories"]
 
@@ -129,7 +129,7 @@ def evaluate(folder: Path, data: Path, expert: Path) -> None:
 
 
 def report(folder: Path) -> None:
-    """Print the tables of what is there."""
+    """Print the tables of all results so far."""
     phases = [json.loads(line) for line in (folder / "phases.jsonl").read_text().splitlines()]
     print("\n| phase | minutes | memory, GB |\n| --- | --- | --- |")
     for phase in dict.fromkeys(line["phase"] for line in phases):

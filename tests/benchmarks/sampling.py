@@ -1,8 +1,8 @@
 """Sampling speed and agreement on a real vocabulary: SmolLM2-135M and its weaker sibling.
 
-For float32 and bfloat16: the service's summary on a problem set, its agreement with a plain transformers float32
-computation on the same ids (of the first 16 trajectories), and its time beside that of vLLM's own generation by the
-expert alone. The ratio is of two timings of one run; the machine should be otherwise idle.
+For float32 and bfloat16, it prints the service's summary on a problem set, its agreement with transformers in float32
+on the same ids (of the first 16 trajectories), and its time against that of vLLM's generation with the expert alone.
+Both times are of one run; the machine should be otherwise idle.
 
     .venv/bin/python tests/benchmarks/sampling.py PROBLEMS.jsonl [LIMIT]
 """
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "deploy" / "demo")]
 MAX_TOKENS, TOP_K, CONTEXT = 128, 20, 1024
 COMPARED = 16
-"""Trajectories that are computed again by transformers."""
+"""Trajectories that transformers recomputes."""
 
 GENERATE = """
 import json, sys, time
@@ -43,7 +43,7 @@ print("\\n" + json.dumps({"seconds": seconds, "tokens": sum(len(o.outputs[0].tok
 
 
 def measure(dtype: str, pair: tuple[Path, Path], problems: str, limit: int) -> dict[str, float]:
-    """Run service and `LLM.generate` one after the other; print the summary and return the figures."""
+    """Run the service, then vLLM with the expert alone. Prints the summary and returns the figures."""
     from support.models.oracle import Oracle
     from support.servers.real_server import running_server
 

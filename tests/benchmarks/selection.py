@@ -1,9 +1,9 @@
-"""What the top k costs and what it finds: selected steps against the full-vocabulary divergence, SmolLM2 pair.
+"""What each top k finds, and its cost: selected steps against the full-vocabulary divergence, SmolLM2 pair.
 
-For each k: precision and recall of the certified selection (bound > beta, set complete) against KL > beta computed by
-transformers over the whole vocabulary; how many steps an estimate would add, that counts to the bound what the tail
-would hide if it were as uneven as the top k are, how many of them wrongly, and its recall; bytes a trajectory on the
-wire and in a RUN; seconds a problem through the service.
+For each k it prints: precision and recall of the certified selection (bound > beta, set complete) against KL > beta
+computed by transformers over the whole vocabulary; the steps that an estimate would add, how many of them are wrong,
+and its recall; bytes a trajectory on the wire and in a RUN; seconds a problem through the service. The estimate adds to
+the bound what the tail would hide if it were as uneven as the top k.
 
     .venv/bin/python tests/benchmarks/selection.py PROBLEMS.jsonl [--problems 48] [--beta 0.4] [--dtype bfloat16]
 """
@@ -26,7 +26,7 @@ KS = 5, 10, 20, 64, 128
 
 
 def hidden_by_the_tail(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
-    """p_r times the divergence of the k ids among themselves: [T, k] x 2 -> [T]."""
+    """p_r, the mass of the tail, times the divergence of the k ids among themselves: [T, k] x 2 -> [T]."""
     p, q = np.exp(log_p.astype(float)), np.exp(log_q.astype(float))
     total = p.sum(1)
     among = (p * (log_p - log_q)).sum(1) / total - np.log(total / q.sum(1))
@@ -34,7 +34,7 @@ def hidden_by_the_tail(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
 
 
 async def asked(url: str, problems: str, count: int, k: int) -> tuple[list, float]:
-    """The trajectories at one k, by problem, and seconds a problem."""
+    """The trajectories at one k, sorted by problem, and seconds a problem."""
     from client import SamplingClient, SamplingSettings, read_problems
 
     rows = [row.problem for row in read_problems(problems, count)]

@@ -1,6 +1,6 @@
-"""What the service costs beside vLLM alone, and what a job costs those who ask beside it. SmolLM2 pair, float32.
+"""The cost of the service against vLLM alone, and of a job for requests beside it. SmolLM2 pair, float32.
 
-Prints, from one run: problems/s through the service against the expert alone in `LLM.generate` on the same core, with
+Prints, from one run: problems/s through the service against the expert alone in vLLM's `LLM` on the same core, with
 the same dtype, top-k and max_num_seqs (warm, in turns, median of 5); the latency of single requests while a job of
 1,000 problems runs and while none does; the event loop's lag. The machine should be otherwise idle; the expert has
 one core, the amateur and everything else the other.
@@ -8,8 +8,8 @@ one core, the amateur and everything else the other.
     .venv/bin/python tests/benchmarks/service.py PROBLEMS.jsonl [--max-tokens 32] [--rounds 5]
     .venv/bin/python tests/benchmarks/service.py PROBLEMS.jsonl --tree CHECKOUT    (this checkout beside another)
 
-With another checkout: the CPU time of a server and its engines for a problem, of both in turns, so that a machine that
-others use does not matter.
+With another checkout, it prints the CPU time per problem of a server and its engines, of both checkouts in turns. Other
+processes on the machine do not matter then.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ for line in sys.stdin:
 
 
 class Alone:
-    """The expert in `LLM.generate`, in a process of its own on the expert's core, asked once a round."""
+    """The expert in vLLM's `LLM`, in a process of its own on the expert's core, asked once a round."""
 
     def __init__(self, expert: Path, problems: str, max_tokens: int) -> None:
         arguments = map(str, (expert, problems, PROBLEMS, max_tokens, TOP_K, SEQUENCES, CONTEXT))
@@ -74,7 +74,7 @@ class Alone:
 
 
 def service_round(url: str, rows: list[dict[str, str]], max_tokens: int, salt: int) -> float:
-    """Seconds for all problems in one request. `salt` keeps the expert's prefix cache from helping a second round."""
+    """Seconds for all problems in one request. A new `salt` keeps the prefix cache from helping a later round."""
     problems = [{"id": row["id"], "question": row["question"]} for row in rows]
     body = {"problems": problems, "max_tokens": max_tokens, "top_k": TOP_K, "encoding": "base64"}
     body["system_prompt"] = f"{SYSTEM}{' ' * salt}"
@@ -99,7 +99,7 @@ def single_latencies(url: str, rows: list[dict[str, str]], max_tokens: int, job:
 
 
 def beside(tree: Path, rows: list[dict[str, str]], max_tokens: int, rounds: int) -> None:
-    """The CPU time of two checkouts' servers, which run at once and work in turns."""
+    """Print the CPU time of two checkouts' servers, which run at the same time and work in turns."""
     from gpu.card import cpu_seconds
     from smollm2 import make_pair
     from support.servers.real_server import SMOLLM2, processes_of, running_server
@@ -128,7 +128,7 @@ def beside(tree: Path, rows: list[dict[str, str]], max_tokens: int, rounds: int)
 
 
 def lag_quantile(url: str, share: float) -> float:
-    """An upper bound of a quantile of the loop's lag: the histogram's bucket that it falls into, in seconds."""
+    """An upper bound of a quantile of the event loop's lag, in seconds: the end of the histogram's bucket."""
     buckets = []
     for line in httpx.get(f"{url}/metrics").text.splitlines():
         if line.startswith("lightreasoner_event_loop_lag_seconds_bucket"):
@@ -181,7 +181,7 @@ def main() -> None:
             while server.metric("vllm:num_requests_running", role="expert") < SEQUENCES / 2:
                 time.sleep(0.2)
             busy = single_latencies(server.url, rows, asked.max_tokens, made["id"])
-            httpx.post(f"{server.url}/v1/jobs/{made['id']}/cancel")  # 409 where it has ended by now
+            httpx.post(f"{server.url}/v1/jobs/{made['id']}/cancel")  # 409 if it has ended by now
     rate = {name: PROBLEMS / median(values) for name, values in seconds.items()}
     print(f"\n{PROBLEMS} problems x {asked.max_tokens} tokens, median of {asked.rounds} rounds in turns")
     print(f"expert alone      {rate['alone']:.2f} problems/s")

@@ -1,8 +1,8 @@
-"""How long a server's start takes with forked engines, against spawned ones. The demo's pair, float32.
+"""The time of a server's start with forked engines, against spawned ones. The demo's pair, float32.
 
 Prints, from one run: seconds from the command to /ready, and the CPU seconds of all processes until then, of both ways
-in turns; their medians and the ratios. The machine should be otherwise idle: elsewhere the CPU seconds are the better
-measure. On a GPU both ways are the same, for the server spawns there by itself.
+in turns; their medians and the ratios. The machine should be otherwise idle: on a busy one the CPU seconds are the
+better measure. On a GPU both ways are the same, because there the server always spawns its engines.
 
     .venv/bin/python tests/benchmarks/start.py [--rounds 3]
 """

@@ -5,13 +5,13 @@
     python tests/benchmarks/training.py --shape qwen2.5-1.5b|qwen2.5-7b|tiny
         [--kind mamba --targets in_proj,x_proj --tokens 40 80] [--token-budget N]
 
-On a RUN: seconds an epoch by packed trajectories and by the published recipe (a forward per kept step, padded to the
-longest of 8; only every PART-th batch is run, and its time multiplied), each in a process of its own for its peak
-memory; then the loss on held-out trajectories against seconds and tokens, for both presets. On a shape: the first
-part alone, on random weights and 1,000 random trajectories of 128 + 100 tokens with 20 kept steps each, the published
-recipe on 1/50 of them. That mode needs torch, transformers, peft and nothing of ours but trainer/. With --kind, for a
-kind of model that cannot be packed, as wide and deep as the shape: padded rows beside one trajectory a pass, in seconds
-of the CPU where there is no GPU. --tokens: trajectories between two lengths.
+On a RUN: seconds an epoch with packed trajectories and with the published recipe (a forward pass per kept step, padded
+to the longest of 8; only every PART-th batch is run, and its time multiplied), each in a process of its own for its
+peak memory; then the loss on held-out trajectories against seconds and tokens, for both presets. With --shape: only the
+first of these, on random weights and 1,000 random trajectories of 128 + 100 tokens with 20 kept steps each, the
+published recipe on 1/50 of its batches. That mode needs torch, transformers and peft, but no files. With --kind, for a
+model type that cannot be packed, as wide and deep as the shape: padded rows against one trajectory a pass, in CPU
+seconds if there is no GPU. --tokens: trajectories have lengths between two numbers.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def speed(words: argparse.Namespace, part: int) -> None:
-    """Two ways, each in a process of its own."""
+    """Measure two ways, each in a process of its own, and print their figures."""
     found = {}
     ours, other = ("padded", "alone") if words.kind else ("packed", "published")
     for which in (ours, other):
@@ -108,7 +108,7 @@ def speed(words: argparse.Namespace, part: int) -> None:
 
 
 def measure_one(words: argparse.Namespace) -> None:
-    """One recipe over the examples; prints its figures as JSON."""
+    """Measure an epoch over the examples in one way. Prints its figures as JSON."""
     device = DEVICE
     if words.shape:
         model = shaped(words.shape, words.attention, words.kind).to(device)
@@ -116,7 +116,7 @@ def measure_one(words: argparse.Namespace) -> None:
     else:
         model, examples = real(words).to(device), examples_of(words)
     adapted = with_lora(model, "benchmark", Lora(targets=tuple(words.targets.split(","))))
-    if words.only == Sharing.PACKED:  # what `train` would take
+    if words.only == Sharing.PACKED:  # sets the attention that `train` would choose
         lengths = [len(example.input_ids) for example in examples]
         choose(adapted, "benchmark", lengths, words.token_budget, True, words.attention, padding=False)
     adapted.train()
@@ -173,7 +173,7 @@ Pass = tuple[torch.Tensor, int, int]
 
 
 def our_passes(adapted: Any, examples: list[Example], words: argparse.Namespace) -> Iterator[Pass]:
-    """Ours, an optimizer step after each batch."""
+    """Our passes. Yields once per batch, after which comes an optimizer step."""
     device, layout = adapted.device, Layout(Sharing(words.only))
     for begin in range(0, len(examples), BATCH):
         batch = examples[begin : begin + BATCH]
@@ -187,8 +187,8 @@ def our_passes(adapted: Any, examples: list[Example], words: argparse.Namespace)
 
 
 def published_passes(adapted: Any, examples: list[Example], words: argparse.Namespace) -> Iterator[Pass]:
-    """A forward per kept step, 8 at a time, padded on the left; logits of the last column alone, which is kinder to
-    it than the published code, which computes all columns."""
+    """A forward pass per kept step, 8 at a time, padded on the left. It computes logits at the last position only, and
+    so is faster than the published code, which computes them at all positions."""
     device, part = adapted.device, words.part
     units = [example.only(index) for example in examples for index in range(len(example.positions))]
     units = [units[index] for index in np.random.default_rng(0).permutation(len(units))]
@@ -216,7 +216,7 @@ def published_passes(adapted: Any, examples: list[Example], words: argparse.Name
 
 
 def memory(device: str) -> int:
-    """Bytes at most so far: of the GPU, or of this process."""
+    """Peak memory so far in bytes, of the GPU or of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -237,7 +237,7 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def attention_share(steps: Callable[[], object], device: str) -> float:
-    """Of a few optimizer steps, the share of the time that kernels of attention take, forward and backward."""
+    """The share of the time of `steps` that attention kernels take, forward and backward."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -250,7 +250,7 @@ def attention_share(steps: Callable[[], object], device: str) -> float:
 
 
 def shaped(shape: str, attention: str | None, kind: str | None) -> Any:
-    """A Qwen2 with random weights, or another kind of that width and depth; bfloat16 on a GPU."""
+    """A Qwen2 with random weights, or a model of type `kind` of that width and depth; bfloat16 on a GPU."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     own = SHAPES[shape]
@@ -264,7 +264,7 @@ def shaped(shape: str, attention: str | None, kind: str | None) -> Any:
 
 
 def random_examples(shape: str, tokens: Sequence[int] | None) -> list[Example]:
-    """Half of a trajectory between two lengths is its prompt."""
+    """Random trajectories. `tokens`: their lengths lie between two numbers, and half of each is the prompt."""
     rng = np.random.default_rng(0)
     count, vocabulary = (SHAPE_TRAJECTORIES, SHAPES[shape]["vocab_size"])
     if shape == "tiny":
@@ -307,14 +307,14 @@ def examples_of(words: argparse.Namespace) -> list[Example]:
 
 
 def recipes(words: argparse.Namespace) -> None:
-    """Held-out loss against seconds and tokens: the published recipe, then ours until it is as good."""
+    """Held-out loss against seconds and tokens: the published recipe, then ours until its loss is as low."""
     examples = examples_of(words)
     held_out = examples[::HELD_OUT_SHARE]
     print(f"held-out loss on {len(held_out)} trajectories; the others, {len(examples) - len(held_out)}, are trained on")
     paper = replace(PRESETS[Preset.PAPER], max_steps=words.paper_steps)
     final = course(words, "paper", paper, max(1, words.paper_steps // 10), None)
     for rate in (Recipe.learning_rate, *words.learning_rate):
-        # Twice the optimizer steps of the other is more than its tokens' worth in any RUN seen so far.
+        # An upper limit: in every RUN so far, twice the optimizer steps take more tokens than the published recipe.
         recipe = replace(Recipe(), learning_rate=rate, max_steps=2 * words.paper_steps)
         course(words, f"default, lr {rate:g}", recipe, max(1, words.paper_steps // 50), final)
 
@@ -322,8 +322,8 @@ def recipes(words: argparse.Namespace) -> None:
 def course(
     words: argparse.Namespace, name: str, recipe: Recipe, every: int, target: tuple[float, float, int] | None
 ) -> tuple[float, float, int]:
-    """Train and print (loss, seconds, tokens) as it goes; with a target, until its loss is reached or its time spent
-    twice over. Seconds are of training alone."""
+    """Train, and print held-out loss, seconds and tokens as it goes. With a target, stop when its loss is reached or
+    twice its seconds are spent. Seconds count training alone."""
     from transformers import PrinterCallback, TrainerCallback
 
     from trainer.data.steps import Steps
@@ -383,7 +383,7 @@ def course(
 
 
 def held_out_loss(adapted: Any, held_out: list[Example], device: str) -> float:
-    """The mean over kept steps, without dropout."""
+    """The mean loss over kept steps, without dropout."""
     adapted.eval()
     with torch.no_grad():
         losses = [
@@ -395,7 +395,7 @@ def held_out_loss(adapted: Any, held_out: list[Example], device: str) -> float:
 
 
 def sample(problems: str, run: str) -> None:
-    """A RUN of 64 problems with the SmolLM2 pair, through a real server."""
+    """Sample a RUN of 64 problems with the SmolLM2 pair, through a real server."""
     from smollm2 import make_pair
     from support.servers.real_server import running_server
 
