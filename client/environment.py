@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
+
+from client.errors import LightReasonerError
 
 SOCKETS = "VLLM_RPC_BASE_PATH"
 LONGEST_SOCKETS_FOLDER = 107 - 37
@@ -18,6 +21,14 @@ def sockets_in(folder: str) -> dict[str, str]:
     """
     fits = len(os.fsencode(folder)) <= LONGEST_SOCKETS_FOLDER
     return {SOCKETS: folder} if fits and SOCKETS not in os.environ else {}
+
+
+def check_temporary_folder() -> None:
+    """Raises LightReasonerError if this process has no folder for temporary files, as in a read-only container."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise LightReasonerError(f"{error.strerror}; set TMPDIR to a folder that this user may write") from None
 
 
 @contextlib.contextmanager

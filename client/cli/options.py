@@ -233,6 +233,11 @@ class SamplingOptions:
     def fields(self) -> dict[str, Any]:
         """What a request says beside its problems, by the protocol's names. Raises LightReasonerError."""
         unsaid = SOLUTIONS if self.solutions else SAMPLING
+        if self.solutions and self.n is None and self.temperature == 0:
+            raise LightReasonerError(
+                f"--solutions samples {SOLUTIONS.n} solutions a problem, and --temperature 0 makes them all the same; "
+                "add --n 1, or leave out --temperature"
+            )
         values = {name: value for name, value in vars(self).items() if name not in (*CHOICE_OF_PROBLEMS, "solutions")}
         values |= {name: getattr(unsaid, name) for name in CHANGED_BY_SOLUTIONS if values[name] is None}
         try:

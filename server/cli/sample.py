@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from client.cli.options import Problems, SamplingOptions, TargetRun, WorkOptions
 from client.cli.program import as_typed, importing
 from client.cli.sample import ended_early, fill
+from client.environment import check_temporary_folder
 from client.errors import LightReasonerError, clean_lines
 from server.cli.options import PairOptions, not_installed
 
@@ -51,6 +52,7 @@ def sample_alone(
                 from server import watchdog
                 from server.engines import forkserver
 
+                check_temporary_folder()
                 _watchdog = watchdog.start()  # its pipe closes with this process
                 forkserver.start()  # beside the imports that follow
                 with importing():

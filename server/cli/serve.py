@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client.cli.program import importing
+from client.environment import check_temporary_folder
 from client.errors import LightReasonerError, clean_lines
 from server.cli.options import PairOptions, not_installed
 
@@ -58,6 +59,7 @@ def listen_and_serve(settings: ServerSettings) -> None:
     from server.engines.preflight import inspect_models
     from server.logs import log
 
+    check_temporary_folder()
     keys = load_keys(settings)
     listener = listen(settings.host, settings.port)
     _watchdog = watchdog.start()  # its pipe closes with this process
