@@ -103,7 +103,7 @@ def cache_settings(server: RunningServer) -> Iterator[tuple[str, dict[str, str]]
 
 
 def phases(server: RunningServer) -> Iterator[tuple[str, float]]:
-    """Seconds of each phase, by the times in the log."""
+    """Seconds of each phase, by the times in the log, which are whole seconds."""
     first = datetime.fromisoformat(next(lines_of(server))["time"])
     for phase, (before, after) in zip(PHASES, itertools.pairwise([first, *marks(server)]), strict=True):
         yield phase, (after - before).total_seconds()
