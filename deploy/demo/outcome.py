@@ -1,4 +1,4 @@
-"""What the demo found, in one line: accuracy before and after, and McNemar's p.
+"""The result of the demo in one line: accuracy before and after, and McNemar's p.
 
 In: the folder that run.sh wrote, for its results.json. Out: a line like `before 55.4% → after 77.1% (p 7e-45)`.
 It measures nothing itself.

@@ -1,8 +1,8 @@
-"""Makes the pictures of README.md from what the demo left, result.png and report.png, and labels.png, beside this file.
+"""Makes the pictures of README.md beside this file: result.png and report.png of a demo, or labels.png.
 
-In: the folder that run.sh wrote (demo-output unless named), or the one of tests/benchmarks/labels.py. Out: the
-accuracies before and after with their 95% intervals, and the report as a browser shows it; or accuracy by optimizer
-step for each kind of label. Needs matplotlib, playwright and a `chromium` on the PATH; it measures nothing itself.
+In: the folder that run.sh wrote (default demo-output), or the folder of tests/benchmarks/labels.py. Out: the accuracies
+before and after with their 95% intervals, and the report as a browser shows it; or accuracy by optimizer step for each
+kind of label. It needs matplotlib, playwright and a `chromium` on the PATH, and measures nothing itself.
 
     .venv/bin/python deploy/demo/pictures.py [FOLDER]
 """
@@ -26,16 +26,16 @@ from playwright.sync_api import sync_playwright
 HERE = Path(__file__).parent
 INK, BEFORE, AFTER = "#1f2328", "#9aa4b2", "#2f6fde"
 FAMILIES = {"contrast": "#1f2328", "tilt": "#2f6fde", "max-shift": "#c2570c", "top": "#2e8540"}
-"""Colours by the first word of a variant; those of one family differ by their lines."""
+"""Colours by the first word of a variant. Variants of one family differ by their dashes."""
 DASHES = ("-", "--", ":")
 COLOURS = 128
-"""Of the screenshot: enough for text and flat bars, at a third of the size."""
+"""Colours in the screenshot: enough for text and flat bars, at a third of the file's size."""
 PIXELS = {"width": 1120, "height": 900}
-"""Of the browser's window: what a reader sees first, at a size that stays legible in half a page."""
+"""Size of the browser's window: shows what a reader sees first, legible at half a page's width."""
 
 
 def draw_result(result: dict[str, Any], file: Path) -> None:
-    """Two bars with 95% intervals; `result` as `evaluate` writes it."""
+    """Draw two bars with 95% intervals. `result`: as `evaluate` writes it."""
     bars = [("the expert\nas it is", result["before"], BEFORE), ("with the\nadapter", result, AFTER)]
     figure, axes = plt.subplots(figsize=(5.2, 4.5), dpi=150, layout="constrained")
     for place, (_, bar, colour) in enumerate(bars):
@@ -59,7 +59,7 @@ def draw_result(result: dict[str, Any], file: Path) -> None:
 
 
 def draw_labels(curves: dict[str, dict[str, list[float]]], file: Path) -> None:
-    """A line a variant, the mean over its seeds: `curves[variant][step]` holds the accuracy of each."""
+    """Draw a line for each variant, the mean over its seeds. `curves[variant][step]`: the accuracy of each seed."""
     figure, axes = plt.subplots(figsize=(8, 4.6), dpi=120, layout="constrained")
     for variant, points in curves.items():
         family = variant.split()[0]
@@ -77,7 +77,7 @@ def draw_labels(curves: dict[str, dict[str, list[float]]], file: Path) -> None:
 
 
 def photograph_report(page: Path, file: Path) -> None:
-    """The top of the report, in a light theme."""
+    """Save a picture of the top of the report, in its light theme."""
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("no chromium on the PATH: apt-get install chromium")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The main job, end to end, on the small pair beside this file: the three real processes and a bucket.
-# Usage: deploy/demo/run.sh [FOLDER [PROBLEMS [OPTION …]]]   (make demo sets up what it needs; FOLDER must not be there)
-# PROBLEMS: how many are sampled, and how many others are tested; 1000 unless given. OPTION: more of train's options.
+# Runs the main job, end to end, on the small pair beside this file: the three real processes and a bucket.
+# Usage: deploy/demo/run.sh [FOLDER [PROBLEMS [OPTION …]]]   (make demo sets up what it needs; FOLDER must not exist)
+# PROBLEMS: the number of problems to sample, and of others to test; default 1000. OPTION: further options of train.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -24,14 +24,14 @@ say "lightreasoner-server --config deploy/demo/server.yaml --port $PORT > $OUT/s
 lightreasoner-server --config deploy/demo/server.yaml --port "$PORT" > "$OUT/server.log" 2>&1 &
 server=$!
 
-# The client would wait for both engines by itself, but not see that the server has died.
+# The client itself waits for both engines, but it does not notice a server that has died.
 until grep -qs "ready: expert" "$OUT/server.log"; do
     kill -0 "$server" 2>/dev/null || { tail -n 20 "$OUT/server.log" >&2; exit 1; }
     sleep 0.5
 done
 run lightreasoner-client sample "$OUT/sample.jsonl" "$OUT/run" --server "http://127.0.0.1:$PORT" \
     --max-tokens 64 --top-k 32
-kill "$server" # its work is done; it winds down by itself
+kill "$server" # its work is done; the server ends in its own time
 
 run lightreasoner-trainer train "$OUT/run" --model deploy/demo/expert --output "$OUT/adapter" --epochs 6 "${@:3}"
 run lightreasoner-trainer evaluate deploy/demo/expert --adapter "$OUT/adapter" --benchmark "unseen=$OUT/test.jsonl" \

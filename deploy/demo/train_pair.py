@@ -3,9 +3,9 @@
 In: `word_problems`. Out: two Hugging Face model folders, expert/ and amateur/, beside this file.
 `python deploy/demo/train_pair.py [expert|amateur]` takes about 16 minutes for both on two cores.
 
-The two differ in size and in how often their teacher skipped working: after any step but the last,
-a worked solution may jump straight to `The answer is …`. That jump is the habit both share; the
-amateur has it nearly always, the expert often, and most of the expert's errors come from it.
+The two models differ in size, and in how often their teacher skips working: after any step but the last,
+a worked solution may jump straight to `The answer is …`. Both models learn to jump: the amateur
+nearly always, the expert often. Most of the expert's errors come from it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def worked_solution(problem: WordProblem, jump: dict[int, float], rng: random.Ra
 
 
 def batches(student: Student, tokenizer: PreTrainedTokenizerFast, seed: int):
-    """Endless (input_ids, labels) [batch, width]; only the solution is labelled."""
+    """An endless stream of (input_ids, labels), both [batch, width]. Only the solution is labelled."""
     stream, rng = problems("pretrain", seed), random.Random(seed + 1)
     prompt = f"<|system|>{SYSTEM_PROMPT}<|end|><|user|>{{}}<|end|><|assistant|>"
     pad, ignore = tokenizer.pad_token_id, -100
