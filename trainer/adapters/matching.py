@@ -60,7 +60,7 @@ def check_matches(adapter: Path, base: ModelFolder) -> None:
 
 
 def has_effect(adapter: Path) -> bool:
-    """Whether any layer's update is not zero. In an untrained adapter all are zero."""
+    """Whether any layer's update is not zero. In an untrained LoRA adapter all are zero."""
     with safe_open(adapter / WEIGHTS, "pt") as weights:
         # Any weight that is not a half replaces one of the model's own.
         if any(not any(f".{half}" in name for half in HALVES) for name in weights.keys()):  # noqa: SIM118 - no mapping

@@ -101,7 +101,8 @@ def merge(model: str, adapter: str, output: str, precision: Precision = Precisio
 
 
 def save(merged: PreTrainedModel, base: ModelFolder, out: Path) -> None:
-    """Write a merged model with the files of `base` that it shares: to `out` once it is whole, config.json last.
+    """Write a merged model and the files that it shares with `base`. Moves them to `out` when all are written,
+    config.json last.
 
     Raises OSError or SafetensorError, with nothing left in `out`.
     """
@@ -117,7 +118,7 @@ def save(merged: PreTrainedModel, base: ModelFolder, out: Path) -> None:
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copy(file, copy)
         for weights_file in unfinished.glob("*.safetensors"):
-            shutil.copymode(unfinished / "config.json", weights_file)  # safetensors lets nobody else read it
+            shutil.copymode(unfinished / "config.json", weights_file)  # safetensors makes it readable by its owner only
         for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(out / file.name)
     finally:

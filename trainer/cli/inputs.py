@@ -39,7 +39,7 @@ def check_adapters(adapters: Sequence[str], base: ModelFolder) -> None:
 
 
 def check_training(run: Run, base: ModelFolder, output: str, recipe: Recipe, running: Running) -> None:
-    """Raises RunError or ModelError if RUN is not one, is of another model or has no kept step, or if OUT is taken."""
+    """Raises RunError or ModelError if `run` is no RUN, is of another model or has no kept step, or if OUT is taken."""
     if running.allow_mismatch:
         run.manifest()
     else:

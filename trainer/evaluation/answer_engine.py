@@ -162,8 +162,8 @@ class AnswerEngine:
     def _variables(self, on_cpu: bool) -> dict[str, str]:
         """Environment variables for the start of vLLM: run in this process on a CPU, else use a folder for sockets.
 
-        In a process of its own, vLLM is imported twice, for some 10 s each. With several NUMA nodes, or if the user
-        binds threads, it still gets one: vLLM binds threads only there.
+        Otherwise two more processes import vLLM, for some 10 s each. With several NUMA nodes, or if the user binds
+        threads, vLLM still gets these processes: it binds threads only there.
         """
         nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
         if on_cpu and IN_PROCESS.keys().isdisjoint(os.environ) and THREADS not in os.environ and len(nodes) < 2:

@@ -26,9 +26,9 @@ HEADER = b'{"evaluation": '
 class Record:
     """One output and its grade."""
 
-    model: str  # `BASE`, or the adapter's path
+    model: str  # `BASE_MODEL`, or the adapter's path
     benchmark: str
-    number: int  # of the problem in its benchmark, from 0
+    number: int  # the problem's place in the benchmark, from 0
     problem_id: str
     sample_index: int
     prompt: str  # the question, without the chat template

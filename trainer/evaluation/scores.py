@@ -100,9 +100,9 @@ def score(verdicts: Sequence[Sequence[bool]]) -> Score:
 def _interval(rates: npt.NDArray[np.float64], samples: int) -> tuple[float, float]:
     """Wilson's 95% interval (1927) of the mean of `rates`, one per problem. It is valid near 0 and 1 too.
 
-    Samples of one problem are not independent. So n is the effective number of samples, for which the mean has its
-    variance between problems: at least one per problem, at most all (Korn and Graubard, Survey Methodology 24 (1998)
-    193).
+    Samples of one problem are not independent. So Wilson's n is the effective number of samples, at which the binomial
+    variance of the mean is its variance between problems: at least one per problem, at most all (Korn and Graubard,
+    Survey Methodology 24 (1998) 193).
     """
     n, mean = len(rates), float(rates.mean())
     spread, most = mean * (1 - mean), n * samples

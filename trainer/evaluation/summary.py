@@ -15,7 +15,7 @@ from trainer.evaluation.records import Record
 from trainer.evaluation.scores import Comparison, ModelResult
 
 QUOTED_CHARACTERS = 600
-"""Most characters in an example of a question (its beginning), and of an output (its end, where the answer is)."""
+"""Characters that an example quotes at most: the beginning of a question, and the end of an output, with its answer."""
 
 
 def figures(comparisons: Sequence[Comparison]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def is_worse(scores: TrajectoryScores, others: TrajectoryScores, errors: float =
 
 
 def best_of(history: Sequence[TrajectoryScores]) -> int:
-    """The index of the best measurement: from the lowest score on, the last before one that `is_worse` than the lowest.
+    """The index of the best measurement: the last one, from the lowest score on, before a score that is worse than it.
 
     The held-out trajectories are few. Among scores that they cannot tell apart, more training has taught more.
     """

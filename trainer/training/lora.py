@@ -95,7 +95,7 @@ def with_lora(model: PreTrainedModel, name: str, lora: Lora, rounded: bool = Tru
 
 
 def multiply_in_the_models_type(adapted: PeftModel) -> None:
-    """Round A and B to the model's type where they are multiplied, as a GPU is faster then. They stay in float32."""
+    """Round A and B to the model's type where they are multiplied, which a GPU does faster. They stay in float32."""
     for layer in adapted.modules():
         if isinstance(layer, Linear):
             layer.cast_input_dtype_enabled = False
@@ -108,8 +108,8 @@ def _rounded(layer: Any, states: Tensor) -> Tensor:
 
 
 def decoder_of(model: Any) -> Any:
-    """The module that turns ids into the states that the LM head reads. `get_decoder` returns more for Llama 4 (a model
-    with its head), and something else for ModernBERT's decoder (the head).
+    """The module that turns ids into the states that the LM head reads. transformers' `get_decoder` returns a model
+    with its head for Llama 4, and the head itself for ModernBERT's decoder.
     """
     found, head, embedding = model.get_decoder(), model.get_output_embeddings(), model.get_input_embeddings()
     if found is head:

@@ -60,7 +60,8 @@ def held_out_terms(logits: Tensor, base_logits: Tensor, label_ids: Tensor, label
 
     Columns 0 and 1: whether the step has a label v; whether it has none. Columns 2 to 5, for a step with a label:
     D_KL(v || pi_theta); whether the model's best token is v's heaviest; the total variation distance of v and pi_theta;
-    D_KL(pi_theta || pi_0), pi_0 being the base. Column 6, for a step without one: D_KL(pi_theta || pi_0). Else 0.
+    D_KL(pi_theta || pi_0), pi_0 being the base. Column 6, for a step without one: D_KL(pi_theta || pi_0). Other values
+    are 0.
 
     Args:
         logits, base_logits: [n, V], those of the model and those of its base.

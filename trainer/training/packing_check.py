@@ -88,7 +88,7 @@ def choose(
     attention: str | None,
     padding: bool = True,
 ) -> Choice:
-    """How trajectories of these lengths share passes. `packing`, `padding`: whether allowed. `attention`: None: chosen.
+    """How trajectories of these lengths share passes. Packs and pads only if allowed. A given `attention` stays.
 
     Raises ModelError if the model cannot be trained at all.
     """
@@ -187,7 +187,7 @@ def layout_for(
 
 
 def training_noise(adapted: PeftModel) -> float:
-    """Relative difference of logits between training and evaluation mode. 0 if it is rounding, or if dropout is known.
+    """Relative difference of logits between training and evaluation mode; 0 if rounding or known dropout explains it.
 
     LoRA's own dropout changes nothing yet, because B is still zero.
     """
