@@ -15,8 +15,8 @@ It owns the HTTP contract (`client.protocol`), the files of a RUN (`client.runs`
     for sample in read_samples("s3://bucket/runs/first"):
         print(sample.problem_id, sample.contrast.steps, sample.contrast.kl_lower_bound)
 
-The names below are the library. Other names in its modules may change. A name is imported at its first use, so that
-`import client` is quick.
+The names below are the public API. Other names may change. A name is imported at its first use, so that `import client`
+is quick.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The client's command line: its commands in the order of use. The work is done in `client.cli`."""
+"""The client's command line: it registers the commands of `client.cli`, in the order of their use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ program.command()(cancel)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 1."""
+    """Entry point. A LightReasonerError becomes one line on stderr and exit code 1."""
     try:
         program()
     except LightReasonerError as error:

@@ -1,7 +1,8 @@
-"""Why a child process of vLLM failed, told to the process that started it: vLLM itself says only that it failed.
+"""Tells a process why its child process of vLLM failed; vLLM itself says only that it failed.
 
-In: errors that a child's `vllm` logger is given. Out: the last one's message, by way of a small file that both know.
-The package's vLLM plugin calls `tell_parent` in each process of an engine. Imports no vLLM.
+In: exceptions that the children's `vllm` logger logs as errors. Out: the message of the last one, through a small file
+that an environment variable names. The package's vLLM plugin calls `tell_parent` in each process of an engine. Does not
+import vLLM.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from client.environment import environment
 from client.errors import reason_of
 
 VARIABLE = "LIGHTREASONER_CHILD_ERRORS"
-"""Names the file, in the environment of the children."""
+"""Environment variable that names the file to the children."""
 SAYS_NOTHING = ("initialization failed", "See root cause", "see stack trace")
-"""In messages that only pass on that another process failed."""
+"""Words of messages that only report that another process failed."""
 LOOKED_AT = "Error raised in subprocess:"
-"""vLLM looks at a model's class in a process of its own. If that fails, it logs this and the process's traceback."""
+"""vLLM inspects a model's class in a separate process. If that fails, it logs this and the traceback of that
+process."""
 
 
 @contextlib.contextmanager
 def collected() -> Iterator[Callable[[], str | None]]:
-    """Processes that start meanwhile tell of their errors; yields what gives the last cause, or None."""
+    """Collect the errors of processes that start in this context.
+
+    Yields a function that returns the last cause, or None.
+    """
     with tempfile.TemporaryDirectory(prefix="lightreasoner-") as folder:
         file = Path(folder) / "errors"
         own = _ToFile(file)
@@ -41,13 +46,13 @@ def collected() -> Iterator[Callable[[], str | None]]:
 
 
 def tell_parent() -> None:
-    """In a child of a process that collects, and nowhere else: write down what is logged as an error."""
+    """In a child of a process that uses `collected`: append logged errors to its file. Elsewhere: do nothing."""
     if VARIABLE in os.environ and parent_process() is not None:
         logging.getLogger("vllm").addHandler(_ToFile(Path(os.environ[VARIABLE])))
 
 
 class _ToFile(logging.Handler):
-    """Appends the message of every exception that is logged as an error, a line each."""
+    """Appends the message of every exception that is logged as an error, one line each."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(logging.ERROR)
@@ -63,7 +68,7 @@ class _ToFile(logging.Handler):
 
 
 def _is_of_a_look(record: logging.LogRecord) -> bool:
-    """Whether vLLM logs here that it could not look at a model's class."""
+    """Whether the record says that vLLM could not inspect a model's class."""
     return bool(record.exc_info and str(record.exc_info[1]).startswith(LOOKED_AT))
 
 

@@ -65,18 +65,18 @@ class LabelShifts:
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What all T steps of a trajectory are, whichever are kept: one computation for selection, labels and counts."""
+    """Figures of all T steps of a trajectory, kept or not: computed once for selection, labels and counts."""
 
     kl_lower_bound: Floats  # [T], nats
     covered_mass: Floats  # [T]
     labelled: Bools  # [T, k], the ids that a label can have: plausible, and known to the amateur
     complete: Bools  # [T], `mask_complete`
-    same_top1: Bools  # [T], as `top1`
-    other_top1: Bools  # [T]
+    same_top1: Bools  # [T], proved the same, as in `top1`
+    other_top1: Bools  # [T], proved different
 
 
 def step_figures(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float, vocab_size: int) -> StepFigures:
-    """`kl_lower_bound`, `covered_mass`, `mask_complete` and `top1` of the same arrays at once: [T, k] x 2."""
+    """Compute `kl_lower_bound`, `covered_mass`, `mask_complete` and `top1` together: [T, k] x 2."""
     known, p, q = _probabilities(expert_logprobs, amateur_logprobs)
     p_known, q_known = p.sum(axis=1), q.sum(axis=1)
     mask = plausible(expert_logprobs, alpha)
@@ -119,8 +119,8 @@ def plausible(expert_logprobs: Floats, alpha: float) -> Bools:
 def mask_complete(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: float, vocab_size: int) -> Bools:
     """Whether the plausible set is proved to be complete: [T, k] x 2 -> [T].
 
-    It is if the amateur knows all its ids, and the k-th id is not plausible or k is the expert's whole head
-    (`vocab_size` columns).
+    It is complete if the amateur knows all of its ids, and either the k-th id is not plausible or k is the expert's
+    whole head (`vocab_size` columns).
     """
     mask = plausible(expert_logprobs, alpha)
     return _none_outside(mask, vocab_size) & ~(mask & ~np.isfinite(amateur_logprobs)).any(axis=1)
@@ -129,9 +129,9 @@ def mask_complete(expert_logprobs: Floats, amateur_logprobs: Floats, alpha: floa
 def top1(amateur_logprobs: Floats) -> tuple[Bools, Bools]:
     """Whether the amateur's best token is proved to be the expert's best, and proved not to be: [T, k] -> [T] x 2.
 
-    Column 0 is the expert's best id. It is proved to be the amateur's best if no other of the k ids is more probable
-    to the amateur, and no id outside them can be: all of those share 1 - sum_i q_i. It is proved not to be if another
-    of the k ids is more probable. Otherwise the k ids do not decide it.
+    Column 0 is the expert's best id. It is proved to be the amateur's best if the amateur gives a larger probability to
+    no other of the k ids, and cannot give one to any other id: those share 1 - sum_i q_i. It is proved not to be if
+    another of the k ids is more probable, or if the amateur does not know it. Otherwise the k ids do not decide.
     """
     q = np.exp(amateur_logprobs.astype(np.float64))
     return _top1(q, q.sum(axis=1), np.isfinite(amateur_logprobs[:, 0]))
@@ -173,8 +173,8 @@ def contrast(
             `_bounded_labels`.
         cut: for "top": the least bound to keep, in nats, and the last step to keep with exactly that bound.
         token_ids: [T], the trajectory.
-        seed: seed of "random", at least 0. Give each trajectory its own, or all draw alike.
-        figures: `step_figures` of the same arguments, if they are there already.
+        seed: seed of "random", at least 0. Give each trajectory its own: equal seeds draw alike.
+        figures: `step_figures` of the same arguments, if already computed.
     """
     whole, _ = contrast_together(
         np.array([0, len(top_ids)]),
@@ -218,10 +218,11 @@ def contrast_together(
     seeds: Sequence[int],
     figures: StepFigures | None,
 ) -> tuple[Contrast, npt.NDArray[np.integer]]:
-    """`contrast` of m trajectories whose steps follow one another, and its `incomplete` of each: [m].
+    """`contrast` of m trajectories, one after the other in the arrays, and the `incomplete` of each: [m].
 
-    `begins`: where each begins among all steps, and the end: [m + 1]. `cuts`, `seeds`: one of each trajectory, for
-    "top" and "random". `steps` of the result count through all trajectories; `divided` takes it apart.
+    `begins`: the first step of each trajectory among all steps, then the number of all steps: [m + 1]. `cuts`, `seeds`:
+    one for each trajectory, for "top" and "random". The result's `steps` count through all trajectories; `divided`
+    splits it.
     """
     figures = figures or step_figures(expert_logprobs, amateur_logprobs, alpha, vocab_size)
     bound, complete, labelled = figures.kl_lower_bound, figures.complete, figures.labelled
@@ -272,7 +273,10 @@ def contrast_together(
 def divided(
     whole: Contrast, begins: npt.NDArray[np.integer], incomplete: npt.NDArray[np.integer]
 ) -> Iterator[Contrast]:
-    """The contrast of each of several trajectories, as `contrast` gives it; its arrays are views of `whole`'s."""
+    """Split a result of `contrast_together` into the `Contrast` of each trajectory.
+
+    Arrays other than `steps` and `label_offsets` are views of `whole`'s.
+    """
     places = np.searchsorted(whole.steps, begins).tolist()
     labels = whole.label_offsets[places].tolist()
     for index, (begin, missed) in enumerate(zip(begins[:-1].tolist(), incomplete.tolist(), strict=True)):
@@ -290,12 +294,12 @@ def divided(
 
 
 def owners_of(begins: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:
-    """Which of m parts each of n places belongs to, where `begins` says where each begins, and n: [m + 1] -> [n]."""
+    """The part of each of n places: [m + 1] -> [n]. `begins`: the first place of each of m parts, then n."""
     return np.repeat(np.arange(len(begins) - 1), np.diff(begins))
 
 
 def ordered(bound: Floats) -> Floats:
-    """Bounds as `top` orders them: [T] -> [T]. In float32, for the last digits of float64 depend on the processor."""
+    """Bounds as `top` orders them, in float32: [T] -> [T]. The last digits of float64 depend on the processor."""
     return bound.astype(np.float32).astype(np.float64)
 
 
@@ -303,7 +307,7 @@ def eligible(
     expert_logprobs: Floats, amateur_logprobs: Floats, *, alpha: float, first_step: int, vocab_size: int,
     keep_incomplete: bool,
 ) -> Bools:  # fmt: skip
-    """Which steps any selection may keep, as `contrast` takes its arguments: [T, k] x 2 -> [T]."""
+    """Which steps any selection may keep: [T, k] x 2 -> [T]. The arguments are those of `contrast`."""
     if keep_incomplete:
         may_be_kept = _labelled(expert_logprobs, amateur_logprobs, alpha).any(axis=1)
     else:
@@ -317,8 +321,8 @@ def label_shifts(
 ) -> LabelShifts:  # fmt: skip
     """How far each label lies from the expert: D_KL(w || pi_E), pi_E renormalised on the plausible set.
 
-    `contrast` made `kept` from these arrays, [T, k], and `alpha`. `labelled`: as in `StepFigures`, if known. A labelled
-    id that is not plausible ("onehot") joins the set. If it is not among the top k, it counts with the k-th
+    `kept`: the result of `contrast` with these arrays, [T, k], and `alpha`. `labelled`: as in `StepFigures`, if known.
+    A labelled id that is not plausible ("onehot") joins the set. If it is not among the top k, it counts with the k-th
     probability, which can only lower the result.
     """
     steps, sizes = kept.steps, np.diff(kept.label_offsets)
@@ -395,7 +399,7 @@ def _log_labels(labels: Labels, gamma: float, log_p: Floats, log_q: Floats, mask
 
 
 def _log_softmax(values: Floats) -> Floats:
-    """Normalised over each row, where -inf stays: [n, k] -> [n, k]."""
+    """The log-softmax of each row; -inf stays -inf: [n, k] -> [n, k]."""
     values = values - values.max(axis=1, keepdims=True, initial=np.finfo(float).min)
     with np.errstate(divide="ignore"):
         return values - np.log(np.exp(values).sum(axis=1, keepdims=True))

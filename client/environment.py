@@ -1,4 +1,7 @@
-"""Environment variables for a while, and the one of vLLM's sockets. In: values. Out: all as before, afterwards."""
+"""Sets environment variables within a context, among them the one for vLLM's sockets.
+
+In: values. Out: nothing; the earlier values are restored at the end.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from client.errors import LightReasonerError
 
 SOCKETS = "VLLM_RPC_BASE_PATH"
 LONGEST_SOCKETS_FOLDER = 107 - 37
-"""Bytes: a socket's path has 107 at most, and vLLM's names have 36."""
+"""Most bytes of the folder's path: a socket's path has at most 107, of which a slash and vLLM's name take 37."""
 
 
 def sockets_in(folder: str) -> dict[str, str]:
-    """The variable that has vLLM make its sockets in a folder of the caller's, since it leaves them behind.
+    """The environment variable that makes vLLM create its sockets in `folder`: vLLM does not remove them itself.
 
-    None where the user names another folder, or the path would be too long.
+    Empty if the user has set the variable, or if the path would be too long.
     """
     fits = len(os.fsencode(folder)) <= LONGEST_SOCKETS_FOLDER
     return {SOCKETS: folder} if fits and SOCKETS not in os.environ else {}
@@ -33,7 +36,7 @@ def check_temporary_folder() -> None:
 
 @contextlib.contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """This process and those that it starts meanwhile have these environment variables."""
+    """Set these environment variables for this process, and for those that it starts within the context."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

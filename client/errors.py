@@ -15,7 +15,7 @@ EXPECTED_KINDS = {
     "dict": "an object", "model": "an object", "model_attributes": "an object", "dataclass": "an object",
     "tuple": "a list", "path": "a path", "date": "a date, as 2026-01-31", "bytes": "a string",
 }  # fmt: skip
-"""What pydantic's types of error expect, by their first word."""
+"""What pydantic expected, in words, by the first word of its error type."""
 EXPECTED_BOUNDS = {
     "greater_than": "more than {gt}", "greater_than_equal": "at least {ge}", "less_than": "less than {lt}",
     "less_than_equal": "at most {le}", "literal_error": "{expected}", "enum": "{expected}",
@@ -46,9 +46,9 @@ def how_to_install(extra: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text that others wrote, safe for a terminal: on one line, with escapes for what cannot be printed.
+    """Make a text from elsewhere safe for a terminal: one line, with escapes for unprintable characters.
 
-    Raw, it could move the cursor, hide text, or look like a line of ours.
+    Unescaped, it could move the cursor, hide text, or look like a line of ours.
     """
     if text.isprintable():
         return text
@@ -56,22 +56,22 @@ def one_line(text: str) -> str:
 
 
 def clean_lines(text: str) -> str:
-    """A text of ours, in which others may have written, as `one_line` gives it; its lines stay."""
+    """Apply `one_line` to each line of a text of ours, which may quote others."""
     return "\n".join(map(one_line, text.split("\n")))
 
 
 def shorten(text: str, most: int = MOST_SHOWN) -> str:
-    """A text that others wrote, cut after `most` characters, as `one_line` gives it."""
+    """Cut a text from elsewhere after `most` characters, and apply `one_line`."""
     return one_line(text) if len(text) <= most else f"{one_line(text[:most])}…"
 
 
 def shown(value: object) -> str:
-    """A value of any size and depth for a message: short values whole, others cut."""
+    """A value as text for a message; a long or deep one is cut."""
     return shorten(reprlib.repr(value))
 
 
 def fault_words(entry: Mapping[str, Any]) -> str:
-    """What is wrong with a value, of an entry of pydantic's `errors()`, in the words of our own errors."""
+    """What is wrong with a value, in our own words. `entry`: one of pydantic's `errors()`."""
     kind, context = str(entry["type"]), entry.get("ctx") or {}
     if kind in ("value_error", "assertion_error"):
         return " ".join(entry["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").split())
@@ -86,9 +86,9 @@ def fault_words(entry: Mapping[str, Any]) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception of a library says, whole and on one line; its type where it says nothing.
+    """The whole message of a library's exception, on one line; its repr if the message is empty.
 
-    Of pydantic's, which spreads over lines and repeats the input: each field, its value and what is wrong.
+    A ValidationError of pydantic, which spans lines and repeats the input, becomes each field, its value and the fault.
     """
     if not isinstance(error, ValidationError):
         return one_line(" ".join(str(error).split())) or repr(error)
@@ -134,7 +134,7 @@ class Unreachable(ServiceError):
 class TlsError(Unreachable):
     """A certificate is invalid, or one side speaks TLS and the other does not.
 
-    No waiting mends that; only a server that answered before may have its certificate renewed.
+    Waiting does not help, except for a server that answered before: its certificate may be renewed.
     """
 
     may_pass = False

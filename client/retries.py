@@ -21,7 +21,7 @@ JITTER = 0.25
 """The largest share of a pause that chance takes away, so that clients that fail together do not return together."""
 MOST_DOUBLINGS = 64
 STOP_LOOK_SECONDS = 0.1
-"""How soon a pause ends once `stopping` says so."""
+"""How soon a pause ends once `stopping` returns True."""
 
 
 async def retry(
@@ -35,7 +35,7 @@ async def retry(
     stopping: Callable[[], bool] = lambda: False,
     tell: Callable[[BaseException], None] = lambda _: None,
 ) -> Result:
-    """What `attempt` returns. It is called again while it raises an error that `may_pass`.
+    """Call `attempt`, and call it again while it raises an error that `may_pass`. Returns its result.
 
     `pause`: seconds after the first error, doubled after each error up to `longest_pause`; constant without one. Chance
     takes up to `JITTER` of each pause. An error with `retry_after` lengthens the pause to that many seconds.
@@ -65,7 +65,7 @@ async def retry(
         reraise=True,
     )
 
-    async def awaited() -> Result:  # tenacity awaits only what it knows to be a coroutine function: no lambda
+    async def awaited() -> Result:  # a coroutine function: tenacity does not await what a lambda returns
         return await attempt()
 
     return await retrying(awaited)
@@ -95,7 +95,7 @@ def pause_after(failures: int, first: float, longest: float | None = None) -> fl
 
 
 async def rest(seconds: float, stopping: Callable[[], bool]) -> None:
-    """Sleep this long, or until `stopping` says so."""
+    """Sleep for `seconds`, or until `stopping` returns True."""
     until = time.monotonic() + seconds
     while not stopping() and (left := until - time.monotonic()) > 0:  # noqa: ASYNC110 - a bool, not an event
         await asyncio.sleep(min(left, STOP_LOOK_SECONDS))
