@@ -1,6 +1,7 @@
-"""The client's commands, a file for each kind, and the habits that the three programs' command lines share.
+"""The client's commands, one file for each kind, and what the command lines of all three programs share.
 
-Each program imports this package first: from here on, Ctrl-C ends it in one line while it loads the others.
+Each program imports this package first. From then on Ctrl-C ends the program with one line, even during its other
+imports.
 """
 
 import os
@@ -11,17 +12,17 @@ PROGRAMS = "/client/__main__.py", "/server/__main__.py", "/trainer/__main__.py"
 
 
 def stop_loading(number: int, _: object) -> None:
-    """End this process, in whatever import it is."""
+    """End this process at once, even within an import. The exit status is 128 + `number`."""
     os.write(2, b"\nstopped before it began\n")
     os._exit(128 + number)
 
 
 def _is_program(word: str) -> bool:
-    """Whether this is how one of the programs was started; a test or other code that imports it was not."""
+    """Whether `word`, the process's argv[0], is one of the programs, and not a test or other code that imports this."""
     return word.endswith(PROGRAMS) or word.rpartition("/")[2].startswith("lightreasoner-")
 
 
-# A process that another one started, for an engine, has its own ways; who ignores Ctrl-C, as nohup, goes on doing so.
+# Not in an engine's child process, which handles signals itself, and not where Ctrl-C is ignored, as under nohup.
 if (
     _is_program(sys.argv[0])
     and "multiprocessing" not in sys.modules

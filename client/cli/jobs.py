@@ -102,7 +102,7 @@ async def _wait(connection: Connection, job_id: str) -> Job:
 
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    said: str | None = None  # of the status
+    said: str | None = None  # the last status printed
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(job_id, total=None)
 
@@ -122,7 +122,7 @@ async def _wait(connection: Connection, job_id: str) -> Job:
                     f"up after {PATIENCE_SECONDS:g} s"
                 )
 
-        job = await connection.job(job_id)  # a server that is not there at the start is an error at once
+        job = await connection.job(job_id)  # at the start, an unreachable server is an error at once
         while job.status not in ENDED:
             counts = job.request_counts
             bar.update(task, description=job.status, completed=counts.completed, total=counts.total or None)

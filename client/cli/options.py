@@ -1,7 +1,8 @@
-"""The arguments and options that several of the client's commands share, their help, and what they become.
+"""Arguments and options that several of the client's commands share, their help texts, and the settings they become.
 
-In: what a user typed. Out: settings of the protocol, a problem set; or an error that names the option. What `sample`
-and `submit` have in common is one value, `SamplingOptions`; what `sample` of client and server have, `WorkOptions` too.
+In: what a user typed. Out: settings of the protocol, or a problem set; or an error that names the option.
+`SamplingOptions` are the options of `sample` and `submit`. `WorkOptions` are further options of both `sample` commands,
+the client's and the server's.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound=BaseModel)
 
 SAMPLING, CONTRAST = SamplingSettings(), ContrastSettings()
-"""The defaults of the protocol, which are those of the options."""
+"""The protocol's defaults, which the options share."""
 SOLUTIONS = SamplingSettings(n=8, temperature=0.8, max_tokens=1024, system_prompt=BOX_SYSTEM_PROMPT)
 """The defaults with --solutions."""
 PROBLEM_PANEL, DECODING_PANEL, CONTRAST_PANEL = "Problems", "Trajectories", "Samples"
@@ -70,7 +71,7 @@ ApiKey = Annotated[
 ]
 
 CHOICE_OF_PROBLEMS = "limit", "shuffle", "question_field", "id_field"
-"""Fields of `SamplingOptions` that say which problems are meant, and how they are read."""
+"""Fields of `SamplingOptions` that select problems, or say which fields of a row to read."""
 CHANGED_BY_SOLUTIONS = "n", "temperature", "max_tokens", "system_prompt"
 """Fields whose defaults --solutions changes."""
 
@@ -89,7 +90,7 @@ KEEP_INCOMPLETE = "Also keep steps whose plausible set may be incomplete."
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """The options of `sample` and `submit`: which problems, how they are answered, which steps are kept."""
+    """The options of `sample` and `submit`: which problems to sample, how to sample them, which steps to keep."""
 
     limit: Annotated[
         int | None,
@@ -212,11 +213,11 @@ class SamplingOptions:
 
     @property
     def chooses(self) -> bool:
-        """Whether an option says which problems of the set are meant, or where their questions are."""
+        """Whether an option selects problems of the set, or names the field of their question or id."""
         return any(getattr(self, name) is not None for name in CHOICE_OF_PROBLEMS)
 
     def read(self, problems: str, most: int | None = None) -> ProblemSet:
-        """The problems that are meant, `most` of them where --limit is not given. Raises ProblemSetError."""
+        """Read the problems: at most --limit of them, or `most` without --limit. Raises ProblemSetError."""
         from client.cli.progress import warn
         from client.problems.reader import read_problem_set
 
@@ -231,7 +232,7 @@ class SamplingOptions:
         )
 
     def fields(self) -> dict[str, Any]:
-        """What a request says beside its problems, by the protocol's names. Raises LightReasonerError."""
+        """A request's fields except its problems, by the protocol's names. Raises LightReasonerError."""
         unsaid = SOLUTIONS if self.solutions else SAMPLING
         if self.solutions and self.n is None and self.temperature == 0:
             raise LightReasonerError(
@@ -251,11 +252,11 @@ class SamplingOptions:
         }
 
     def settings(self) -> SamplingSettings:
-        """How problems are answered. Raises LightReasonerError naming the option at fault."""
+        """The sampling settings. Raises LightReasonerError naming the invalid option."""
         return self._checked(SamplingSettings)
 
     def contrast(self) -> ContrastSettings:
-        """Which steps are kept. Raises LightReasonerError naming the option at fault."""
+        """The settings for samples. Raises LightReasonerError naming the invalid option."""
         return self._checked(ContrastSettings)
 
     def _checked(self, model: type[Settings]) -> Settings:
@@ -264,7 +265,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class WorkOptions:
-    """The options of both `sample` commands, the client's and the server's, about how a RUN is filled."""
+    """Options of both `sample` commands, the client's and the server's: shards, failures and outages."""
 
     shard: Annotated[
         str | None,
@@ -296,7 +297,7 @@ class WorkOptions:
     ] = 1800.0
 
     def part(self) -> Shard:
-        """The shard that is asked for. Raises LightReasonerError."""
+        """The shard to sample; without --shard, the whole set. Raises LightReasonerError."""
         from client.sampling.shards import WHOLE_SET, Shard
 
         part = Shard.parse(self.shard) if self.shard else WHOLE_SET
@@ -308,7 +309,7 @@ class WorkOptions:
 def template_variables(text: str | None) -> dict[str, Any]:
     """The value of --chat-template-kwargs. Raises LightReasonerError where it is not a JSON object of variables."""
     try:
-        value = orjson.loads(text or "{}")  # takes no NaN, which no record in JSON can hold
+        value = orjson.loads(text or "{}")  # rejects NaN, which JSON cannot hold
     except ValueError as error:
         raise LightReasonerError(f"--chat-template-kwargs {shown(text)} is not JSON: {error}") from None
     if not isinstance(value, dict):

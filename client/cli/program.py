@@ -1,7 +1,7 @@
-"""The habits that the three programs' command lines share: --version, shell completion, help that flows.
+"""What the command lines of all three programs share: --version, shell completion, help that wraps to the terminal.
 
-In: command functions as typer takes them. Out: a `Program`. Imports nothing heavy: a shell that completes a word starts
-the program each time.
+In: command functions for typer. Out: a `Program`. Imports nothing heavy, because a shell starts the program for each
+completion.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from client.errors import LightReasonerError
 PACKAGE = "lightreasoner"
 Function = Callable[..., Any]
 EMPTY = inspect.Parameter.empty
-"""The default of a parameter that must be given."""
+"""The default of a required parameter."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -48,7 +48,7 @@ Version = Annotated[
 def importing() -> Iterator[None]:
     """For imports of torch and vLLM. Raises LightReasonerError without a folder for temporary files: both need one.
 
-    Python searches for no garbage meanwhile, because imports leave none. This saves a sixth of the time.
+    Garbage collection is off meanwhile, because imports leave no garbage. This saves a sixth of the time.
     """
     check_temporary_folder()
     searching = gc.isenabled()
@@ -63,7 +63,7 @@ def importing() -> Iterator[None]:
 class Program(typer.Typer):
     """A command line, or a part of one.
 
-    `help` describes a program of several commands. Every command has --version, and so has such a program.
+    `help` describes a program of several commands. Such a program has --version, and so has every command.
     """
 
     def __init__(self, help: str | None = None) -> None:
@@ -75,13 +75,13 @@ class Program(typer.Typer):
             self.callback(help=help)(_with_version)
 
     def __call__(self, *words: Any, **options: Any) -> Any:
-        """Run the command that is typed."""
+        """Run the command that the user typed. From here on Ctrl-C raises KeyboardInterrupt, Python's default."""
         if signal.getsignal(signal.SIGINT) is stop_loading:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return super().__call__(*words, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:  # type: ignore[override]
-        """Register a command. Its docstring is its help; a parameter that is a dataclass stands for its fields."""
+        """Register a command. Its docstring becomes its help; fields of a dataclass parameter become options."""
 
         def register(function: Function) -> Function:
             help = flowing(function.__doc__ or "")
@@ -91,7 +91,7 @@ class Program(typer.Typer):
         return register
 
     def default(self, function: Function) -> None:
-        """Register the command that is meant where none is named: its options stand in the program's own help."""
+        """Register the command that runs if the user names none. The program's own help shows its options."""
         command = spread(function)
         inner = inspect.signature(command).parameters.values()
 
@@ -115,7 +115,7 @@ class Program(typer.Typer):
 
 
 class _PlainWords:
-    """What commands and programs share: flags without a type in the help, and errors without pydantic's words."""
+    """Base of commands and programs: the help shows no type for flags, and errors avoid pydantic's wording."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
@@ -142,7 +142,7 @@ class _PlainWords:
 
 
 def _as_written(words: str, **_: Any) -> str:
-    """A default in words, without the brackets that typer puts around it."""
+    """A default in words, without the brackets that typer adds."""
     return words
 
 
@@ -151,7 +151,7 @@ class _Group(_PlainWords, TyperGroup):
 
 
 class _Command(_PlainWords, TyperCommand):
-    """A command whose usage names its arguments as its help does: PROBLEMS, where typer writes {PROBLEMS}."""
+    """A command whose usage line shows an argument as PROBLEMS, where typer writes {PROBLEMS}."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
@@ -171,19 +171,19 @@ class _Command(_PlainWords, TyperCommand):
 
 
 _RUNNING: ContextVar[_Command | None] = ContextVar("running", default=None)
-"""The command that runs now."""
+"""The running command."""
 
 
 def option_of(field: str) -> str:
-    """What a person types for a field of a request: --max-shift for max_shift, RUN for run."""
+    """The option or argument for a field of a request: --max-shift for max_shift, RUN for run."""
     return _options().get(field, f"--{field.replace('_', '-')}")
 
 
 def as_typed(text: str, fields: Collection[str] = ()) -> str:
-    """An error's text for who typed a command: fields by its options, as --max-shift for max_shift.
+    """An error's text with the command's options in place of field names: --max-shift for max_shift.
 
-    A name that may be another word, as keep, counts where its value follows: `keep: 0.1 against 0.2`. One of `fields`
-    counts everywhere. What is in quotes stays: others wrote it.
+    A name that is also a plain word, as keep, is replaced only before its value, as in `keep: 0.1 against 0.2`, or if
+    it is one of `fields`. Quoted text is not changed: it is not ours.
     """
     options = {name: typed for name, typed in _options().items() if typed.startswith("--")}
     if not options:
@@ -196,7 +196,7 @@ def as_typed(text: str, fields: Collection[str] = ()) -> str:
 
 
 def _options() -> dict[str, str]:
-    """What is typed for each parameter of the command that runs now."""
+    """The option or argument for each parameter of the running command."""
     command = _RUNNING.get()
     return {
         param.name: max(param.opts, key=len) if param.param_type_name == "option" else param.metavar or param.name
@@ -206,16 +206,16 @@ def _options() -> dict[str, str]:
 
 
 def _with_version(version: Version = False) -> None:
-    """What a program of several commands takes before a command's name."""
+    """The callback of a program of several commands: it takes --version before a command's name."""
 
 
 def flowing(docstring: str) -> str:
-    """A text with each paragraph on one line: a terminal breaks lines where it ends, not where the source did."""
+    """Join each paragraph to one line, so that the terminal decides where lines break."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(docstring).split("\n\n"))
 
 
 def spread(function: Function) -> Function:
-    """The same command with --version, and with a keyword for each field of a parameter that is a dataclass."""
+    """The same command with --version, and with one keyword for each field of a dataclass parameter."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, type] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():

@@ -51,7 +51,7 @@ def track(parts: Sequence[str]) -> Iterable[str]:
 
 
 def print_totals(run: str, totals: RunTotals, counts: Counts | None) -> None:
-    """Print what a RUN holds. `counts`: of the attempt that ended now, if there was one."""
+    """Print a RUN's totals. `counts`: those of the attempt that has just ended, if there was one."""
     from client.report.labels import MANY_CUT, shift_rows
 
     table = Table(title=Text(run), title_justify="left", show_header=False)
@@ -94,7 +94,8 @@ def print_totals(run: str, totals: RunTotals, counts: Counts | None) -> None:
 def print_labels(run: Run, tally: Tally | None) -> None:
     """Print the labels farthest from the expert, and a warning where labels teach style.
 
-    Nothing where the RUN was not counted just now, or its tokenizer.json cannot be read.
+    Prints nothing if `tally` is None, because this attempt did not count the RUN, or if its tokenizer.json is
+    unreadable.
     """
     from client.report.labels import (
         overturns_line,
@@ -112,9 +113,9 @@ def print_labels(run: Run, tally: Tally | None) -> None:
 
 
 def print_odd_labels(lines: Sequence[str], overturns: str | None, warning: str | None, of: str = "") -> None:
-    """Print labels, the farthest from the expert first, the commonest overturns and a warning.
+    """Print the labels farthest from the expert, the most common overturns and a warning.
 
-    `of`: the RUN, where there are several.
+    `of`: words that name the RUN, if there are several.
     """
     if not lines:
         return
@@ -152,7 +153,7 @@ class Terminal:
         self._console.print(clean_lines(text), highlight=False, markup=False, soft_wrap=True)
 
     def server_lines(self) -> list[str]:
-        """The state of each server; nothing for a single server."""
+        """The state of each server; empty for a single server."""
         states = self.servers()
         return states if len(states) > 1 else []
 

@@ -1,6 +1,6 @@
-"""report, build, compare and import: commands on RUNs alone, without a server.
+"""report, build, compare, push, pull and import: commands on RUNs that need no server of ours.
 
-In: RUNs, or a file of the published sampling. Out: a page, a new RUN, a table.
+In: RUNs, a data set of the Hub, or a file of the published sampling. Out: a page, a new RUN, a table, a copy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from client.errors import LightReasonerError, one_line
 from client.protocol.requests import DEFAULT_KEEP, ContrastSettings
 
 TITLE_BYTES = 4096
-"""Of a file that a report replaces: here stands its title."""
+"""Bytes at the beginning of the output file that are searched for a report's title."""
 DATA_SET = "A data set: hf://datasets/OWNER/NAME, with @REVISION for a branch; to pull, for a commit too."
 
 
@@ -58,9 +58,9 @@ def report(
 
 
 def _check_writable(output: Path) -> None:
-    """Raises LightReasonerError where the report cannot be written, or would replace a file that is not a report.
+    """Raises LightReasonerError if the report cannot be written, or would replace a file that is not a report.
 
-    Making it may take minutes.
+    The check comes first, because making the report may take minutes.
     """
     from client.report.page import TITLE_MARK
 
@@ -104,7 +104,7 @@ def build(
 ) -> None:
     """Make NEW_RUN from the trajectories of RUN with other settings. Needs no server and no GPU.
 
-    A setting that is not given is that of RUN. To resume, run the same command again.
+    Settings that are not given are those of RUN. To resume, run the same command again.
     """
     from client.cli.progress import print_labels, print_totals, track
     from client.runs.build import build_run
@@ -163,7 +163,7 @@ def push(
 ) -> None:
     """Copy RUN into a data set of the Hugging Face Hub, as one commit.
 
-    A data set that is not there yet is made, and is private. A README.md that is there stays, with its licence.
+    A new data set is created as private. An existing README.md stays, with its licence.
     """
     from client.runs.run import Run
     from client.storage.data_sets import DataSet

@@ -1,7 +1,7 @@
-"""sample: problems through servers into a RUN, resuming where an earlier attempt stopped.
+"""sample: sends problems to servers and writes their trajectories to a RUN; resumes an earlier attempt.
 
-In: options. Out: a RUN, and a table of what it holds. A first Ctrl-C lets the answers that are on their way be written;
-a second ends the process at once. The server's own `sample` fills its RUN here too, from another source.
+In: options. Out: a RUN, and a table of its totals. At the first Ctrl-C it waits for the answers on their way and writes
+them; a second one ends the process at once. The server's own `sample` uses `fill` too, with another source.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def fill(
     opened: Callable[[Terminal], AbstractAsyncContextManager[TrajectorySource]],
     first: str = "the first request to a server",
 ) -> None:
-    """Sample into RUN from the source that `opened` gives, and print what RUN holds.
+    """Sample into RUN from the source that `opened` returns, and print RUN's totals.
 
-    `first`: what sampling begins with. Stopped by a signal, it exits with 128 and the signal's number. Raises
-    LightReasonerError.
+    `first`: what sampling begins with, in words for a message. After a stop signal, the exit status is 128 + the
+    signal's number. Raises LightReasonerError.
     """
     from client.cli.progress import Terminal, print_labels, print_totals
     from client.runs.run import Run
@@ -104,9 +104,10 @@ def fill(
                 )
 
     def stop(number: signal.Signals, source: TrajectorySource, progress: Terminal) -> None:
-        """Once sampling has begun, the first signal lets answers on their way be written; any other ends at once.
+        """Handle a signal: the first one during sampling waits for answers on their way; any other ends at once.
 
-        Schedulers send SIGTERM to all processes of a job, and scripts pass it on: within a moment it is the same one.
+        A SIGTERM within `SAME_SIGNAL_SECONDS` of the first signal is ignored: schedulers send SIGTERM to all processes
+        of a job, and scripts pass it on.
         """
         nonlocal stopped_at
         if number == signal.SIGTERM and time.monotonic() - stopped_at < SAME_SIGNAL_SECONDS:
@@ -124,7 +125,7 @@ def fill(
         )
 
     try:
-        with ended_early(first):  # which asyncio's handlers take the place of
+        with ended_early(first):  # until asyncio's handlers replace these
             asked = read_patiently(problems, options, work.patience)
             sampled = asyncio.run(sampling())
     except Stopped as stopped:
@@ -145,7 +146,7 @@ def fill(
 
 
 def read_patiently(problems: str, options: SamplingOptions, patience: float) -> ProblemSet:
-    """The problems that are meant. It waits for an unavailable bucket, `patience` seconds at most."""
+    """Read the problems. It retries an unavailable bucket for at most `patience` seconds."""
     from client.cli.progress import warn
     from client.retries import retry_blocking
     from client.sampling.writer import STORE_PAUSE_SECONDS
@@ -167,7 +168,7 @@ def read_patiently(problems: str, options: SamplingOptions, patience: float) -> 
 
 @contextmanager
 def ended_early(first: str) -> Iterator[None]:
-    """Until something else handles them, SIGINT and SIGTERM end the process at once, before `first`."""
+    """SIGINT and SIGTERM end the process at once, until other handlers replace these. The message names `first`."""
     before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     try:
         with heard(lambda number: stop_at_once(number, f"before {first}")):
@@ -178,6 +179,6 @@ def ended_early(first: str) -> Iterator[None]:
 
 
 def stop_at_once(number: int, when: str) -> None:
-    """End this process as a signal asks for."""
+    """Print when the process was stopped, and end it with exit status 128 + `number`."""
     print(f"\nstopped {when}", file=sys.stderr, flush=True)
-    os._exit(128 + number)  # a thread may wait for the bucket for minutes
+    os._exit(128 + number)  # sys.exit would wait for threads that wait for the bucket

@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM, heard at once.
+"""Reacts to SIGINT and SIGTERM at once, even while a library blocks.
 
-In: a function. Out: its calls, in a thread, with the number of each signal. A library may wait for a store for minutes,
-and no handler in Python runs meanwhile. Ends nothing itself.
+In: a function. Out: calls of it, in a thread, with the number of each signal. Python's own handlers do not run while a
+library waits for a store, which may take minutes. Ends no process itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def heard(tell: Callable[[int], None]) -> Iterator[None]:
-    """Call `tell` with each of these signals that Python handles, until asyncio's handlers take their place."""
+    """Call `tell` with each stop signal that has a Python handler, until asyncio's handlers replace these."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
 
