@@ -1,1 +1,1 @@
-"""What the files of a model tell: fingerprints, chat template, tokens as text."""
+"""Models by their files: fingerprints, chat template, tokens as text."""

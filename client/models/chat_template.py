@@ -1,8 +1,8 @@
-"""A chat template, rendered as transformers renders it, without transformers.
+"""Renders chat templates as transformers does, without transformers.
 
-In: a template's source, a conversation, and what the template may know besides. Out: the prompt's text. Every prompt of
-the house is rendered here, so that the template whose digest is recorded is the one that was used. A template is a
-program of somebody else: it runs in jinja2's sandbox.
+In: a template's source, a conversation, and the template's variables. Out: the prompt's text. Server and trainer render
+every prompt here, so that the template that they use is the one whose digest they record. A template is a program from
+elsewhere: it runs in jinja2's sandbox.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 GIVEN = frozenset({"strftime_now", "raise_exception", "range", "namespace", "dict", "lipsum", "cycler", "joiner"})
 """Functions that a template may call."""
 REASON_SHOWN = 500
-"""Characters of what a template says when it refuses."""
+"""Most characters of a template's own error in a message."""
 
 TRIED = "a question"
-"""Of a conversation that is rendered to see how the template reads messages."""
+"""Message of a trial conversation, which shows how the template reads messages."""
 UNFINISHED = "CONTINUE_FINAL_MESSAGE_TAG "
 """Marks the end of a message that is continued, as in transformers; a template may trim the space."""
 
@@ -39,9 +39,9 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class Generation(Extension):
-    """`{% generation %}`, which marks an assistant's words for training: a scope of its own, which is written as it is.
+    """The tag `{% generation %}`, which marks an assistant's words for training. Its content is rendered unchanged.
 
-    As in transformers, for the tag is not jinja's.
+    The content is a scope of its own, as in transformers, which defines the tag; jinja does not know it.
     """
 
     tags = {"generation"}  # noqa: RUF012 (as jinja declares it)
@@ -56,13 +56,13 @@ class Generation(Extension):
 
 
 class ChatTemplate:
-    """The default chat template of a model folder, or another one in its place.
+    """The default chat template of a model folder, or a template file in its place.
 
-    Raises ModelError where there is none, or it cannot be used.
+    Raises ModelError if there is no template, or if it is invalid.
     """
 
     def __init__(self, folder: Path, file: Path | None = None, tokens: Mapping[str, str] | None = None) -> None:
-        """`file`: a template in place of the folder's. `tokens`: SPECIAL by name, where a tokenizer has been read."""
+        """`file`: a template in place of the folder's. `tokens`: special tokens by name, if already known."""
         source = template_in(file) if file else chat_template(folder)
         if not source:
             raise ModelError(
@@ -82,9 +82,9 @@ class ChatTemplate:
         except TemplateError as error:
             raise ModelError(f"{self.name} cannot be read as a chat template: {error}") from None
         self.writes_date = "strftime_now" in named
-        """Whether a prompt depends on the day."""
+        """Whether prompts depend on the date."""
         self.variables = sorted(named - GIVEN - NO_VARIABLES - {*SPECIAL, *self._tokens})
-        """What a template leaves open, as `enable_thinking`."""
+        """Names of variables that the template takes, as `enable_thinking`."""
 
     def render(
         self,
@@ -93,15 +93,15 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         date: str | None = None,
     ) -> str:
-        """The prompt of a question, as `prompt` gives it."""
+        """Render a question to a prompt, with `prompt`."""
         system: Messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
         return self.prompt([*system, {"role": "user", "content": question}], variables, date)
 
     def prompt(self, messages: Messages, variables: Mapping[str, Any] | None = None, date: str | None = None) -> str:
-        """A conversation up to where the answer begins; an assistant's last message is continued.
+        """Render a conversation up to where the answer begins; it continues a last message of the assistant.
 
-        `date`: the day that the template writes; None: today. Raises ModelError, with the remedy, where the template
-        refuses the conversation.
+        `date`: the day that the template writes; None: today. Raises ModelError, with the remedy, if the template
+        rejects the conversation.
         """
         *before, last = messages
         unfinished = last["role"] == "assistant"
@@ -129,7 +129,7 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         date: str | None = None,
     ) -> str:
-        """A conversation as the template writes it. Raises whatever the template raises."""
+        """Render a conversation with the template. Raises whatever the template raises."""
         day = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
         given = {"tools": None, "documents": None, "strftime_now": day.strftime} | self._tokens | dict(variables or {})
         if self._reads_parts:
@@ -138,9 +138,9 @@ class ChatTemplate:
 
     @cached_property
     def _reads_parts(self) -> bool:
-        """Whether it reads a message as a list of parts alone, and leaves a text out.
+        """Whether the template reads a message only as a list of parts, and drops plain text.
 
-        As templates of models that read pictures (LLaVA).
+        Templates of models that read images do so (LLaVA).
         """
 
         def written(content: Any) -> str:
@@ -149,7 +149,7 @@ class ChatTemplate:
                 text = self._template.render(self._tokens, messages=asked, add_generation_prompt=True)
             except Exception:  # a template is a program: it may raise anything
                 return ""
-            return text if TRIED in text and "'type'" not in text else ""  # not the list itself
+            return text if TRIED in text and "'type'" not in text else ""  # 'type': it wrote the list itself
 
         return bool(not written(TRIED) and written(_parts(TRIED)))
 
@@ -165,7 +165,7 @@ def _parts(text: str) -> list[dict[str, str]]:
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
-    """SPECIAL by name: of tokenizer_config.json, and of special_tokens_map.json where early versions wrote that."""
+    """Special tokens by name, from tokenizer_config.json; early versions wrote some to special_tokens_map.json."""
     config = _json_of(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config |= _json_of(folder / "special_tokens_map.json")

@@ -16,23 +16,24 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MOST_TOKENIZER_BYTES, MOST_TOKENIZER_VALUES = 2**26, 3_000_000
-"""Of a tokenizer.json. The largest known has half of the bytes, and two thirds of the values."""
+"""Most bytes and most JSON values of a tokenizer.json. The largest known has half the bytes and two thirds of the
+values."""
 WORD_BEGINS = "▁"
-"""How SentencePiece's kind of vocabulary writes a space, which decoding cuts at the beginning of a text."""
+"""SentencePiece's sign for a space. Decoding drops it at the beginning of a text."""
 PRINTED_AS_THEMSELVES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_OF_LETTER = {chr(byte): byte for byte in PRINTED_AS_THEMSELVES} | {
     chr(0x100 + index): byte for index, byte in enumerate(sorted({*range(0x100)} - {*PRINTED_AS_THEMSELVES}))
 }
-"""The alphabet in which GPT-2's kind of vocabulary writes bytes."""
+"""The characters with which a byte-level vocabulary, as GPT-2's, writes bytes."""
 
 
 def has_too_many_values(data: bytes) -> bool:
-    """Whether a tokenizer.json would fill the memory as values."""
+    """Whether a tokenizer.json has so many JSON values that parsing it would fill the memory."""
     return most_values(data) > MOST_TOKENIZER_VALUES
 
 
 def tokenizer_of(data: bytes, where: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json. Raises RunError that names `where` it is."""
+    """Read a tokenizer.json. Raises RunError, with `where` it is, if it is invalid."""
     from tokenizers import Tokenizer
 
     try:
@@ -44,14 +45,14 @@ def tokenizer_of(data: bytes, where: str) -> Tokenizer:
 
 
 class Detokenizer:
-    """Tokens as text, alone or in their sequence."""
+    """Decodes tokens to text, alone or in sequence."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[int, str] = {}
 
     def alone(self, token_id: int) -> str:
-        """One token with visible spaces and line ends. Bytes of a part of a character: as <0xF0>."""
+        """One token, with visible spaces and line ends. Bytes that are only part of a character become <0xF0>."""
         if token_id not in self._known:
             text = self._tokenizer.decode([token_id], skip_special_tokens=False)
             name = self._tokenizer.id_to_token(token_id)
@@ -71,15 +72,15 @@ class Detokenizer:
         return self._tokenizer.decode([int(token) for token in token_ids], skip_special_tokens=False)
 
     def tail(self, token_ids: Iterable[int]) -> str:
-        """The end of a longer sequence as text, without the rest of a character that began before it."""
+        """Decode the last tokens of a sequence, without the rest of a character that began before them."""
         return self.whole(token_ids).lstrip("\ufffd")
 
     def pieces(self, token_ids: Iterable[int]) -> list[str]:
         """A sequence token by token. Joined, the pieces are always the text of `whole`.
 
-        A character of several tokens is the piece of the last one; the others are empty. The time grows with the square
-        of the length, because each prefix is decoded anew. A streaming decoder would be quicker, but bytes that form no
-        character change text that it has already returned.
+        If a character spans several tokens, the last one has it; the pieces of the others are empty. The time grows
+        with the square of the length, because each prefix is decoded anew. A streaming decoder would be quicker, but
+        bytes that form no character change text that it has already returned.
         """
         ids = [int(token) for token in token_ids]
         whole, pieces, end = self.whole(ids), [], 0
@@ -92,7 +93,7 @@ class Detokenizer:
 
 
 def _with_bytes(token: str) -> str:
-    """A token of a vocabulary of bytes: its characters, and <0xF0> for bytes that make none. Others stay."""
+    """A token of a byte-level vocabulary as characters, with <0xF0> for bytes that form none. Other tokens stay."""
     if re.fullmatch(r"<0x[0-9A-F]{2}>|#\d+", token) or not BYTE_OF_LETTER.keys() >= set(token):
         return token
     text = bytes(map(BYTE_OF_LETTER.__getitem__, token)).decode("utf-8", "backslashreplace")
@@ -100,5 +101,5 @@ def _with_bytes(token: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text with visible spaces and line ends: many tokens are nothing else."""
+    """Make spaces and line ends visible: many tokens are nothing else."""
     return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")

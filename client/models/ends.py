@@ -1,8 +1,8 @@
 """Where a trajectory ends: at the tokenizer's end token, the generation config's, and the chat template's end of turn.
 
-In: what a model's files say. Out: token ids. A base model's tokenizer and generation config often end at
-`<|endoftext|>` alone, while its template closes every turn with another token: such a model closes its turn and goes
-on, unless it is stopped there.
+In: end tokens in a model's files, and its chat template. Out: token ids. A base model's tokenizer and generation config
+often name `<|endoftext|>` alone, while its template closes every turn with another token. Such a model closes its turn
+and continues, unless it is stopped there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 from client.models.chat_template import ChatTemplate, Messages
 
 USER, ASSISTANT, NEXT = "first-question", "first-answer", "second-question"
-"""Words of a conversation that is rendered to see what stands between them; no template holds them."""
+"""Messages of a trial conversation, which shows what the template writes between them. No template contains these
+words."""
 
 
 def end_token_ids(
@@ -24,11 +25,11 @@ def end_token_ids(
     template: ChatTemplate | None,
     added: Mapping[str, int],
 ) -> list[int]:
-    """Every id at which a model ends, in order.
+    """Every token id that ends a trajectory, in ascending order.
 
     Args:
-        end_token: the tokenizer's. configured: eos_token_id of the generation config. added: the tokenizer's added
-            tokens and their ids.
+        end_token: the tokenizer's end token. configured: eos_token_id of the generation config. added: the tokenizer's
+        added tokens and their ids.
     """
     turn = end_of_turn(template, added) if template else None
     listed = configured if isinstance(configured, Sequence) else [configured]
@@ -36,11 +37,14 @@ def end_token_ids(
 
 
 def end_of_turn(template: ChatTemplate, added: Mapping[str, int]) -> int | None:
-    """The id of the token that closes an assistant's turn; None where no added token closes it.
+    """The id of the token that closes an assistant's turn; None if no added token closes it.
 
-    What follows an answer at the conversation's end, and what follows it before the next question, begin alike: with
-    what closes the turn, and its last token is meant. Where the two begin differently, the turn's own end is meant, for
-    what stands before a next question may close a message within a turn (gpt-oss).
+    The template writes tokens after an answer, at the conversation's end and before a next question. Their common
+    beginning closes the turn, and its last token is returned. Without a common beginning, the first token at the
+    conversation's end is returned: before a next question, a template may close a message within a turn instead
+    (gpt-oss).
+
+    If the template writes no generation prompt, the first of these tokens is returned, unless it opens a question.
     """
     longest_first = sorted(filter(str.strip, added), key=len, reverse=True)  # some are nothing but spaces
     if not longest_first:
@@ -53,7 +57,7 @@ def end_of_turn(template: ChatTemplate, added: Mapping[str, int]) -> int | None:
     between = _rendered(template, [*answered, _user(NEXT)], False).partition(ASSISTANT)[2]
     in_middle = tokens_in(between.partition(NEXT)[0])
     shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(at_end, in_middle, strict=False))]
-    waits = told and prompt.startswith(told) and prompt != told  # so nothing that opens an answer stands at the end
+    waits = told and prompt.startswith(told) and prompt != told  # so the end does not open an answer
     if waits and at_end:
         return added[shared[-1] if shared else at_end[0]]
     found = shared or in_middle or at_end
@@ -61,7 +65,7 @@ def end_of_turn(template: ChatTemplate, added: Mapping[str, int]) -> int | None:
 
 
 def _opens(token: str, in_middle: list[str], before: list[str]) -> bool:
-    """Whether a token opens a question, for it is what stands before the first one."""
+    """Whether a token opens a question: the first question has it before it, too."""
     first, rest = before[: -len(in_middle)], before[-len(in_middle) :]
     return before[-1:] == [token] or (rest == in_middle != [] and not set(first) & set(in_middle))
 
@@ -71,7 +75,7 @@ def _user(content: str) -> dict[str, Any]:
 
 
 def _rendered(template: ChatTemplate, messages: Messages, add_generation_prompt: bool) -> str:
-    """A conversation; empty where the template refuses it."""
+    """Render a conversation; empty if the template rejects it."""
     try:
         return template.conversation(messages, add_generation_prompt)
     except Exception:  # a template is a program: it may raise anything

@@ -26,10 +26,10 @@ def model_folder(
     model: str, *, revision: str | None = None, cache: str | None = None, token: str | bool | None = None,
     code: bool = False,
 ) -> Path:  # fmt: skip
-    """The local folder of a model: a folder as it is, or a Hugging Face Hub id, downloaded if it must be.
+    """The local folder of a model. `model`: a folder, or a Hugging Face Hub id, which is downloaded if needed.
 
-    Of a Hub id: `revision` names a branch, tag or commit, `cache` the folder for downloads, `token` grants access, and
-    `code` asks for the model's own Python files too. Raises ModelError where the model is neither folder nor Hub id.
+    For a Hub id, `revision` names a branch, tag or commit, `cache` is the folder for downloads, `token` grants access,
+    and `code` downloads the model's own Python files too. Raises ModelError if `model` is neither, or holds an adapter.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -55,7 +55,7 @@ def model_folder(
 
 
 def _no_adapter(folder: Path) -> Path:
-    """The folder. Raises ModelError where it holds an adapter: of a model beside one, transformers loads another."""
+    """Return the folder. Raises ModelError if it holds an adapter: transformers would load the adapter's base."""
     file = folder / "adapter_config.json"
     if not file.is_file():
         return folder
@@ -100,9 +100,9 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def shard_names(folder: Path) -> set[str]:
-    """The names of the files among which the weights are spread: by the index, or else by the files' own numbers.
+    """The names of the weights' shards, from the index, or else from the numbers in the files' names.
 
-    None where they are in one file, or in Mistral's, whose names begin with `consolidated`.
+    Empty if the weights are in one file, or in Mistral's own files, whose names begin with `consolidated`.
     """
     index = folder / SHARD_INDEX
     if not index.is_file():
@@ -138,7 +138,7 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
 
 def chat_template(folder: Path) -> str | None:
-    """The default chat template of a model folder, None if it has none; the first place that has one counts."""
+    """The default chat template of a model folder, from the first file that has one; None if there is none."""
     for name in ("additional_chat_templates/default.jinja", "chat_template.jinja"):
         if (file := folder / name).is_file():
             return template_in(file)
@@ -160,7 +160,7 @@ def chat_template(folder: Path) -> str | None:
 
 
 def template_in(file: Path) -> str:
-    """A Jinja file's text. Raises ModelError where it cannot be read."""
+    """A Jinja file's text. Raises ModelError if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:
@@ -176,7 +176,7 @@ def chat_template_digest(folder: Path, file: Path | None = None) -> str | None:
 
 
 def check_generation_config(folder: Path) -> None:
-    """Raise ModelError where generation_config.json cannot be read: vLLM and transformers go on without its ends."""
+    """Raise ModelError if generation_config.json is invalid. vLLM and transformers would ignore its end tokens."""
     file = folder / "generation_config.json"
     ends = _json_object(file, "download it again").get("eos_token_id") if file.is_file() else None
     for end in ends if isinstance(ends, list) else [ends]:
@@ -185,7 +185,7 @@ def check_generation_config(folder: Path) -> None:
 
 
 def model_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder. Raises ModelError where it describes an encoder-decoder."""
+    """config.json of a model folder. Raises ModelError if it is invalid, or describes an encoder-decoder."""
     config = _json_object(folder / "config.json", "is this a model folder in Hugging Face format?")
     if config.get("is_encoder_decoder"):
         named = shown(config.get("architectures"))

@@ -1,6 +1,6 @@
-"""Mistral's own files beside those in Hugging Face format: the service reads the latter, and they alone.
+"""Handles Mistral's own files beside those in Hugging Face format: the service reads only the latter.
 
-In: a model folder. Out: engine arguments, or what to do where only Mistral's own tokenizer is there.
+In: a model folder. Out: engine arguments, a folder for vLLM, or how to make a missing tokenizer.json.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 TEKKEN = "tekken.json"
-"""Mistral's own tokenizer. It knows no chat template, so transformers and vLLM render otherwise where they take it."""
+"""Mistral's own tokenizer. It has no chat template, so transformers and vLLM render different prompts if they use
+it."""
 
 
 def hugging_face_arguments(folder: Path) -> dict[str, str]:
-    """vLLM's engine arguments that make it read the files in Hugging Face format where Mistral's lie beside them."""
+    """Engine arguments with which vLLM reads the files in Hugging Face format, if Mistral's own are there too."""
     if not any(folder.glob("consolidated*.safetensors")):
         return {}
     return {"tokenizer_mode": "hf", "config_format": "hf", "load_format": "hf"}
 
 
 def folder_for_vllm(folder: Path) -> Path:
-    """The folder that vLLM reads: the model's, or one of links into it, which lives as long as this process.
+    """The folder that vLLM reads: the model's, or one with links to its files, which lives as long as this process.
 
-    Without an index vLLM reads every *.safetensors, the copy of the weights under Mistral's own names too, and fails.
+    Without an index vLLM reads every *.safetensors, including Mistral's own copy of the weights, and fails.
     """
     twice = (folder / "model.safetensors").is_file() and any(folder.glob("consolidated*.safetensors"))
     return Path(_without_copy(folder.absolute()).name) if twice else folder
@@ -31,7 +32,7 @@ def folder_for_vllm(folder: Path) -> Path:
 
 @cache
 def _without_copy(folder: Path) -> TemporaryDirectory[str]:
-    """Links to all of a model's files but the weights under Mistral's own names."""
+    """A folder with links to all files of a model, except Mistral's own copy of the weights."""
     made = TemporaryDirectory(prefix=f"{folder.name}-")
     for file in folder.iterdir():
         if not file.match("consolidated*.safetensors"):
