@@ -1,1 +1,1 @@
-"""Object stores: folders, S3, Google and Azure, read and written whole."""
+"""Object stores: local folders, S3, Google Cloud Storage and Azure. Objects are written whole."""

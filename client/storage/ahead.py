@@ -1,6 +1,6 @@
-"""Reads several objects side by side: a remote store answers each in the time of a journey.
+"""Reads several objects in parallel, because each request to a remote store takes a round trip.
 
-In: names, and what reads one. Out: what was read, in order.
+In: items, and a function that reads one. Out: the results, in order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Found = TypeVar("Found")
 
 
 def read_ahead(items: Iterable[Item], read: Callable[[Item], Found], ahead: int) -> Iterator[Found]:
-    """What `read` gives for each item, in order; `ahead` of them are being read while one is used."""
+    """Yield `read(item)` for each item, in order. It reads `ahead` items in parallel, ahead of the caller."""
     with ThreadPoolExecutor(ahead) as pool:
         waiting: deque[Future[Found]] = deque()
         try:

@@ -1,8 +1,8 @@
 """Access to a bucket: a local folder, an S3-compatible store, GCS or Azure, behind one small class.
 
-A put is whole or absent: readers never see a part of an object. A process that is killed during a put can leave a file
-with a hidden name (`HIDDEN`) in a local folder; nothing here reads it, and it can be deleted. The only coordination
-that a store must offer is exclusive create (`create`). Credentials are found in each cloud's usual places (for s3://:
+A put is atomic: readers never see a part of an object. A process that is killed during a put can leave a file with a
+hidden name (`HIDDEN`) in a local folder; nothing here reads it, and it can be deleted. The only coordination that a
+store must offer is exclusive create (`create`). Credentials are found in each cloud's usual places (for s3://:
 `client.storage.s3_credentials`).
 """
 
@@ -31,22 +31,23 @@ from client.storage.s3_credentials import AwsError, s3_options
 MOST_SAID_CHARACTERS = 500
 """Most characters of a store's own words in a message."""
 RANGE_BYTES = 4 * 2**20
-"""How much to read at a time of an object that is read in ranges."""
+"""Bytes to read at a time from an object that is read in ranges."""
 HIDDEN = re.compile(r"\.[0-9a-f]{32}\.tmp(?:#\d+)?")
 """Name of a file that is being written in a local folder; obstore adds the #number."""
 ODD_IN_URL = re.compile(r"[?#%\\\x00-\x1f\x7f]")
 BUCKET_SCHEMES = ("s3", "s3a", "gs", "az")
 BUCKET_NAME = re.compile(r"[^:@/\s]+")
 CERTIFICATE = re.compile(r"InvalidCertificate\(([\s\w(]*)")
-"""Of an error's sources: the first line says only that the request was not sent."""
+"""Finds an invalid certificate in an error's details; its first line says only that the request was not sent."""
 PERMANENT_STATUS = re.compile(r"status code: 4(?:0[1-7]|1\d)")
-"""A store's status that stays. Of 400, S3 says some where a time ran out; 408, 409, 425 and 429 pass."""
+"""Statuses that a retry does not change. 400 may pass, because S3 also sends it after a timeout; so may 408, 409, 425
+and 429."""
 ABSENT_STATUS = re.compile(r"status code: 404")
-"""What obstore says of a listing; where one object is asked for, it raises FileNotFoundError."""
+"""obstore's error for a listing of a missing bucket. For a single object it raises FileNotFoundError."""
 PROBED: set[tuple[str, str]] = set()
 """Schemes and buckets whose exclusive create has been tried by this process."""
 NAMES_A_PAGE = 1000
-"""How many names a store gives at a request."""
+"""Names in one page of a store's listing."""
 PLACES = "a path, file://…, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
 
 
@@ -62,7 +63,7 @@ class BucketError(LightReasonerError):
 
 
 class OddObject(BucketError):
-    """One object is no file, or larger than it may be; the others can be read."""
+    """An object is not a file, or is too large. Other objects can be read."""
 
 
 class Bucket:
@@ -96,7 +97,7 @@ class Bucket:
         return self.url
 
     def get(self, name: str, most: int | None = None) -> bytes | None:
-        """The object's bytes, or None if it does not exist. Raises OddObject if they are more than `most`."""
+        """The object's bytes; None if it does not exist. Raises OddObject if there are more than `most`."""
         store = self._open(for_writing=False)
         if store is None:
             return None
@@ -114,7 +115,7 @@ class Bucket:
         return data
 
     def _check_kind(self, name: str) -> None:
-        """Raises OddObject for a pipe or a device of a local folder, which would be read for ever."""
+        """Raises OddObject for a pipe or a device in a local folder, because reading it may never end."""
         if self._folder is None:
             return
         with contextlib.suppress(OSError):
@@ -140,7 +141,7 @@ class Bucket:
         return io.BufferedReader(_Ranges(file, f"{name} in {self.url}", self._folder is None), range_bytes)
 
     def open_end(self, name: str, end_bytes: int) -> BinaryIO | None:
-        """`open`, for what is read from its end, as Parquet is: a small object takes one request."""
+        """`open` for an object that is read from its end, as Parquet is. A small object takes one request."""
         store = self._open(for_writing=False)
         if store is None:
             return None
@@ -150,7 +151,7 @@ class Bucket:
             begin, size, data = found.range[0], found.meta["size"], bytes(found.bytes())
         except FileNotFoundError:
             return None
-        except Exception:  # Azure has no such ranges, an empty object has none at all
+        except Exception:  # Azure has no suffix ranges; an empty object has no ranges at all
             return self.open(name, end_bytes)
         if begin == 0:
             return io.BytesIO(data)
@@ -158,7 +159,7 @@ class Bucket:
 
     @property
     def remote(self) -> bool:
-        """Whether each request takes a journey."""
+        """Whether each request goes over the network."""
         return self._folder is None
 
     def put(self, name: str, data: bytes) -> None:
@@ -188,7 +189,7 @@ class Bucket:
             raise self._trouble("remove", name, error) from error
 
     def names(self, prefix: str) -> Iterator[str]:
-        """The names of all objects under `prefix/`, or of all if it is empty: sorted, relative to the bucket.
+        """The names of all objects under `prefix/`, or of all objects if it is empty: sorted, relative to the bucket.
 
         Objects that are still being written are left out.
         """
@@ -204,7 +205,7 @@ class Bucket:
         yield from sorted(path for path in found if not HIDDEN.fullmatch(PurePosixPath(path).name))
 
     def first_names(self) -> set[str]:
-        """What lies directly in the bucket: files, and folders with a / at their end; of a store, one page of names."""
+        """The names of files and folders/ directly in the bucket. A remote store lists one page only."""
         if self._folder:
             try:
                 return {name + "/" * stat.S_ISDIR(found.st_mode) for name, found in entries_of(self._folder)}
@@ -244,7 +245,7 @@ class Bucket:
 
     @staticmethod
     def _put_hidden_first(store: ObjectStore, folder: Path, name: PurePosixPath, data: bytes, overwrite: bool) -> None:
-        """Write to a hidden name, then rename. obstore would write to name#1: after a kill that looks like a part."""
+        """Write to a hidden name, then rename. obstore alone writes to name#1: a kill would leave it, like a part."""
         hidden = str(name.with_name(f".{secrets.token_hex(16)}.tmp"))
         try:
             obstore.put(store, hidden, data)
@@ -262,7 +263,7 @@ class Bucket:
             raise
 
     def _probe(self) -> None:
-        """Before the first claim on a remote store: raises BucketError if its exclusive create is none."""
+        """Test exclusive create before the first claim on a remote store. Raises BucketError if there is none."""
         place = urlsplit(self.url)
         if self._folder or (place.scheme, place.netloc) in PROBED:
             return
@@ -305,7 +306,7 @@ class Bucket:
         if self._store is None:
             assert self._folder is not None
             if not for_writing and not self._folder.is_dir():
-                return None  # reading never makes the folder
+                return None  # reading never creates the folder
             try:
                 self._store = LocalStore(self._folder, mkdir=True)
             except Exception as error:
@@ -342,7 +343,7 @@ class _Ranges(io.RawIOBase):
 
 
 class _End(io.RawIOBase):
-    """An object of which the end has been read."""
+    """An object as a file, whose end has been read already."""
 
     def __init__(self, store: ObjectStore, name: str, size: int, end: bytes, url: str) -> None:
         self._store, self._name, self._size, self._url = store, name, size, url
@@ -377,7 +378,7 @@ class _End(io.RawIOBase):
 
 
 def _check_url(url: str) -> None:
-    """Raises BucketError for a URL of which a part would be cut or decoded: another could be the same place."""
+    """Raises BucketError for a URL that would be cut or decoded: two different URLs could be the same place."""
     scheme, _, place = url.partition("://")
     host, _, path = place.removesuffix("/").partition("/")
     if odd := ODD_IN_URL.search(url) or re.search(r"\A\s|\s\Z", url):

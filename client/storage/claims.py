@@ -1,7 +1,7 @@
-"""Exclusive create, where a store needs help with it: a probe of remote stores, a way for folders without hard links.
+"""Exclusive create for stores that need help: a test of remote stores, and a way for folders without hard links.
 
-In: an open store, or a folder. Out: nothing, or an error that names what the store lacks. Every claim (of a RUN, of a
-job) rests on it: with a store that ignores If-None-Match, two clients would mix in one RUN without a word.
+In: an open store, or a folder. Out: nothing, or an error that names what the store lacks. Every claim on a RUN or a job
+depends on exclusive create: if a store ignores If-None-Match, two clients silently write to one RUN.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from obstore.exceptions import AlreadyExistsError
 from obstore.store import ObjectStore
 
 NO_HARD_LINKS = re.compile(r"os error (1|38|95|524)\b")
-"""EPERM, ENOSYS, EOPNOTSUPP, ENOTSUPP: how file systems say that they have no hard links."""
+"""EPERM, ENOSYS, EOPNOTSUPP, ENOTSUPP: the errors of file systems without hard links."""
 CLAIM_SECONDS = 30.0
-"""A claim whose object has not appeared for this long is of a process that died."""
+"""If a claim's object has not appeared for this long, the process that made the claim has died."""
 CLAIM_LOOK_SECONDS = 0.05
 
 
 class NotExclusive(Exception):
-    """A store that writes an object again though it was asked not to."""
+    """A store overwrites an object although the put must only create it."""
 
 
 def check_exclusive(store: ObjectStore) -> None:
@@ -38,16 +38,16 @@ def check_exclusive(store: ObjectStore) -> None:
     except AlreadyExistsError:
         return
     finally:
-        with contextlib.suppress(Exception):  # some may write and not delete
+        with contextlib.suppress(Exception):  # some users may write but not delete
             obstore.delete(store, name)
     raise NotExclusive
 
 
 def rename_without_links(folder: Path, hidden: str, name: str) -> None:
-    """Give a written object its name, unless it is taken. Raises AlreadyExistsError.
+    """Rename a written object to its name. Raises AlreadyExistsError if the name is taken.
 
-    Whoever makes the claim, a file that one alone can make, renames. What a dead process claimed goes to whoever makes
-    the next claim. Claims have names that readers pass over (`client.storage.bucket.HIDDEN`). They may be deleted: the
+    A claim is a file that only one process can create; that process renames the object. If it died, the next claim
+    decides. Readers skip the names of claims (`client.storage.bucket.HIDDEN`). Claims may be deleted, because the
     object itself is looked for first.
     """
     target, earlier = folder / name, 0
@@ -69,7 +69,7 @@ def rename_without_links(folder: Path, hidden: str, name: str) -> None:
 
 
 def claim_name(name: str, earlier: int = 0) -> str:
-    """The file name of an object's claim; `earlier`: how many were made before it, by processes that died."""
+    """The file name of an object's claim. `earlier`: the number of earlier claims, by processes that died."""
     last = PurePosixPath(name).name
     text = f"{last}/{earlier}" if earlier else last
     return f".{hashlib.sha256(text.encode()).hexdigest()[:32]}.tmp"

@@ -1,7 +1,7 @@
-"""Copies of a bucket's objects in a data set of the Hugging Face Hub, and back, through huggingface_hub.
+"""Copies a bucket's objects to a data set of the Hugging Face Hub, and back, with huggingface_hub.
 
-In: a bucket, the names of its objects, the Hub's spelling of a place. Out: one commit there that holds them all, or the
-objects here. It never deletes anything, and never replaces an object here.
+In: a bucket, the names of its objects, a data set's URL. Out: one commit that holds them all, or the objects in the
+bucket. It never deletes anything, and never replaces an object of the bucket.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ PLACE = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@
 CARD = "README.md"
 REACH_SECONDS = 10.0
 FILES_AHEAD = 4
-"""Files of a data set that are fetched at a time."""
+"""Files of a data set that are downloaded at a time."""
 
 
 def reach_hub() -> None:
-    """Raises ConnectionError where the Hub cannot be reached: its own libraries try for a minute, and do not say that.
+    """Raises ConnectionError if the Hub cannot be reached. Its own libraries retry for a minute and hide the reason.
 
-    An answer that takes longer than the connection is waited for by whoever needs it.
+    A response that is slow after the connection is not an error here.
     """
     import httpx
     from huggingface_hub import constants
@@ -61,9 +61,9 @@ class DataSet:
         return self._place
 
     def push(self, source: Bucket, names: Sequence[str]) -> str:
-        """Commit these objects, all or none; returns the commit's address. A data set that is made for it is private.
+        """Upload these objects as one commit; returns its URL. A new data set is created as private.
 
-        A card that is there already stays: somebody may have filled in its licence.
+        An existing card stays: somebody may have filled in its licence.
         """
         from huggingface_hub import CommitOperationAdd
 
@@ -81,9 +81,10 @@ class DataSet:
             ).commit_url
 
     def pull(self, target: Bucket, wanted: Callable[[str], bool], first: str, last: str, most: int) -> int:
-        """Write the wanted files that `target` lacks, one of them first and one last; returns how many.
+        """Write `first`, then the other wanted files that `target` lacks, `last` at the end; returns their number.
 
-        Raises BucketError where `first` is not there, is another here, or a file has more than `most` bytes.
+        Raises BucketError if the data set has no `first`, if `target` has a different one, or if a file has more than
+        `most` bytes.
         """
         with self._naming("read") as api:
             sha = api.repo_info(self._name, repo_type="dataset", revision=self._revision).sha
@@ -110,7 +111,7 @@ class DataSet:
 
     @contextmanager
     def _naming(self, verb: str) -> Iterator[HfApi]:
-        """The Hub's calls; what they raise, which is of every family, names the data set."""
+        """Yield the Hub's API. Errors of every kind become a BucketError that names the data set."""
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars
 
@@ -123,7 +124,7 @@ class DataSet:
         except Exception as error:
             remedy = ""
             reasons: list[BaseException] = [error]
-            if error.__cause__ and not hasattr(error, "response"):  # of an upload the cause alone says why
+            if error.__cause__ and not hasattr(error, "response"):  # the cause alone says why an upload failed
                 reasons.append(error.__cause__)
             with contextlib.suppress(AttributeError):
                 if reasons[-1].response.status_code in (401, 403, 404):  # type: ignore[attr-defined]

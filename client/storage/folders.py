@@ -1,7 +1,6 @@
-"""Lists a local folder as a bucket: one odd name, or a link that leads in circles, hides no other file.
+"""Lists a local folder as a bucket. An invalid name, or a circular link, does not hide other files.
 
-In: a folder, and a prefix. Out: names of files, or of folders. It follows links, as reading does. Nothing here opens a
-file.
+In: a folder, and a prefix. Out: names of files, or of folders. It follows links, as reading does. Opens no file.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ODD_NAME = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-"""Control characters, and bytes that are no UTF-8: no object has such a name."""
+"""Control characters, and bytes that are not UTF-8. Names with these are skipped: no object has them."""
 
 Place = tuple[int, int]
-"""A folder's device and number."""
+"""A folder's device and inode number."""
 
 
 def files_below(folder: Path, prefix: str) -> Iterator[str]:
-    """The names of all files below `prefix`, relative to the folder. Raises OSError for a folder that is not read."""
+    """The names of all files below `prefix`, relative to the folder. Raises OSError if a folder cannot be read."""
     yield from _below(folder, prefix, frozenset())
 
 
@@ -40,11 +39,11 @@ def _below(folder: Path, prefix: str, above: frozenset[Place]) -> Iterator[str]:
 
 
 def entries_of(folder: Path) -> list[tuple[str, os.stat_result]]:
-    """What lies directly in a folder; nothing where it is not there."""
+    """The names and stats of a folder's entries; empty if the folder does not exist."""
     found = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if not ODD_NAME.search(entry.name):
-                with contextlib.suppress(OSError):  # a link in a circle, or to nothing
+                with contextlib.suppress(OSError):  # a circular or dangling link
                     found.append((entry.name, entry.stat()))
     return found

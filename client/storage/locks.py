@@ -1,4 +1,4 @@
-"""A lock on a local file, which ends with the process that holds it."""
+"""A lock on a local file, which is released when its process ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO
 def lock(file: Path) -> BinaryIO | None:
     """Open the file, or create it, and lock it until it is closed; None if another process has locked it.
 
-    On a file system without locks it is only opened. Raises OSError if it cannot be written.
+    On a file system without locks the file is opened without one. Raises OSError if it cannot be written.
     """
     file.touch()
     stream = file.open("r+b")

@@ -1,7 +1,7 @@
 """Endpoint, region, certificates and credentials of an s3:// store, from the places where AWS's own tools look.
 
 In: the environment and the files in ~/.aws. Out: options for obstore. obstore itself reads a key and a region from the
-environment; botocore (extra `aws`) reads the files, with its own rules of what goes before what. Never opens a store.
+environment; botocore (extra `aws`) reads the files, with AWS's own order of precedence. Opens no store.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def s3_options() -> dict[str, Any]:
 
 
 def _session(needed: bool) -> Any:
-    """botocore's session; None if there is nothing that it alone can read. Raises AwsError if it is `needed`."""
+    """botocore's session; None if it is not `needed` and has no file to read, or is not installed.
+
+    Raises AwsError if it is `needed` but not installed.
+    """
     files = (
         os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"),
         os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
@@ -79,7 +82,7 @@ def _settings_of(session: Any) -> dict[str, Any]:
             "endpoint": None if ignored else provider.provide(),
             "ca_bundle": session.get_config_variable("ca_bundle"),
         }
-    except BotoCoreError as error:  # a profile that is not there, a file that cannot be read
+    except BotoCoreError as error:  # a missing profile, an unreadable file
         raise AwsError(str(error)) from error
 
 
