@@ -1,1 +1,1 @@
-"""Problem sets: rows of files and data sets, as questions with ids in an order."""
+"""Problem sets: files and data sets, read as questions with ids, in order."""

@@ -1,7 +1,7 @@
-"""Which files a problem set is: one file, the files of a folder, those that a glob means, or standard input.
+"""Finds the files of a problem set: one file, a folder's files, those that match a glob, or standard input.
 
 In: PROBLEMS as a user names it: a path, a URL of a bucket, or `-`. Out: `SetFile` values, in the order of their names.
-Never reads what a file says.
+Never reads a file's content.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from client.storage.bucket import Bucket, local_folder
 
 STANDARD_INPUT = "-"
 PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
-"""Paths under which a shell gives a program what another one writes, as in <(zcat FILE)."""
+"""Paths through which a shell passes another program's output, as for <(zcat FILE)."""
 SET_ENDINGS = re.compile(r"[^._].*\.(jsonl|ndjson|json|csv|tsv|parquet)(\.(gz|bz2|xz|zst|lz4))?", re.IGNORECASE)
-"""Of a folder's files, those that hold problems."""
+"""Names of the files in a folder that hold problems."""
 PARQUET_RANGE_BYTES = 2**20
 GLOB = re.compile(r"[*?[]")
 EXPECTED = (
@@ -33,14 +33,14 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class SetFile:
-    """A file of a problem set; `name` is how messages call it. It is opened once."""
+    """A file of a problem set. `name`: its name in messages. It can be opened once only."""
 
     name: str
     open: Callable[[], BinaryIO]
 
 
 def files_of(path: str) -> list[SetFile]:
-    """The files that PROBLEMS means, at least one. Raises ProblemSetError where there is none, BucketError."""
+    """The files that PROBLEMS names, at least one. Raises ProblemSetError if there is none; BucketError."""
     if path == STANDARD_INPUT:
         return [SetFile("standard input", lambda: sys.stdin.buffer)]
     scheme = urlsplit(path).scheme
@@ -51,7 +51,7 @@ def files_of(path: str) -> list[SetFile]:
 
 
 def chosen(folder: str, names: Iterable[str]) -> list[str]:
-    """Of the names of what lies in a folder, those of problems, sorted. Raises ProblemSetError where there is none."""
+    """The names in a folder that hold problems, sorted. Raises ProblemSetError if there are only others."""
     names = sorted(names)
     found = [name for name in names if SET_ENDINGS.fullmatch(name)]
     if names and not found:
@@ -101,13 +101,13 @@ def _bucket_file(root: str, name: str) -> SetFile:
 
 
 def _object(root: str, name: str) -> BinaryIO | None:
-    if name.endswith(".parquet"):  # which is read here and there
+    if name.endswith(".parquet"):  # Parquet is read in ranges
         return Bucket(root).open(name, PARQUET_RANGE_BYTES)
     return Bucket(root).open(name)
 
 
 def _regex_of(pattern: str) -> str:
-    """A glob as a regular expression; ** stands for any folders. (Python has this from 3.13 on: glob.translate.)"""
+    """A glob as a regular expression; ** stands for any folders. (From Python 3.13 on: glob.translate.)"""
     pieces = re.split(r"(\*\*/|\*+|\?|\[[^]]+\])", pattern)
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(

@@ -1,7 +1,8 @@
-"""What form a file has, told by its first bytes, whatever its name: how it is compressed, and what it then holds.
+"""Tells a file's form from its first bytes: its compression, and the format within.
 
-In: an open file. Out: its form, and the file unpacked and at its beginning. What cannot be read is refused with the
-form's name and the remedy. Never reads further than the first bytes.
+In: an open file. Out: its form, and the file, decompressed and at its beginning. An unsupported form is an error with
+its name and the remedy. The file's name only helps to tell CSV from JSON lines. Nothing beyond the first bytes is read,
+except that Parquet from a pipe is copied whole.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from client.errors import ProblemSetError
 Form = Literal["lines", "array", "csv", "parquet"]
 FIRST_BYTES = 4096
 MOST_LAYERS = 2
-"""Of compression."""
+"""Most layers of compression."""
 XZ_MEMORY_BYTES = 2**28
-"""A few bytes of xz may ask for gigabytes."""
+"""Memory limit for xz: a few bytes of it may ask for gigabytes."""
 XZ_CHUNK_BYTES = 2**16
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4",
                 b"\xfd7zXZ\0": "xz"}  # fmt: skip
@@ -60,25 +61,25 @@ FOREIGN = {
     b"\x89PNG": ("a picture", "give the file of problems"),
     b"\xff\xd8\xff": ("a picture", "give the file of problems"),
 }
-"""First bytes of what is not read: what it is, and what to do."""
+"""First bytes of unsupported formats: the format's name, and what to do."""
 WORDS = (b"PARE", b"ORC", b"FEA1", b"ARROW1", b"Rar!", b"LZIP", b"GGUF")
-"""Of these, what a text may begin with too: a file of that form also has bytes that no text has."""
+"""Those of `FOREIGN` that a text may begin with too. A file of such a format also has bytes that no text has."""
 BINARY, MOST_CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1f]"), 3
-"""Control characters; text in an old encoding may hold so many."""
+"""Control characters, and how many of them a text in an old encoding may have."""
 TAR_AT, TAR = 257, b"ustar"
 DUCKDB_AT, DUCKDB = 8, b"DUCK"
 SAFETENSORS = re.compile(rb"[\s\S]{4}\0{4}\{")
 WIDE = re.compile(rb"(?:[\x20-\x7e]\0|\0[\x20-\x7e]){2}")
-"""How UTF-16 begins that has no mark; its first line says what to do."""
+"""The beginning of UTF-16 without a byte order mark. Reading its first line then raises the error with the remedy."""
 MOST_FIRST_BYTES_SHOWN = 8
 ENCODINGS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
              codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
 NO_TABLE = re.compile(rb"[{}\[\]\0]")
-"""Of a first line that is not a header of CSV."""
+"""Matches a first line that is not a header of CSV."""
 
 
 def told(file: BinaryIO, name: str) -> tuple[Form, BinaryIO]:
-    """A file's form, and the file unpacked. Raises ProblemSetError naming what it is and what to do."""
+    """A file's form, and the decompressed file. Raises ProblemSetError for an unsupported format, with the remedy."""
     for layer in range(MOST_LAYERS + 1):
         head = file.read(FIRST_BYTES)
         if head.startswith(PARQUET) and layer == 0:
@@ -131,7 +132,7 @@ def _form_of_text(head: bytes, name: str) -> Form:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether a file that begins so may be UTF-8; the last character may be cut."""
+    """Whether a file with these first bytes may be UTF-8. Its last character may be incomplete."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
@@ -148,11 +149,11 @@ def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
 
 
 def _seekable(file: BinaryIO, head: bytes) -> BinaryIO:
-    """The file at its beginning; one that only flows, as a pipe does, is read whole: Parquet has its index last."""
+    """The file at its beginning. A pipe is copied to a temporary file, because Parquet has its index at the end."""
     if file.seekable():
         file.seek(0)
         return file
-    kept = tempfile.TemporaryFile()  # noqa: SIM115 - who reads it closes it
+    kept = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
     kept.write(head)
     shutil.copyfileobj(file, kept)
     kept.seek(0)
@@ -160,7 +161,7 @@ def _seekable(file: BinaryIO, head: bytes) -> BinaryIO:
 
 
 class _Again(io.RawIOBase):
-    """A file from its beginning, of which the head has been read."""
+    """Reads a file from its beginning, although its `head` has been read already."""
 
     def __init__(self, head: bytes, rest: BinaryIO) -> None:
         self._head, self._rest = memoryview(head), rest
@@ -176,7 +177,7 @@ class _Again(io.RawIOBase):
 
 
 class _Xz(io.RawIOBase):
-    """lzma.LZMAFile with a bound of its memory, which that has no argument for."""
+    """lzma.LZMAFile with a memory limit, for which it has no argument."""
 
     def __init__(self, packed: BinaryIO) -> None:
         self._packed = packed
@@ -191,7 +192,7 @@ class _Xz(io.RawIOBase):
             left = self._stream.unused_data if self._stream.eof else b""
             chunk = left or (self._packed.read(XZ_CHUNK_BYTES) if self._stream.eof or self._stream.needs_input else b"")
             if self._stream.eof:
-                if not chunk.strip(b"\0"):  # its end, but for padding
+                if not chunk.strip(b"\0"):  # the end; only padding follows
                     return 0
                 self._stream = lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)
             elif self._stream.needs_input and not chunk:

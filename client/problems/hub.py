@@ -1,7 +1,7 @@
-"""Data sets of the Hugging Face Hub: whole ones through `datasets`, their files and folders as any others.
+"""Reads the Hugging Face Hub: whole data sets with `datasets`, single files and folders like any others.
 
-In: an hf:// URL. Out: a stream of rows, or `SetFile` values. Spellings: hf://NAME?config=…&split=…, where NAME may also
-be a local folder's path, and those of the Hub: hf://datasets/OWNER/NAME[@REVISION][/PATH], hf://buckets/OWNER/NAME/PATH.
+In: an hf:// URL. Out: a stream of rows, or `SetFile` values. URLs are hf://NAME?config=…&split=…, where NAME may also
+be a local folder's path, and the Hub's own: hf://datasets/OWNER/NAME[@REVISION][/PATH], hf://buckets/OWNER/NAME/PATH.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
 
 HUB = "hf"
-"""The scheme of what is read from the Hub."""
+"""The URL scheme of the Hub."""
 HUB_OPTIONS = ("config", "split", "revision")
 HUB_FOLDERS = ("datasets/", "buckets/")
-"""With these the Hub's own spellings of a place begin."""
+"""Beginnings of the Hub's own paths."""
 EXPECTED_HUB = "expected hf://NAME?config=…&split=…, both optional, or hf://datasets/OWNER/NAME[@REVISION][/PATH]"
 ELSEWHERE = ("models/", "spaces/", "kernels/")
 
 
 def data_set_or_files(path: str) -> IterableDataset | list[SetFile]:
-    """The data set that an hf:// URL means, as it comes, or its files. Raises ProblemSetError."""
+    """The data set that an hf:// URL names, as a stream of rows, or its files. Raises ProblemSetError."""
     address, _, query = path.removeprefix(f"{HUB}://").partition("?")
     options = dict(parse_qsl(query))
     if unknown := options.keys() - set(HUB_OPTIONS):
@@ -89,7 +89,7 @@ def _data_set(path: str, name: str, options: dict[str, Any]) -> IterableDataset:
 
 @contextmanager
 def naming_hub(path: str) -> Iterator[None]:
-    """Name the data set in what `datasets` and huggingface_hub raise, which is of every family."""
+    """Turn every error of `datasets` and huggingface_hub into a ProblemSetError that names the data set."""
     try:
         yield
     except LightReasonerError:

@@ -63,7 +63,7 @@ class ProblemSet:
             yield Problem(id=problem_id, question=kept) if isinstance(kept, str) else kept
 
     def question(self, problem_id: str) -> str | None:
-        """The question of a problem, or the last of its messages; None if its prompt was given as token ids."""
+        """The question of a problem, or its last message; None if its prompt was given as token ids."""
         kept = self._problems[problem_id]
         return kept if isinstance(kept, str) else kept.text
 

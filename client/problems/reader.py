@@ -25,13 +25,13 @@ from client.protocol.requests import MAX_CHARACTERS, MAX_MESSAGES, Message, Prob
 
 QUESTION_FIELDS = ("question", "problem", "input")
 CONVERSATION_FIELD = "prompt"
-"""Where data sets for training keep a prompt's messages; a prompt that is a text may be no question."""
+"""Field in which data sets for training keep a prompt's messages. A string there is not read: it may be no question."""
 ID_FIELD = "id"
 SPLIT_QUESTION_FIELDS = (("Body", "Question"), ("body", "question"), ("Body", "question"), ("body", "Question"))
 """Fields of data sets that keep the story and the question apart. They come before a `question` field."""
 MOST_ID_CHARACTERS = 512
 MOST_EXACT_NUMBER = 2**53
-"""A larger one that JSON writes as 1e20 may be another's neighbour."""
+"""A float must be below this to be an id: a larger one is not exact, and two ids could become one."""
 MOST_CHARACTERS = 500_000_000
 """Most characters of all questions together, which are held in memory."""
 WHAT_IT_HOLDS = (
@@ -81,9 +81,10 @@ def read_problems(
 
     A row has a question (`question_field`; without it `question`, `problem`, `input`, or Body/body + Question/question)
     or messages (`question_field`; without it `prompt`). Its id is in `id_field`, which every row must then have;
-    without it in `id`; without one, the id is a digest of the question. Dotted names are of nested fields. A problem
-    that occurs twice, with the same id and question, is read once; `tell` is called with the repeated rows.
-    `asked_too`: what else of a row is asked, as choices are; one question with other choices is another problem.
+    without it in `id`; without one, the id is a digest of the question. A dotted name is that of a nested field. A
+    problem that occurs twice, with the same id and question, is read once; `tell` is called with the repeated rows.
+    `asked_too`: returns further text of a row that is asked, such as choices; a question with other choices is another
+    problem.
 
     `shuffle`: a seed. The order then depends on the seed and the ids only, and `limit` draws from the whole set.
     `stopped` is called before each row; if it returns True, reading ends.
@@ -142,7 +143,7 @@ def _distinct(
     """The first `limit` problems, each once. `only`: of each row, read only the fields of ids and questions."""
     questions: dict[str, str | tuple[Message, ...]] = {}
     files: list[str] = []
-    places = array("Q")  # each the number of a file and of a row in it
+    places = array("Q")  # file number and row number of each problem, in one number
     again, empty, characters = _Rows(), _Rows(), 0
 
     def place(problem_id: str) -> str:
@@ -230,7 +231,7 @@ def _asked(row: SetRow, where: str, given: str | None) -> str | tuple[Message, .
 
 
 def _messages(value: list[Any], name: str, where: str) -> tuple[Message, ...]:
-    """A conversation. A message's field without a value is another message's of the same column."""
+    """Read a conversation. Null fields are left out: in a table's column, each message has the fields of all others."""
     if len(value) > MAX_MESSAGES:
         raise ProblemSetError(f"{where}: {name!r} has {len(value):,} messages; at most {MAX_MESSAGES:,} are allowed")
     for number, message in enumerate(value, 1):
@@ -254,7 +255,7 @@ def _messages(value: list[Any], name: str, where: str) -> tuple[Message, ...]:
 
 
 def _at(fields: JsonRow, name: str, missing: Any = None) -> Any:
-    """The value of a field; of a nested one by its dotted name, unless a field itself has the dots in its name."""
+    """The value of a field. A dotted name is that of a nested field, unless a field has the dots in its own name."""
     if name in fields or "." not in name:
         return fields.get(name, missing)
     value: Any = fields
@@ -299,7 +300,7 @@ def _id(row: SetRow, asked: str | tuple[Message, ...], where: str, given: str | 
 
 
 def _scalar_text(value: object) -> str:
-    """A value as an id; empty where it cannot be one, or not without doubt."""
+    """A value as an id; empty if it cannot be one, or if its text is not certain."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):

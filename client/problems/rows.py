@@ -1,8 +1,8 @@
 """Reads the rows of problem sets: JSONL, JSON arrays, CSV, Parquet, and data sets of the Hub.
 
 In: PROBLEMS as a user names them, and the columns to read. Out: `SetRow` values, in the order of the set. Only a few
-rows are in memory at a time, however large the file is, packed or unpacked; `datasets` reads data sets in its own way.
-Never checks what a row says.
+rows are in memory at a time, however large the file is, compressed or not; `datasets` reads data sets in its own way.
+Never checks the content of a row.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ JsonRow = dict[str, Any]
 MOST_ROW_BYTES = 64 * 2**20
 """Most bytes of a line: the longest question, escaped by JSON, and room for the other fields."""
 MOST_EMPTY_LINES = 2**20
-"""One after the other: a few kilobytes, packed, may hold any number, and others may wait for their reader."""
+"""Most consecutive empty lines: a few compressed kilobytes may hold any number, and other requests may wait."""
 MOST_COLUMN_BYTES = 2**30
 """Most unpacked bytes of a column in a row group: it may be a single page, and a page is unpacked whole."""
 BATCH_ROWS = 16
@@ -47,7 +47,7 @@ ARRAY_CHUNK_BYTES = 2**16
 BETWEEN = re.compile(r"[ \t\r\n,]*")
 """Text between the objects of an array."""
 DELIMITERS = ",\t;|"
-"""Delimiters of CSV: the most frequent one of the first line counts."""
+"""Delimiters of CSV. The one that occurs most often in the first line is used."""
 
 
 class SetRow(NamedTuple):
@@ -69,11 +69,11 @@ class Columns:
     """The columns to read. `named`: the columns of ids and questions; dotted names are of nested fields."""
 
     named: Collection[str]
-    of_any_type: str  # read whatever its type is; of the others, only those with types that JSON can hold
+    of_any_type: str  # is read whatever its type; others only if JSON can hold their type
     only: bool  # read no other columns than the named ones
 
     def leaves(self, schema: pa.Schema) -> list[str]:
-        """The columns of a Parquet file to read; of nested ones only the named field, if that is enough."""
+        """The columns of a Parquet file to read; of a nested column only the needed fields, if it is not read whole."""
         whole = [
             column.name
             for column in schema
@@ -135,7 +135,7 @@ def _of_lines(file: BinaryIO, name: str, columns: Columns) -> Numbered:
 
 
 def _bounded_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
-    """The lines and their numbers. Raises ProblemSetError where one has no end, or where only empty ones come."""
+    """Yield lines with their numbers. Raises ProblemSetError for a line that is too long, or too many empty ones."""
     empty = 0
     for number, line in enumerate(iter(lambda: file.readline(MOST_ROW_BYTES + 1), b""), 1):
         if len(line) > MOST_ROW_BYTES:
@@ -147,7 +147,7 @@ def _bounded_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _of_array(file: BinaryIO, name: str, columns: Columns) -> Numbered:
-    """The objects of one JSON array, each as soon as it has been read."""
+    """Yield the objects of one JSON array, each as soon as it has been read."""
     decoder, scan = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder().raw_decode
     text, at, number, ended = "", 0, 0, False
     while True:
@@ -163,7 +163,7 @@ def _of_array(file: BinaryIO, name: str, columns: Columns) -> Numbered:
         where = f"{name}:{number}"
         try:
             _, end = scan(text, at)
-            whole = end < len(text)  # a number may go on
+            whole = end < len(text)  # a number may continue
         except RecursionError:
             raise ProblemSetError(f"{where}: nested too deeply; a row is an object of plain fields") from None
         except json.JSONDecodeError as error:
@@ -232,7 +232,7 @@ def _of_parquet(file: BinaryIO, name: str, columns: Columns) -> Numbered:
 
 
 def _python_value(value: pa.Scalar) -> Any:
-    """A value as Python's; times as their text, for they may be beyond Python's."""
+    """A value as a Python object. Times become text, because they may exceed Python's range."""
     if pa.types.is_temporal(value.type) and value.is_valid:
         return re.sub(r"\.?0+(?=Z?$)", "", text) if "." in (text := value.cast(pa.string()).as_py()) else text
     return value.as_py(maps_as_pydicts="lossy")
@@ -251,7 +251,7 @@ def _check_row_groups(name: str, metadata: pq.FileMetaData, leaves: Collection[s
 
 
 def _has_json(kind: pa.DataType) -> bool:
-    """Whether JSON can hold a column's values. Times, decimals and bytes are never read: they may not even convert."""
+    """Whether JSON can hold a column's values. It holds no times, decimals and bytes: some cannot even be converted."""
     if pa.types.is_struct(kind):
         return all(_has_json(field.type) for field in kind.fields)
     if pa.types.is_map(kind):
@@ -264,7 +264,7 @@ def _has_json(kind: pa.DataType) -> bool:
 
 
 def _nested(schema: pa.Schema, name: str) -> str | None:
-    """A dotted name as far as a file can be asked for it: of a map, the whole; None where it names no nested field."""
+    """The part of a dotted name that Parquet can select: a map whole. None if it names no nested field."""
     first, *others = name.split(".")
     kind, found = (schema.field(first).type if first in schema.names else pa.null()), [first]
     for part in others:
@@ -278,7 +278,7 @@ def _nested(schema: pa.Schema, name: str) -> str | None:
 
 
 def _json_leaves(column: pa.Field, above: str = "") -> Iterator[str]:
-    """The dotted names of the fields of a nested column that JSON can hold, beside others that it cannot."""
+    """The dotted names of those fields of a nested column that JSON can hold."""
     if pa.types.is_struct(column.type):
         for field in column.type.fields:
             name = f"{above}{column.name}.{field.name}"
