@@ -1,1 +1,1 @@
-"""The HTTP contract: what requests may say, and the lines that answer them."""
+"""The HTTP contract: requests, and the lines of responses."""

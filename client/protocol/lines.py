@@ -1,4 +1,4 @@
-"""The lines of a response as the service documents them; programs use `client.protocol.trajectories`."""
+"""The lines of a response, for the service's documentation. Programs use `client.protocol.trajectories`."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ from client.protocol.trajectories import token_fault as token_fault
 SYSTEM_PROMPT = "Please reason step by step."
 """The system prompt of the published sampling code."""
 BOX_SYSTEM_PROMPT = r"Please reason step by step, and put your final answer within \boxed{}."
-"""Of whole solutions, whose answers are judged."""
+"""The system prompt for whole solutions, whose answers are graded."""
 DEFAULT_TOP_K = 20
 """Chosen by measurement: tests/benchmarks/README.md, "Why --top-k is 20"."""
 DEFAULT_SLOTS = 128
-"""Slots of a model whose card names none: vLLM's default, which older servers ran with."""
+"""Slots of a model whose card does not name them: vLLM's default, which earlier servers ran with."""
 MAX_PROBLEMS = 1024
 """Most problems in a request. The server makes n trajectories of each."""
 MAX_JOB_PROBLEMS = 50_000
@@ -47,7 +47,7 @@ MAX_STOP_TOKENS = 1000
 MAX_NAME_CHARACTERS = 256
 """Most characters of a type or a fingerprint."""
 MAX_VOCABULARY = 2**24
-"""Most columns of a model's head; 2**18 are many."""
+"""Most columns of a model's head. 2**18 are already many."""
 MAX_FIELDS = 64
 """Most fields of an object in a request; every model has far fewer."""
 
@@ -60,13 +60,13 @@ SHIFTED_LABELS: frozenset[Labels] = frozenset({"contrast", "tilt"})
 DEFAULT_KEEP = 0.05
 """Share of the steps that select top keeps: about what the published beta keeps."""
 NEWER_FIELDS = "stop_token_ids", "amateur_prompt", "date"
-"""Fields of a request that earlier servers do not know, and refuse: sent only where they say something."""
+"""Fields of a request that earlier servers reject. They are sent only if they are set."""
 NO_VARIABLES = frozenset({
     "messages", "add_generation_prompt", "conversation", "tools", "documents", "chat_template", "tokenize", "padding",
     "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
     "continue_final_message",
 })  # fmt: skip
-"""What chat_template_kwargs cannot name: the conversation, and arguments of transformers' apply_chat_template."""
+"""Names that chat_template_kwargs rejects: the conversation, and arguments of transformers' apply_chat_template."""
 AmateurPrompt = Literal["same", "own"]
 """What the amateur reads before a completion: the expert's prompt, or its own rendering of the question."""
 
@@ -121,7 +121,7 @@ class Problem(Strict):
 
     @property
     def text(self) -> str | None:
-        """What a person reads of its prompt: the question, or the last message; None where it came as token ids."""
+        """The question, or the last message; None if the prompt is given as token ids."""
         return self.messages[-1].content if self.messages else self.question
 
 
@@ -145,7 +145,7 @@ class Decoding(Strict):
     @field_validator("stop_token_ids")
     @classmethod
     def _in_order(cls, value: list[int]) -> list[int]:
-        """A set: the same ids in another order are the same setting."""
+        """Sort the ids and drop repeated ones: their order does not matter."""
         return sorted(set(value))
 
     @model_validator(mode="after")
@@ -176,7 +176,7 @@ class ContrastSettings(Strict):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_choices(cls, data: Any) -> Any:
-        """Fill in the settings that a choice needs, so that run.json records them; settings without use stay null."""
+        """Fill in the settings that a choice needs, so that run.json records them. Unused settings stay null."""
         if isinstance(data, dict):
             needed = {}
             if data.get("labels") == "tilt" and data.get("gamma") is None:
@@ -246,7 +246,7 @@ class SamplingSettings(Decoding):
     @field_validator("chat_template_kwargs")
     @classmethod
     def _plain_json(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """Only values that JSON keeps as they are: run.json records them, and later requests are compared with it."""
+        """Allow only values that JSON keeps unchanged: run.json records them, to compare later requests with."""
         try:
             size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
             orjson.dumps(value)
@@ -258,7 +258,7 @@ class SamplingSettings(Decoding):
 
     @property
     def unsaid(self) -> set[str]:
-        """Fields of `NEWER_FIELDS` that say nothing, which a server of an earlier version must not see."""
+        """Fields of `NEWER_FIELDS` that are not set. A server of an earlier version must not see them."""
         return {name for name in NEWER_FIELDS if not getattr(self, name)}
 
     @property
@@ -280,7 +280,7 @@ class TrajectoryRequest(SamplingSettings):
 
 
 class JobTerms(SamplingSettings, ContrastSettings):
-    """A job without the problems that come with its request."""
+    """A job's request without inline problems."""
 
     run: str = Field(
         min_length=1,

@@ -1,7 +1,7 @@
-"""The lines of a response, in both encodings: a line is a trajectory, or the reason why one failed.
+"""Reads and writes the lines of a response, in both encodings: a trajectory, or why one failed.
 
-In: bytes or values. Out: values or bytes, or what is wrong with them. The values hold numpy arrays: pydantic would
-check them number by number. No I/O. `client.protocol.requests` exports these names too.
+In: bytes or values. Out: values or bytes, or what is wrong with them. The values are dataclasses with numpy arrays:
+pydantic would check arrays number by number. No I/O. `client.protocol.requests` exports these names too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pybase64
 from client.errors import shorten
 
 MAX_SAMPLES = 256
-"""Most trajectories of a problem; sample indices are below."""
+"""Most trajectories of a problem. Sample indices are smaller than this."""
 FinishReason = Literal["stop", "length"]
 FINISH_REASONS = get_args(FinishReason)
 Encoding = Literal["json", "base64"]
@@ -45,7 +45,7 @@ class Trajectory:
 
     @cached_property
     def nbytes(self) -> int:
-        """Of its arrays."""
+        """Bytes of the arrays."""
         return sum(getattr(self, name).nbytes for name in self.ARRAYS)
 
     def to_line(self, encoding: Encoding) -> bytes:
@@ -78,7 +78,8 @@ class Failure:
 
 
 MOST_VALUES, SMALL_LINE_BYTES = 2**21, 2**22
-"""Most values of a line, and bytes of a line whose values need no counting. A value may cost 60 bytes and more."""
+"""Most JSON values of a line, and the size up to which a line's values are not counted. A value may take 60 bytes or
+more."""
 MOST_DETAIL_CHARACTERS = 2000
 """Most characters of a failure's detail: a person reads it."""
 LOGPROB_ROUNDING = 1e-3
@@ -145,7 +146,7 @@ def _key_in(fields: dict[str, Any]) -> tuple[str, int]:
 
 
 def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
-    """What makes a trajectory invalid: a value that no model can have given. None: it is valid.
+    """Why a trajectory is invalid: it has a value that no model can produce. None if it is valid.
 
     `vocab_size`: columns of the expert's head.
     """
@@ -165,7 +166,7 @@ def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
     ids = np.sort(line.top_ids, axis=1)
     if (ids[:, 1:] == ids[:, :-1]).any():
         return "a step has the same id twice in its top k"
-    # nan is not below either
+    # `not <=`, so that NaN fails too
     if not line.expert_logprobs.max() <= LOGPROB_ROUNDING or not line.amateur_logprobs.max() <= LOGPROB_ROUNDING:
         return "a log-probability is NaN or above 0"
     if line.expert_logprobs[:, 0].min() == -np.inf:
@@ -178,7 +179,7 @@ def fault_of(line: Trajectory, vocab_size: int | None = None) -> str | None:
 
 
 def token_fault(line: Trajectory, vocab_size: int) -> str | None:
-    """Which token of a trajectory the expert, with a head of so many columns, does not have. None: it has all."""
+    """The largest token id, in words, if an expert with `vocab_size` columns does not have it; else None."""
     largest = max(array.max() for array in (line.prompt_token_ids, line.token_ids, line.top_ids))
     return f"token {largest} is beyond the expert's {vocab_size:,} columns" if largest >= vocab_size else None
 
@@ -199,7 +200,7 @@ def _ids(value: Any) -> npt.NDArray[np.int32]:
 
 
 def _logprobs(value: Any, unknown: float = np.nan) -> npt.NDArray[np.float32]:
-    """`unknown`: what JSON's null stands for."""
+    """`unknown`: the value for JSON's null."""
     if isinstance(value, dict):
         return _unpacked(value, "<f4")
     array = _array(value, {int, float, type(None)}, np.float32)
@@ -208,7 +209,7 @@ def _logprobs(value: Any, unknown: float = np.nan) -> npt.NDArray[np.float32]:
 
 
 def _array(value: Any, kinds: set[type], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """A list of numbers, or of such lists. numpy alone would read texts as numbers, and pad all to the longest."""
+    """A list of numbers, or a list of such lists. numpy alone would accept strings as numbers, and pad them."""
     nested = isinstance(value, list) and value and isinstance(value[0], list)
     for row in value if nested else [value]:
         if not isinstance(row, list) or not kinds.issuperset(map(type, row)):
