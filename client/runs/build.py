@@ -41,8 +41,8 @@ def build_run(source: Run, target: Run, settings: ContrastSettings, track: Track
     The same call resumes. If `source` is still being sampled, `target` gets what it holds now; the same call later
     adds the rest.
 
-    Raises RunError where `source` has no trajectories, or `target` was made with other settings or from another RUN, or
-    holds other things; with select top, where `source` is not complete.
+    Raises RunError if `source` has no trajectories; if `target` has other settings, another source, or other files than
+    a RUN's; with select top, if `source` is not complete.
     """
     manifest = source.manifest()
     complete = source.completion() is not None  # before the parts are listed: a sealed RUN gets no new ones

@@ -18,23 +18,23 @@ from client.problems.problem_set import DIGEST_SHOWN, Frozen, ProblemSetIdentity
 from client.protocol.requests import AmateurPrompt, ContrastSettings, Decoding, ModelCard
 
 EARLY = {"amateur_prompt": "same", "decoding.stop_token_ids": []}
-"""What early versions did, whose identities lack these names."""
+"""Settings of early versions, whose identities lack these names."""
 BEFORE_ENDS = (
     "; an early version sampled one of the two: its trajectories end at the tokenizer's and the generation config's end"
     " tokens alone, and may go on behind the end of turn"
 )
-"""Why RUNs of early versions are read, and never sampled on."""
+"""Why a RUN of an early version can be read, but not sampled further."""
 TEXT_SHOWN = 80
-"""Most characters of any other value in a message, for example of a system prompt."""
+"""Most characters of a value in a message, for example of a system prompt; digests have fewer."""
 CARD_TAG = b"- lightreasoner\n"
-"""In every card that `dataset_card` made."""
+"""Identifies a card that `dataset_card` made."""
 CARD_MARKS = re.compile(r"[\\`*_<>|\[\]]")
-"""What Markdown or HTML would not show as it is."""
+"""Characters that Markdown or HTML interprets."""
 ALIKE_SHOWN = 20
-"""Of what two long values have in common, before the place where they part."""
+"""Characters shown of what two long values have in common, before their first difference."""
 PICTURE = "divergence.svg"
 PICTURE_WIDTH, PICTURE_HEIGHT, PICTURE_TEXT = 640, 240, 40
-"""Of a card's picture, in pixels; the last is the room for its text below the bars, and above them."""
+"""Width and height of a card's picture, and height of the text above and below its bars, in pixels."""
 LAST_SECOND = 253_402_300_800
 """The first second of the year 10000, which no date can show."""
 EVERY_STEP = 2**62
@@ -78,8 +78,8 @@ class RunManifest(ContrastSettings, Frozen):
     imported_from: str | None = None  # the file whose samples these are; such a RUN has no trajectories
     top_cut: TopCut | None = None  # of select top
     end_token_ids: list[int] | None = None  # at which every trajectory ends; None: sampled by an early version
-    amateur_prompt: AmateurPrompt | None = None  # None: by an early version, which knew "same" alone
-    date: str | None = None  # that the chat template writes, where it writes one
+    amateur_prompt: AmateurPrompt | None = None  # None: an early version, which had "same" only
+    date: str | None = None  # the date that the chat template writes, if any
     imported_digest: str | None = None  # SHA-256 of that file's lines; RUNs imported by early versions lack it
 
     @model_validator(mode="after")
@@ -90,7 +90,7 @@ class RunManifest(ContrastSettings, Frozen):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What two writers must agree in: dotted name -> value. Models are compared by fingerprint, not by path."""
+        """The settings that two writers must share: dotted name -> value. Models are compared by fingerprint."""
         named = {
             "system_prompt": self.system_prompt,
             "chat_template_kwargs": self.chat_template_kwargs,
@@ -136,8 +136,8 @@ def _against(name: str, mine: Any, theirs: Any) -> str:
 def dataset_card(manifest: RunManifest, totals: Mapping[str, Any], pictured: bool = False) -> str:
     """README.md of a RUN: what made it, what it holds, and the configurations that `datasets` and the Hub load.
 
-    `totals`: the fields of complete.json. Without configurations, all files of a RUN would be taken for one table.
-    `pictured`: `PICTURE` lies beside it.
+    `totals`: the fields of complete.json. `pictured`: whether the RUN has a `PICTURE`. Without configurations, all
+    files of a RUN would be read as one table.
     """
     words = "Steps by the proved divergence of the expert from the amateur, in nats; those above β are orange"
     picture = f"![{words}]({PICTURE})\n\n{words}.\n\n" * pictured
@@ -168,9 +168,9 @@ def dataset_card(manifest: RunManifest, totals: Mapping[str, Any], pictured: boo
 def divergence_picture(edges: Sequence[float], counts: Sequence[int], beta: float) -> str:
     """The card's picture as SVG: a bar for the steps between each two edges, in nats, ascending.
 
-    The first bar holds all steps below its end, the last all above its begin. Bars above beta are orange, as in the
-    report; with beta 0 the first, which holds the bounds of 0, is not. A bar's height is the square root of its share
-    of the highest: few steps lie above beta, and those count.
+    The first bar holds all steps below its end, the last all above its beginning. Bars above beta are orange, as in the
+    report; with beta 0 the first bar, which holds the bounds of 0, is not. A bar's height is the square root of its
+    share of the highest bar, because the few steps above beta must be visible.
     """
     wide, high = PICTURE_WIDTH / len(counts), PICTURE_HEIGHT - 2 * PICTURE_TEXT
     ground, most = PICTURE_HEIGHT - PICTURE_TEXT, max(*counts, 1)

@@ -37,9 +37,10 @@ from client.storage.bucket import MOST_SAID_CHARACTERS, Bucket
 PartKind = Literal["trajectories", "samples", "failures"]
 Read = TypeVar("Read")
 MOST_PART_BYTES, MOST_PART_ROWS = 2**28, 2**16
-"""Most of a part, unpacked: one is closed at 32 MiB, and may then hold one more trajectory, of 200 MB at most."""
+"""Most decompressed bytes, and most rows, of a part. The writer closes a part at 32 MiB; it may exceed that by one
+trajectory, of 200 MB at most."""
 COLUMN_RANGE_BYTES = 2**16
-"""How much to read at a time of a part of which only a few columns are needed."""
+"""Bytes to read at a time from a part if only a few columns are needed."""
 MOVE_OUT = "move it out of the RUN, and complete.json where there is one, and sample again"
 """The remedy for a damaged part: without it, its trajectories are missing and are sampled again."""
 ENDINGS: dict[PartKind, str] = {"trajectories": "parquet", "samples": "parquet", "failures": "jsonl"}
@@ -52,15 +53,15 @@ class Parts:
         self._bucket, self._owner = bucket, owner
 
     def names(self, kind: PartKind) -> list[str]:
-        """Names, sorted, without folder and ending."""
+        """The names of the parts of a kind, sorted, without folder and ending."""
         parts = (re.fullmatch(rf"{kind}/(part-[^/]+)\.{ENDINGS[kind]}", name) for name in self._bucket.names(kind))
         return [part[1] for part in parts if part]  # other objects in the folder are ignored
 
     def new_name(self) -> str:
         """A name that sorts by time and never collides.
 
-        Time comes first: what a job's owner writes after it lost the lease sorts after the parts that were there, as
-        far as clocks agree.
+        Time comes first: parts that a job's owner writes after it lost the lease then sort after the parts that were
+        there before, as far as clocks agree.
         """
         owner = "" if self._owner is None else f"{self._owner}-"
         return f"part-{time.time_ns() // 1_000_000:013d}-{owner}{secrets.token_hex(4)}"
@@ -72,7 +73,7 @@ class Parts:
         self._bucket.put(_object_name("trajectories", part), _parquet(trajectory_table(trajectories, questions)))
 
     def write_samples(self, part: str, samples: Sequence[Sample]) -> None:
-        """Write a part of samples; those of a part of trajectories only after it."""
+        """Write a part of samples, after the part of trajectories that they belong to."""
         self._bucket.put(_object_name("samples", part), _parquet(sample_table(samples)))
 
     def write_failures(self, part: str, failures: Sequence[Failure]) -> None:
@@ -80,7 +81,7 @@ class Parts:
         self._bucket.put(_object_name("failures", part), b"".join(failure.to_line() for failure in failures))
 
     def copy(self, kind: PartKind, part: str, data: bytes) -> None:
-        """Write a part as another RUN holds it, byte for byte."""
+        """Write a part that was read from another RUN, byte for byte."""
         self._bucket.put(_object_name(kind, part), data)
 
     def data(self, kind: PartKind, part: str) -> bytes:
@@ -143,9 +144,9 @@ class Parts:
 
 
 def _table_in(source: pa.BufferReader | BinaryIO, schema: pa.Schema) -> pa.Table:
-    """Columns of a part, texts as dictionaries. Raises ValueError where they would unpack to more than parts hold.
+    """Columns of a part, strings as dictionaries. Raises ValueError if they are larger than a part may be.
 
-    A few kilobytes of Parquet may say one value a billion times.
+    A few kilobytes of Parquet may repeat one value a billion times.
     """
     metadata = pq.ParquetFile(source, pre_buffer=False).metadata
     chunks = [
@@ -160,7 +161,7 @@ def _table_in(source: pa.BufferReader | BinaryIO, schema: pa.Schema) -> pa.Table
     there = set(metadata.schema.to_arrow_schema().names)
     texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name in there]
     file = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts, pre_buffer=False)
-    # Arrow's threads would release what is Python's. One that does so while the interpreter ends aborts the process:
+    # Arrow's threads would release Python objects. A thread that does so while the interpreter ends aborts the process:
     # "terminate called without an active exception".
     table = file.read(columns=schema.names, use_threads=False)
     for column in (column for column in table.columns if pa.types.is_dictionary(column.type)):

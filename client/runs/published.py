@@ -108,9 +108,9 @@ class Imported:
 def import_samples(file: Path, run: Run, folder: Path, settings: ContrastSettings) -> Imported:
     """Import `file`. `settings`: those that it was made with. `folder`: the expert's model, or its tokenizer alone.
 
-    The same call resumes; it does not change a complete RUN. Raises RunError if no row can be imported, or if `run` was
-    made from another file or with other settings, or holds other things; ModelError if `folder` lacks a tokenizer or a
-    chat template.
+    The same call resumes; it does not change a complete RUN. Raises RunError if no row can be imported, if `run` was
+    made from another file or with other settings, or if its folder holds other files; ModelError if `folder` lacks a
+    tokenizer or a chat template.
     """
     run.check_place()
     template, left_out = ChatTemplate(folder), LeftOut()
@@ -155,7 +155,7 @@ def import_samples(file: Path, run: Run, folder: Path, settings: ContrastSetting
 def _problems(
     file: Path, tokenizer: Tokenizer, vocab_size: int, settings: ContrastSettings, left_out: LeftOut
 ) -> Iterator[tuple[str, list[PublishedStep]]]:
-    """The rows of each problem, which follow each other. Memory holds one problem's rows and digests of questions."""
+    """Yield the rows of each problem, which must be adjacent. Memory holds one problem's rows, and question digests."""
     seen: set[bytes] = set()
     whole = _valid_steps(file, tokenizer, vocab_size, settings, left_out)
     for question, group in groupby(whole, key=lambda row: row.question):
@@ -223,7 +223,7 @@ def _is_label(row: PublishedStep, vocab_size: int) -> bool:
     return (
         len(ids) == len(weights) == len(set(ids)) > 0
         and all(0 <= token < vocab_size for token in ids)
-        and all(weight >= 0 for weight in weights)  # nan is not
+        and all(weight >= 0 for weight in weights)  # false for NaN
         and abs(sum(weights) - 1.0) <= WEIGHT_SUM_ERROR
     )
 
@@ -322,7 +322,7 @@ def _manifest(file: Path, expert: ModelCard, settings: ContrastSettings, day: st
 def _identity(file: Path) -> tuple[ProblemSetIdentity, str]:
     """The identity of the file's questions, and a digest of its lines. A separate pass: run.json is written first."""
     questions: set[str] = set()
-    digest = hashlib.sha256()  # of the unpacked lines: it is the same for a gzipped copy
+    digest = hashlib.sha256()  # of the decompressed lines: the same for a gzipped copy
     for _, line in _numbered_lines(file):
         digest.update(line)
         try:

@@ -43,7 +43,7 @@ Keyed = TypeVar("Keyed", Trajectory, Sample)
 
 
 PARTS_AHEAD, PARTS_LISTED_AHEAD = 4, 16
-"""Parts of a remote RUN that are read at a time: whole, and a few columns of each."""
+"""Parts of a remote RUN that are read in parallel: whole ones, and ones of which a few columns are read."""
 MOST_JSON_BYTES = 2**22
 """Most bytes of run.json and complete.json."""
 TOTALS = TypeAdapter(RunTotals)
@@ -51,12 +51,12 @@ FILES = re.compile(
     r"(run|tokenizer|complete)\.json|README\.md|divergence\.svg|(samples|trajectories)/part-[^/]+\.parquet|failures/part-[^/]+\.jsonl"
     r"|(training|evaluation)/[^/]+\.jsonl?"
 )
-"""What belongs to a RUN, of all that may lie beside it."""
+"""Names of a RUN's files. Other files may be beside them."""
 OWN_NAMES = frozenset({"run.json", "trajectories", "trajectories/"})
 OWN_FOLDERS: tuple[PartKind, ...] = "samples", "failures"
-"""What tells a RUN: one of these names, or a part in one of these folders, which others may have too."""
+"""A RUN has one of these names, or a part in one of these folders; a folder alone is no proof."""
 FREE = re.compile(r"\..*|lost\+found/|README\.md|probe-[0-9a-f]{32}")
-"""What may lie where a RUN is made: hidden files, a card, what is left of a probe of the store."""
+"""Names that do not prevent a new RUN: hidden files, a card, what is left of a probe of the store."""
 NAMES_SHOWN = 4
 
 
@@ -108,18 +108,18 @@ class Run:
             ) from None
 
     def date(self) -> str | None:
-        """The day that this RUN's prompts write; None where they write none, or it is not made yet."""
+        """The date in this RUN's prompts; None if they have none, or if the RUN does not exist yet."""
         return None if self.bucket.get("run.json") is None else self.manifest().date
 
     def made_early(self) -> bool:
-        """Whether an early version made this RUN, which does not say where its trajectories end."""
+        """Whether an early version made this RUN: its run.json does not say where its trajectories end."""
         return self.bucket.get("run.json") is not None and self.manifest().end_token_ids is None
 
     def check_place(self) -> None:
-        """Raises RunError where other things than a RUN lie here: a RUN's files would mix with them.
+        """Raises RunError if other files than a RUN's are here: a RUN's files would mix with them.
 
-        An empty folder is free, and one with hidden files or a README.md alone. A RUN needs no run.json to be one: who
-        lost it finds its parts again.
+        A folder may be empty, or hold hidden files and a README.md only. A RUN without its run.json is still a RUN: its
+        parts identify it.
         """
         if self.bucket.get("run.json", MOST_JSON_BYTES) is not None:
             self.manifest()
@@ -156,10 +156,9 @@ class Run:
             ) from None
 
     def seal(self, totals: RunTotals, tally: Tally | None = None) -> bool:
-        """Write README.md, and complete.json if there is none. Returns whether this call wrote the latter.
+        """Write README.md and complete.json, if the RUN is not sealed. Returns whether this call wrote complete.json.
 
-        A README.md that somebody else wrote stays.
-        `tally`: what the totals are of, for the card's picture.
+        A README.md from elsewhere stays. `tally`: the counts behind `totals`, for the card's picture.
         """
         body = {"sealed_at": int(time.time()), **asdict(totals)}
         if self.bucket.get("complete.json") is None:
@@ -176,7 +175,7 @@ class Run:
         self.bucket.remove("complete.json")
 
     def push(self, data_set: DataSet) -> str:
-        """Copy this RUN into a data set of the Hub; returns the commit's address.
+        """Copy this RUN to a data set of the Hub; returns the commit's URL.
 
         Raises RunError if it is not sealed.
         """
@@ -185,9 +184,9 @@ class Run:
         return data_set.push(self.bucket, [name for name in self.bucket.names("") if FILES.fullmatch(name)])
 
     def pull(self, data_set: DataSet) -> int:
-        """Copy a RUN from a data set of the Hub to here; returns how many files this RUN lacked.
+        """Copy a RUN from a data set of the Hub to here; returns the number of files copied besides run.json.
 
-        It resumes. Raises BucketError if another RUN is here, RunError if other things are.
+        The same call resumes. Raises BucketError if another RUN is here, RunError if other files are.
         """
         self.check_place()
         return data_set.pull(
@@ -214,9 +213,9 @@ class Run:
         return self._write_samples_of(part, trajectories, manifest, counted)
 
     def adopt(self, part: str, other: Run, manifest: RunManifest, write: bool) -> list[SampledGroup]:
-        """A part of another RUN's trajectories, with their samples by this RUN's settings.
+        """Read a part of another RUN's trajectories, and make its samples with this RUN's settings.
 
-        `write`: copy the trajectories byte for byte, and write the samples.
+        `write`: also copy the trajectories byte for byte, and write the samples.
         """
         data = other._parts.data("trajectories", part)
         trajectories = other._sound(other._parts.trajectories(part, data), manifest.expert.vocab_size)
@@ -299,7 +298,7 @@ class Run:
     def tally(self, manifest: RunManifest, expected: Iterable[str] = (), counted: CountedParts | None = None) -> Tally:
         """Count the whole RUN in one pass over its trajectories. `expected`: see `Tally`.
 
-        `counted`: parts that were counted as they were written. Only their keys are read where the RUN has no others.
+        `counted`: parts that were counted while they were written. If the RUN has no others, only their keys are read.
         """
         if counted and self._holds_only(counted):
             return counted.tally
@@ -308,7 +307,7 @@ class Run:
         return tally
 
     def _holds_only(self, counted: CountedParts) -> bool:
-        """Whether the RUN has these parts, with all that was counted, and no others."""
+        """Whether the RUN has exactly these parts, with exactly the keys that were counted."""
         parts = self.parts("trajectories")
         if set(parts) != set(counted.parts) or not counted.whole:
             return False
@@ -319,12 +318,12 @@ class Run:
         return self.tally(manifest).totals(self.failures())
 
     def each(self, parts: Iterable[str], read: Callable[[str], Found], ahead: int = PARTS_AHEAD) -> Iterator[Found]:
-        """What `read` gives for each part, in order; of a remote RUN, some parts are read at a time."""
+        """Yield `read(part)` for each part, in order. Parts of a remote RUN are read in parallel."""
         return read_ahead(parts, read, ahead) if self.bucket.remote else map(read, parts)
 
     @property
     def _vocab_size(self) -> int | None:
-        """Columns of the expert's head; None where there is no run.json."""
+        """Columns of the expert's head; None if there is no run.json."""
         if self._head is None and (data := self.bucket.get("run.json", MOST_JSON_BYTES)) is not None:
             self._head = self._manifest_in(data).expert.vocab_size
         return self._head
@@ -335,7 +334,7 @@ class Run:
         return self._sound(found, vocab_size)
 
     def _sound(self, trajectories: Iterable[Trajectory], vocab_size: int | None) -> Iterator[Trajectory]:
-        """The same. Raises RunError at a token that the expert, of so many columns, does not have."""
+        """The same trajectories. Raises RunError for a token id that is not below the expert's `vocab_size`."""
         for trajectory in trajectories:
             if vocab_size and (fault := token_fault(trajectory, vocab_size)):
                 raise RunError(f"{self} is damaged: problem {trajectory.problem_id!r}: {fault}; sample into a new RUN")
@@ -344,7 +343,7 @@ class Run:
     def _all(
         self, kind: PartKind, values: Callable[[str, bytes], list[Found]], parts: Sequence[str]
     ) -> Iterator[list[Found]]:
-        """The values of each part; while one is used, the next are on their way."""
+        """The values of each part. The next parts are read while one is used."""
         fetched = self.each(parts, lambda part: (part, self._parts.data(kind, part)))
         return (values(part, data) for part, data in fetched)
 

@@ -1,4 +1,4 @@
-"""Trajectories' contrast samples: a pure function of the trajectories and the RUN's settings. No I/O."""
+"""Makes contrast samples from trajectories: a pure function of the trajectories and the RUN's settings. No I/O."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Sample:
 
 
 STEPS_AT_ONCE = 1024
-"""Steps that are computed at once: numpy's calls cost little then, and the arrays stay in the cache."""
+"""Steps that are computed together: enough that numpy's calls cost little, and few enough for the CPU's cache."""
 
 
 @dataclass(frozen=True)
 class SampledGroup:
-    """A few trajectories of one top k, what their steps are, and their samples: computed together.
+    """A few trajectories with the same k, the figures of their steps, and their samples, computed together.
 
     Arrays of steps hold those of all trajectories, one trajectory after the other.
     """
 
     trajectories: Sequence[Trajectory]
-    begins: npt.NDArray[np.int64]  # [m + 1], where each trajectory begins, and the end
+    begins: npt.NDArray[np.int64]  # [m + 1], the first step of each trajectory, and the end
     top_ids: npt.NDArray[np.int32]  # [steps, k]
     expert_logprobs: Floats  # [steps, k], as the next
     amateur_logprobs: Floats
@@ -48,7 +48,7 @@ class SampledGroup:
 
     @property
     def samples(self) -> list[Sample]:
-        """One of each trajectory."""
+        """The sample of each trajectory."""
         each = divided(self.kept, self.begins, self.incomplete)
         return [
             Sample(one.problem_id, one.sample_index, one.prompt_token_ids, one.token_ids, kept)
@@ -57,7 +57,7 @@ class SampledGroup:
 
 
 def sampled_groups(trajectories: Iterable[Trajectory], manifest: RunManifest) -> Iterator[SampledGroup]:
-    """The trajectories in their order, with their samples by a RUN's settings.
+    """Yield groups of trajectories, in order, with their samples by a RUN's settings.
 
     The same trajectory always has the same samples, whatever group it is in. The seed of a random selection depends on
     (select_seed, problem_id, sample_index) only.
@@ -75,7 +75,7 @@ def sampled_groups(trajectories: Iterable[Trajectory], manifest: RunManifest) ->
 
 
 def sampled_group(some: Sequence[Trajectory], manifest: RunManifest) -> SampledGroup:
-    """Trajectories of one top k as a group."""
+    """Make a group of trajectories with the same k."""
     begins = np.cumsum([0, *(len(one.token_ids) for one in some)])
     top_ids, expert, amateur = (
         np.concatenate([getattr(one, name) for one in some]) if len(some) > 1 else getattr(some[0], name)

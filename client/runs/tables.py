@@ -76,9 +76,9 @@ def trajectory_table(trajectories: Sequence[Trajectory], questions: dict[str, st
 
 
 def check_kinds(table: pa.Table, schema: pa.Schema) -> None:
-    """Raises ValueError, naming the column, where texts stand for numbers, or numbers for texts.
+    """Raises ValueError, naming the column, if it holds strings in place of numbers, or numbers in place of strings.
 
-    A cast would take them.
+    A cast would convert them silently.
     """
     for field in schema:
         found, wanted = table.schema.field(field.name).type, field.type
@@ -93,7 +93,7 @@ def check_kinds(table: pa.Table, schema: pa.Schema) -> None:
 
 
 def check_no_nulls(table: pa.Table) -> None:
-    """Raises ValueError, naming the column, if a value is missing. Only a question may be."""
+    """Raises ValueError, naming the column, if a value is missing. Only questions may be missing."""
     for name in table.column_names:
         values = table[name].combine_chunks()
         nulls = 0 if name == "question" else values.null_count
@@ -105,7 +105,7 @@ def check_no_nulls(table: pa.Table) -> None:
 
 
 def check_sample_indices(table: pa.Table) -> None:
-    """Raises ValueError if an index is none that a request can lead to: sets of keys take memory by the largest."""
+    """Raises ValueError if an index is out of range: a set of keys takes memory in proportion to the largest."""
     indices = _numbers_of(table["sample_index"].combine_chunks())
     if indices.size and not 0 <= (odd := max(indices.min(), indices.max(), key=abs)) < MAX_SAMPLES:
         (index, *_) = np.flatnonzero(indices == odd)
@@ -175,9 +175,9 @@ def sample_table(samples: Sequence[Sample]) -> pa.Table:
 
 
 def samples_in(table: pa.Table, vocab_size: int | None = None) -> list[Sample]:
-    """The samples of a table without nulls. Their arrays are views of its buffers. `vocab_size`: of the expert.
+    """The samples of a table without nulls. Their arrays are views of its buffers. `vocab_size`: of the expert's head.
 
-    Raises ValueError, naming the row, if its arrays have different lengths, or values that no contrast gives.
+    Raises ValueError, naming the row, if its arrays have different lengths, or values that no contrast produces.
     """
     plain = {
         name: _from_lists(table[name])
@@ -217,7 +217,7 @@ def samples_in(table: pa.Table, vocab_size: int | None = None) -> list[Sample]:
 
 
 def _fault_of_sample(kept: Contrast, tokens: Sequence[npt.NDArray[np.int32]], vocab_size: int) -> str | None:
-    """What makes a row of samples invalid; None: it is valid."""
+    """Why a row of samples is invalid; None if it is valid."""
     steps = kept.steps
     if len(steps) and not (steps[0] >= 0 and steps[-1] < len(tokens[1]) and (np.diff(steps) > 0).all()):
         return f"its steps are not ascending within its {len(tokens[1])} tokens"
@@ -229,8 +229,8 @@ def _fault_of_sample(kept: Contrast, tokens: Sequence[npt.NDArray[np.int32]], vo
     return None
 
 
-# Arrays are made of buffers and read from them: pa.array and to_numpy would import pandas, where it is installed, for a
-# second and 40 MB.
+# Arrays are converted through their buffers: pa.array and to_numpy would import pandas, if it is installed, which takes
+# a second and 40 MB.
 
 
 def _to_lists(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> pa.Array:
@@ -238,7 +238,7 @@ def _to_lists(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> pa
 
 
 def _lists_of(counts: npt.NDArray[np.integer], values: pa.Array) -> pa.Array:
-    """Lists of so many of the values each."""
+    """Split values into lists of `counts` values each."""
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     return pa.Array.from_buffers(pa.list_(values.type), len(counts), [None, pa.py_buffer(offsets)], children=[values])
 
@@ -267,7 +267,7 @@ def _from_lists(column: pa.ChunkedArray) -> list[npt.NDArray[Any]]:
 
 
 def _numbers_of(array: pa.Array) -> npt.NDArray[Any]:
-    """The values of an array of numbers or booleans without nulls, not to be written to: a view, but of booleans."""
+    """The values of an array of numbers or booleans without nulls. Numbers are a view, and must not be written to."""
     whole, buffer = slice(array.offset, array.offset + len(array)), array.buffers()[1]
     if buffer is None:
         return np.empty(0, array.type.to_pandas_dtype())

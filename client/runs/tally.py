@@ -24,10 +24,10 @@ from client.runs.samples import SampledGroup, sampled_group, sampled_groups
 
 KL_QUANTILES = (0.1, 0.5, 0.9, 0.99)
 ODD_LABELS, TOKENS_BEFORE = 8, 12
-"""How many labels are shown for their shift, each pair of tokens once, and how much of the trajectory before them."""
+"""Labels shown for their shift, each pair of tokens once, and tokens shown before each."""
 HISTOGRAM_POWERS, HISTOGRAM_MIDDLE = range(-6, 5), 0.4
 OVERTURNS, MOST_OVERTURNS = 8, 2**15
-"""How many pairs of tokens are shown for their number, and how many are counted: beyond, the rarer half is dropped."""
+"""Pairs of tokens shown for their frequency, and most pairs counted: beyond, the rarer half is dropped."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class ShiftTotals:
 
 @dataclass(frozen=True)
 class OddLabel:
-    """A label that lies far from the expert: what the expert and the amateur think of two tokens, as probabilities."""
+    """A label far from the expert, with both models' probabilities of two tokens."""
 
     nats: float
     problem_id: str
     sample_index: int
     step: int
-    before: tuple[int, ...]  # ids of the trajectory, the last few before the step
+    before: tuple[int, ...]  # the last few token ids before the step
     best: int  # the expert's
     heaviest: int  # the label's
     weight: float  # of the label's heaviest
@@ -58,24 +58,24 @@ class OddLabel:
 
     @property
     def rank(self) -> tuple[float, str, int, int]:
-        """The farthest first; among equals the order of problems, samples and steps."""
+        """A sort key: the farthest label first; among equals, the order of problem, sample and step."""
         return -self.nats, self.problem_id, self.sample_index, self.step
 
 
 @dataclass(frozen=True)
 class Overturn:
-    """The labels with one heaviest token where the expert's best is one other."""
+    """Labels that overturn the expert's best token, all with the same best and the same heaviest token."""
 
     best: int  # the expert's
     heaviest: int  # the label's
     labels: int
     share: float  # of the whole shift
-    at_least: bool  # there were so many pairs that labels of this one may not have been counted
+    at_least: bool  # too many pairs occurred: some labels of this one may be missing
 
 
 @dataclass(frozen=True)
 class RunTotals:
-    """What a RUN holds. Each key counts once. Steps before first_step do not count."""
+    """The totals of a RUN. Each key counts once. Steps before first_step do not count."""
 
     problems: int
     trajectories: int
@@ -88,13 +88,13 @@ class RunTotals:
     mean_plausible_set: float  # labelled ids per kept step
     mean_covered_mass: float
     kl_quantiles: dict[str, float]  # of the KL bound, in nats; see `Divergences`
-    cut: int | None = None  # trajectories that reached max_tokens; this and what follows: early versions lack it
+    cut: int | None = None  # trajectories that reached max_tokens; early versions lack this and the next fields
     without_kept_steps: int | None = None  # trajectories
     label_shifts: ShiftTotals | None = None  # None: no label
 
 
 class OrderedSum:
-    """A sum in the order of parts by name, in whatever order they come: rounding does not depend on who counts."""
+    """A sum in the order of the parts' names, in whatever order they are added: its rounding is always the same."""
 
     def __init__(self) -> None:
         self._values: dict[str, array[float]] = {}
@@ -112,8 +112,8 @@ class OrderedSum:
 class Divergences:
     """A histogram of the steps' KL bounds, of fixed size.
 
-    It has a counter for each value of a float32's sign and 19 leading bits: a quantile, or a count above a threshold,
-    is exact to one part in 2,048. A bound below 0, which only rounding gives, counts as 0.
+    It has a counter for each value of the 19 bits after a float32's sign: a quantile, or a count above a threshold, is
+    exact to one part in 2,048. A bound below 0, which only rounding causes, counts as 0.
     """
 
     DROPPED_BITS = 12
@@ -130,21 +130,21 @@ class Divergences:
         return int(self._counts.sum())
 
     def above(self, thresholds: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
-        """How many steps have a bound above each threshold: [m] -> [m]."""
+        """The number of steps with a bound above each threshold: [m] -> [m]."""
         up_to = self._counts.cumsum()
         return up_to[-1] - up_to[self._cells(thresholds)]
 
     def histogram(self, beta: float) -> tuple[list[float], list[int]]:
-        """Edges, doubling from beta both ways, and how many steps lie between each two; the outer ones take the rest.
+        """m + 1 edges, beta times powers of 2, and the m numbers of steps between them; the outer ones take the rest.
 
-        m + 1 edges and m numbers.
+        With beta 0 the edges are powers of 2 times `HISTOGRAM_MIDDLE`.
         """
         edges = [(beta or HISTOGRAM_MIDDLE) * 2.0**power for power in HISTOGRAM_POWERS]
         above = self.above(np.array(edges[1:-1])).tolist()
         return edges, [int(many) for many in -np.diff([self.count, *above, 0])]
 
     def place(self, rank: int) -> tuple[int, int]:
-        """The counter of the rank-th largest bound, and how many steps the counters above it hold."""
+        """The counter of the rank-th largest bound, and the number of steps in the counters above it."""
         up_to = self._counts.cumsum()
         cell = int(np.searchsorted(up_to, up_to[-1] - rank, side="right"))
         return cell, int(up_to[-1] - up_to[cell])
@@ -169,7 +169,7 @@ class Divergences:
 
 
 class Shifts:
-    """Adds up how far labels move the expert; memory does not grow with the labels, but for a number a token."""
+    """Adds up how far labels move the expert. Memory holds a few numbers per token id, one per trajectory."""
 
     def __init__(self, vocab_size: int) -> None:
         self.nats = Divergences()
@@ -178,7 +178,7 @@ class Shifts:
         self._sum, self._largest = OrderedSum(), 0.0
         self._odd: dict[tuple[int, int], OddLabel] = {}
         self._overturns: dict[tuple[int, int], list[float]] = {}  # best, heaviest -> labels, nats
-        self._forgotten = False  # the rare ones of too many pairs
+        self._forgotten = False  # whether rare pairs were dropped
 
     def add(self, group: SampledGroup, alpha: float, part: str = "") -> None:
         """Count the labels of a group. `part`: as in `Tally.add`."""
@@ -208,9 +208,9 @@ class Shifts:
     def _note_odd(
         self, group: SampledGroup, found: LabelShifts, owners: npt.NDArray[np.intp], among: npt.NDArray[np.intp]
     ) -> None:
-        """Keep the few labels that lie farthest, of each pair of tokens the one that lies farthest."""
+        """Keep the few labels farthest from the expert; for each pair of tokens, the farthest only."""
         names = [(one.problem_id, one.sample_index) for one in group.trajectories]
-        order = np.argsort(sorted(range(len(names)), key=names.__getitem__))  # each one's place by its key
+        order = np.argsort(sorted(range(len(names)), key=names.__getitem__))  # the rank of each by its key
         pairs: set[tuple[int, int]] = set()
         for index in among[np.lexsort((among, order[owners[among]], -found.nats[among]))].tolist():
             row = int(group.kept.steps[index])
@@ -242,34 +242,34 @@ class Shifts:
 
     @property
     def by_token(self) -> dict[int, tuple[int, float]]:
-        """Labels and their nats by heaviest id."""
+        """The number of labels and their nats, by heaviest id."""
         return {
             int(token): (int(self._labels[token]), float(self._nats[token])) for token in np.flatnonzero(self._labels)
         }
 
     @property
     def oddest(self) -> list[OddLabel]:
-        """The farthest first."""
+        """The labels farthest from the expert, the farthest first."""
         return sorted(self._odd.values(), key=lambda label: label.rank)
 
     @property
     def overturns(self) -> list[Overturn]:
-        """The most frequent first."""
+        """The most frequent overturns, in descending order."""
         often = sorted(self._overturns.items(), key=lambda pair: (-pair[1][0], pair[0]))[:OVERTURNS]
         shares = self.overturned_shares
         return [Overturn(*pair, int(labels), shares[pair], self._forgotten) for pair, (labels, _) in often]
 
     @property
     def overturned_shares(self) -> dict[tuple[int, int], float]:
-        """The share of the whole shift by the expert's best and the label's heaviest, of labels that overturn.
+        """The share of the whole shift from labels that overturn, by the expert's best and the label's heaviest id.
 
-        Where there are very many pairs, the rare ones are missing.
+        If there are too many pairs, the rare ones are missing.
         """
         whole = float(self._sum) or 1.0
         return {pair: nats / whole for pair, (_, nats) in self._overturns.items()}
 
     def totals(self) -> ShiftTotals | None:
-        """The figures; None where there is no label."""
+        """The totals; None if there are no labels."""
         if not (labels := self.nats.count):
             return None
         return ShiftTotals(
@@ -282,15 +282,15 @@ class Shifts:
 
 
 def _two(logprobs: npt.NDArray[np.floating], column: int) -> tuple[float, float]:
-    """Probabilities of the first of the top k and of the one in `column`."""
+    """The probabilities in column 0 and in `column` of the top k; NaN beyond the top k."""
     p = np.exp(logprobs.astype(np.float64))
     return float(p[0]), float(p[column]) if column < len(p) else float("nan")
 
 
 class Tally:
-    """The counts of a RUN. A key that comes twice is counted once, the first time.
+    """The counts of a RUN. A key that occurs twice is counted once, the first time.
 
-    `expected`: the ids of its problems; see `Keys`.
+    `expected`: the ids of the RUN's problems; see `Keys`.
     """
 
     def __init__(self, manifest: RunManifest, expected: Iterable[str] = ()) -> None:
@@ -349,7 +349,7 @@ class Tally:
 
     @property
     def mean_label_entropy(self) -> float:
-        """Over the kept steps, in nats: 0 for a label on one token."""
+        """The mean entropy of the labels, in nats. A label on one token has 0."""
         return float(self._entropy) / self.kept if self.kept else 0.0
 
     def totals(self, failed: Iterable[Key]) -> RunTotals:
@@ -373,7 +373,7 @@ class Tally:
 
 
 class CountedParts:
-    """The tally of parts that this process writes, several at a time: to seal a RUN, only their keys are read again."""
+    """Counts the parts that this process writes, several at a time. Sealing a RUN then reads only their keys again."""
 
     def __init__(self, manifest: RunManifest, expected: Iterable[str] = ()) -> None:
         self.tally = Tally(manifest, expected)
@@ -385,7 +385,7 @@ class CountedParts:
             self.tally.add(group, part)
 
     def written(self, part: str, trajectories: int) -> None:
-        """Note a part that the store has, with its samples."""
+        """Record a part that has been written, with its samples."""
         self.parts[part] = trajectories
 
     @property
