@@ -23,7 +23,7 @@ def manifest_of(
     contrast: ContrastSettings,
     today: str,
 ) -> RunManifest:
-    """run.json of a new RUN. `versions`: what the source reports; `today`: the day that a chat template may write.
+    """run.json of a new RUN. `versions`: those of the source; `today`: the date for a chat template that writes one.
 
     Raises RunError for select top.
     """

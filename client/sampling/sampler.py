@@ -1,9 +1,9 @@
 """The sampling stage: samples a problem set into a RUN, and resumes where an earlier attempt stopped.
 
-In: problems, a source of trajectories, settings. Out: a sealed RUN. Everything that the source answered is written
-before this returns or raises, also after the source's `stop`; a kill -9 loses the parts that were not written yet.
-Parts are written in the background, several at a time. The source is a server over HTTP (the client) or the pair
-itself (a server's job). Bucket calls run in threads and do not block the event loop.
+In: problems, a source of trajectories, settings. Out: a sealed RUN. Everything that the source returned is written
+before this returns or raises, also after the source's `stop`; `kill -9` loses the parts that were not written yet.
+Parts are written in the background, several at a time. The source is a server over HTTP (the client) or the pair itself
+(a server's job). Bucket calls run in threads and do not block the event loop.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TrajectorySource(Protocol):
     asks_again: bool  # it retries passing failures itself; those that it still returns are final
 
     async def wait_until_ready(self, tell: Callable[[str], None]) -> None:
-        """Return when it can sample; `tell` is called with what it waits for."""
+        """Return when the source can sample. `tell` is called with the reason for waiting."""
 
     async def models(self) -> PairCards:
         """The expert's card and the amateur's."""
@@ -60,7 +60,7 @@ class TrajectorySource(Protocol):
         """Every trajectory of the problems as it completes. After `stop` it ends early, without an error."""
 
     def stop(self) -> None:
-        """Send no more requests; what has been answered is still returned."""
+        """Send no more requests. Results that have arrived are still returned."""
 
 
 class Progress(Protocol):
@@ -80,7 +80,7 @@ class Sampled:
     totals: RunTotals | None  # of the whole RUN; None: other shards are not done, so the RUN is not sealed
     counts: Counts | None  # of this attempt; None: the RUN was already sealed
     waiting: int = 0  # trajectories that other shards still lack
-    tally: Tally | None = None  # what the totals are of; None: the RUN was sealed already, or is not
+    tally: Tally | None = None  # the counts behind the totals; None: the RUN was sealed before, or is not sealed
 
 
 async def sample_problems(
@@ -101,12 +101,12 @@ async def sample_problems(
 
     `retry_failed`: sample the trajectories that failed in earlier attempts too; a sealed RUN is opened for it.
     `max_failures`: stop after more than this many failures, counted over all attempts. `patience`: how long to wait for
-    an unavailable store, in seconds. `spool_base`: a local folder for what the store refuses to the end; it is taken up
-    from there by the next call.
+    an unavailable store, in seconds. `spool_base`: a local folder for results that the store did not accept in that
+    time; the next call writes them to the RUN.
 
-    Raises RunError if the RUN was made with other settings, or its place holds other things, ServiceError if the source
-    fails, BucketError if the store fails, TooManyFailures, or Stopped. The RUN then holds what was answered, without
-    what a BucketError says is lost. The same call resumes.
+    Raises RunError if the RUN was made with other settings, or its folder holds other files, ServiceError if the source
+    fails, BucketError if the store fails, TooManyFailures, or Stopped. The RUN then holds all results, except those
+    that a BucketError reports as lost. The same call resumes.
     """
     if not problems:
         raise RunError(f"no problems to sample into {run}: the problem set is empty")
@@ -158,7 +158,7 @@ async def sample_problems(
                     if spool is None:
                         raise
                     if not refused:
-                        source.stop()  # the spool keeps what has been answered, too
+                        source.stop()  # results on their way go to the spool, too
                     refused = error
                 progress.update(counts)
                 if _too_many(counts, max_failures) and not source.stopping:
@@ -193,7 +193,7 @@ async def sample_problems(
 
 
 async def _every_second(writer: Writer, counts: Counts, progress: Progress) -> None:
-    """Update the progress and write old parts, even while no line comes."""
+    """Update the progress and write old parts every second, even if no line arrives."""
     while True:
         await asyncio.sleep(1.0)
         progress.update(counts)
@@ -223,7 +223,7 @@ def _waiting(problems: ProblemSet, run: Run, n: int) -> int:
 def _settled_totals(
     problems: ProblemSet, n: int, run: Run, manifest: RunManifest, counted: CountedParts
 ) -> tuple[RunTotals, Tally]:
-    """The totals of a RUN that can be sealed, and their tally: the store shows every key as there or as failed.
+    """The totals of a RUN that can be sealed, and their tally. Each key must be in the RUN, or have failed.
 
     Raises RunError if a key is missing, or if every problem failed.
     """

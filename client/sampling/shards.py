@@ -1,4 +1,4 @@
-"""Which trajectories a client has to sample: those of its shard that are not settled.
+"""Selects the trajectories that a client has to sample: those of its shard that are not settled.
 
 In: problems, a RUN. Out: problems, keys. Never writes.
 """
@@ -16,7 +16,7 @@ from client.runs.run import Run
 
 @dataclass(frozen=True)
 class Shard:
-    """Every `count`-th problem, from the `index`-th on, which counts from 1.
+    """Every `count`-th problem, beginning with number `index`, which counts from 1.
 
     Problems are in the order of their ids, because clients may hold the same problems in different orders.
     """

@@ -1,7 +1,7 @@
-"""Keeps on this machine what could not be written into a RUN, until the same command takes it up.
+"""Keeps results that a RUN's store did not accept on this machine, until the same command writes them to the RUN.
 
 In: trajectories and failures that a store refused. Out: the same, in the RUN, at the next attempt. A spool belongs to
-one place and one set of settings; it is a RUN's folder itself, so that nothing new has to be read or written.
+one RUN's URL and one set of settings. It has the format of a RUN, so that the same code reads and writes it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from client.storage.bucket import local_folder
 
 
 def spool_folder() -> Path:
-    """Where a user's programs keep what must last: $XDG_STATE_HOME, else ~/.local/state."""
+    """The folder of a user's spools, in $XDG_STATE_HOME, else in ~/.local/state."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "lightreasoner" / "spool"
 
 
 class Spool:
-    """The spool of one RUN, in a folder that many share. It is there only while it holds something.
+    """The spool of one RUN, in a folder that many share. It exists only while it holds something.
 
     One process at a time writes or empties it; others wait.
     """
@@ -45,7 +45,7 @@ class Spool:
     def keep(
         self, parts: Iterable[Sequence[Trajectory]], questions: dict[str, str | None], failures: Sequence[Failure]
     ) -> None:
-        """Write them here, part by part. Raises BucketError or OSError where that cannot be done either."""
+        """Write results to the spool, part by part. Raises BucketError or OSError if that fails too."""
         with self._held(make=True):
             kept = Run(str(self.folder))
             kept.claim(self._manifest, b"{}")
@@ -55,7 +55,7 @@ class Spool:
                 kept.write_failures(failures)
 
     def take_up(self) -> int:
-        """Write into the RUN what is here, and remove it from here; how many trajectories that were."""
+        """Move the spool's contents to the RUN; returns the number of trajectories."""
         with self._held() as there:
             if not there:
                 return 0
@@ -70,7 +70,7 @@ class Spool:
 
     @contextlib.contextmanager
     def _held(self, make: bool = False) -> Iterator[bool]:
-        """Lock the folder, which another process may remove meanwhile; whether it is there."""
+        """Lock the folder, which another process may remove at any time; yields whether it exists."""
         while True:
             if make:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -27,7 +27,8 @@ Done = TypeVar("Done")
 
 PART_TRAJECTORIES, PART_BYTES = 256, 2**25
 PART_SECONDS = 10.0
-"""A part is written when it has this many trajectories, this size in memory, or this age: a kill -9 loses no more."""
+"""A part is written when it has this many trajectories, this size in memory, or this age; `kill -9` loses unwritten
+parts."""
 PARTS_AT_A_TIME = 4
 """Parts that are written at the same time. With more, sampling waits, so that a slow store does not fill the memory."""
 STORE_PAUSE_SECONDS, LONGEST_STORE_PAUSE_SECONDS = 2.0, 60.0
@@ -69,7 +70,7 @@ class Counts:
 
 
 class StorePatience:
-    """Calls what reads or writes a store, again and again while the store is unavailable.
+    """Calls functions that read or write a store, and retries them while the store is unavailable.
 
     `tell` is called when the store becomes unavailable and when it is back. `seconds`: how long to wait for it;
     `stopping` ends the wait.
@@ -86,7 +87,7 @@ class StorePatience:
         self._is_out = False
 
     async def __call__(self, work: Callable[..., Done], *arguments: Any) -> Done:
-        """The result of `work`, in a thread. Raises its last error."""
+        """Run `work` in a thread, with retries; returns its result. Raises its last error."""
 
         def tell_once(error: BaseException) -> None:
             if not self._is_out:
@@ -113,8 +114,8 @@ class Writer:
 
     `settled`: keys that the RUN already has; lines for them are ignored. `tell` is called when the store becomes
     unavailable and when it is back. `patience`: how long to wait for the store, in seconds; `stopping` ends the wait.
-    `asks_again`: whether the source retries passing failures itself. If not, they are counted but not written.
-    `spool`: keeps what the store refuses to the end. `counted`: counts what is written.
+    `asks_again`: whether the source retries passing failures itself. If not, they are counted but not written. `spool`:
+    keeps results that the store did not accept. `counted`: counts the parts that are written.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class Writer:
         self._error: Exception | None = None  # why a part could not be written
 
     async def add(self, line: Trajectory | Failure, counts: Counts) -> None:
-        """Add a line; start writing when the part is full. Raises the error with which an earlier part failed."""
+        """Add a line; start writing if the part is full. Raises the error of an earlier part that failed."""
         if (line.problem_id, line.sample_index) in self._settled:
             return
         if not self._trajectories and not self._failures:
@@ -189,7 +190,7 @@ class Writer:
             raise self._error
 
     async def _spooled(self) -> str:
-        """What has become of the lines that the store refused."""
+        """Put the lines that the store refused into the spool; returns, for the error, what became of them."""
         if self._spool is None:
             return "are lost"
         questions = self._questions(self._trajectories)
@@ -221,7 +222,7 @@ class Writer:
         task.add_done_callback(self._writing.discard)
 
     def _cut(self) -> list[Trajectory]:
-        """Take out the first trajectories, as many as a part has. Where parts were refused, there are more."""
+        """Remove and return the trajectories of one part. After failed writes, more than those may be waiting."""
         count = size = 0
         for line in self._trajectories[:PART_TRAJECTORIES]:
             count, size = count + 1, size + line.nbytes
