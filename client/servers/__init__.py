@@ -1,1 +1,1 @@
-"""HTTP to one or many servers: connections, how much each may be given, problems shared among them."""
+"""HTTP to one or many servers: connections, each server's share of the work, problems spread over the servers."""

@@ -2,7 +2,7 @@
 
 In: problems and sampling settings. Out: `Trajectory` and `Failure` values as they complete, each once; the number of
 open requests is bounded. Errors that may pass are retried (`client.servers.dispatch`); others are a ServiceError that
-names the server. The addresses behind a name are read again as long as a call lasts (`client.servers.following`).
+names the server. During a call, DNS names are looked up again at intervals (`client.servers.following`).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class SamplingClient:
         async for line in client.trajectories(problems):
             ...
 
-    `http+dns://name:8000` stands for a server at each address behind the name; they may come and go.
-    `patience`: how long to wait for servers to become ready, and for any answer, in seconds. `tell` is called with what
-    it waits for, and when a server does not answer and when it is back; by default these are warnings of `logging`.
+    `http+dns://name:8000` stands for a server at each address behind the name; they may come and go. `patience`: how
+    long to wait for servers to become ready, and for any answer, in seconds. `tell` is called with the reason for
+    waiting, when a server stops answering, and when it is back; by default it logs a warning.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class SamplingClient:
     async def wait_until_ready(self, tell: Callable[[str], None] = lambda _: None) -> None:
         """Return when every server, and one behind each name, is ready and all serve the same pair.
 
-        `tell` is called with what it waits for. Raises ServiceError if a server has failed, serves another pair, or
-        takes longer than `patience`, or cannot be reached for as long.
+        `tell` is called with the reason for waiting. Raises ServiceError if a server has failed, serves another pair,
+        is not ready after `patience`, or cannot be reached for that long.
         """
         for connection in self._connections:
             await self._until_ready(connection, tell)
@@ -99,7 +99,7 @@ class SamplingClient:
         self._pairs = pairs
 
     async def models(self) -> PairCards:
-        """The expert's card and the amateur's; of several servers, with the least that any takes."""
+        """The expert's card and the amateur's; for several servers, with the smallest limits of all."""
         if not self._pairs:
             await self.wait_until_ready(self._tell)
         return _least(list(self._pairs.values()))
@@ -117,9 +117,9 @@ class SamplingClient:
     ) -> AsyncGenerator[Trajectory | Failure, None]:
         """Every trajectory of `problems` once, as it completes, or a `Failure`. After `stop` it ends early.
 
-        Raises ServiceError if every server rejects requests or none answers for `patience` seconds, after everything
-        that was answered; LightReasonerError if the problems make no valid request. `sampling` defaults to the
-        published settings.
+        After all results that were sent, raises ServiceError if every server rejects requests, or none answers for
+        `patience` seconds. Raises LightReasonerError if the problems do not make a valid request. `sampling` defaults
+        to the published settings.
         """
         sampling = sampling or SamplingSettings()
         await self.models()
@@ -139,11 +139,11 @@ class SamplingClient:
             self._calls.remove(call)
 
     def _there(self) -> list[Connection]:
-        """The servers of every --server, as the names were read last."""
+        """The servers of every --server, by the last lookup of the names."""
         return [*self._connections, *(one for name in self._names for one in name.connections.values())]
 
     async def _asked_of_any(self, question: Callable[[Connection], Awaitable[Answered]]) -> Answered:
-        """What the first server answers, or the next where one is gone by now."""
+        """Ask the first server, or the next one if the first is gone."""
         if not self._pairs:
             await self.wait_until_ready(self._tell)
         servers = itertools.cycle(list(self._pairs))
@@ -152,7 +152,7 @@ class SamplingClient:
     async def _until_one_is_ready(self, name: ServerName, tell: Callable[[str], None]) -> dict[Connection, PairCards]:
         """The pairs of the servers behind a name that are ready; waits until there is one.
 
-        Raises ServiceError if all reject requests. One that cannot be reached may be replaced, so that is waited for.
+        Raises ServiceError if all reject requests. An unreachable server may be replaced, so it waits for that.
         """
 
         async def ask() -> dict[Connection, PairCards]:
@@ -219,9 +219,9 @@ class SamplingClient:
         passing: type[Exception] = Unreachable,
         tell: Callable[[BaseException], None] = lambda _: None,
     ) -> Answered:
-        """What a server answers. Retried after a `passing` error, for at most `patience` seconds.
+        """Call `ask`, with retries after a `passing` error, for at most `patience` seconds.
 
-        An invalid certificate is not: a person has to correct it.
+        An invalid certificate is not retried: a person has to correct it.
         """
         return await retry(
             ask,

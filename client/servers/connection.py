@@ -57,31 +57,31 @@ READ_TIMEOUT_SECONDS = 60.0
 """A server that sends neither a line nor a heartbeat for this long counts as lost. Heartbeats come every 10 s."""
 CONNECT_TIMEOUT_SECONDS = 10.0
 MOST_ANSWER_LINE_BYTES = 2**28
-"""A trajectory of 100,000 tokens with a top k of 128 is smaller."""
+"""Most bytes of a line: a trajectory of 100,000 tokens with a top k of 128 is smaller."""
 SMALLEST_LINE_BOUND, BYTES_AN_ENTRY = 2**24, 64
-"""A line may have the first for its prompt, and the second for each id of its top k, in JSON too."""
+"""Most bytes of a line: the first for its prompt, plus the second for each id of each top k, also in JSON."""
 MOST_BODY_BYTES, MOST_CARDS_BYTES = 2**20, 2**22
 """Most bytes of a response that is not a stream."""
 MOST_BODY_VALUES, MOST_CARDS_VALUES = 2**16, 2**18
-"""Most values of one, but of a tokenizer: pydantic keeps a kilobyte for each that is invalid. Cards may name thousands
-of unknown tokens."""
+"""Most JSON values of such a response, except a tokenizer: pydantic keeps a kilobyte for each invalid value. Cards may
+name thousands of unknown tokens."""
 ANSWER_SECONDS = 300.0
-"""How long a response that is not a stream may take: a tokenizer over a slow line."""
+"""How long a response that is not a stream may take: enough for a tokenizer over a slow connection."""
 LONGEST_RETRY_AFTER = 86_400.0
 MOST_REASON_CHARACTERS = 500
 """Most characters of a server's words in a message."""
 BEFORE_A_SERVER = (408, 429, 502, 504)
-"""How a proxy answers /ready while there is no server behind it, or the server is overloaded."""
+"""A proxy's statuses for /ready while no server is behind it, or while the server is overloaded."""
 NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|record layer failure", re.IGNORECASE)
-"""How OpenSSL says that what came is not TLS."""
+"""OpenSSL's errors if the other side does not speak TLS."""
 WANTS_TLS = re.compile(rb"HTTPS (port|server)|SSL-enabled server port")
-"""How nginx, Go's servers and Apache answer a plain request where they want TLS."""
+"""What nginx, Go's servers and Apache answer to a plain request if they expect TLS."""
 BAD_LINE = "bad_line"
 """The type of failure that an invalid line becomes."""
 
 
 class HttpAnswer(NamedTuple):
-    """A whole response, as it came."""
+    """A whole response."""
 
     status: int
     headers: httpx.Headers
@@ -96,7 +96,7 @@ class Connection:
     """One server, by its URL. Creating it sends no request."""
 
     def __init__(self, server: str, api_key: str | None = None, host: str | None = None) -> None:
-        """`host`: the server's name, where the URL has one of its addresses: TLS and proxies want the name."""
+        """`host`: the server's name, if the URL has one of its addresses: TLS and proxies need the name."""
         self.server = server.rstrip("/")
         self.heard = -math.inf
         """When a request for trajectories last got a line or a heartbeat, on the clock of `time.monotonic`."""
@@ -115,7 +115,7 @@ class Connection:
                 headers["host"] = host if address.port is None else f"{host}:{address.port}"
             from client.servers.transport import CTransport  # slow to import
 
-            # httpx's own transport is slower, and knows proxies.
+            # httpx's own transport is slower, but supports proxies.
             names = [host or address.hostname, address.hostname]
             bypassed = any(proxy_bypass(name if address.port is None else f"{name}:{address.port}") for name in names)
             transport = CTransport() if bypassed or not set(getproxies()) - {"no"} else None
@@ -134,7 +134,7 @@ class Connection:
         await self._http.aclose()
 
     async def why_not_ready(self) -> str | None:
-        """What a server that is starting waits for; None if it is ready.
+        """Why a server is not ready yet; None if it is ready.
 
         Raises ServiceError if the server cannot be reached, or has failed.
         """
@@ -159,7 +159,7 @@ class Connection:
             raise ServiceError(
                 f"{self} is not a lightreasoner-server: its /v1/models lists no pair ({reason})"
             ) from None
-        for card in pair:  # of an imported RUN's amateur these are unknown, and 0
+        for card in pair:  # a card allows 0, for an imported RUN's unknown amateur
             for field in ("vocab_size", "max_model_len"):
                 if getattr(card, field) < 1:
                     raise ServiceError(
@@ -186,10 +186,10 @@ class Connection:
     async def answer(
         self, problems: list[Problem], sampling: SamplingSettings, vocab_size: int
     ) -> AsyncGenerator[Trajectory | Failure, None]:
-        """Stream one request: each requested trajectory comes once; if some are missing, an error follows.
+        """Send one request, and yield each requested trajectory once. If some are missing, raises Unreachable.
 
-        An invalid line fails its own trajectory alone, if its key can be read. `vocab_size`: columns of the expert's
-        head.
+        An invalid line is a Failure of its trajectory alone, if its key can be read. `vocab_size`: columns of the
+        expert's head.
         """
         missing = {(problem.id, index) for problem in problems for index in range(sampling.n)}
         headers, body = {"content-type": "application/json"}, _body(problems, sampling)
@@ -218,7 +218,7 @@ class Connection:
             raise Unreachable(f"{self} ended its response with {len(missing)} trajectories missing")
 
     async def submit(self, request: JobRequest) -> Job:
-        """Submit a job. Retries send the same idempotency key, so that one job is made."""
+        """Submit a job. Retries send the same idempotency key, so that only one job is created."""
         said = request.model_copy(update={"system_prompt": request.system_prompt or ""})  # null would be left out
         body = said.model_dump_json(exclude_none=True, exclude=request.unsaid)
         headers = {"idempotency-key": uuid.uuid4().hex}
@@ -242,7 +242,7 @@ class Connection:
         return self._job(await self._post(f"/v1/jobs/{quote(job_id, safe='')}/cancel", {}, ""), 200)
 
     def _read(self, text: bytes, top_k: int, vocab_size: int, longest: dict[str, int]) -> Trajectory | Failure | None:
-        """The value of a line; for an invalid line a failure. Raises ServiceError if its key cannot be read."""
+        """The value of a line; a Failure for an invalid line. Raises ServiceError if its key cannot be read."""
         try:
             line = parse_line(text, vocab_size)
             if isinstance(line, Trajectory) and (k := line.top_ids.shape[1]) != top_k:
@@ -259,7 +259,7 @@ class Connection:
             return Failure(*key, BAD_LINE, fault)
 
     def _refusal(self, answer: HttpAnswer, what: str) -> ServiceError:
-        """An error response as an exception of the right kind."""
+        """Convert an error response to an exception of the right kind."""
         said = f"{what}: {_detail(answer)}"
         if answer.status == 401:
             said += " (--api-key or LIGHTREASONER_API_KEY gives one)"
@@ -316,7 +316,7 @@ class Connection:
             raise await self._tls_is_there(error) or self._unreachable(error) from error
 
     async def _tls_is_there(self, error: httpx.HTTPError) -> TlsError | None:
-        """The error of a server that ended a plain connection because it wants TLS."""
+        """A TlsError if the server ended a plain connection because it expects TLS; else None."""
         if self._url.scheme != "http" or not isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
             return None
         anybody = ssl.create_default_context()
@@ -334,7 +334,7 @@ class Connection:
         return TlsError(f"{self} speaks {speaks}; give {other}{self._name.removeprefix(self._url.scheme)}")
 
     async def _whole(self, response: httpx.Response, most: int = MOST_BODY_BYTES) -> HttpAnswer:
-        """A response with its body, of `most` bytes. Raises ServiceError for a larger one."""
+        """A response with its body, of at most `most` bytes. Raises ServiceError for a larger one."""
         self._check_encoding(response)
         content = bytearray()
         async for chunk in response.aiter_raw():
@@ -344,7 +344,7 @@ class Connection:
         return HttpAnswer(response.status_code, response.headers, bytes(content))
 
     def _check_encoding(self, response: httpx.Response) -> None:
-        """A few compressed bytes may be gigabytes, so none are asked for. Raises ServiceError where they come."""
+        """Raises ServiceError for a compressed response. The client asks for none: a few bytes may become gigabytes."""
         if (encoding := response.headers.get("content-encoding", "identity").strip().lower()) != "identity":
             raise ServiceError(
                 f"{self} answered in Content-Encoding {shown(encoding)}, though it was asked for none; turn off "
@@ -364,7 +364,7 @@ class Connection:
 
 
 def _body(problems: list[Problem], sampling: SamplingSettings) -> bytes:
-    """The body of POST /v1/trajectories. Raises LightReasonerError if the problems make no valid request."""
+    """The body of POST /v1/trajectories. Raises LightReasonerError if the problems do not make a valid request."""
     try:
         request = TrajectoryRequest(**dict(sampling), problems=problems, encoding="base64")
     except ValidationError as error:
@@ -418,14 +418,14 @@ def _first_fault(error: ValidationError) -> str:
 
 
 def _retry_after(answer: HttpAnswer) -> float:
-    """Seconds, from either form of Retry-After, a day at most; 0 where there is none that can be read."""
+    """Seconds from Retry-After, in either of its forms, a day at most; 0 if it is missing or invalid."""
     value = answer.headers.get("retry-after", "")
     try:
         if value.isascii() and value.isdigit():
             seconds = float(value)
         else:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError, LookupError, ArithmeticError):  # a date is a program of its own
+    except (ValueError, TypeError, LookupError, ArithmeticError):  # parsing a date may raise any of these
         return 0.0
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 

@@ -1,8 +1,8 @@
 """Shares problems among servers until every trajectory is sampled or has failed.
 
-In: problems, servers. Out: their lines as they come, each key once. A problem that a server did not answer is sent
-again, to any server with room. Idle servers also receive the slow problems of others. A server with an error that a
-retry cannot fix is dropped; the error of the last server ends the call. Servers may join and leave meanwhile.
+In: problems, servers. Out: lines as they arrive, each key once. A problem that a server did not answer is sent again,
+to any server with room. Idle servers also receive the slow problems of others. A server with an error that a retry
+cannot fix is dropped; the error of the last server ends the call. Servers may join and leave during a call.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Pending:
 
     problem: Problem
     missing: set[int]
-    failed: int = 0  # requests in which it had a failure that may pass
+    failed: int = 0  # requests in which it failed for a reason that may pass
     asked: int = 0  # open requests that hold it
 
 
@@ -62,7 +62,7 @@ class Request:
 
 
 class Backlog:
-    """The problems to send, in their order. Those that were given back go first."""
+    """The problems to send, in order. Problems that were given back go first."""
 
     def __init__(self, problems: Iterable[Problem], n: int) -> None:
         self._fresh, self._n = iter(problems), n
@@ -86,7 +86,7 @@ class Backlog:
 
 
 class Dispatch:
-    """One call of `trajectories`. `patience`: how long to go on without any line, in seconds."""
+    """One call of `trajectories`. `patience`: the longest time without any line, in seconds."""
 
     def __init__(
         self,
@@ -100,11 +100,11 @@ class Dispatch:
         self.dropped: set[Connection] = set()
         """Servers with an error that a retry cannot fix."""
         self.nobody = "no server is there"
-        """What to say where no server is left and others may join."""
+        """The reason to report if no server is left, while others may still join."""
         self._patience, self._tell = patience, tell
         self._backlog = Backlog(problems, sampling.n)
         self._lines: asyncio.Queue[Trajectory | Failure | None] = asyncio.Queue()  # None: something else changed
-        self._waiting = self._waiting_bytes = 0  # lines that are not taken yet
+        self._waiting = self._waiting_bytes = 0  # lines that the reader has not taken yet
         self._room = asyncio.Event()
         self._open: set[Request] = set()
         self._usual = 0.0  # seconds that recent requests took, averaged
@@ -121,18 +121,18 @@ class Dispatch:
             asyncio.get_running_loop().call_later(STOP_SECONDS, request.cancel)
 
     def join(self, server: ServerWindow) -> None:
-        """A server more."""
+        """Add a server."""
         self.servers.append(server)
         self._lines.put_nowait(None)
 
     def part_with(self, server: ServerWindow) -> None:
-        """Send a server nothing more. It may answer what it has, unless it has failed."""
+        """Send a server no more requests. It may finish its open ones, unless it has failed."""
         server.leaving = True
         if server in self.servers and (server.trouble or not server.requests):
             self.servers.remove(server)
 
     async def lines(self) -> AsyncGenerator[Trajectory | Failure, None]:
-        """Every line as it comes. If no server is left or responds, raises ServiceError after the last line."""
+        """Every line as it arrives. If no server is left or responds, raises ServiceError after the last line."""
         heard = time.monotonic()
         watching = asyncio.create_task(self._watch())
         try:
@@ -284,7 +284,7 @@ class Dispatch:
             self._leave_out(server, error)
 
     async def _watch(self) -> None:
-        """Tell of servers that do not answer, once an outage, until it is cancelled."""
+        """Report servers that do not answer, once per outage, until this task is cancelled."""
         while True:
             await asyncio.sleep(OUTAGE_LOOK_SECONDS)
             for server in self.servers:
@@ -306,7 +306,7 @@ class Dispatch:
 
 
 def _may_pass(failure: Failure, pending: Pending) -> bool:
-    """Whether to retry. Failures of a server that stops are not counted: the problem did not cause them."""
+    """Whether to retry. Failures of a server that is stopping do not count: the problem did not cause them."""
     return failure.type == STOPPING or (failure.type in PASSING_ERRORS and pending.failed < ATTEMPTS - 1)
 
 

@@ -1,8 +1,7 @@
-"""Servers join and leave a call as the names that lead to them change.
+"""Lets servers join and leave a call as the addresses behind DNS names change.
 
-In: names, the servers that are given by their own URLs, a call. Out: the call has the servers behind its names, each
-once it is ready with the same pair; it sends nothing more to those that a name no longer leads to. A name that cannot
-be read changes nothing.
+In: names, the servers that are given by URL, a call. Out: a server joins the call once a name leads to it and it is
+ready with the same pair; it gets no more requests once no name leads to it. A failed lookup changes nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from client.servers.names import ServerName
 from client.servers.window import ServerWindow, pair_differences
 
 NAME_POLL_SECONDS = 5.0
-"""How often names are read again."""
+"""How often names are looked up again."""
 NEW_SERVER_SECONDS = 5.0
-"""How long each server that is new has for an answer."""
+"""How long a new server has to answer."""
 
 
 class Following:
-    """One call's names. `pairs`: what is known of each server; those that join are added."""
+    """Follows the names of one call. `pairs`: the cards of each known server; servers that join are added."""
 
     def __init__(
         self,
@@ -36,10 +35,10 @@ class Following:
     ) -> None:
         self._names, self._others, self._pairs, self._call, self._tell = names, others, pairs, call, tell
         self._pair = next(iter(pairs.values()))
-        self._said: dict[object, str] = {}  # of a name or a server, what is wrong with it
+        self._said: dict[object, str] = {}  # the last problem that was reported of each name or server
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Follow the names until this task is cancelled."""
         while self._names:
             for name in self._names:
                 try:
@@ -55,7 +54,7 @@ class Following:
             await asyncio.sleep(NAME_POLL_SECONDS)
 
     def _part_with_the_gone(self, there: set[Connection]) -> None:
-        self._call.dropped &= there  # one that comes back may have been mended
+        self._call.dropped &= there  # a server that comes back may work again
         for server in list(self._call.servers):
             if server.connection not in there and not server.leaving:
                 self._call.part_with(server)
@@ -80,12 +79,12 @@ class Following:
 
 
 async def pair_if_ready(server: Connection) -> PairCards | ServiceError:
-    """The pair of a server that is ready now, or why it is not; an Unreachable where that may pass."""
+    """The pair of a server that is ready now, or the reason why it is not: an Unreachable if that may pass."""
     try:
         async with asyncio.timeout(NEW_SERVER_SECONDS):
             try:
                 reason = await server.why_not_ready()
-            except ServiceError as error:  # what failed may be started again
+            except ServiceError as error:  # a failed server may be restarted
                 return error if isinstance(error, TlsError) else Unreachable(str(error))
             return Unreachable(f"{server} is not ready: {reason}") if reason else await server.models()
     except TimeoutError:

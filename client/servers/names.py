@@ -1,7 +1,7 @@
-"""All servers behind one DNS name: `http+dns://name:8000`, as a headless Service of Kubernetes has it.
+"""All servers behind one DNS name, `http+dns://name:8000`, as of a headless Service in Kubernetes.
 
-In: the name. Out: a connection for each of its addresses; who reads it again gets those that came, and the same
-connections for those that stayed. It asks no server anything.
+In: the name. Out: a connection for each of its addresses. A later lookup adds connections for new addresses, and keeps
+the same ones for old addresses. It sends no requests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from client.errors import ServiceError, Unreachable
 from client.servers.connection import Connection
 
 SUFFIX = "+dns"
-"""After the scheme of a --server: all addresses behind the name."""
+"""Follows the scheme of a --server that means all addresses behind its name."""
 SCHEMES = {f"http{SUFFIX}": 80, f"https{SUFFIX}": 443}
 
 
@@ -25,10 +25,10 @@ def is_name(server: str) -> bool:
 
 
 class ServerName:
-    """One name, and the connections that it leads to."""
+    """One DNS name, and the connections to its addresses."""
 
     def __init__(self, server: str, api_key: str | None = None) -> None:
-        """Reads nothing yet. Raises ServiceError if it is not a valid URL."""
+        """Looks nothing up yet. Raises ServiceError if it is not a valid URL."""
         url, self._key = urlsplit(server), api_key
         scheme = url.scheme.removesuffix(SUFFIX)
         checked = Connection(url._replace(scheme=scheme).geturl(), api_key)
@@ -42,13 +42,13 @@ class ServerName:
             ) from None
         self._port = url.port or SCHEMES[url.scheme]
         self.connections: dict[str, Connection] = {}
-        """By their URLs, as of the last `read`."""
+        """Connections by URL, from the last `read`."""
 
     def __str__(self) -> str:
         return self._name
 
     async def read(self) -> None:
-        """Look the name up. Raises Unreachable, and keeps the connections, where it has no address now."""
+        """Look up the name. If it has no address now, raises Unreachable and keeps the connections."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -68,7 +68,7 @@ class ServerName:
 
 
 def names_and_urls(servers: Sequence[str], api_key: str | None) -> tuple[list[ServerName], list[Connection]]:
-    """What a list of --server means, each once. Raises ServiceError for one that is not a valid URL."""
+    """The names and the connections of a list of --server, each once. Raises ServiceError for an invalid URL."""
     once = dict.fromkeys(server.rstrip("/") for server in servers)
     if not once:
         raise ServiceError("no server given; give at least one URL")

@@ -1,7 +1,7 @@
-"""HTTP/1.1 beneath httpx, by aiohttp, whose parser is C: httpx's own takes half of a sampling client's time.
+"""An HTTP/1.1 transport for httpx with aiohttp, whose parser is in C: httpx's own takes half of the client's time.
 
-In: httpx's requests. Out: httpx's responses, which stream their bodies as they came, never decompressed; errors are
-httpx's. No redirects, cookies or proxies. A GET is sent again where the server has just closed an idle connection.
+In: httpx's requests. Out: httpx's responses, whose bodies are streamed and never decompressed; errors are httpx's. No
+redirects, cookies or proxies. A GET is sent again if the server has just closed an idle connection.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LONGEST_HEADER_BYTES = 2**16
 
 
 class CTransport(httpx.AsyncBaseTransport):
-    """Connections to any number of servers; those that are idle are used again. Creating it needs no event loop."""
+    """Connections to any number of servers; idle ones are reused. Creating it needs no event loop."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
@@ -31,10 +31,10 @@ class CTransport(httpx.AsyncBaseTransport):
         if self._session is None or self._loop is not asyncio.get_running_loop():
             self._forget()
             self._session, self._loop = self._new_session(), asyncio.get_running_loop()
-            # Not __del__: of objects that end together, aiohttp's may be first, and complain on the terminal.
+            # Not __del__: aiohttp's objects may be finalised first, and would complain on the terminal.
             self._forget = weakref.finalize(self, _close_what_was_left_open, self._session)
         timeout = request.extensions["timeout"]
-        # aiohttp waits without end for a server that does not take the body.
+        # aiohttp has no timeout for a server that does not read the body.
         head = sum(timeout[part] for part in ("connect", "write", "read"))
         with _httpx_errors():
             async with asyncio.timeout(head):
@@ -54,7 +54,7 @@ class CTransport(httpx.AsyncBaseTransport):
             await self._session.close()
 
     def _new_session(self) -> aiohttp.ClientSession:
-        # As for httpx's own: names are resolved by the system, anew for each connection.
+        # As httpx does: the system resolves names, anew for each connection.
         connector = aiohttp.TCPConnector(
             limit=0, ssl=self._tls, keepalive_timeout=5.0, resolver=ThreadedResolver(), use_dns_cache=False
         )
@@ -79,18 +79,18 @@ class _Body(httpx.AsyncByteStream):
                 yield chunk
 
     async def aclose(self) -> None:
-        self._response.close()  # a connection whose response was read whole is free already
+        self._response.close()  # a connection whose response was read whole has been released before
 
 
 def _close_what_was_left_open(session: aiohttp.ClientSession) -> None:
     if connector := session.connector:
         session.detach()
-        connector._close()  # the public one has to be awaited, maybe in a loop that has ended
+        connector._close()  # the public method must be awaited, and its loop may have ended
 
 
 @contextlib.contextmanager
 def _httpx_errors() -> Iterator[None]:
-    """aiohttp's errors as httpx's, with the reason alone."""
+    """Convert aiohttp's errors to httpx's, with the reason alone as message."""
     try:
         yield
     except aiohttp.ConnectionTimeoutError as error:

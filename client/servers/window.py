@@ -1,9 +1,9 @@
 """How many trajectories each server may have at a time: its window, its pauses, its recovery.
 
-In: a server's slots, and how requests ended. Out: the server with the most room, and the size of its next request.
-A window is at first, and at most, twice the slots: as many trajectories wait as run, so that no slot is ever empty. An
+In: a server's slots, and how requests ended. Out: the server with the most room, and the size of its next request. A
+window is at first, and at most, twice the slots: as many trajectories wait as run, so that no slot is ever empty. An
 overloaded or failed server gets half its window and a pause. A failed server is probed until it is ready again with the
-same pair. Problems are moved elsewhere (`client.servers.dispatch`).
+same pair. `client.servers.dispatch` moves its problems to other servers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ TRAJECTORIES_A_REQUEST = 16
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 """Pause after a failure. It is doubled with each further failure before a line comes; chance takes up to half of it."""
 OUTAGE_SECONDS, SILENT_SECONDS = 5.0, 25.0
-"""A server counts as down that gives no trajectory for the first after a failure, or that holds requests and sends
-nothing for the second, though heartbeats come every 10 seconds."""
+"""A server counts as down if it sends no trajectory for the first time after a failure, or if it has requests and sends
+nothing for the second time, although heartbeats come every 10 seconds."""
 PAIR_FIELDS = (
     "model_fingerprint", "tokenizer_fingerprint", "chat_template_digest", "vocab_size", "dtype", "end_token_ids",
 )  # fmt: skip
@@ -39,11 +39,11 @@ class ServerWindow:
         self.in_flight = self.requests = self.answered = 0
         self.epoch = 0  # counts pauses: requests that were sent in the same epoch and fail count as one failure
         self.trouble: ServiceError | None = None  # why it gets no requests now
-        self.leaving = False  # its name no longer leads to it: it only ends what it has
+        self.leaving = False  # no name leads to it: it only finishes its requests
         self._failures, self._pause = 0, 0.0
         self._quiet_since = time.monotonic()
         self._reason = ""  # of the last failure
-        self.reported = False  # whether somebody was told of the outage that it has now
+        self.reported = False  # whether its present outage was reported
 
     def __str__(self) -> str:
         if self.trouble is None:
@@ -74,7 +74,7 @@ class ServerWindow:
     def problems(self, n: int) -> int:
         """How many problems, of `n` trajectories each, its next request may hold; 0: it must wait.
 
-        A window that was made smaller grows bit by bit: it waits until it has room for a full request.
+        A window that was reduced grows in small steps: the server waits until it has room for a full request.
         """
         if self.leaving:
             return 0
@@ -100,7 +100,7 @@ class ServerWindow:
         self._quiet_since = time.monotonic()
 
     def outage(self) -> tuple[float, str] | None:
-        """For how many seconds it has given no answer that it owes, and why; None where that is not long."""
+        """For how many seconds the server has owed an answer, and why; None if it does not count as down."""
         if self.leaving or not (self.requests or self.trouble):
             return None
         since = self._quiet_since if self._failures else max(self._quiet_since, self.connection.heard)
@@ -114,7 +114,7 @@ class ServerWindow:
         self.window = min(self.window + self.request * trajectories / self.window, self.largest)
 
     def request_failed(self, error: Unreachable, epoch: int) -> bool:
-        """Multiplicative decrease, once for all requests that were sent in `epoch`; whether this was the first."""
+        """Multiplicative decrease, once for all requests sent in `epoch`. Returns whether this was the first."""
         if epoch != self.epoch:
             return False
         self.epoch += 1
@@ -126,9 +126,9 @@ class ServerWindow:
         return True
 
     async def recover(self) -> None:
-        """Return when it can get requests again, or is gone.
+        """Return when the server can get requests again, or has left.
 
-        Raises ServiceError if it has another pair, or rejects requests.
+        Raises ServiceError if it serves another pair, or rejects requests.
         """
         while True:
             await asyncio.sleep(self._pause)
