@@ -1,7 +1,7 @@
-"""What kind of steps a RUN's contrast picks: where in a trajectory they lie, how sure the models are, what they say.
+"""Analyses the steps that a RUN's contrast keeps: their places, the models' entropies, the kinds of tokens.
 
-The paper's preliminary analysis (arXiv 2510.07962, section 2), from what the top k allow. In: trajectories with their
-kept steps, added one by one. Out: a few counts, whatever the RUN's size.
+It is the paper's preliminary analysis (arXiv 2510.07962, section 2), as far as the top k allow. In: trajectories with
+their kept steps, one by one. Out: a few counts, whatever the RUN's size.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 TENTHS = 10
 BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Nats that a report compares, beside the RUN's own beta."""
+"""Values of beta, in nats, that a report compares with the RUN's own."""
 DRAWN_STEPS, IDS_BEFORE = 3, 8
-"""How many steps of a band are shown, and how much of the trajectory before them."""
+"""Steps shown of each band, and tokens shown before each step."""
 
 
 class TokenKind(StrEnum):
@@ -33,7 +33,7 @@ class TokenKind(StrEnum):
 
 
 def token_kind(text: str) -> TokenKind:
-    """By its text, spaces aside: digits first, then letters, then the signs of arithmetic and LaTeX."""
+    """The kind of a token's text, without spaces around it: digits, else words, else signs of arithmetic and LaTeX."""
     bare = text.strip()
     if re.fullmatch(r"[\d.,]*\d[\d.,]*", bare):
         return TokenKind.DIGIT
@@ -44,7 +44,7 @@ def token_kind(text: str) -> TokenKind:
 
 @dataclass(frozen=True)
 class KindCount:
-    """The steps at which the trajectories took tokens of one kind."""
+    """Counts over the steps whose tokens are of one kind."""
 
     kind: TokenKind
     steps: int
@@ -54,7 +54,7 @@ class KindCount:
 
 @dataclass(frozen=True)
 class Entropies:
-    """Mean entropies in nats, of distributions whose tail beyond the top k is taken for one token: lower bounds."""
+    """Mean entropies in nats. They are lower bounds: the tail beyond the top k counts as one token."""
 
     steps: int
     expert: float
@@ -75,7 +75,7 @@ class StepPositions:
 
 
 class StepAnalysis:
-    """Sums of places and entropies over the steps from `first_step` on."""
+    """Adds up places and entropies of the steps from `first_step` on."""
 
     def __init__(self, first_step: int) -> None:
         self._first = first_step
@@ -100,14 +100,14 @@ class StepAnalysis:
         return StepPositions(self._steps, self._kept)
 
     def entropies(self, kept: bool) -> Entropies | None:
-        """Of the kept steps or of the others; None where there are none."""
+        """The mean entropies of the kept steps, or of the others; None if there are none."""
         steps, expert, amateur = self._sums[kept]
         return Entropies(int(steps), expert / steps, amateur / steps) if steps else None
 
 
 @dataclass(frozen=True)
 class DrawnStep:
-    """A step drawn by lot: the token that was taken, and the last few before it."""
+    """A step drawn at random: its token, and the last few tokens before it."""
 
     before: tuple[int, ...]
     token: int
@@ -115,17 +115,17 @@ class DrawnStep:
 
 @dataclass(frozen=True)
 class BetaBand:
-    """The steps whose bound lies above `low` and not above `high`, in nats; None: no end."""
+    """The steps with low < bound <= high, in nats. The last band has no `high`."""
 
     low: float
     high: float | None
     steps: int
-    tokens: dict[int, int]  # id -> steps at which the trajectories took it
+    tokens: dict[int, int]  # id -> steps with this token
     drawn: list[DrawnStep]
 
 
 class BetaBands:
-    """Adds up the steps between two betas and draws a few of each; memory holds those and a number a token."""
+    """Counts the steps between two betas by token, and draws a few of each band. Memory holds only these."""
 
     def __init__(self, beta: float) -> None:
         self._edges = np.array(sorted({*BETAS, beta}))
@@ -133,7 +133,7 @@ class BetaBands:
         self._drawn: list[list[tuple[int, DrawnStep]]] = [[] for _ in self._tokens]
 
     def add(self, token_ids: npt.NDArray[Any], bounds: npt.NDArray[Any], first_step: int, lot: int) -> None:
-        """Count one trajectory's steps from `first_step` on; `bounds` are theirs, `lot` decides which are drawn."""
+        """Count one trajectory's steps from `first_step` on. `bounds`: their KL bounds. `lot`: the seed of the draw."""
         bands = np.searchsorted(self._edges, bounds, side="left")
         ranks = np.random.Philox(lot).random_raw(len(bounds))
         for band in np.unique(bands):
@@ -150,7 +150,7 @@ class BetaBands:
 
     @property
     def bands(self) -> list[BetaBand]:
-        """From the smallest bounds to the largest."""
+        """The bands, from the smallest bounds to the largest."""
         edges = [0.0, *self._edges.tolist(), None]
         return [
             BetaBand(low or 0.0, high, tokens.total(), dict(tokens), [step for _, step in drawn])
@@ -159,7 +159,7 @@ class BetaBands:
 
 
 def kind_shares(tokens: dict[int, int], text: Callable[[int], str]) -> dict[TokenKind, float]:
-    """The share of the steps at which tokens of each kind were taken."""
+    """The share of the steps for each kind of token."""
     sums = dict.fromkeys(TokenKind, 0)
     for token, steps in tokens.items():
         sums[token_kind(text(token))] += steps
@@ -168,10 +168,9 @@ def kind_shares(tokens: dict[int, int], text: Callable[[int], str]) -> dict[Toke
 
 
 def entropy_lower_bound(logprobs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """-sum p_i log p_i - p_r log p_r in nats, where p_r is what the k ids leave over: [n] of [n, k].
+    """-sum p_i log p_i - p_r log p_r in nats, where p_r is the probability beyond the k ids: [n, k] -> [n].
 
-    The entropy is at least this, because taking tokens together can only lower it. Ids of log-probability -inf add
-    nothing.
+    The entropy is at least this, because merging tokens can only lower it. Ids with log-probability -inf add nothing.
     """
     known = np.where(np.isfinite(logprobs), logprobs, 0.0).astype(np.float64)
     p = np.where(np.isfinite(logprobs), np.exp(known), 0.0)
@@ -182,7 +181,7 @@ def entropy_lower_bound(logprobs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 def by_kind(
     seen: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], kl: npt.NDArray[np.float64], text: Callable[[int], str]
 ) -> list[KindCount]:
-    """Counts and divergence by token id, [V] each, taken together by the kind of each token's text."""
+    """Sum counts and divergences by token id, [V] each, for each kind of token."""
     sums = {kind: np.zeros(3) for kind in TokenKind}
     for token in np.flatnonzero(seen):
         sums[token_kind(text(int(token)))] += (seen[token], kept[token], kl[token])

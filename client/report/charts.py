@@ -1,7 +1,7 @@
 """Charts as inline SVG, small and plain: bars, lines, a marked threshold, axes with units.
 
-In: numbers. Out: markup that takes its colours from the page's classes, so that themes and print decide them.
-Draws what it is given and counts nothing. Every text passes through escaping.
+In: numbers. Out: markup with CSS classes; the page defines their colours, for its themes and for print. Counts nothing.
+Escapes every text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 480, 290
 LEFT, MARGIN, TOP, BOTTOM = 58, 20, 26, 48
 """Space for tick labels and titles around the plot, in units of the view box."""
 SMALLEST = 1e-300
-"""Scales that end below this have no steps: their tenths are not told apart."""
+"""A scale that ends below this gets one tick, at 0: floats cannot divide it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Bars:
-    """Columns from edge to edge; those from `marked_from` on belong to another class."""
+    """Columns from edge to edge. Those from `marked_from` on have the CSS class `marked`."""
 
     edges: Sequence[float]  # [n + 1]
     heights: Sequence[float]  # [n]
@@ -50,7 +50,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Line:
-    """Points joined; `style` is its class: 'first' or 'second', which differ by dashes as well as colour."""
+    """A line through points. `style`: its CSS class, 'first' or 'second', which differ by dashes as well as colour."""
 
     xs: Sequence[float]
     ys: Sequence[float]
@@ -59,7 +59,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A dashed upright line with words at its top, and a dot on the curve where `y` is given."""
+    """A dashed vertical line with words at its top, and a dot on the curve if `y` is given."""
 
     x: float
     words: str
@@ -68,7 +68,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Note:
-    """Words right of an upright line that is not drawn, a line below those of a threshold."""
+    """Words right of `x`, one text line below the words of a threshold."""
 
     x: float
     words: str

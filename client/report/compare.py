@@ -1,6 +1,7 @@
-"""Several RUNs side by side: the same problems and expert, another amateur or other settings.
+"""Compares RUNs of the same problems and expert, with other amateurs or other settings.
 
-In: RUNs. Out: the same figures of each. Refuses RUNs whose figures would not be of the same steps, and says why.
+In: RUNs. Out: the same figures of each. Rejects RUNs whose figures would describe different steps, and names the
+reason.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from client.runs.run import Run
 from client.runs.tally import Tally
 
 SHARED = ("problems", "expert.", "decoding.", "system_prompt", "chat_template_kwargs", "end_token_ids", "date")
-"""What RUNs must agree in, by the beginnings of `RunManifest.identity`'s names; the rest is what is compared."""
+"""Settings that all RUNs must share, as beginnings of the names in `RunManifest.identity`. Others may differ."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One RUN. Shares are of its steps from first_step on."""
+    """The figures of one RUN. Shares are of its steps from first_step on."""
 
     run: str
     amateur: str
@@ -51,7 +52,7 @@ class Figures:
     kept_share: float
     kl_quantiles: dict[str, float]  # nats, of the certified bound
     same_top1: float  # proved
-    other_top1: float  # proved; what is missing to 1 the top k do not decide
+    other_top1: float  # proved; for the rest, the top k do not decide
     mean_plausible_set: float
     mean_label_entropy: float  # nats
     mean_covered_mass: float
@@ -61,12 +62,12 @@ class Figures:
     keep: float | None  # of select top
     cut: int  # trajectories that reached max_tokens
     without_kept_steps: int  # trajectories
-    overturned_share: float  # of the labels: another token than the expert's best is the heaviest
+    overturned_share: float  # of the labels, whose heaviest token is not the expert's best
     mean_shift: float  # nats, of the labels from the expert
     shift_quantiles: dict[str, float]
     largest_shift: float
     style_warning: str | None
-    style_share: float | None  # of the shift, by labels that put one mark in place of another
+    style_share: float | None  # of the shift, from labels that replace one mark by another
     oddest_labels: list[str]  # the farthest first
     overturns: list[ShownOverturn]  # the commonest first
 
@@ -74,8 +75,8 @@ class Figures:
 def compare_runs(runs: Sequence[Run]) -> list[Figures]:
     """The figures of each RUN, in order.
 
-    Raises RunError where there is only one, where one has no trajectories, or differs from the first in what must
-    agree; every such difference is named.
+    Raises RunError for a single RUN, for a RUN without trajectories, and for one that differs from the first in a
+    `SHARED` setting; the message names every such difference.
     """
     if len(runs) < 2:
         raise RunError("compare needs at least two RUNs")

@@ -1,10 +1,10 @@
-"""What a report says of a RUN, gathered in one pass over its trajectories.
+"""Gathers the contents of a RUN's report, in one pass over its trajectories.
 
-In: a RUN. Out: `Findings`: counts, curves, the tokens that diverge most, and a few whole trajectories. Memory holds
-one part of the RUN, counters whose number does not depend on it, a key a trajectory and the trajectories shown.
-From the trainer it reads what it may have left in the RUN: training/metrics.jsonl (a line an optimizer step, with
-`step` and `loss`), training/held_out.jsonl (a line a measurement) and evaluation/*.json (`benchmarks`: name -> `n`,
-`accuracy`, `interval`, perhaps `before`).
+In: a RUN. Out: `Findings`: counts, curves, the tokens that diverge most, and a few whole trajectories. Memory holds one
+part of the RUN, a fixed number of counters, one key per trajectory, and the trajectories shown. It also reads what the
+trainer may have written to the RUN: training/metrics.jsonl (one line per optimizer step, with `step` and `loss`),
+training/held_out.jsonl (one line per measurement) and evaluation/*.json (`benchmarks`: name -> `n`, `accuracy`,
+`interval`, perhaps `before`).
 """
 
 from __future__ import annotations
@@ -33,42 +33,42 @@ from client.runs.samples import Sample, sample_of, sampled_groups
 from client.runs.tally import Tally
 
 DRAWN, MOST_DIVERGENT, DIVERGENT_TOKENS = 5, 3, 25
-"""How many trajectories a report shows, drawn and for their divergence, and how many tokens."""
+"""Numbers that a report shows: drawn trajectories, most divergent trajectories, most divergent tokens."""
 
 
 @dataclass(frozen=True)
 class TokenDivergence:
-    """One token of the vocabulary, over the steps at which the trajectories took it."""
+    """The divergence of one token of the vocabulary, over the steps with this token."""
 
     token_id: int
     seen: int
     kept: int
     mean_kl: float  # nats
     share: float  # of the whole RUN's divergence
-    mean_log_ratio: float  # log pi_E - log pi_A of the token itself, nats; nan where never among the top k
+    mean_log_ratio: float  # log pi_E - log pi_A of the token itself, nats; NaN if never in the top k
 
 
 @dataclass(frozen=True)
 class PlausibleSets:
-    """What other alphas would do to the labels, at the steps with a divergence above beta."""
+    """Plausible sets and labels under other alphas, at the steps with a bound above beta."""
 
     alphas: npt.NDArray[np.float64]  # [m], ascending
     mean_size: npt.NDArray[np.float64]  # [m], plausible ids among the top k
-    labelled: npt.NDArray[np.float64]  # [m], labelled ids of the steps that would be kept; 0 where there are none
-    whole: npt.NDArray[np.float64]  # [m], share of the steps whose set is proved whole
+    labelled: npt.NDArray[np.float64]  # [m], mean labelled ids of the steps that would be kept; 0 if none
+    whole: npt.NDArray[np.float64]  # [m], share of the steps whose set is proved complete
 
 
 @dataclass(frozen=True)
 class HeldOutPoint:
-    """What a training measured of the trajectories that it held out, after so many optimizer steps."""
+    """A training's figures on its held-out trajectories, after `step` optimizer steps."""
 
     step: float
     loss: float  # nats, as the next two
     shift: float  # from the base, at kept steps
     other_shift: float  # at the other steps
     agreement: float  # share of the kept steps
-    score: float  # what `train --keep best` goes by: the lower, the better
-    best: float  # 1 where it found this measurement the best
+    score: float  # decides `train --keep best`; lower is better
+    best: float  # 1 if the training found this measurement the best
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class EvaluatedBenchmark:
     file: str
     name: str
     n: int
-    accuracy: tuple[float, float, float]  # itself, low, high
+    accuracy: tuple[float, float, float]  # value, low, high
     before: tuple[float, float, float] | None
     p: float | None  # McNemar's, of the two on the same problems
 
@@ -88,7 +88,7 @@ class CurvePoint:
     """One checkpoint on a benchmark: the optimizer step, and what the evaluation found."""
 
     step: int
-    accuracy: tuple[float, float, float]  # itself, low, high
+    accuracy: tuple[float, float, float]  # value, low, high
     fixed: int | None  # None: the base, or several samples per problem
     broken: int | None
 
@@ -119,7 +119,7 @@ class Findings:
     bands: list[BetaBand]
     drawn: list[Sample]
     most_divergent: list[Sample]
-    trajectories: dict[Key, Trajectory]  # of those two
+    trajectories: dict[Key, Trajectory]  # of `drawn` and `most_divergent`
     questions: dict[Key, str]
     losses: list[tuple[float, float]]  # optimizer step, loss
     held_out: list[HeldOutPoint]
@@ -131,7 +131,7 @@ HELD_OUT_FIGURES = tuple(field.name for field in fields(HeldOutPoint))
 
 
 class AlphaCurves:
-    """Counts plausible sets for a whole row of alphas at once."""
+    """Counts plausible sets for many alphas at once."""
 
     def __init__(self, manifest: RunManifest) -> None:
         self._manifest = manifest
@@ -140,26 +140,26 @@ class AlphaCurves:
         self._steps = 0
 
     def add(self, log_p: npt.NDArray[Any], log_q: npt.NDArray[Any]) -> None:
-        """Count the steps of which these are both models' log-probabilities: [n, k] each."""
+        """Count n steps. `log_p`, `log_q`: both models' log-probabilities, [n, k] each."""
         ratio = log_p.astype(np.float64) - log_p.max(axis=1, keepdims=True)
         known = np.isfinite(log_q)
         unknown = np.where(known, -np.inf, ratio).max(axis=1, initial=-np.inf)
         last = ratio[:, -1] if log_p.shape[1] < self._manifest.expert.vocab_size else np.full(len(ratio), -np.inf)
-        still_open = np.maximum(unknown, last)  # up to this alpha the set is not proved whole
+        still_open = np.maximum(unknown, last)  # up to this alpha the set is not proved complete
         self._ids += self._up_to(ratio.ravel())
         self._open += self._up_to(still_open)
         labelled = np.where(known, ratio, -np.inf)
         if self._manifest.keep_incomplete:
             self._labelled += self._up_to(labelled.ravel())
             self._kept += self._up_to(labelled.max(axis=1, initial=-np.inf))
-        else:  # an id is labelled at the alphas that it reaches and that close its step's set
+        else:  # an id is labelled at the alphas that it reaches and at which its step's set is complete
             too_early = self._up_to(np.minimum(labelled, still_open[:, None]).ravel())
             self._labelled += self._up_to(labelled.ravel()) - too_early
             self._kept += self._up_to(np.zeros(len(ratio))) - self._up_to(still_open)
         self._steps += len(ratio)
 
     def result(self) -> PlausibleSets | None:
-        """The curves, or None where there was no step."""
+        """The curves; None if no step was counted."""
         if not self._steps:
             return None
         counts = self._ids, self._open, self._labelled, self._kept
@@ -175,14 +175,14 @@ class AlphaCurves:
 
 
 class TokenCounts:
-    """Adds up divergence by the token that the trajectory took; a few numbers for every id of the vocabulary."""
+    """Adds up divergence by the token of each step, with a few numbers per id of the vocabulary."""
 
     def __init__(self, vocab_size: int) -> None:
         self.seen, self.kept, self._ratios = (np.zeros(vocab_size, np.int64) for _ in range(3))
         self.kl, self._ratio = np.zeros(vocab_size), np.zeros(vocab_size)
 
     def add(self, trajectory: Trajectory, bounds: npt.NDArray[Any], steps: npt.NDArray[Any], first_step: int) -> None:
-        """Count the steps from `first_step` on; `bounds` are theirs, `steps` the kept ones."""
+        """Count the steps from `first_step` on. `bounds`: their KL bounds. `steps`: the kept steps."""
         ids = trajectory.token_ids[first_step:]
         np.add.at(self.seen, ids, 1)
         np.add.at(self.kl, ids, bounds)
@@ -193,7 +193,7 @@ class TokenCounts:
         np.add.at(self._ratio, ids[rows], log_p[rows, columns] - log_q[rows, columns])
 
     def most(self, count: int) -> list[TokenDivergence]:
-        """The tokens with the most divergence in all, the most first."""
+        """The tokens with the largest total divergence, the largest first."""
         whole = self.kl.sum()
         order = np.argsort(-self.kl, kind="stable")[:count]
         return [
@@ -211,7 +211,7 @@ class TokenCounts:
 
 
 class Largest:
-    """The few trajectories with the largest score; memory holds those alone."""
+    """The `count` trajectories with the largest scores. Memory holds only these."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -221,18 +221,18 @@ class Largest:
         key = (trajectory.problem_id, trajectory.sample_index)
         if len(self._heap) == self._count and (score, key) <= self._heap[0][:2]:
             return
-        arrays = {name: getattr(trajectory, name).copy() for name in Trajectory.ARRAYS}  # or its part stays in memory
+        arrays = {name: getattr(trajectory, name).copy() for name in Trajectory.ARRAYS}  # a view keeps its part alive
         heapq.heappush(self._heap, (score, key, replace(trajectory, **arrays)))
         if len(self._heap) > self._count:
             heapq.heappop(self._heap)
 
     def result(self) -> list[Trajectory]:
-        """The largest first."""
+        """The trajectories, the largest score first."""
         return [trajectory for _, _, trajectory in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
 
 
 def gather(run: Run) -> Findings:
-    """Read a RUN. Raises RunError where there is none, none with trajectories, or one that no model can have given."""
+    """Read a RUN. Raises RunError if there is none, or if it has no trajectories, or one that no model can produce."""
     manifest = run.manifest()
     first = manifest.first_step
     tally, alphas = Tally(manifest), AlphaCurves(manifest)
@@ -278,7 +278,7 @@ def gather(run: Run) -> Findings:
 
 
 def _counted(run: Run, manifest: RunManifest, tally: Tally) -> Iterator[tuple[Trajectory, Contrast]]:
-    """Every trajectory with its samples, once the tally has it."""
+    """Add every trajectory to the tally, and yield it with its contrast."""
     for group in sampled_groups(run.trajectories(), manifest):
         tally.add(group)
         for trajectory, sample in zip(group.trajectories, group.samples, strict=True):
@@ -292,14 +292,14 @@ def _lot(trajectory: Trajectory) -> float:
 
 
 def _scored(row: dict[str, Any]) -> dict[str, Any]:
-    """A line of held_out.jsonl with a score, where it was written without one: loss and shift at other steps."""
+    """A line of held_out.jsonl, with loss plus shift at other steps as its score if it was written without one."""
     return {"score": row["loss"] + row["other_shift"], "best": False} | row
 
 
 def _training_figures(
     run: Run, file: str, names: Sequence[str], completed: Callable[[dict[str, Any]], dict[str, Any]] = dict
 ) -> list[list[float]]:
-    """These figures of each line that the trainer left; a line that lacks one, or is torn, is left out."""
+    """The named figures of each line of a file that the trainer wrote. Torn or incomplete lines are skipped."""
     found = []
     for line in (run.bucket.get(f"training/{file}", MOST_PART_BYTES) or b"").splitlines():
         try:
@@ -313,7 +313,7 @@ def _training_figures(
 
 
 def _evaluated_benchmarks(run: Run) -> list[EvaluatedBenchmark]:
-    """Every benchmark of every evaluation; a file that says something else is left out."""
+    """Every benchmark of every evaluation. Files with other contents are skipped."""
     found = []
     for file in run.bucket.names("evaluation"):
         try:
@@ -327,7 +327,7 @@ def _evaluated_benchmarks(run: Run) -> list[EvaluatedBenchmark]:
 
 
 def _accuracy_curves(run: Run) -> list[AccuracyCurve]:
-    """The curve of every benchmark of every evaluation that has one; a file that says something else is left out."""
+    """The curve of every benchmark of every evaluation that has one. Files with other contents are skipped."""
     found = []
     for file in run.bucket.names("evaluation"):
         try:

@@ -1,7 +1,7 @@
-"""What labels would teach, in words: those farthest from the expert, and a warning where they teach style.
+"""Says what labels would teach: it shows those farthest from the expert, and warns if they teach style.
 
-In: a RUN's tally, the expert's tokens as text. Out: lines and values that a terminal, a table or a page may show. What
-models and problems say is made printable here; escaping it is the page's. Counts nothing.
+In: a RUN's tally, the expert's tokens as text. Out: lines and values for a terminal, a table or a page. Texts of models
+and problems are made printable here; the page escapes them. Counts nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from client.runs.tally import OddLabel, Shifts, ShiftTotals
 from client.storage.bucket import BucketError
 
 MUCH, LEAST_SHIFT = 0.2, 0.01
-"""From this share of the whole shift, style is warned of; not where labels lie closer to the expert, in nats."""
+"""The style warning needs at least this share of the whole shift, and at least this mean shift, in nats."""
 MANY_CUT = 0.1
-"""Share of the trajectories from which those cut at --max-tokens are warned of."""
+"""A warning appears if more than this share of the trajectories was cut at --max-tokens."""
 OVERTURNS_IN_A_LINE = 3
 LONGEST_BEFORE = 40
-"""Characters before the step."""
+"""Most characters shown before the step."""
 NAME_SHOWN = 60
-"""Characters of a problem's id."""
+"""Most characters shown of a label's place: problem id and sample."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def texts_where_readable(run: Run) -> Detokenizer | None:
     """The expert's tokens as text; None where the RUN's tokenizer.json cannot be read."""
     try:
         return Detokenizer(tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json"))
-    except (RunError, BucketError):  # the figures are there all the same
+    except (RunError, BucketError):  # the figures do not need it
         return None
 
 
@@ -88,7 +88,7 @@ def shifts_by_kind(shifts: Shifts, texts: Detokenizer, ends: Collection[int] | N
 
 @dataclass(frozen=True)
 class ShownOverturn:
-    """An overturn of `Shifts`, its tokens as text."""
+    """An overturn of `Shifts`, with its tokens as text."""
 
     best: str  # the expert's
     heaviest: str  # the label's
@@ -102,7 +102,7 @@ class ShownOverturn:
 
 
 def shown_overturns(shifts: Shifts, texts: Detokenizer) -> list[ShownOverturn]:
-    """The commonest overturns, the most frequent first."""
+    """The most frequent overturns, in descending order."""
     pairs = [told_apart((one.best, one.heaviest), texts) for one in shifts.overturns]
     return [
         ShownOverturn(best, heaviest, one.labels, one.share, one.at_least)
@@ -111,7 +111,7 @@ def shown_overturns(shifts: Shifts, texts: Detokenizer) -> list[ShownOverturn]:
 
 
 def overturns_line(overturns: Iterable[ShownOverturn], of: str = "") -> str | None:
-    """The overturns that are common in a line; None where none occurs twice. `of`: the RUN, where there are several."""
+    """The most frequent overturns in one line; None if none occurs twice. `of`: words that name the RUN, if needed."""
     listed = [
         f"{one.best} → {one.heaviest} {one.times} times ({one.share:.1%} of the shift)"
         for one in overturns
@@ -123,10 +123,10 @@ def overturns_line(overturns: Iterable[ShownOverturn], of: str = "") -> str | No
 
 
 def style_share(shifts: Shifts, texts: Detokenizer, ends: Collection[int] | None) -> float:
-    """The share of the whole shift that labels have which put one mark in place of another.
+    """The share of the whole shift from labels that replace one mark by another.
 
-    A mark in place of a word, or a word in place of a mark, is not style: it ends or continues what is said.
-    `ends`: the RUN's end_token_ids.
+    A mark is punctuation, white space or an end token. Replacing a word by a mark, or a mark by a word, is not style:
+    it ends or continues the text. `ends`: the RUN's end_token_ids.
     """
     return sum(
         share
@@ -136,7 +136,7 @@ def style_share(shifts: Shifts, texts: Detokenizer, ends: Collection[int] | None
 
 
 def style_warning(shifts: Shifts, texts: Detokenizer, ends: Collection[int] | None) -> str | None:
-    """What is said where labels that put one mark in place of another carry much of the shift."""
+    """A warning if labels that replace one mark by another carry much of the shift; else None."""
     totals = shifts.totals()
     if totals is None or totals.mean < LEAST_SHIFT or (share := style_share(shifts, texts, ends)) < MUCH:
         return None
@@ -148,23 +148,23 @@ def style_warning(shifts: Shifts, texts: Detokenizer, ends: Collection[int] | No
 
 
 def _mark_kind(token: int, texts: Detokenizer, ends: Collection[int] | None) -> TokenKind:
-    """A token's kind. End tokens are marks whatever they say; in RUNs of early versions (None), special tokens are."""
+    """A token's kind. End tokens count as marks; in RUNs of early versions (`ends` is None), special tokens do."""
     return token_kind(texts.raw(token) if ends is None else "" if token in ends else texts.whole([token]))
 
 
 def selection_words(select: str, keep: float | None) -> str:
-    """A selection with what belongs to it."""
+    """A selection in words, with its share."""
     return select if keep is None else f"{select} {100 * keep:g}%"
 
 
 def label_words(labels: str, gamma: float | None, max_shift: float | None) -> str:
-    """A kind of label with what belongs to it."""
+    """A kind of label in words, with its gamma and its bound."""
     tilted = labels if gamma is None else f"{labels}, γ {gamma:g}"
     return tilted if max_shift is None else f"{tilted}, at most {max_shift:g} nats"
 
 
 def shift_rows(shifts: ShiftTotals | None) -> dict[str, str]:
-    """The figures as a table shows them, by name; empty where there is no label."""
+    """The rows of a table about label shifts, by name; empty if there are no labels."""
     if shifts is None:
         return {}
     return {
@@ -176,12 +176,12 @@ def shift_rows(shifts: ShiftTotals | None) -> dict[str, str]:
 
 
 def printable(text: str) -> str:
-    """Text that moves no cursor and sets no colour."""
+    """Replace unprintable characters: the text then moves no cursor and sets no colour."""
     return "".join(letter if letter.isprintable() else "�" for letter in visible(text))
 
 
 def told_apart(tokens: Sequence[int], texts: Detokenizer, for_terminal: bool = True) -> list[str]:
-    """Tokens as text; on a terminal it moves no cursor. Different ones that look alike have their ids behind them."""
+    """Tokens as text, printable if `for_terminal`. Different tokens with the same text have their ids added."""
     shown = [printable(text) if for_terminal else text for text in map(texts.alone, tokens)]
     ids: dict[str, set[int]] = {}
     for text, token in zip(shown, tokens, strict=True):
@@ -208,7 +208,7 @@ def _label_text(label: OddLabel, texts: Detokenizer) -> ShownLabel:
 
 
 def _probability_text(value: float) -> str:
-    """A probability; '–' where it is not known."""
+    """A probability; '–' if it is unknown or 0."""
     if math.isnan(value) or value == 0.0:
         return "–"
     return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"

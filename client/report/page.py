@@ -1,7 +1,7 @@
-"""A RUN as one HTML page that stands alone: no network, no other file.
+"""Renders a RUN as one self-contained HTML page: it needs no network and no other file.
 
-In: a RUN. Out: the page's text. What models and problems say is text and nothing else: the template escapes all of
-it, and the page's policy runs only the one script that is ours, by its digest.
+In: a RUN. Out: the page's HTML. Texts of models and problems cannot become markup: the template escapes all of them,
+and the page's policy allows only our own script, by its digest.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ from client.runs.run import Run
 
 PAGE = Path(__file__).parent / "template"
 TITLE_MARK = ": contrast report</title>"
-"""What tells a report: `report` replaces no other file."""
+"""Identifies a report: the command `report` replaces no other file."""
 UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that a page does not show, of which some turn round the text beside them."""
+"""Invisible characters. Some of them reverse the direction of the text beside them."""
 MOST_COMPARED = 3
-"""Results that are told at the top of the page; all stand in its table."""
+"""Most results at the top of the page. Its table shows all of them."""
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def report_page(run: Run) -> str:
-    """The page of a RUN. Raises RunError where it has no trajectories, or no tokenizer.json that can be read."""
+    """The page of a RUN. Raises RunError if it has no trajectories, or no readable tokenizer.json."""
     findings = gather(run)
     return page(findings, Detokenizer(tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json")))
 
 
 def page(findings: Findings, texts: Detokenizer) -> str:
-    """The page of what was found."""
+    """Render findings as a page."""
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -128,14 +128,14 @@ def page(findings: Findings, texts: Detokenizer) -> str:
 
 
 def band_words(band: BetaBand) -> str:
-    """A band in nats."""
+    """A band's range in words, in nats."""
     if band.high is None:
         return f"above {band.low:g}"
     return f"{band.low:g} to {band.high:g}" if band.low else f"up to {band.high:g}"
 
 
 def _agreement(findings: Findings) -> list[tuple[str, str, int, float]]:
-    """What is proved of the two models' best tokens: class, words, steps, share."""
+    """What is proved about the two models' best tokens: CSS class, words, steps, share."""
     tally = findings.tally
     open_ = tally.steps - tally.agreeing - tally.differing
     named = (("same", "the same token", tally.agreeing), ("other", "another token", tally.differing),

@@ -1,4 +1,4 @@
-"""Charts of a report: what other settings would keep, and where and how strongly the two models diverge.
+"""Charts of a report: what other settings would keep, where and how strongly the models diverge, how training went.
 
 In: findings. Out: markup of charts, and the rows of the table of betas. Counts nothing, reads nothing.
 """
@@ -17,20 +17,20 @@ from client.report.findings import AccuracyCurve, Findings, HeldOutPoint
 from client.runs.tally import Divergences
 
 SMALLEST_KL = 1e-4
-"""Nats where the axes of divergence begin; what lies below is drawn in the first bar."""
+"""Beginning of the axis of divergence, in nats. Smaller divergences are drawn in the first bar."""
 LARGEST_BETA, SMALLEST_ALPHA = 100.0, 1e-6
-"""Where the axes end that a setting would stretch; one beyond is marked on the edge."""
+"""Ends of the axes of beta and alpha. A RUN's setting beyond them is marked on the edge."""
 HEADROOM = 1.12
-"""So that the words at a threshold stand above the highest bar."""
+"""Height of an axis relative to the highest bar: the words at a threshold then stand above the bar."""
 CUT = 1.5
-"""How many times as high as any other the first bar of divergences may be; a higher one runs off the scale, else
-nothing could be seen of the others."""
+"""Largest height of the first bar of divergences, relative to the highest other bar. A higher one runs off the scale,
+so that the others stay visible."""
 
 
 def divergence_chart(findings: Findings) -> tuple[Markup, bool]:
-    """How many steps have which divergence, on a logarithmic axis with an edge at beta.
+    """Histogram of the steps' divergence, on a logarithmic axis with an edge at beta.
 
-    And whether the first bar runs off the scale, which is the others' then.
+    Also returns whether the first bar runs off the scale, which then fits the other bars.
     """
     bounds = findings.tally.bounds
     low, high = _kl_range(bounds, findings.manifest.beta)
@@ -38,7 +38,7 @@ def divergence_chart(findings: Findings) -> tuple[Markup, bool]:
     edges = np.unique(np.concatenate([_between(low, beta), _between(beta, high)]))
     above = bounds.above(edges)
     heights = above[:-1] - above[1:]
-    heights[0] += bounds.count - above[0]  # above the last there is none: the axis reaches the largest
+    heights[0] += bounds.count - above[0]  # no step is above the last edge: the axis reaches the largest
     first, others = int(heights[0]), int(heights[1:].max(initial=0))
     cut = first > CUT * others > 0
     top = float(others if cut else max(first, others, 1))
@@ -81,7 +81,7 @@ def beta_chart(findings: Findings) -> Markup:
 
 
 def beta_rows(findings: Findings) -> list[tuple[float, int, float, float, bool]]:
-    """beta, steps it would keep, their share, how many a trajectory, and whether it is this RUN's."""
+    """Rows of beta, steps that it would keep, their share, their number per trajectory, whether it is the RUN's own."""
     tally, manifest = findings.tally, findings.manifest
     betas = sorted({*BETAS, manifest.beta})
     counts = tally.bounds if manifest.keep_incomplete else tally.complete_bounds
@@ -92,7 +92,7 @@ def beta_rows(findings: Findings) -> list[tuple[float, int, float, float, bool]]
 
 
 def _beta_here(findings: Findings) -> int:
-    """Steps that the RUN's own beta keeps: as counted where it selects by divergence, else from the counters."""
+    """Steps that the RUN's own beta keeps: as counted if the RUN selects by divergence, else from the counters."""
     tally, manifest = findings.tally, findings.manifest
     if manifest.select not in ("all", "top"):  # random keeps as many as kl
         return tally.kept
@@ -101,7 +101,7 @@ def _beta_here(findings: Findings) -> int:
 
 
 def _above(counts: Divergences, beta: float) -> int:
-    """How many steps a beta leaves; one that is not a float32 leaves as many as the largest that is."""
+    """The number of steps that a beta keeps. A beta beyond float32 counts as the largest float32."""
     return int(counts.above(np.array([min(beta, float(np.finfo(np.float32).max))]))[0])
 
 
@@ -114,7 +114,7 @@ def alpha_charts(findings: Findings) -> list[Markup]:
     x = Axis("α (logarithmic)", low, 1.0, _alpha_ticks(low), log=True)
     size, whole = (float(np.interp(manifest.alpha, sets.alphas, values)) for values in (sets.labelled, sets.whole))
     if manifest.select == "kl" and manifest.labels != "onehot" and findings.tally.kept:
-        size = findings.totals.mean_plausible_set  # one figure, however either sum was rounded
+        size = findings.totals.mean_plausible_set  # the figure of the totals, rounded once
     top = float(max(sets.mean_size.max(), sets.labelled.max()))
     sizes: list[Mark] = [Line(sets.alphas.tolist(), sets.labelled.tolist())]
     if np.abs(sets.mean_size - sets.labelled).max() > 0.01 * top:
@@ -155,7 +155,7 @@ def loss_chart(losses: Sequence[tuple[float, float]], held_out: Sequence[HeldOut
 
 
 def best_held_out(held_out: Sequence[HeldOutPoint]) -> HeldOutPoint | None:
-    """The measurement that the training found best, else that with the lowest score; None where there are not two."""
+    """The measurement that the training found best, else the one with the lowest score; None if there are not two."""
     found = [point for point in held_out if point.best]
     return (found[-1] if found else min(held_out, key=lambda point: point.score)) if len(held_out) > 1 else None
 
@@ -217,13 +217,13 @@ def place_chart(findings: Findings) -> Markup:
 
 
 def _kl_range(bounds: Divergences, beta: float) -> tuple[float, float]:
-    """Both ends of an axis of divergence: whole powers of ten below, what is there above."""
+    """Both ends of the axis of divergence: `SMALLEST_KL`; the largest of the bounds, 1 nat and twice beta."""
     largest = bounds.quantile(1.0) if bounds.count else 1.0
     return SMALLEST_KL, max(largest, 1.0, min(2 * beta, LARGEST_BETA))
 
 
 def _between(low: float, high: float) -> np.ndarray:
-    """Edges of about equal width on a logarithmic axis, eight a decade."""
+    """Edges of about equal width on a logarithmic axis, eight per decade."""
     return np.geomspace(low, high, max(2, round(8 * math.log10(high / low)) + 1))
 
 
@@ -232,7 +232,7 @@ def _alpha_ticks(low: float) -> list[tuple[float, str]]:
 
 
 def _thinned(values: Sequence[float]) -> Sequence[float]:
-    """At most about a thousand of them, evenly: more cannot be seen."""
+    """About a thousand of the values at most, evenly spaced: more cannot be seen."""
     return values[:: max(1, len(values) // 1000)]
 
 

@@ -1,7 +1,7 @@
-"""The trajectories that a report shows, token by token.
+"""Prepares the trajectories that a report shows, token by token.
 
-In: a trajectory, its samples, the settings. Out: `ShownTrajectory`: shaded tokens, and as JSON the detail of each for
-the page's script. Which trajectories are shown is `client.report.findings`'s.
+In: a trajectory, its samples, the settings. Out: `ShownTrajectory`: shaded tokens, and the detail of each token as JSON
+for the page's script. `client.report.findings` chooses the trajectories.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from client.runs.samples import Sample
 SHADES = (0.05, 0.2, 0.4, 0.8, 1.6)
 """Nats at which a token's shade deepens. Fixed, so that two reports can be compared by eye."""
 LONGEST_SHOWN, LONGEST_QUESTION = 1024, 20_000
-"""Tokens of a trajectory that the page shows: eight long ones would make it too large to open."""
+"""Most tokens shown of a trajectory, and most characters of a question: eight long ones would make the page too large
+to open."""
 IDS_SHOWN = 20
-"""Ids that a token's detail lists, best first: all of the default top k."""
+"""Ids that a token's detail lists, best first: all of the default top k. Labelled ids are always listed."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ShownTrajectory:
     tokens: int
     kept: int
     mean_kl: float
-    detail: Markup  # JSON for the script, unable to end its element
+    detail: Markup  # JSON for the script, escaped: it cannot end its element
 
 
 def shown_trajectories(findings: Findings, samples: Iterable[Sample], texts: Detokenizer) -> list[ShownTrajectory]:
@@ -154,7 +155,7 @@ def reason(step: int, bound: float, whole: bool, kept: bool, manifest: RunManife
 
 
 def _script_json(value: Any) -> Markup:
-    """JSON that cannot end the element it stands in, nor start a comment there."""
+    """JSON that is escaped: it cannot end its HTML element, or start a comment there."""
     text = orjson.dumps(value).decode()
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -164,7 +165,7 @@ def nats(value: float) -> str:
 
 
 def _probability(logprob: float) -> str:
-    """A probability; '–' where the amateur does not know the id."""
+    """A probability; '–' if the amateur does not know the id."""
     if not math.isfinite(logprob):
         return "–"
     value = math.exp(logprob)
