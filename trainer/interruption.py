@@ -21,7 +21,7 @@ from typing import Any
 from client.cli.signals import STOP_SIGNALS, heard
 from client.errors import LightReasonerError
 
-GO_ON = "go on with the same command and --resume"
+GO_ON = "to continue, repeat the command with --resume"
 """Advice after an interrupted training. It also holds without a checkpoint: `--resume` then starts from the beginning.
 """
 ONE_SIGNAL_SECONDS = 0.5
@@ -154,5 +154,5 @@ def run_training(words: Sequence[str], name: str) -> tuple[int, str]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if told and "error: " not in complaint:
-        raise Interrupted(told[0], f"{name}: stopped; the same command goes on from its last checkpoint")
+        raise Interrupted(told[0], f"{name}: stopped; the same command resumes from its last checkpoint")
     return training.returncode, complaint

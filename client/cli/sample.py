@@ -134,7 +134,7 @@ def fill(
     if sampled.totals is None:
         print(
             f"shard {part} is done; the other shards lack {sampled.waiting:,} trajectories. "
-            f"Whoever finishes last completes {run}"
+            f"The shard that ends last completes {run}"
         )
         return
     if sampled.counts is None:

@@ -83,7 +83,7 @@ def create_job(
     except JobTooLarge as error:
         raise HTTPException(413, str(error)) from None
     except KeyReused as error:
-        raise invalid("Idempotency-Key", f"{error}; take a new key", "header") from None
+        raise invalid("Idempotency-Key", f"{error}; use a new key", "header") from None
     jobs.wake()
     response.headers["Location"] = f"/v1/jobs/{job_id}"
     return _told(jobs, job_id, caller_of(request))

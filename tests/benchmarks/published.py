@@ -68,8 +68,8 @@ def service(pair: tuple[Path, Path], problems: str, count: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problem_set", metavar="PROBLEMS.jsonl")
-    parser.add_argument("--problems", type=int, default=64, help="that the service is asked")
-    parser.add_argument("--recipe-problems", type=int, default=2, help="that the recipe is timed on")
+    parser.add_argument("--problems", type=int, default=64, help="problems for the service")
+    parser.add_argument("--recipe-problems", type=int, default=2, help="problems for the recipe")
     arguments = parser.parse_args()
     from smollm2 import make_pair
 

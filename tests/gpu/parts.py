@@ -239,7 +239,7 @@ def alone(session: Session) -> Figures:
     session.run  # noqa: B018  # is made here
     session.stop()
     seconds = generate(session, session.slots)
-    found.add("the expert alone in LLM.generate, problems/s", count / seconds)
+    found.add("the expert alone in LLM.chat, problems/s", count / seconds)
     found.add("service : alone", seconds / session.sample_seconds, "at least 0.9")
     return found
 

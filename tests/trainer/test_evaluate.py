@@ -286,7 +286,7 @@ def test_an_evaluation_that_was_stopped_keeps_every_output_and_asks_only_for_wha
         assert found == code and "Traceback" not in err, err
         assert f"resuming: {left} of {total} outputs of digits are there" in shown
         assert f"starting vLLM for {total - left} outputs" in err
-        assert f"stopped: {left + place} outputs are in {records}; the same command goes on" in " ".join(err.split())
+        assert f"stopped: {left + place} outputs are in {records}; the same command resumes" in " ".join(err.split())
         evaluation.engine.llm.llm_engine.abort_request([*map(str, range(PROBLEMS + 1))])
     found, shown, err = stops_at(None)
     assert found == 0 and f"resuming: {left + 5} of {total} outputs of digits are there" in shown, err
@@ -369,7 +369,7 @@ def test_what_is_wrong_with_the_input_is_said_before_an_engine_starts(
         ((expert, *good, "--adapter", foreign), 1, "was made for other weights"),
         ((mute, *good), 1, "has no chat template"),
         ((lacking, *good), 1, "it lacks 1 tensors, such as model.layers.1.mlp.up_proj.weight"),
-        ((more, *good), 1, "it has no place for 1 tensors, such as odd"),
+        ((more, *good), 1, "it has 1 tensors unknown to its architecture, such as odd"),
         ((twofold, *good), 1, "describes an encoder-decoder (['LlamaForCausalLM']); a causal language model is needed"),
         ((tmp_path / "none", *good), 1, "no model folder at"),
         ((expert, *good, "-o", tmp_path / "no" / "r.json"), 1, "--output"),
@@ -428,7 +428,7 @@ def test_outputs_that_another_template_or_adapter_gave_are_not_taken_up(tmp_path
     words += ("-o", tmp_path / "r.json", "--system-prompt", "")
     assert trainer_cli(*words)[0] == 0
     for file, old, new, named in (
-        (model / "chat_template.jinja", "", "{{ 'How many' }}", "benchmark b is not what it was"),
+        (model / "chat_template.jinja", "", "{{ 'How many' }}", "benchmark b has changed"),
         (tuned / "adapter_config.json", '"lora_alpha": ', '"lora_alpha": 1', f"adapter {tuned}"),
     ):
         before = file.read_text()

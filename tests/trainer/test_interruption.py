@@ -79,7 +79,7 @@ def test_a_signal_writes_a_checkpoint_says_how_to_go_on_and_exits_as_shells_expe
     assert process.returncode == code, said
     done = checkpoint_of(out)
     assert 3 <= done < STEPS and len(metrics(out)) == done
-    assert f"stopped after optimizer step {done} of {STEPS}: go on with the same command and --resume" in said
+    assert f"stopped after optimizer step {done} of {STEPS}: to continue, repeat the command with --resume" in said
     assert "Traceback" not in said and not (out / "adapter_config.json").exists()
     assert not (out / ".lock").exists()
     checkpoint, model = out / "checkpoints" / f"checkpoint-{done}", words[words.index("--model") + 1]
@@ -103,7 +103,7 @@ def test_so_does_a_signal_before_the_first_step_and_behind_the_last(tmp_path, wo
     with monkeypatch.context() as patch:
         patch.setattr(f"trainer.{'cli' if place == 'check_training' else 'training'}.train.{place}", told)
         code, _, err = trainer_cli(*words)
-    assert code == 143 and err.splitlines()[-1] == "stopped: go on with the same command and --resume"
+    assert code == 143 and err.splitlines()[-1] == "stopped: to continue, repeat the command with --resume"
     assert "Traceback" not in err and not (tmp_path / "out" / ".lock").exists()
     code, said, err = trainer_cli(*words, "--resume")
     assert code == 0 and "adapter in" in said, err
@@ -127,7 +127,7 @@ def test_an_ablation_that_is_stopped_stops_its_training_which_the_same_command_g
         process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said
-    assert "full, seed 0: stopped; the same command goes on" in said and "Traceback" not in said
+    assert "full, seed 0: stopped; the same command resumes" in said and "Traceback" not in said
     done = checkpoint_of(adapter)
     assert not (adapter / ".lock").exists()
     words = ("train", run, "--model", expert, "--output", adapter, "--seed", 0, "--resume", "--max-steps", done + 1)
@@ -251,7 +251,7 @@ def test_the_public_command_is_stopped_as_it_imports_as_vllm_starts_and_as_it_as
         assert "Traceback" not in told
         counts.append(len(records.read_text().splitlines()) - 1 if records.exists() else 0)
         said = f"stopped: {counts[-1]} outputs are in {records}" if counts[-1] else "stopped before the first output"
-        assert f"{said}; the same command goes on" in told
+        assert f"{said}; the same command resumes" in told
         assert counts[-1] >= counts[-2]
 
     began = time.monotonic()

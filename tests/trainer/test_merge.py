@@ -285,7 +285,7 @@ def with_a_tensor_more(expert, folder):
     ("harm", "words"),
     [
         (without_a_tensor, "it lacks 1 tensors, such as model.layers.1.mlp.up_proj.weight"),
-        (with_a_tensor_more, "it has no place for 1 tensors, such as model.layers.1.mlp.extra.weight"),
+        (with_a_tensor_more, "it has 1 tensors unknown to its architecture, such as model.layers.1.mlp.extra.weight"),
     ],
 )
 def test_a_model_with_other_tensors_than_its_configuration_has_is_refused(tmp_path, expert, trainer_cli, harm, words):

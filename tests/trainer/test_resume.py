@@ -141,9 +141,8 @@ def test_other_settings_are_refused_with_their_names(tmp_path, words, uninterrup
     code, _, err = trainer_cli(*words, "--output", out, "--resume", "--rank", 4, "--seed", 3)
     assert code == 1 and "trained with other settings" in err and "\n  --seed: 0 against 3\n  --rank: " in err
     code, _, err = trainer_cli(*words, "--output", out)
-    assert (
-        code == 1 and f"{out} is not empty: it holds a training; go on with --resume, or give another --output" in err
-    )
+    said = f"{out} is not empty: it holds a training; continue with --resume, or give another --output"
+    assert code == 1 and said in err
 
 
 def test_resuming_before_the_first_checkpoint_begins_at_the_beginning(tmp_path, bucket, words, trainer_cli):

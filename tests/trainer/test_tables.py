@@ -104,9 +104,9 @@ def test_an_ablation_of_other_variants_has_a_row_for_each(tmp_path, expert, benc
         ("lables=tilt", "'lables=tilt' in 'lables=tilt' is not SETTING=VALUE, each setting once"),
         ("labels=expert labels=tilt", "each setting once"),
         ("beta=much", "beta: expected a number"),
-        ("full, one: beta=1, one: beta=2", "'one' stands there twice"),
+        ("full, one: beta=1, one: beta=2", "'one' is given twice"),
         (": beta=1", "has no name before its colon"),
-        (" , ", "names nothing"),
+        (" , ", "names no variant"),
     ],
 )
 def test_variants_that_mean_nothing_are_named_before_anything_is_done(

@@ -79,7 +79,7 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         raise _not_created(folder, error.strerror) from None
     if not os.path.isdir(there):  # noqa: PTH112 - Path.is_dir raises where a link leads to what nobody may see
-        raise _not_created(folder, f"{there} is no folder")
+        raise _not_created(folder, f"{there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise _not_created(folder, f"{there} cannot be written to")
 
@@ -172,7 +172,7 @@ def _check_kind(adapter: Path, config: dict[str, Any]) -> None:
 def _missing_weights(adapter: Path) -> ModelError:
     """The error for an adapter folder that has settings but no weights, or weights in another form."""
     if (adapter / WHOLE_FILE).is_file():
-        return ModelError(f"{adapter} has no {WEIGHTS}: its training goes on with --resume, and leaves a whole adapter")
+        return ModelError(f"{adapter} has no {WEIGHTS}: continue its training with --resume to get a whole adapter")
     if (adapter / WEIGHTS).is_symlink():
         return ModelError(f"{adapter / WEIGHTS} is a link that leads nowhere; copy or download the adapter again")
     others = sorted(file.name for file in adapter.glob("adapter_model*") if file.suffix in (".bin", ".safetensors"))

@@ -56,7 +56,7 @@ def check_matches(adapter: Path, base: ModelFolder) -> None:
     for layer in sorted(layers):
         halves = {half for half in HALVES if any(name.startswith(f"{layer}.{half}") for name in names)}
         if len(halves) != 2:
-            raise ModelError(f"{adapter}/{WEIGHTS} is damaged: {layer} has {', '.join(halves)} alone; copy it again")
+            raise ModelError(f"{adapter}/{WEIGHTS} is damaged: {layer} has only {', '.join(halves)}; copy it again")
 
 
 def has_effect(adapter: Path) -> bool:

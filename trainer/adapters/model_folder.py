@@ -189,8 +189,8 @@ class ModelFolder:
             )
         except Exception:  # transformers cannot load this model on the meta device: whoever loads it says why
             return
-        _check_names(self, "lacks", whole[1]["missing_keys"])
-        _check_names(self, "has no place for", whole[1]["unexpected_keys"])
+        _check_names(self, "lacks {} tensors", whole[1]["missing_keys"])
+        _check_names(self, "has {} tensors unknown to its architecture", whole[1]["unexpected_keys"])
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -238,15 +238,15 @@ def load(model: ModelFolder, dtype: torch.dtype, attention: str | None = None) -
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         using = f" with --attention {attention}" if attention else ""
         raise ModelError(f"{model} cannot be loaded as a causal language model{using}: {reason_of(error)}") from error
-    _check_names(model, "lacks", names["missing_keys"])
-    _check_names(model, "has no place for", names["unexpected_keys"])
+    _check_names(model, "lacks {} tensors", names["missing_keys"])
+    _check_names(model, "has {} tensors unknown to its architecture", names["unexpected_keys"])
     return loaded
 
 
 def _check_names(model: ModelFolder, what: str, odd: Iterable[str]) -> None:
-    """Raise ModelError if `odd` names any tensor. `what`: what the model does with it, for the message."""
+    """Raise ModelError if `odd` names any tensor. `what`: what is wrong with so many tensors."""
     if listed := sorted(odd):
         raise ModelError(
-            f"{model} is damaged, or not what its config.json says: it {what} {len(listed)} tensors, such as"
-            f" {listed[0]}; download or save the model again"
+            f"{model} is damaged, or not what its config.json says: it {what.format(len(listed))},"
+            f" such as {listed[0]}; download or save the model again"
         )

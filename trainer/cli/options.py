@@ -42,14 +42,14 @@ def listed(text: str) -> tuple[str, ...]:
 def at_least_one(text: str) -> str:
     """A comma-separated list with at least one name."""
     if not listed(text):
-        raise typer.BadParameter(f"{text!r} names nothing")
+        raise typer.BadParameter(f"{text!r} is empty")
     return text
 
 
 def share(value: float) -> float:
     """A number above 0 and at most 1."""
     if not 0 < value <= 1:
-        raise typer.BadParameter(f"{value} is not above 0 and at most 1")
+        raise typer.BadParameter(f"{value} must be above 0 and at most 1")
     return value
 
 

@@ -37,8 +37,8 @@ def write_results(files: Mapping[Path, str], kept: Path) -> None:
             file.write_text(text)
         except OSError as error:
             raise LightReasonerError(
-                f"{file} cannot be written: {error.strerror}; {kept} holds every output: mend that, and repeat the "
-                "command, which then asks nothing again"
+                f"{file} cannot be written: {error.strerror}; {kept} holds every output. Fix this and repeat "
+                "the command: it does not ask the models again"
             ) from None
 
 
@@ -50,4 +50,4 @@ def stopped(kept: Path | None) -> str:
         return "stopped; no output is kept: with --output FILE.json, the same command would go on"
     count = len(Records.read(kept)) if kept.exists() else 0
     said = f"stopped: {count:,} outputs are in {kept}" if count else "stopped before the first output"
-    return f"{said}; the same command goes on"
+    return f"{said}; the same command resumes"

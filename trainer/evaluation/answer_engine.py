@@ -137,8 +137,8 @@ class AnswerEngine:
                 outputs = cast("list[RequestOutput]", engine.step())
             except Exception as error:  # any failure of a device or of one of vLLM's processes
                 raise ModelError(
-                    f"vLLM failed on its way: {type(error).__name__}: {reason_of(error)}; VLLM_LOGGING_LEVEL=INFO "
-                    "shows its log, and the same command goes on"
+                    f"vLLM failed: {type(error).__name__}: {reason_of(error)}; VLLM_LOGGING_LEVEL=INFO "
+                    "shows its log, and the same command resumes"
                 ) from error
             for output in outputs:
                 place = int(output.request_id)

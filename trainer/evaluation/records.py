@@ -142,7 +142,7 @@ class Records:
         if not names:
             return
         different = [
-            f"{name} is not what it was (its problems, their prompts or answers, or --limit)"
+            f"{name} has changed (its problems, their prompts or answers, or --limit)"
             if name.startswith("benchmark ")
             else f"{name} {there.get(name)!r} there, {now.get(name)!r} now"
             for name in names
@@ -160,7 +160,7 @@ class Records:
         except OSError as error:
             raise LightReasonerError(
                 f"{self._stream.name} cannot be written: {error.strerror}. It keeps what was written; fix the cause, "
-                "and the same command goes on"
+                "and the same command resumes"
             ) from error
 
 

@@ -72,10 +72,10 @@ def variants_of(text: str | None) -> Sequence[Variant]:
     written = [line.partition("#")[0].strip() for line in lines]
     variants = [_variant(line) for line in written if line]
     if not variants:
-        raise LightReasonerError(f"--variants {text!r} names nothing; for example labels=tilt gamma=0.5, labels=expert")
+        raise LightReasonerError(f"--variants {text!r} names no variant; as labels=tilt gamma=0.5, labels=expert")
     folders = [variant.folder for variant in variants]
     if twice := next((one.name for one in variants if folders.count(one.folder) > 1), None):
-        raise LightReasonerError(f"--variants: {twice!r} stands there twice; give each another name, as NAME: SETTINGS")
+        raise LightReasonerError(f"--variants: {twice!r} is given twice; give each another name, as NAME: SETTINGS")
     return variants
 
 

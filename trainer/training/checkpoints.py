@@ -81,14 +81,14 @@ class Output:
             what = what_lies(self.bucket or self.folder)
             if self._numbers() and what != "a RUN":
                 what = "a training"
-            remedy = "go on with --resume, or give another" if what == "a training" else "give another"
+            remedy = "continue with --resume, or give another" if what == "a training" else "give another"
             raise ModelError(f"{self} is not empty: it holds {what}; {remedy} --output")
 
     def check_resumable(self) -> None:
         """Raises ModelError if OUT holds a RUN, or an adapter or a model that no training of ours left there."""
         what = what_lies(self.bucket or self.folder)
         if what == "a RUN" or (what in ("an adapter", "a model") and not self._numbers() and self.finished() is None):
-            raise ModelError(f"{self} holds {what}, not a training to go on with; give another --output")
+            raise ModelError(f"{self} holds {what}, not a training to resume; give another --output")
 
     def own(self) -> None:
         """Make this training the owner of OUT. Raises ModelError if another one writes there, or begins right now."""

@@ -86,7 +86,7 @@ def _past_the_best(best: int, every: int) -> str:
     return (
         f"\n**Training went past its best, step {best}:** since then the model unlearns what it could do,\nby the "
         f"trajectories that were held out and measured every {every} steps (`loss.png`, `held_out.jsonl`).\n"
-        "They are few, and do not know accuracy: see first, with `evaluate`, whether that fell.\n"
+        "They are few, and they do not measure accuracy: check with `evaluate` first whether accuracy fell.\n"
         f"{there} again, into another folder, with {remedy}.\n"
     )
 

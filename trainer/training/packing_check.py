@@ -61,7 +61,7 @@ class Choice:
             lines.append("; not ".join([f"attention: {self.attention}", *self.others]))
         if self.noise:
             lines.append(
-                f"the model computes otherwise in training (logits differ by {self.noise:.2g} of their size), and "
+                f"the model computes differently in training (logits differ by {self.noise:.2g} of their size), and "
                 "--dropout 0 does not switch that off"
             )
         packed = max(1, budget * len(lengths) // max(1, sum(lengths)))

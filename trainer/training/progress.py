@@ -48,7 +48,7 @@ def memory_named(where: Callable[[], str], token_budget: int) -> Iterator[None]:
             raise
         raise TrainingError(
             f"out of memory {where()}: {reason_of(error)}. Give a lower --token-budget (it was {token_budget}), or"
-            " --gradient-checkpointing; go on with --resume where a checkpoint is"
+            " --gradient-checkpointing; continue with --resume if there is a checkpoint"
         ) from error
 
 
