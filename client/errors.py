@@ -114,7 +114,7 @@ class LostTrajectories(RunError):
 
 
 class TooManyFailures(LightReasonerError):
-    """More trajectories failed than --max-failures allows. What was sampled is kept."""
+    """More trajectories failed than --max-failures allows. The RUN keeps the finished ones."""
 
 
 class ServiceError(LightReasonerError):

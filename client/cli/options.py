@@ -307,7 +307,7 @@ class WorkOptions:
 
 
 def template_variables(text: str | None) -> dict[str, Any]:
-    """The value of --chat-template-kwargs. Raises LightReasonerError where it is not a JSON object of variables."""
+    """The value of --chat-template-kwargs. Raises LightReasonerError if it is not a JSON object of variables."""
     try:
         value = orjson.loads(text or "{}")  # rejects NaN, which JSON cannot hold
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the client's commands print: progress, totals, warnings.
+"""The output of the client's commands: progress, totals, warnings.
 
 In: counts and totals. Out: on stderr a progress bar (without a terminal: a line from time to time) with the state of
 each server below it, on stdout a table of totals. Never decides anything.
@@ -92,7 +92,7 @@ def print_totals(run: str, totals: RunTotals, counts: Counts | None) -> None:
 
 
 def print_labels(run: Run, tally: Tally | None) -> None:
-    """Print the labels farthest from the expert, and a warning where labels teach style.
+    """Print the labels farthest from the expert, and a warning if labels teach style.
 
     Prints nothing if `tally` is None, because this attempt did not count the RUN, or if its tokenizer.json is
     unreadable.

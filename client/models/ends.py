@@ -65,7 +65,7 @@ def end_of_turn(template: ChatTemplate, added: Mapping[str, int]) -> int | None:
 
 
 def _opens(token: str, in_middle: list[str], before: list[str]) -> bool:
-    """Whether a token opens a question: the first question has it before it, too."""
+    """Whether a token opens a question: it stands before the first question, too."""
     first, rest = before[: -len(in_middle)], before[-len(in_middle) :]
     return before[-1:] == [token] or (rest == in_middle != [] and not set(first) & set(in_middle))
 

@@ -72,7 +72,7 @@ class ProblemSet:
         return ProblemSet({problem_id: kept for problem_id, kept in self._problems.items() if wanted(problem_id)})
 
     def identity(self) -> ProblemSetIdentity:
-        """What run.json records of a problem set: its size, and a digest that does not depend on the order.
+        """The identity of a problem set in run.json: its size, and a digest that does not depend on the order.
 
         The digest is SHA-256 over a JSON list of (id, question), sorted by id. The entry of a problem with token ids
         or messages has those too.

@@ -62,7 +62,7 @@ class KindShift:
 
 
 def texts_where_readable(run: Run) -> Detokenizer | None:
-    """The expert's tokens as text; None where the RUN's tokenizer.json cannot be read."""
+    """The expert's tokens as text; None if the RUN's tokenizer.json cannot be read."""
     try:
         return Detokenizer(tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json"))
     except (RunError, BucketError):  # the figures do not need it

@@ -161,7 +161,7 @@ def best_held_out(held_out: Sequence[HeldOutPoint]) -> HeldOutPoint | None:
 
 
 def held_out_charts(held_out: Sequence[HeldOutPoint]) -> list[Markup]:
-    """On the held-out trajectories: the score and where it is best; the shift from the base; agreement with labels."""
+    """Charts of the held-out trajectories: the score and its best step; the shift from the base; the agreement."""
     if (best := best_held_out(held_out)) is None:
         return []
     steps, first, last = [point.step for point in held_out], held_out[0], held_out[-1]

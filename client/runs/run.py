@@ -54,7 +54,7 @@ FILES = re.compile(
 """Names of a RUN's files. Other files may be beside them."""
 OWN_NAMES = frozenset({"run.json", "trajectories", "trajectories/"})
 OWN_FOLDERS: tuple[PartKind, ...] = "samples", "failures"
-"""A RUN has one of these names, or a part in one of these folders; a folder alone is no proof."""
+"""Names of which a RUN has at least one, and folders in which it may have parts; an empty folder is no proof."""
 FREE = re.compile(r"\..*|lost\+found/|README\.md|probe-[0-9a-f]{32}")
 """Names that do not prevent a new RUN: hidden files, a card, what is left of a probe of the store."""
 NAMES_SHOWN = 4

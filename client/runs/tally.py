@@ -53,7 +53,7 @@ class OddLabel:
     best: int  # the expert's
     heaviest: int  # the label's
     weight: float  # of the label's heaviest
-    expert: tuple[float, float]  # of best and heaviest; nan where it is not among the top k
+    expert: tuple[float, float]  # of best and heaviest; NaN if not among the top k
     amateur: tuple[float, float]
 
     @property
