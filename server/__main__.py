@@ -1,4 +1,4 @@
-"""The server's command line: its commands, of which `serve` is meant where none is named.
+"""The server's command line: its commands. Without a command it runs `serve`.
 
 `--help` loads neither torch nor vLLM. The work is done in `server.cli`.
 """

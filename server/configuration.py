@@ -1,11 +1,11 @@
-"""Where settings come from: a flag wins over an environment variable, which wins over server.yaml.
+"""Reads settings: a flag wins over an environment variable, which wins over server.yaml.
 
 In: the path of server.yaml, `LIGHTREASONER_…` variables, flags. Out: `ServerSettings`. An error names the flag, the
 variable, or the file and key that holds the invalid value. It starts nothing and imports neither torch nor vLLM.
 
 A variable's name is the key in capitals, with a double underscore between nested keys: LIGHTREASONER_PORT,
-LIGHTREASONER_LIMITS__BODY_BYTES, LIGHTREASONER_EXPERT__MAX_MODEL_LEN. An engine argument is read as JSON or YAML, as it
-would be in the file; a model's name is taken as it is. An empty variable is not set.
+LIGHTREASONER_LIMITS__BODY_BYTES, LIGHTREASONER_EXPERT__MAX_MODEL_LEN. An engine argument is parsed as JSON or YAML, as
+in the file; a model's name is not parsed. An empty variable counts as not set.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from server.settings import (
 from server.watchdog import MARK
 
 OTHER_VARIABLES = frozenset({API_KEYS_VARIABLE, f"{PREFIX}API_KEY", MARK})
-"""Variables with our prefix that are no settings: the server's keys, the client's key, the watchdog's mark."""
+"""Variables with our prefix that are not settings: the server's keys, the client's key, the watchdog's mark."""
 LIKENESS = 0.7
-"""From this on (1: equal), an unknown name is taken for a misspelled setting."""
+"""Least similarity (1: equal) at which an unknown name counts as a misspelled setting."""
 
 
 class EnvironmentSettings(EnvSettingsSource):
@@ -60,7 +60,7 @@ class EnvironmentSettings(EnvSettingsSource):
 def load_settings(config: Path | None, **flags: Any) -> ServerSettings:
     """Settings from a file, the environment and flags; `expert` and `amateur` among the flags may be model names.
 
-    Raises SettingsError naming where the invalid value stands.
+    Raises SettingsError naming the place of the invalid value.
     """
     _warn_of_unknown_variables()
     flags = {
@@ -71,7 +71,7 @@ def load_settings(config: Path | None, **flags: Any) -> ServerSettings:
     sources = [flags, _from_environment(), _read(config) if config else {}]
 
     def place_of(*keys: str) -> str:
-        """Where the value of a key stands, as an error names it."""
+        """The place of a key's value, for an error: flag, variable, or file and key."""
         flag, variable, file = (_holds(source, keys) for source in sources)
         if flag:
             return f"--{keys[0].replace('_', '-')}"
@@ -107,12 +107,12 @@ def load_settings(config: Path | None, **flags: Any) -> ServerSettings:
 def _from_environment() -> dict[str, Any]:
     found = EnvironmentSettings(ServerSettings)()
     if str(found.get("port")).startswith("tcp://"):
-        del found["port"]  # Kubernetes sets it so in every pod, for a Service that is called lightreasoner
+        del found["port"]  # Kubernetes sets such a value in every pod if a Service is called lightreasoner
     return found
 
 
 def _parsed(value: Any, *keys: str) -> Any:
-    """A variable's value as server.yaml would hold it. Nested variables have made a mapping of it already."""
+    """Parse a variable's value as in server.yaml. Nested variables are a mapping already."""
     if isinstance(value, dict):
         return {key: _parsed(inner, *keys, key) for key, inner in value.items()}
     try:
@@ -154,7 +154,7 @@ def _unknown(keys: list[str]) -> str:
 def _warn_of_unknown_variables() -> None:
     """Warn of variables that look like misspelled settings.
 
-    Not an error: other programs and Kubernetes may set variables with our prefix.
+    This is not an error: other programs and Kubernetes may set variables with our prefix.
     """
     for name in sorted(os.environ):
         first = name.removeprefix(PREFIX).partition(NESTED)[0].lower()

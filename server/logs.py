@@ -1,6 +1,6 @@
 """The server's log: plain lines on a terminal, JSON elsewhere, each with the id of its request or job.
 
-The same file configures vLLM's logging, in this process and in the engines, so that vLLM's lines look the same.
+`logging.json` also configures vLLM's logging, in this process and in the engines, so that vLLM's lines look the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger("lightreasoner.server")
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
-"""What the current task works for. A task inherits it from its creator."""
+"""The request and the job that the current task works for. A task inherits them from its creator."""
 
 JSON_CONFIG = Path(__file__).with_name("logging.json")
 
@@ -35,7 +35,7 @@ class AboutFilter(logging.Filter):
 
 
 class PlainFormatter(logging.Formatter):
-    """Time, message, and the ids at the end."""
+    """Formats a line: time, message, and the ids at the end."""
 
     def format(self, record: logging.LogRecord) -> str:
         ids = [str(value) for name in ("request_id", "job_id") if (value := getattr(record, name, None))]
@@ -43,7 +43,7 @@ class PlainFormatter(logging.Formatter):
 
 
 def json_formatter() -> JsonFormatter:
-    """One JSON object a line: time, level, logger, message, ids, and the call's extra fields."""
+    """Formats a line as a JSON object: time, level, logger, message, ids, and the call's extra fields."""
     return JsonFormatter(
         ("asctime", "levelname", "name", "message"),
         rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},

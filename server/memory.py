@@ -1,13 +1,13 @@
-"""How a pair's two engines share memory: what each needs of a card, what is left for its cache, which context fits.
+"""Plans a pair's memory: what each engine needs of a card, what is left for its cache, which context fits.
 
-In: the shape of each engine and the memory of the cards. Out: vLLM engine arguments that its own checks pass, or
-SettingsError saying what does not fit. vLLM takes the numbers as they are: with `kv_cache_memory_bytes` it measures
-nothing, and `gpu_memory_utilization` is only what must be free when an engine starts. Asks no device, and imports
-neither torch nor vLLM.
+In: the shape of each engine and the memory of the cards. Out: engine arguments that pass vLLM's own checks, or a
+SettingsError saying what does not fit. vLLM uses the numbers unchanged: with `kv_cache_memory_bytes` it measures
+nothing, and `gpu_memory_utilization` only says how much must be free when an engine starts. Queries no device, and
+imports neither torch nor vLLM.
 
 A card's memory holds, for each engine on it: weights; an allowance for what vLLM allocates beside them; the cache of
-keys and values. The cache is what remains, shared so that both engines hold as many tokens. The amateur's stops at what
-it can use: it reads a trajectory in one or two steps and forgets it.
+keys and values. The caches get what remains, shared so that both engines hold as many tokens. The amateur's cache is
+not larger than it can use: the amateur reads a trajectory in one or two steps and forgets it.
 """
 
 from __future__ import annotations
@@ -21,39 +21,40 @@ from server.logs import log
 from server.settings import GIB, ROLES, EngineArguments, Role, SettingsError
 
 GPU_MEMORY_SHARE = 0.9
-"""Of a card's memory, for all engines on it. The rest is for fragments, and for what an allowance gets wrong."""
+"""Share of a card's memory for all engines on it. The rest is for fragmentation, and for errors of an allowance."""
 SLOTS, MOST_SLOTS = 256, 1024
-"""Sequences that an engine runs at a time on a GPU, unless told otherwise; the amateur as many as the expert, up to the
-second: the pair works on as many trajectories as the smaller of the two takes."""
+"""Default number of sequences that an engine runs at a time on a GPU. The amateur runs as many as the expert, up to the
+second value: the pair works on as many trajectories as the smaller of the two."""
 BATCHED_TOKENS, SMALL_BATCHED_TOKENS, SMALL_CARD = 8192, 4096, 36 * GIB
-"""Tokens of one step on a GPU, unless told otherwise; on a small card, and what a small card is."""
+"""Default tokens of one step on a GPU; those on a small card; and the memory below which a card is small."""
 CONTEXT = GIB // 2
-"""A device context. An engine makes its own before vLLM looks whether its share of the card is free."""
+"""Bytes of a device context. An engine creates its own before vLLM checks whether its share of the card is free."""
 RUNTIME = CONTEXT + GIB // 4
-"""A device context, compiled kernels, and the workspaces of libraries."""
+"""Bytes of a device context, compiled kernels, and the workspaces of libraries."""
 BETWEEN_CARDS = GIB // 2
-"""Buffers of an engine whose parts on several cards talk to each other."""
+"""Bytes of the communication buffers of an engine on several cards."""
 GRAPHS, GRAPHS_A_LAYER = GIB // 4, 12 * 1024**2
-"""CUDA graphs, as vLLM reports them for models of 28 to 80 layers."""
+"""Bytes of CUDA graphs, and more for each layer, as vLLM reports them for models of 28 to 80 layers."""
 SCORED_ROWS = 1024
-"""Rows whose logits vLLM computes at one time to score a prompt; its own memory profile does not count them."""
+"""Rows whose logits vLLM computes at a time to score a prompt. vLLM's own memory profile does not count them."""
 SAMPLED_VALUE = 16
-"""Bytes of a logit of a sampled row: it is copied, sorted and normalized in float32."""
+"""Bytes per logit of a sampled row, which is copied, sorted and normalised in float32."""
 BLOCK = 128
-"""Tokens of the largest block that a cache is made of. One block of a cache is never used."""
+"""Tokens of the largest cache block. One block of a cache is never used."""
 SMALLEST_CONTEXT = 1024
-"""Tokens. An engine without room for as many does not fit, unless its model takes no more."""
+"""Least tokens for which an engine's cache must have room, unless its model's context is smaller."""
 KV_CACHE_SHARE = 0.1
-"""Of the machine's memory, for each engine's cache on a CPU, between 0.5 and 4 GiB."""
+"""Share of the machine's memory for each engine's cache on a CPU, limited to between 0.5 and 4 GiB."""
 CPU_CONTEXT = 32_768
-"""On a CPU the expert's prompts are computed whole, so that a step must have room for its whole context."""
+"""Most tokens of the expert's default context on a CPU: prompts are computed whole there, so a step must have room for
+a whole context."""
 
 
 @dataclass(frozen=True)
 class EngineShape:
-    """What of an engine decides how much memory it needs. Bytes are those of one card, which holds a part of the model.
+    """The properties of an engine that decide its memory. Bytes are those of one card, which holds a part of the model.
 
-    `columns`: the most values that a layer holds for a token, beside what all layers hold.
+    `columns`: values of activations per token: those of the widest layer, and those beside it in every layer.
     """
 
     devices: tuple[int, ...]
@@ -67,23 +68,23 @@ class EngineShape:
     graphs: bool = True
 
     def allowance(self, sequences: int, batched_tokens: int) -> int:
-        """What is allocated beside weights and cache."""
+        """Bytes that vLLM allocates beside weights and cache."""
         activations = batched_tokens * self.columns * self.value_bytes
         logits = self.vocabulary * max(sequences * SAMPLED_VALUE, 2 * SCORED_ROWS * self.value_bytes)
         graphs = GRAPHS + self.layers * GRAPHS_A_LAYER if self.graphs else 0
         return RUNTIME + activations + logits + graphs + (BETWEEN_CARDS if len(self.devices) > 1 else 0)
 
     def tokens(self, cache: int) -> int:
-        """How long a sequence may be that a cache of so many bytes holds."""
+        """The longest sequence, in tokens, that a cache of `cache` bytes holds."""
         return max(0, cache // (BLOCK * max(1, self.token_bytes)) - 1) * BLOCK
 
 
 def gpu_arguments(
     shapes: Mapping[Role, EngineShape], given: Mapping[Role, EngineArguments], memory: Mapping[int, int]
 ) -> dict[Role, EngineArguments]:
-    """The engine arguments that decide memory on a GPU, for each engine; what `given` holds stays as it is.
+    """The engine arguments that decide memory on a GPU, for each engine. Arguments in `given` do not change.
 
-    `memory`: bytes of each card. Engines on disjoint cards do not share. Raises SettingsError where they do not fit.
+    `memory`: bytes of each card. Engines on disjoint cards do not share. Raises SettingsError if they do not fit.
     """
     expert, amateur = shapes["expert"].devices, shapes["amateur"].devices
     groups: list[tuple[Role, ...]] = [ROLES] if {*expert} & {*amateur} else [("expert",), ("amateur",)]
@@ -106,7 +107,7 @@ def gpu_arguments(
 def cpu_arguments(
     shapes: Mapping[Role, EngineShape], given: Mapping[Role, EngineArguments]
 ) -> dict[Role, EngineArguments]:
-    """The engine arguments that decide memory on a CPU, for each engine; what `given` holds stays as it is."""
+    """The engine arguments that decide memory on a CPU, for each engine. Arguments in `given` do not change."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     usual = min(max(KV_CACHE_SHARE * machine, GIB // 2), 4 * GIB)
     arguments: dict[Role, EngineArguments] = {}
@@ -118,7 +119,7 @@ def cpu_arguments(
 
 
 class EnginePlan:
-    """One engine's part of a card, in bytes: what it must have, and its cache, which is open until it is decided."""
+    """One engine's part of a card, in bytes: what it must have, and its cache, which stays open until `fill`."""
 
     def __init__(self, role: Role, shape: EngineShape, given: EngineArguments, card: int, sequences: int) -> None:
         self.role, self.shape, self.given, self.sequences = role, shape, given, sequences
@@ -131,24 +132,24 @@ class EnginePlan:
         share = _number(given, "gpu_memory_utilization")
         self.cache = int(_number(given, "kv_cache_memory_bytes") or (share * card - self.must if share else 0))
         self.shared = int(share * card)
-        """Bytes that must be free when it starts, where the user has set its share of the card."""
+        """Bytes that must be free when the engine starts, if the user has set its share of the card."""
         self.open = not share and not self.cache
         self._room = 0
-        # With a cache of the user's own, only what is certain: an allowance may be more than is needed.
+        # If the user sets the cache, only the weights are certain: an allowance may be more than is needed.
         self.certain = shape.weights if self.cache and not share else self.must
 
     @property
     def taken(self) -> int:
-        """What is gone for others when it has started."""
+        """Bytes that are not free for others once the engine has started."""
         return self.certain + self.room
 
     @property
     def room(self) -> int:
-        """For the cache, whether it is used or not."""
+        """Bytes reserved for the cache, used or not."""
         return self._room or self.cache
 
     def fill(self, room: int) -> None:
-        """Give it room for a cache. It takes what all its sequences can use at their longest, and no more."""
+        """Reserve room for the cache. The cache takes at most what all sequences can use at their longest."""
         self._room = room
         self.cache = min(room, self.shape.token_bytes * (self.sequences * (self.context + BLOCK) + BLOCK))
 
@@ -164,7 +165,7 @@ class EnginePlan:
 
 
 def _share(plans: Sequence[EnginePlan], card: int) -> None:
-    """Decide the caches that are open: whoever else is on the card has its own already."""
+    """Decide the caches that are open. Other engines on the card have theirs already."""
     undecided = [plan for plan in plans if plan.open]
     taken = sum(plan.must + plan.cache for plan in plans if not plan.open)
     rest = int(GPU_MEMORY_SHARE * card) - taken - sum(plan.must for plan in undecided)
@@ -209,13 +210,13 @@ def _shares(plans: Sequence[EnginePlan]) -> str:
 
 
 def _number(given: EngineArguments, key: str) -> float:
-    """An argument's value; 0 where it is not given, or is nothing to reckon with, which vLLM then says."""
+    """An argument's value; 0 if it is missing, or is not a positive number, which vLLM then reports."""
     value = given.get(key)
     return value if isinstance(value, (int, float)) and value > 0 else 0
 
 
 def slots_a_rank(role: Role, given: Mapping[Role, EngineArguments]) -> int:
-    """Of each of an engine's data-parallel ranks, at a time."""
+    """Sequences that each data-parallel rank of an engine runs at a time."""
     if chosen := _number(given[role], "max_num_seqs"):
         return int(chosen)
     if role == "expert":
@@ -225,19 +226,19 @@ def slots_a_rank(role: Role, given: Mapping[Role, EngineArguments]) -> int:
 
 
 def ranks_of(given: EngineArguments) -> int:
-    """How many data-parallel ranks an engine has."""
+    """The number of an engine's data-parallel ranks."""
     return int(_number(given, "data_parallel_size") or 1)
 
 
 def _wanted_context(shape: EngineShape, given: EngineArguments) -> int:
-    """The context that the user asks for, or the model's; vLLM's -1 asks for what fits."""
+    """The context that the user sets, or the model's. vLLM's -1, for what fits, counts as not set."""
     return int(_number(given, "max_model_len") or shape.context)
 
 
 def _context(
     role: Role, shapes: Mapping[Role, EngineShape], given: Mapping[Role, EngineArguments], fits: int
 ) -> EngineArguments:
-    """The context that fits, where the model's does not and the user asks for none."""
+    """The argument for the context that fits, if the model's does not and the user sets none; else empty."""
     wanted = {each: _wanted_context(shapes[each], given[each]) for each in shapes}
     if _number(given[role], "max_model_len") or fits >= wanted[role]:
         return {}

@@ -50,7 +50,7 @@ class StepHistogram(Collector):
         OURS.register(self)
 
     def observe(self, values: npt.NDArray[np.floating]) -> None:
-        """Count values, [T]; a value equal to a bound counts as below it, as Prometheus has it."""
+        """Count values, [T]. A value equal to a bound counts as below it, as in Prometheus."""
         values = values[np.isfinite(values)]  # one infinite value would spoil the sum for good
         buckets = np.searchsorted(self._edges[1:-1], values, side="left")
         self._counts += np.bincount(buckets, minlength=len(self._counts))

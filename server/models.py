@@ -1,7 +1,7 @@
-"""The files that a pair is made of: every engine argument that names files holds for all of the service, or is refused.
+"""Finds a pair's files: an engine argument that names files must hold for the whole service, or is rejected.
 
-In: the `expert:` and `amateur:` sections. Out: a folder for each, or SettingsError naming the argument and the remedy.
-vLLM would read such an argument alone, while checks, prompts, fingerprints and cards read the model's folder.
+In: the `expert:` and `amateur:` sections. Out: a folder for each, or a SettingsError that names the argument and the
+remedy. vLLM alone would read such an argument, while checks, prompts, fingerprints and cards read the model's folder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from client.models.fingerprints import model_folder
 from server.settings import ROLES, Role, ServerSettings, SettingsError
 
 DOWNLOAD = ("revision", "download_dir", "hf_token")
-"""Arguments that say how a model comes from the Hugging Face Hub; its folder needs none of them."""
+"""Arguments for the download of a model from the Hugging Face Hub. A local folder needs none of them."""
 ONE_FOLDER = "the service reads a model's files from one folder"
 REFUSED = {
     "code_revision": f"{ONE_FOLDER}; 'revision' holds for code too",
@@ -35,9 +35,9 @@ REFUSED = {
 }
 """Arguments that would hold for a part of the service only, and what to do instead."""
 HARMLESS: tuple[Any, ...] = (None, False, "", "auto", "hf", "generate", "none", {}, [])
-"""Values of those that change nothing."""
+"""Values of these arguments that change nothing."""
 CHECKED = ("architectures", "auto_map", "eos_token_id", "is_encoder_decoder", "model_type", "vocab_size")
-"""Fields of config.json that the service reads itself, so that `hf_overrides` would hold for vLLM alone."""
+"""Fields of config.json that the service reads itself: `hf_overrides` would change them for vLLM alone."""
 LOAD_FORMATS = (
     "auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer", "bitsandbytes"
 )  # fmt: skip
@@ -45,7 +45,7 @@ LOAD_FORMATS = (
 
 
 def located(settings: ServerSettings) -> ServerSettings:
-    """The settings with a local folder for each model, downloaded if it must be.
+    """The settings with a local folder for each model, downloaded if needed.
 
     Raises SettingsError for an argument that only a part of the service can use, ModelError if a model does not exist.
     """

@@ -28,7 +28,8 @@ RESERVED: dict[str, Any] = {
     "scheduling_policy": "priority",
     "disable_log_stats": False,
 }
-"""Engine arguments that fix what an answer means, that put requests before jobs, and that show whether it works."""
+"""Engine arguments that the service needs: they fix what a result means, let requests pass jobs, and show the engine's
+steps."""
 RESERVED_AMATEUR: dict[str, Any] = {"enable_prefix_caching": False}
 """With a cached prefix, vLLM would skip rows that must be scored."""
 PREFIX, NESTED = "LIGHTREASONER_", "__"
@@ -37,11 +38,11 @@ API_KEYS_VARIABLE = f"{PREFIX}API_KEYS"
 
 
 class SettingsError(LightReasonerError):
-    """A setting that is missing or invalid: names the file and key, the environment variable or the flag."""
+    """A setting is missing or invalid. The message names the file and key, the environment variable or the flag."""
 
 
 class ServerLimits(BaseModel):
-    """The most that the service accepts. It refuses a request beyond a limit; it never queues without bound."""
+    """The most that the service accepts. It rejects a request beyond a limit; it never queues without bound."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,7 +57,7 @@ class ServerLimits(BaseModel):
 class ServerSettings(BaseSettings):
     """The keys of server.yaml. `expert` and `amateur` are vLLM engine arguments, passed through unchanged.
 
-    Made from its arguments alone; `server.configuration` adds the file, the environment and the flags.
+    It is made from its arguments alone; `server.configuration` adds the file, the environment and the flags.
     """
 
     model_config = SettingsConfigDict(
@@ -91,7 +92,7 @@ class ServerSettings(BaseSettings):
 
 
 def engine_arguments(settings: ServerSettings, role: Role, on_cpu: bool) -> EngineArguments:
-    """The vLLM engine arguments of one engine, but for memory: our defaults, the user's own, what the pair needs."""
+    """The vLLM engine arguments of one engine, except for memory: our defaults, the user's own, what the pair needs."""
     given = settings.arguments(role)
     defaults: EngineArguments = {"max_logprobs": MAX_LOGPROBS, "use_tqdm_on_load": False}
     if on_cpu:
@@ -104,14 +105,14 @@ def engine_arguments(settings: ServerSettings, role: Role, on_cpu: bool) -> Engi
 def refuse_changes(
     role: Role, given: EngineArguments, needed: EngineArguments, place_of: Callable[[Role, str], str] = "{}.{}".format
 ) -> None:
-    """Raise SettingsError where `given` changes an argument that the service needs; `place_of` says where it stands."""
+    """Raise SettingsError if `given` changes an argument that the service needs. `place_of`: names its place."""
     for key, value in needed.items():
         if given.get(key, value) != value:
             raise SettingsError(f"{place_of(role, key)} must be {value!r} for this service; remove it")
 
 
 def cpu_cores(cores: list[int]) -> dict[Role, str]:
-    """Which cores each engine is bound to, separated by commas.
+    """The cores to which each engine is bound, separated by commas.
 
     The expert, which generates token by token, gets two thirds; the amateur only reads. A single core is shared.
     """
@@ -125,7 +126,7 @@ def cpu_cores(cores: list[int]) -> dict[Role, str]:
 def cpu_threads(cores: str, workers: int = 1) -> dict[str, str]:
     """Environment variables that bind an engine's threads to cores, for each OpenMP that torch may use.
 
-    Several workers get a list of cores each, and vLLM binds them; they share cores where there are too few.
+    Several workers get a list of cores each, and vLLM binds them. They share cores if there are too few.
     """
     if workers > 1:
         each = cores.split(",")

@@ -1,8 +1,8 @@
 """Kills a server's engine processes when the server dies, even by `kill -9`.
 
-vLLM's processes do not notice that their parent was killed: they would hold the GPU for ever. So the server starts
-this small process in a session of its own and holds the other end of its standard input. When that closes, the
-watchdog kills every process that has the server's mark in its environment. Linux only, as the rest.
+vLLM's processes do not notice that their parent was killed: they would hold the GPU for ever. So the server starts this
+small process in a session of its own and holds the other end of its standard input. When that closes, the watchdog
+kills every process that has the server's mark in its environment. Linux only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 MARK = "LIGHTREASONER_SERVER_PROCESS"
 """An environment variable that the engines' processes inherit."""
 TITLE_BESIDE = "SPT_NOENV"
-"""Tells setproctitle, with which vLLM titles its processes, not to write over the environment that the kernel shows."""
+"""Tells setproctitle, with which vLLM sets the titles of its processes, not to overwrite the environment in /proc."""
 SETTLE_SECONDS, ROUNDS = 0.2, 10
 """Several rounds: a process may start another one while the first round is being killed."""
 
@@ -50,7 +50,7 @@ def main() -> None:
         signal.SIGTERM,
     ):  # a service manager sends them to all processes; only the server obeys
         signal.signal(number, signal.SIG_IGN)
-    sys.stdin.buffer.read()  # returns when the server has closed its end, as the kernel does for the dead
+    sys.stdin.buffer.read()  # returns when the server closes its end, or the kernel does after its death
     for _ in range(ROUNDS):
         for pid in marked(sys.argv[1]):
             try:
