@@ -1,1 +1,1 @@
-"""The HTTP service: its routes, what guards them, how answers are streamed, how the process drains."""
+"""The HTTP service: its routes, its checks, streamed responses, and the drain of the process."""

@@ -1,7 +1,7 @@
 """The HTTP service: its routes, and a pair that starts in the background.
 
-In: `start_pair`, a blocking call that gives a `Pair` unless its event is set. The service is live at once and ready
-when both engines have run a warm-up. Every number in an answer comes from `server.engines.pair`; nothing is computed
+In: `start_pair`, a blocking call that returns a `Pair` unless its event is set. The service is live at once, and ready
+when both engines have run a warm-up. `server.engines.pair` computes every number in a response; nothing is computed
 here.
 """
 
@@ -45,16 +45,16 @@ class Service:
         self.stage = "starting the engines"
         self.draining = False
         self.keys = keys
-        """How many keys share it; 1 where it has none."""
+        """The number of keys that share the service; 1 if it has none."""
         self.queue = RequestQueue(settings.limits.queued_trajectories, keys)
-        self.slots: EngineSlots | None = None  # where several keys share them
+        self.slots: EngineSlots | None = None  # only if several keys share them
         self.unread = UnreadLines(settings.limits.unread_bytes)
         self.stopping = threading.Event()
         self._hang_seconds = settings.hang_seconds
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self, start_pair: Callable[[threading.Event], Pair]) -> None:
-        """Start and warm up the pair. The service is ready afterwards, unless it was told to stop meanwhile."""
+        """Start and warm up the pair. The service is ready afterwards, unless it was told to stop."""
         pair = await asyncio.to_thread(start_pair, self.stopping)
         self.stage = "warming up"
         try:
@@ -113,7 +113,7 @@ def create_app(
 ) -> FastAPI:
     """The application; its service is `app.state.service`. Calls `on_failure` once if the pair cannot start.
 
-    `keys`: how many keys, by their names, share it.
+    `keys`: the number of key names that share the application.
     """
     service = Service(settings, keys)
 
@@ -146,12 +146,12 @@ def create_app(
 
 
 def service_of(request: Request) -> Service:
-    """What the routes share."""
+    """The application's service."""
     return request.app.state.service
 
 
 def ready_pair(request: Request) -> Pair:
-    """The pair for a route; answers 503 while there is none."""
+    """The pair for a route. Answers 503 while there is none."""
     return service_of(request).ready_pair()
 
 
@@ -160,7 +160,7 @@ routes = APIRouter(route_class=BodyRoute)
 
 
 class WholeFile(FileResponse):
-    """A file that is sent whole, whatever range is asked for: HTTP leaves that to the server."""
+    """A file that is sent whole, even if a range is requested: HTTP allows that."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
@@ -187,7 +187,7 @@ LINE = {"oneOf": [{"$ref": f"#/components/schemas/{model.__name__}"} for model i
     },
 )
 async def trajectories(request: Request, asked: TrajectoryRequest, pair: ReadyPair) -> StreamingResponse:
-    """Trajectories of a list of problems, scored by both models, a line as each completes."""
+    """Sample trajectories for a list of problems. Both models score them; each line is sent when it is complete."""
     queue = service_of(request).queue
     if objection := pair.accepted.objection(asked):
         raise invalid(*objection)
@@ -239,12 +239,12 @@ async def exposition(request: Request) -> Response:
 
 @routes.get("/version")
 async def versions() -> dict[str, str]:
-    """Versions of this service and of what its numbers rest on."""
+    """Versions of this service and of the packages that its results depend on."""
     return installed_versions()
 
 
 def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """FastAPI's OpenAPI document plus what FastAPI cannot know: the lines of a stream, error documents, the key."""
+    """FastAPI's OpenAPI document plus what FastAPI does not know: the lines of a stream, error documents, the key."""
     if app.openapi_schema is None:
         document = generate()
         _, shapes = models_json_schema(

@@ -1,9 +1,9 @@
-"""Reads a request's JSON body into the contract's model, piece by piece: no body keeps the event loop from others.
+"""Parses a request's JSON body into the contract's model, piece by piece: no body blocks the event loop.
 
-In: bytes of at most `limits.body_bytes`. Out: the model, or RequestValidationError with the fields at fault. A large
-body is read in a thread, and no step there holds the interpreter for long: the body is cut into its fields and its
-problems without looking into them, and what does not belong ends the reading where it stands. Never judges more than
-form: what a pair answers for is the routes' to say.
+In: bytes of at most `limits.body_bytes`. Out: the model, or RequestValidationError with the invalid fields. A large
+body is parsed in a thread, and no step there holds the interpreter for long: the body is split into its fields and its
+problems without parsing them, and parsing ends at the first part that does not belong. Checks only the form: the routes
+check what a pair accepts.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from client.errors import shorten
 from client.protocol.requests import LARGEST_ID, MAX_IDS, MAX_SHARED_CHARACTERS, Problem
 
 INLINE_BYTES = 64 * 1024
-"""A body up to here is read at once: that takes some milliseconds."""
+"""Most bytes of a body that is parsed in the event loop: it takes some milliseconds."""
 SETTINGS_BYTES = 20 * MAX_SHARED_CHARACTERS
-"""Of all that stands beside the problems, however it is spelled."""
+"""Most bytes of a body beside its problems, however they are escaped."""
 MOST_STRINGS = 1_000_000
-"""Names and texts of a body: what is cut into pieces is bounded by them."""
+"""Most names and strings of a body: they bound the number of pieces."""
 TOKEN_FIELDS = frozenset({"prompt_token_ids", "token_ids"})
-"""Of a problem."""
+"""Fields of a problem that hold token ids."""
 JSON_TYPE = re.compile(r"application/(.+\+)?json")
-"""Another type is refused: a web page may send such to a server on its reader's machine without asking."""
+"""Other content types are rejected: a web page may send them to a server on its reader's machine without permission."""
 ERROR_PLACE = re.compile(r" - at `\$(.*)`$")
 FIELD_ERRORS = {"Object contains unknown field": "Extra inputs are not permitted",
                 "Object missing required field": "Field required"}  # fmt: skip
@@ -45,7 +45,7 @@ _settings = msgspec.json.Decoder()
 
 
 class MessagePieces(msgspec.Struct, forbid_unknown_fields=True):
-    """A message, as it is read."""
+    """A message, as it is parsed."""
 
     role: str
     content: str
@@ -57,7 +57,7 @@ ProblemPieces = msgspec.defstruct(
      for name, field in Problem.model_fields.items()],
     forbid_unknown_fields=True,
 )  # fmt: skip
-"""A problem whose fields are cut, and not read yet."""
+"""A problem whose fields are split, but not parsed yet."""
 _problem_pieces = msgspec.json.Decoder(list[ProblemPieces])  # type: ignore[valid-type]
 _message_pieces = msgspec.json.Decoder(list[MessagePieces])
 
@@ -71,7 +71,7 @@ class BodyFault(Exception):
 
 
 class BodyReader:
-    """Reads bodies into one model."""
+    """Parses bodies into one model."""
 
     def __init__(self, model: type[BaseModel]) -> None:
         fields = [(name, Raw | UnsetType, UNSET) for name in model.model_fields]
@@ -79,7 +79,7 @@ class BodyReader:
         self._model, self._fields = model, msgspec.json.Decoder(pieces)
 
     def read(self, body: bytes) -> BaseModel:
-        """The model. Raises RequestValidationError."""
+        """Parse a body into the model. Raises RequestValidationError."""
         try:
             return self._read(body)
         except BodyFault as error:
@@ -121,7 +121,7 @@ class BodyReader:
 
 
 def _problem_of(index: int, pieces: msgspec.Struct) -> Problem:
-    """Token ids are checked as they are read; pydantic sees one of them, in their place."""
+    """Make a problem. Token ids are checked as they are parsed; pydantic sees only the first of them."""
     values: dict[str, Any] = {}
     ids: dict[str, list[int]] = {}
     for name, piece in msgspec.structs.asdict(pieces).items():
@@ -186,7 +186,7 @@ def _place(said: str) -> tuple[tuple[str | int, ...], str]:
 
 
 class ModelRequest(Request):
-    """A request whose `json` is the route's model already; FastAPI takes it as it is."""
+    """A request whose `json` returns the route's model; FastAPI uses it unchanged."""
 
     def __init__(self, request: Request, reader: BodyReader) -> None:
         super().__init__(request.scope, request.receive)
@@ -195,7 +195,7 @@ class ModelRequest(Request):
 
     async def json(self) -> Any:
         body = await self.body()
-        self._body = b""  # the model has all of it
+        self._body = b""  # the model holds all of it
         try:
             if len(body) <= INLINE_BYTES:
                 return self._reader.read(body)
@@ -209,7 +209,7 @@ _thread = ThreadPoolExecutor(1, "bodies")
 
 
 class BodyRoute(APIRoute):
-    """A route whose body is read here."""
+    """A route whose body this module parses."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

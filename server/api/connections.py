@@ -1,10 +1,10 @@
-"""What one connection may send, hold and wait before its request is known: HTTP/1.1 as h11 reads it, within bounds.
+"""Bounds what a connection may send, hold and wait for before its request is known: HTTP/1.1 as h11 parses it.
 
-In: bytes of strangers. Out: requests for the application, or a problem document and the connection's end. It never
-looks at what a request asks for: `server.api.guard` does.
+In: bytes from unknown clients. Out: requests for the application, or a problem document and the connection's end. It
+never looks at the content of a request: `server.api.guard` does.
 
-The event loop reads a small piece of a connection a turn, so that no connection keeps it from the others. What is not
-read yet stays with its sender.
+In each turn the event loop reads only a small piece of a connection, so that no connection blocks the others. Bytes
+that are not read yet stay with their sender.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from uvicorn.server import ServerState
 from server.api.problem_details import problem_response
 
 PIECE_BYTES = 8 * 1024
-"""Read of a connection in one turn of the event loop. In chunks of one byte they take some 20 ms to parse."""
+"""Most bytes read from a connection in one turn of the event loop. In chunks of one byte they take some 20 ms to
+parse."""
 REQUEST_HEAD_BYTES = 16 * 1024
-"""Of a request's line and headers, of a chunk's header, of trailers."""
+"""Most bytes of a request's line and headers, of a chunk's header, of trailers."""
 HEAD_SECONDS = 30.0
-"""From a connection's start to the end of its first request's head."""
+"""Longest time from a connection's start to the end of its first request's head."""
 KEEP_ALIVE_SECONDS = 75
-"""From an answer to the end of the next request's head. Longer than clients and load balancers keep an idle connection,
-so that they close it and not the server."""
+"""Longest time from a response to the end of the next request's head. Clients and load balancers close idle connections
+earlier, so that the server need not."""
 LINGER_SECONDS = 5.0
-"""A client that still sends has so long to read its answer. Its bytes are dropped."""
+"""How long a client that is still sending may read its response. Its bytes are dropped."""
 MOST_CONNECTIONS = 4096
 SPARE_FILES = 512
-"""Open files that are not for connections: the engines', the bucket's, the log's."""
+"""Open files reserved for the engines, the bucket and the log."""
 
 
 def allow_connections() -> int:
-    """Raise the process's limit of open files as far as it may, and tell how many connections fit."""
+    """Raise the process's limit of open files as far as allowed; returns how many connections fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_CONNECTIONS + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -52,13 +53,16 @@ def head_too_large() -> str:
 
 
 class PacedTransport:
-    """A transport that rests a turn after each piece. Closed while the peer still sends, it lets it read its answer."""
+    """A transport that pauses for a turn after each piece.
+
+    If it is closed while the peer is still sending, the peer can still read its response.
+    """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
         self._wanted, self._resting = True, False
         self.peer_sends = False
-        """A body is not whole yet."""
+        """Whether the peer is still sending a body."""
         self.lingering = False
 
     def __getattr__(self, name: str) -> Any:
@@ -85,7 +89,7 @@ class PacedTransport:
         if self.lingering or not self.peer_sends or self._transport.is_closing():
             self._transport.close()
             return
-        # Closed at once, the connection would be reset, and the peer would lose the answer.
+        # Closing at once would reset the connection, and the peer would lose the response.
         self.lingering = True
         self._transport.write_eof()
         self._loop.call_later(LINGER_SECONDS, self._transport.abort)
@@ -101,7 +105,7 @@ class PacedTransport:
 
 
 class BoundedRequests(H11Protocol):
-    """uvicorn's requests of one connection, with a time for each head and refusals as problem documents."""
+    """uvicorn's protocol for one connection, with a time limit for each head, and errors as problem documents."""
 
     _due: asyncio.TimerHandle | None = None
     _since = 0.0
@@ -136,10 +140,10 @@ class BoundedRequests(H11Protocol):
         super().on_response_complete()
 
     def _should_upgrade(self) -> bool:
-        return False  # nor warn of it: strangers could fill the log
+        return False  # nor warn of it: clients could fill the log
 
     def send_400_response(self, msg: str) -> None:
-        """Called where what has come is no HTTP request."""
+        """Called if the bytes are not a valid HTTP request."""
         error = sys.exc_info()[1]
         if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
             self.refuse(431, head_too_large())
@@ -147,7 +151,7 @@ class BoundedRequests(H11Protocol):
             self.refuse(400, f"not a valid HTTP/1.1 request: {error or msg}"[:REQUEST_HEAD_BYTES])
 
     def refuse(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
-        """Answer what cannot become a request, or the rest of a request that cannot be read, and close."""
+        """Answer bytes that are not a request, or a request whose rest cannot be read, and close the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             answer = problem_response(status, detail, {"Connection": "close", **(headers or {})})
             response = h11.Response(status_code=status, headers=answer.raw_headers)
@@ -185,9 +189,9 @@ class BoundedRequests(H11Protocol):
 
 
 class BoundedConnection(asyncio.BufferedProtocol):
-    """A connection as the event loop sees it: gives it one small buffer to read into, whose bytes go to `requests`."""
+    """The event loop's protocol: it reads into one small buffer, whose bytes go to `requests`."""
 
-    _buffer = bytearray(PIECE_BYTES)  # of all connections: what is read is taken out before the next read
+    _buffer = bytearray(PIECE_BYTES)  # of all connections: its bytes are copied before the next read
 
     def __init__(
         self,

@@ -30,17 +30,17 @@ from server.api.problem_details import problem_response
 from server.settings import API_KEYS_VARIABLE, ServerLimits, ServerSettings, SettingsError
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Answered without a key: they tell whether the service works and nothing else."""
+"""Paths that need no key: they only tell whether the service works."""
 QUIET_PATHS = OPEN_PATHS | {"/metrics"}
-"""Requested every few seconds by machines, and not logged."""
+"""Paths that machines request every few seconds. They are not logged."""
 NAMED_KEY = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63}):\s+(.*)")
 SHORTEST_KEY, SHORTEST_LOCAL_KEY = 8, 4
-"""Characters, beyond loopback and on it. A shorter key is guessed by trying."""
+"""Least characters of a key, beyond loopback and on it. A shorter key can be guessed."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_LEFT = 499
 """Status that is counted when the client disconnects before the end of its answer, as in nginx."""
 MOST_DIGITS = 18
-"""Of a Content-Length."""
+"""Most digits of a Content-Length."""
 BODY_SECONDS = 60.0
 """A whole body must arrive within this time."""
 
@@ -53,7 +53,7 @@ class ApiKeys:
     """The valid API keys, each with a name. Compared in constant time, never logged or shown."""
 
     def __init__(self, keys: list[str]) -> None:
-        """`keys`: each as KEY, or as NAME: KEY. Keys of one name are one to the service."""
+        """`keys`: each as KEY, or as NAME: KEY. Keys with the same name count as one."""
         named = [_name_and_key(key) for key in keys]
         self._digests = [(name, hashlib.sha256(key.encode()).digest()) for name, key in named]
         self.names = {name for name, _ in named}
@@ -62,7 +62,7 @@ class ApiKeys:
         return bool(self._digests)
 
     def name_of(self, authorization: str) -> str | None:
-        """The name of the key that an Authorization header carries; None where it is none of them."""
+        """The name of the key in an Authorization header; None if the key is not valid."""
         scheme, _, given = authorization.partition(" ")
         digest = hashlib.sha256(given.strip().encode()).digest()
         matches = [name for name, mine in self._digests if hmac.compare_digest(digest, mine)]
@@ -70,7 +70,7 @@ class ApiKeys:
 
 
 def _name_and_key(entry: str) -> tuple[str, str]:
-    """Name and key. A key without a name has one that says nothing of it, and stays."""
+    """Name and key. A key without a name gets a fixed one that does not reveal it."""
     if named := NAMED_KEY.fullmatch(entry):
         return named[1], named[2]
     return f"key-{hashlib.sha256(f'lightreasoner key {entry}'.encode()).hexdigest()[:12]}", entry
@@ -105,13 +105,13 @@ def load_keys(settings: ServerSettings) -> ApiKeys:
 
 
 class Bodies:
-    """The bytes of all requests' bodies, from their arrival to the end of their answer: bounded."""
+    """Counts the bytes of all requests' bodies, from their arrival to the end of their responses, and bounds them."""
 
     def __init__(self, most: int) -> None:
         self.most, self.bytes = most, 0
 
     def take(self, size: int) -> None:
-        """Count bytes that have arrived. Answers 503 where there is no room for them."""
+        """Count bytes that have arrived. Answers 503 if there is no room for them."""
         if self.bytes + size > self.most:
             raise HTTPException(
                 503,
@@ -122,19 +122,19 @@ class Bodies:
 
 
 class Body:
-    """A request's body as it arrives: refused if it is longer than `most` bytes or too slow."""
+    """A request's body as it arrives. It is rejected if it is longer than `most` bytes, or too slow."""
 
     def __init__(self, receive: Receive, most: int, headers: Headers, bodies: Bodies) -> None:
         self._receive, self._most, self._bodies = receive, most, bodies
         self.seen = 0
-        """Bytes that have arrived, and count among those of all bodies."""
+        """Bytes that have arrived, which `Bodies` counts too."""
         self._sent = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         self._deadline = time.monotonic() + BODY_SECONDS
         self._whole = False
         self.answered = False
-        """The whole answer was sent."""
+        """Whether the whole response was sent."""
         self.abandoned = False
-        """The client disconnected before its body or its answer was complete."""
+        """Whether the client disconnected before its body or its response was complete."""
 
     @property
     def unread(self) -> bool:
@@ -162,7 +162,7 @@ class Body:
 
 
 class Guard:
-    """Wraps the application. `draining()` is true while the server stops and refuses new work."""
+    """Wraps the application. `draining()` is true while the server stops and rejects new work."""
 
     def __init__(
         self,
@@ -205,14 +205,14 @@ class Guard:
         except asyncio.CancelledError:
             status = CLIENT_LEFT
             raise
-        except ClientDisconnect:  # gone, or cut: there is nobody to answer, and nothing wrong here
+        except ClientDisconnect:  # the client has left, or was disconnected: nothing is wrong here
             body.abandoned = True
         finally:
             self._bodies.bytes -= body.seen
             self._record(scope, CLIENT_LEFT if body.abandoned else status, time.perf_counter() - began)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
-        """The answer to a request that is refused before any route, or None."""
+        """The response to a request that is rejected before any route; else None."""
         path = scope["path"]
         head = (
             len(scope.get("raw_path", b""))

@@ -16,9 +16,9 @@ from client.protocol.requests import ProblemDetails
 MEDIA_TYPE = "application/problem+json"
 Responses = dict[int | str, dict[str, Any]]
 MOST_ERRORS = 20
-"""The most errors that one answer lists."""
+"""The most errors that one response lists."""
 MOST_FIELD_CHARACTERS = 200
-"""The longest field name in an answer: the name comes from outside."""
+"""The longest field name in a response: the name comes from outside."""
 
 
 def documented(*statuses: int) -> Responses:
@@ -30,7 +30,7 @@ def documented(*statuses: int) -> Responses:
 def problem_response(
     status: int, detail: str, headers: dict[str, str] | None = None, errors: list[dict[str, str]] | None = None
 ) -> JSONResponse:
-    """The answer to a request that is refused."""
+    """The response to a rejected request."""
     body = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors or [])
     return JSONResponse(body.model_dump(), status, headers, media_type=MEDIA_TYPE)
 

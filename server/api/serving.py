@@ -1,4 +1,4 @@
-"""How the HTTP server runs and ends: the first signal drains, the second ends the process as it is."""
+"""Runs and ends the HTTP server: the first signal drains it, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from server.api.connections import KEEP_ALIVE_SECONDS, REQUEST_HEAD_BYTES, Bound
 from server.logs import log
 
 INTERRUPTED = 130
-"""The exit status after a second signal, as shells have it. The watchdog (`server.watchdog`) ends the engines."""
+"""The exit status after a second signal, as of a process that SIGINT ended. The watchdog (`server.watchdog`) ends the
+engines."""
 
 CLOSING_SECONDS = 5
 """Time for connections to close after their last answer."""
@@ -25,7 +26,7 @@ ENDING_SECONDS = 15.0
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which on SIGTERM or SIGINT drains first and then ends as a success."""
+    """uvicorn's server. On SIGTERM or SIGINT it drains first, then exits with status 0."""
 
     def __init__(self, app: ASGIApp, drain: Callable[[], Awaitable[None]]) -> None:
         config = uvicorn.Config(
@@ -66,7 +67,7 @@ class DrainingServer(uvicorn.Server):
         finally:
             self.should_exit = True
             ending = threading.Timer(ENDING_SECONDS, _end)
-            ending.daemon = True  # it does not keep a process that has ended before
+            ending.daemon = True  # it does not keep a process alive that has ended
             ending.start()
 
 

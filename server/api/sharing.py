@@ -1,7 +1,7 @@
-"""How keys share one server: who asks, what a key sees, and whose request an engine's free slot is for.
+"""Shares one server among keys: which jobs a key may see, and which key's request gets a free slot of the engine.
 
-In: the name of a request's key, as `server.api.guard` found it. Out: whether it may see a job; a slot, when it is its
-turn. Never knows a key itself.
+In: the name of a request's key, from `server.api.guard`. Out: whether it may see a job; a slot, when it is its turn.
+Never sees a key itself.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from dataclasses import dataclass
 from fastapi import Request
 
 ADMIN = "admin"
-"""The name of keys that see and cancel everybody's jobs."""
+"""The name of keys that may see and cancel all jobs."""
 MOST_OF_ONE_KEY = 0.75
-"""Share of the slots that one key may have: another's request finds a free one."""
+"""Largest share of the slots for one key, so that another key's request finds a free one."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: the name of a request's key; None on a server without keys."""
+    """The caller of a request: the name of its key; None on a server without keys."""
 
     key_name: str | None
 
     def may_see(self, key_name: str | None) -> bool:
-        """Whether a job is the caller's. One that was posted without a key is everybody's."""
+        """Whether the caller may see a job of this key. Everybody may see a job that was posted without a key."""
         return self.key_name in (None, ADMIN) or key_name in (None, self.key_name)
 
 
 def caller_of(request: Request) -> Caller:
-    """Who asks, as the guard found out."""
+    """The caller of a request, as the guard identified it."""
     return Caller(request.scope.get("key_name"))
 
 
@@ -41,13 +41,13 @@ class EngineSlots:
     """Slots of the expert's engine, given to keys in turn."""
 
     def __init__(self, slots: int | Callable[[], int]) -> None:
-        """`slots`: how many there are, or what says how many there are now."""
+        """`slots`: the number of slots, or a function that returns it."""
         self._slots: Callable[[], int] = slots if callable(slots) else lambda: slots
         self._held: Counter[str | None] = Counter()
         self._waiting: dict[str | None, deque[asyncio.Future[None]]] = {}  # the key whose turn is next comes first
 
     def of(self, key_name: str | None) -> Callable[[], AbstractAsyncContextManager[None]]:
-        """How a request of this key waits for a slot and holds it."""
+        """A function that opens a context, in which a request of this key waits for a slot and holds it."""
         return lambda: self._slot(key_name)
 
     @contextlib.asynccontextmanager
@@ -58,7 +58,7 @@ class EngineSlots:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was given in the meantime
+            if turn.done() and not turn.cancelled():  # the slot was given meanwhile
                 self._take_back(key_name)
             raise
         try:

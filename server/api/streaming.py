@@ -1,4 +1,4 @@
-"""The answer to POST /v1/trajectories: a line as each trajectory completes, bounded when the client reads slowly.
+"""The response to POST /v1/trajectories: a line as each trajectory completes, bounded if the client reads slowly.
 
 The queue counts accepted trajectories that are not sent yet. Each request has a bounded number of trajectories that
 run or wait to be read (`window_of`), so that a client that stops reading soon costs nothing.
@@ -30,7 +30,7 @@ WAITING_BYTES = 512 * 1024**2
 VALUE_BYTES: dict[Encoding, int] = {"json": 50, "base64": 16}
 """Bytes of one id with both log-probabilities in a line."""
 LINE_PIECE_BYTES = 64 * 1024
-"""What a connection is given at a time. More of a line waits here, where it is counted, until that is on its way."""
+"""Bytes that a connection is given at a time. The rest of a line waits here, where it is counted."""
 QUEUE_RETRY_SECONDS = 2
 NDJSON = "application/x-ndjson"
 
@@ -38,16 +38,16 @@ TrajectoryOf = Callable[[Problem, int], Awaitable[Trajectory]]
 
 
 class UnreadLines:
-    """The lines of all answers that wait to be read: bounded in bytes. Beyond them the slowest reader is cut."""
+    """Counts the lines of all responses that wait to be read. Beyond `most` bytes the slowest reader is cut off."""
 
     def __init__(self, most: int) -> None:
         self.most, self.bytes = most, 0
         self._by_stream: dict[TrajectoryStream, int] = {}
 
     def add(self, stream: TrajectoryStream, size: int) -> None:
-        """Count a line that waits; cut the readers that have let one wait for longest while there are too many.
+        """Count a waiting line. While there are too many bytes, disconnect the reader that was idle longest.
 
-        The last one stays: its own window bounds it, and one line may be larger than the bound.
+        The last reader stays: its own window bounds it, and one line may be larger than the bound.
         """
         if stream not in self._by_stream:
             stream.waiting_since = time.monotonic()
@@ -59,7 +59,7 @@ class UnreadLines:
             slowest.cut()
 
     def take(self, stream: TrajectoryStream, size: int) -> None:
-        """A line is on its way."""
+        """Stop counting a line that was handed to its connection."""
         if stream in self._by_stream:
             self._by_stream[stream] -= size
             self.bytes -= size
@@ -67,7 +67,7 @@ class UnreadLines:
                 del self._by_stream[stream]
 
     def drop(self, stream: TrajectoryStream) -> None:
-        """Nobody will read the rest."""
+        """Stop counting a stream's lines: nobody will read the rest."""
         self.bytes -= self._by_stream.pop(stream, 0)
 
 
@@ -75,7 +75,7 @@ class RequestQueue:
     """Trajectories that requests asked for and have not received yet: bounded, and emptied when the server stops."""
 
     def __init__(self, most: int, keys: int = 1) -> None:
-        """`keys`: how many share it. A key that has less than its share has room, even where others fill the queue."""
+        """`keys`: the number that share the queue. A key below its share has room, even if others fill the queue."""
         self.most, self.depth = most, 0
         self._share, self._by_key = most // keys, Counter[str | None]()
         self.expired = False  # the grace period is over
@@ -142,7 +142,7 @@ class TrajectoryStream(StreamingResponse):
         self._trajectory_of, self._encoding, self._key_name = trajectory_of, asked.encoding, key_name
         self._queue, self._unread = queue, unread
         self.waiting_since = time.monotonic()
-        """When its reader took something last, or the first line began to wait for it."""
+        """When its reader last took bytes, or the first line began to wait for it."""
         self._idle = 0.0
         self._patience = asyncio.timeout(None)
         wanted = [(problem, index) for problem in asked.problems for index in range(asked.n)]
@@ -166,7 +166,7 @@ class TrajectoryStream(StreamingResponse):
             self._queue.leave(self._unsent, self._key_name)
 
     def cut(self) -> None:
-        """End it, and its connection, now."""
+        """End this stream and its connection now."""
         if self._patience.when() is None:
             self._idle = time.monotonic() - self.waiting_since
             self._patience.reschedule(0)
