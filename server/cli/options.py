@@ -1,4 +1,4 @@
-"""The options that both commands of the server share: which pair, with which settings; and how they end on an error.
+"""The options that both commands of the server share, for the pair and its settings; and what to install for them.
 
 In: what a user typed. Out: settings. Imports neither torch nor vLLM.
 """
@@ -32,7 +32,7 @@ class PairOptions:
     ] = None
 
     def settings(self, **flags: Any) -> ServerSettings:
-        """The settings of flags, variables and file; sets up the log. Raises SettingsError."""
+        """The settings from flags, variables and file; sets up the log. Raises SettingsError."""
         from server import logs
         from server.configuration import load_settings
 
@@ -42,7 +42,7 @@ class PairOptions:
 
 
 def not_installed(error: ModuleNotFoundError) -> str:
-    """What to install."""
+    """The message for a missing package: what to install."""
     from client.errors import missing_extra
 
     return f"{missing_extra(error, 'server')} (without a GPU: the extra 'cpu')"

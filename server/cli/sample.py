@@ -1,7 +1,7 @@
-"""sample: problems through this process's own pair into a RUN, without HTTP; it ends when its shard is done.
+"""sample: samples problems into a RUN with a pair in this process, without HTTP; ends when its shard is done.
 
-In: options. Out: a RUN, and an exit status that tells a scheduler whether to try again. Problems, options,
-progress and what a RUN holds are the client's (`client.cli.sample`).
+In: options. Out: a RUN, and an exit status that tells a scheduler whether to retry. `client.cli.sample` owns problems,
+options, progress and the contents of a RUN.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ TRY_AGAIN = os.EX_TEMPFAIL
 def sample_alone(
     problems: Problems, run: TargetRun, pair: PairOptions, options: SamplingOptions, work: WorkOptions
 ) -> None:
-    """Sample PROBLEMS with a pair of this process's own, without HTTP, into RUN; end when that is done.
+    """Sample PROBLEMS into RUN with a pair in this process, without HTTP; exit when that is done.
 
-    To resume, run the same command again: it samples only what RUN lacks. Several such processes fill one RUN, each a
-    shard of it. Without --shard, a task of an Indexed Job (JOB_COMPLETION_INDEX, JOB_COMPLETIONS) or of a Slurm array
-    (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT) takes the shard of its place, and says so.
+    To resume, run the same command again: it samples only what RUN lacks. Several such processes can fill one RUN, each
+    with its own shard. Without --shard, a task of an Indexed Job (JOB_COMPLETION_INDEX, JOB_COMPLETIONS) or of a Slurm
+    array (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT) takes the shard of its index, and prints it.
 
-    Exit status: 0 if RUN or the shard is done; 75 if another try may succeed, as after a dead engine or while the
-    bucket is unavailable; 1 if something must be corrected first; 130 or 143 if a signal stopped it. What was answered
-    is written first.
+    Exit status: 0 if RUN or the shard is done; 75 if a retry may succeed, for example after an engine died or while the
+    bucket is unavailable; 1 if you must correct something first; 130 or 143 if a signal stopped it. Finished
+    trajectories are written first, unless a second signal ends it at once.
     """
     try:
         with ended_early(FIRST_ASKED):
@@ -54,7 +54,7 @@ def sample_alone(
 
                 check_temporary_folder()
                 _watchdog = watchdog.start()  # its pipe closes with this process
-                forkserver.start()  # beside the imports that follow
+                forkserver.start()  # in parallel with the imports below
                 with importing():
                     from server.jobs.own_pair import OwnPair
 
@@ -70,7 +70,7 @@ def sample_alone(
         sys.exit(TRY_AGAIN if error.may_pass else 1)
     except ModuleNotFoundError as error:
         sys.exit(f"error: {not_installed(error)}")
-    except Exception:  # nobody foresaw it: the machine may be at fault
+    except Exception:  # unexpected: the machine may be at fault
         traceback.print_exc()
         sys.exit(TRY_AGAIN)
 

@@ -63,7 +63,7 @@ def listen_and_serve(settings: ServerSettings) -> None:
     keys = load_keys(settings)
     listener = listen(settings.host, settings.port)
     _watchdog = watchdog.start()  # its pipe closes with this process
-    forkserver.start()  # beside the imports and checks that follow
+    forkserver.start()  # in parallel with the imports and checks below
     settings, facts = inspect_models(settings)
 
     with importing():

@@ -1,4 +1,4 @@
-"""The shard of a task that an engine of arrays started: an Indexed Job of Kubernetes, an array job of Slurm.
+"""The shard of a task in an array: an Indexed Job of Kubernetes, or an array job of Slurm.
 
 In: environment variables. Out: a shard, and where it comes from. Never decides how many tasks there are.
 """
@@ -11,16 +11,16 @@ from client.errors import LightReasonerError, shown
 from client.sampling.shards import Shard
 
 INDEX, COMPLETIONS = "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"
-"""Kubernetes sets the first, from 0. It does not say how many there are: the manifest sets the second."""
+"""Kubernetes sets the first, from 0. It does not set the number of tasks: the manifest sets the second."""
 TASK, TASKS = "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"
 FIRST_TASK, LAST_TASK, TASK_STEP = "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP"
 """Slurm sets all of them."""
 
 
 def shard_of_task(variables: Mapping[str, str]) -> tuple[Shard, str] | None:
-    """This task's shard, and the variables that say so; None outside of an array.
+    """This task's shard, and the variables that name it; None outside of an array.
 
-    Raises LightReasonerError where they do not say which shard it is.
+    Raises LightReasonerError if the variables do not identify the shard.
     """
     if variables.get(INDEX):
         task, name, tasks_name, first, step = _whole_number(variables, INDEX), INDEX, COMPLETIONS, 0, 1
