@@ -1,1 +1,1 @@
-"""The server on Ray Serve: a front that answers HTTP, and replicas of the pair that come and go."""
+"""The server on Ray Serve: a front that answers HTTP, and replicas of the pair, whose number changes."""

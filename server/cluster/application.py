@@ -1,8 +1,8 @@
 """The application for `serve run` and `serve deploy`: one front, and replicas of the pair behind it.
 
-In: `args` of a Serve YAML (deploy/ray): settings as server.yaml and the command line have them, and how many replicas
-there may be. Out: the deployments. Routes, keys, streaming and jobs are those of `server.api`; Ray Serve starts, scales
-and replaces replicas. A front that is started again goes on with the bucket's jobs.
+In: `args` of a Serve YAML (deploy/ray): settings as in server.yaml and on the command line, and the number of replicas.
+Out: the deployments. `server.api` has the routes, keys, streaming and jobs; Ray Serve starts, scales and replaces
+replicas. A restarted front resumes the bucket's jobs.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ from server.memory import ranks_of, slots_a_rank
 from server.settings import ROLES, EngineArguments, Role, ServerSettings, SettingsError
 
 HOST = "0.0.0.0"
-"""Taken to be the proxies' address unless `host` says otherwise: keys are required beyond loopback."""
+"""Assumed address of Ray's proxies, unless `host` is given: keys are required beyond loopback."""
 BUSY_SHARE = 0.5
-"""Share of its slots that a replica has in use before Ray starts another. A job uses 0.75."""
+"""Share of a replica's slots in use at which Ray starts another replica. A job uses 0.75."""
 HEALTH_SECONDS = 2.0
-"""How often Ray asks whether a replica is well. After three times that it is not, the replica is ended."""
+"""Interval of Ray's health checks. Ray ends a replica after three failed checks."""
 FRONT_REQUESTS = 4096
-"""Open at one front; `limits` bound what they hold."""
+"""Most open requests of one front. `limits` bound what they hold."""
 DESCRIBE_SECONDS = 5.0
 LOGGING = {"enable_access_log": False}
-"""Ray writes a line for every trajectory otherwise, in the replica; ours tell what matters."""
+"""Turns off Ray's own log line for every trajectory; our log has what matters."""
 
 
 def application(args: dict[str, Any]) -> serve.Application:
-    """The application. `args`: `config`, any key of server.yaml, `min_replicas`, `max_replicas`, `gpus` a replica.
+    """The application. `args`: `config`, any key of server.yaml, `min_replicas`, `max_replicas`, `gpus` per replica.
 
-    Ray Serve calls it, with nothing else. Raises SettingsError.
+    Ray Serve calls it with `args` alone. Raises SettingsError.
     """
     return application_over(checked_and_started, args)
 
 
 def application_over(start: StartPair, args: dict[str, Any]) -> serve.Application:
-    """The same, over pairs that `start` checks and starts in each replica."""
+    """The application, with `start` to check and start the pair of each replica."""
     given = dict(args)
     count = ReplicaCount.of({name: given.pop(name) for name in ReplicaCount.model_fields if name in given})
     config = given.pop("config", None)
     settings, slots = _with_slots(load_settings(Path(config) if config else None, **{"host": HOST, **given}))
-    load_keys(settings)  # a missing key is said here, before anything starts
+    load_keys(settings)  # reports a missing key before anything starts
     replicas = serve.deployment(PairReplica).options(  # type: ignore[attr-defined]
         name="Pair",
         ray_actor_options={"num_cpus": 1, "num_gpus": count.gpus},
@@ -73,7 +73,7 @@ def application_over(start: StartPair, args: dict[str, Any]) -> serve.Applicatio
     )
     front = serve.deployment(serve.ingress()(Front)).options(  # type: ignore[attr-defined]
         name="Front",
-        ray_actor_options={"num_cpus": 0},  # or replicas could take all of Ray's CPUs, and a dead front never come back
+        ray_actor_options={"num_cpus": 0},  # else replicas could take all of Ray's CPUs, and no front could restart
         max_ongoing_requests=FRONT_REQUESTS,
         health_check_period_s=HEALTH_SECONDS,
         logging_config=LOGGING,
@@ -83,7 +83,7 @@ def application_over(start: StartPair, args: dict[str, Any]) -> serve.Applicatio
 
 
 class ReplicaCount(BaseModel):
-    """How many replicas there may be, and how many GPUs each has."""
+    """The number of replicas, and of GPUs for each."""
 
     min_replicas: int = Field(1, ge=1)
     max_replicas: int | None = Field(None, ge=1)
@@ -109,7 +109,7 @@ class ReplicaCount(BaseModel):
 
 
 def _with_slots(settings: ServerSettings) -> tuple[ServerSettings, int]:
-    """The settings with how many sequences each engine runs, and a replica's slots.
+    """The settings with the number of sequences that each engine runs, and a replica's slots.
 
     Ray must know them before an engine has started; vLLM's own number differs between machines.
     """
@@ -139,7 +139,7 @@ class Front:
         return Draining(guarded, service, self._settings.grace_seconds)
 
     def check_health(self) -> None:
-        """Raises RuntimeError where the service could not start, or replicas serve another pair."""
+        """Raises RuntimeError if the service could not start, or replicas serve another pair."""
         pair = self._service.pair
         if reason := self._failed or (pair and pair.failure()):
             raise RuntimeError(str(reason))
@@ -148,7 +148,7 @@ class Front:
         self._failed = error
 
     def _remote_pair(self, stopping: threading.Event) -> Pair:
-        """Waits for the first replica."""
+        """Wait for the first replica; returns the pair of all replicas."""
         while not stopping.is_set():
             try:
                 described = self._replicas.describe.remote().result(timeout_s=DESCRIBE_SECONDS)
@@ -160,7 +160,7 @@ class Front:
 
 
 class Draining:
-    """An application that ends its work and hands its job back before Ray Serve ends it."""
+    """An application that finishes its work and hands its job back before Ray Serve ends it."""
 
     def __init__(self, app: ASGIApp, service: Service, grace_seconds: float) -> None:
         self._app, self._service, self._grace = app, service, grace_seconds

@@ -1,7 +1,7 @@
-"""A pair whose engines are in replicas: the front's routes and jobs use it as they would use a pair of their own.
+"""A pair whose engines are in replicas. The front's routes and jobs use it like a pair of their own.
 
-In: problems. Out: trajectories, from the replica with the fewest requests, as Ray Serve chooses it. What a lost replica
-did not answer is asked again. Cancelling a call frees the replica's engines. Never passes on what another pair made.
+In: problems. Out: trajectories, from the replica with the fewest requests, which Ray Serve chooses. Requests to a lost
+replica are retried. Cancelling a call frees the replica's engines. Never returns results of another pair.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from server.logs import log
 from server.settings import Role
 
 REPLICAS_TRIED = 4
-"""At a trajectory whose replica is lost: it may be what ends them."""
+"""Most attempts at a trajectory whose replica is lost: the trajectory may be what ends replicas."""
 ASKED_AGAIN_SECONDS = 1.0
 SENT_APART_SECONDS = 0.001
-"""Ray gives a request to the replica that has the fewest, but all requests of one moment to the same one."""
+"""Pause before each request. Ray chooses the replica with the fewest requests, but sends simultaneous ones to the same
+replica."""
 ANOTHER_PAIR = "replicas serve another pair now, which was deployed meanwhile; the front starts again"
 REPLICA_COUNT_SECONDS = 2.0
-"""How often the replicas that run are counted."""
+"""How often running replicas are counted."""
 
 
 class RemoteEngine:
-    """What a front knows of one engine in all replicas together."""
+    """One engine in all replicas together, as the front knows it."""
 
     def __init__(self, card: ModelCard, folder: Path) -> None:
         self.card, self.role, self.replicas = card, card.role, 1
@@ -44,7 +45,7 @@ class RemoteEngine:
 
     @property
     def slots(self) -> int:
-        """Requests that run at one time, in the replicas that are there."""
+        """Requests that run at a time, in all running replicas."""
         return self.card.slots * self.replicas
 
 
@@ -52,7 +53,7 @@ class RemotePair(Pair):
     """All replicas of a pair as one pair."""
 
     def __init__(self, replicas: Any, described: PairDescription, most: int) -> None:
-        """`replicas`: the handle of their deployment; `most`: how many there may be."""
+        """`replicas`: the handle of their deployment; `most`: their largest number."""
         self._replicas, self._most, self.accepted = replicas, most, described.accepted
         self._mark, self._replaced = pair_mark(described.cards), False
         self._sending = asyncio.Lock()
@@ -65,35 +66,35 @@ class RemotePair(Pair):
         self.prompts: Any = SimpleNamespace(ends_as_early=described.ends_as_early)
 
     def dead(self) -> dict[Role, str]:
-        """None: Ray ends a replica whose engine died, and starts another one."""
+        """Always empty: Ray ends a replica whose engine died, and starts another one."""
         return {}
 
     def failure(self) -> str | None:
-        """Why the front must start again: replicas serve another pair than the one that was described to it."""
+        """Why the front must restart: replicas serve another pair than the one that was described to it."""
         return ANOTHER_PAIR if self._replaced else None
 
     async def warm_up(self) -> None:
-        """Every replica does that itself."""
+        """Do nothing: every replica warms up itself."""
 
     async def watch(self, seconds: float) -> None:
-        """Count the replicas that run, until cancelled."""
+        """Count the running replicas, until cancelled."""
         application, deployment = serve.get_replica_context().app_name, self._replicas.deployment_name
         while True:
-            with contextlib.suppress(RayError, KeyError):  # the controller may be starting again
+            with contextlib.suppress(RayError, KeyError):  # the controller may be restarting
                 status = await asyncio.to_thread(serve.status)
                 states: Any = status.applications[application].deployments[deployment].replica_states
                 self.expert.replicas = self.amateur.replicas = max(1, states.get("RUNNING", 0))
             await asyncio.sleep(REPLICA_COUNT_SECONDS)
 
     def card(self, engine: Any) -> ModelCard:
-        """What GET /v1/models says of one of the two: the slots are those of as many replicas as there may be.
+        """The card of one engine for GET /v1/models, with the slots of the largest number of replicas.
 
-        Else a client would never send as much as makes Ray start another one.
+        Otherwise a client would never send enough requests for Ray to start another replica.
         """
         return engine.card.model_copy(update={"slots": engine.card.slots * self._most})
 
     def shutdown(self) -> None:
-        """Replicas are Ray's to end."""
+        """Remove the local files. Ray ends the replicas."""
         self._folder.cleanup()
 
     async def _trajectory(

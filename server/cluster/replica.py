@@ -1,7 +1,7 @@
 """A replica: one pair, both engines, in a process that Ray starts, checks and ends.
 
 In: settings, and calls of the front (`server.cluster.remote`). Out: trajectories, or why there is none. A replica whose
-engine died ends, and Ray starts another one; what it was asked is then asked again elsewhere.
+engine died ends, and Ray starts another one; the front then retries its requests.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ StartPair = Callable[[ServerSettings], Pair]
 
 
 def pair_mark(cards: PairCards) -> str:
-    """The same for two pairs that may fill one RUN."""
+    """A mark that is equal for two pairs that may fill one RUN."""
     return repr([getattr(card, field) for card in cards for field in PAIR_FIELDS])
 
 
 @dataclass(frozen=True)
 class PairDescription:
-    """What a front tells of a pair without asking: every replica's is the same, but while another is deployed."""
+    """The facts that a front needs of a pair. All replicas have the same, except during a new deployment."""
 
     cards: PairCards
     accepted: Accepted
@@ -58,7 +58,7 @@ class PairReplica:
         return PairCards(self.pair.card(self.pair.expert), self.pair.card(self.pair.amateur))
 
     async def describe(self) -> PairDescription:
-        """What the front needs to know of the pair."""
+        """Describe the pair for the front."""
         pair = self.pair
         tokenizer = await asyncio.to_thread((pair.facts.expert.folder / "tokenizer.json").read_bytes)
         return PairDescription(self.cards, pair.accepted, pair.prompts.ends_as_early, tokenizer)
@@ -66,22 +66,24 @@ class PairReplica:
     async def trajectory(
         self, problem: Problem, sample_index: int, sampling: SamplingSettings, priority: int, mark: str
     ) -> Trajectory | Failure | None:
-        """A problem's trajectory, or why it failed; None if the front means another pair.
+        """A problem's trajectory, or why it failed; None if the front expects another pair.
 
-        Where an engine has died it never answers.
+        After an engine has died, this never returns.
         """
         if mark != self._mark:
             return None
         try:
             return await self.pair.trajectory(problem, sample_index, sampling, Turn(priority))
         except TrajectoryError as error:
-            if self.pair.failure():  # a quick answer would draw everybody's problems here, until Ray ends this replica
+            if self.pair.failure():  # a quick answer would attract all problems here, until Ray ends this replica
                 await asyncio.Event().wait()
             return Failure(problem.id, sample_index, error.type, error.detail)
 
     async def check_health(self) -> None:
-        """Ray asks every few seconds. Ends this process where an engine has died: Ray starts another replica, and the
-        front asks again at once. Ray would let a replica that is only called unhealthy wait for its requests first.
+        """Ray calls this every few seconds. If an engine has died, this process ends: Ray starts another replica.
+
+        The front then retries at once. If the replica were only reported as unhealthy, Ray would first wait for its
+        requests.
         """
         if reason := self.pair.failure():
             log.error("this replica ends: %s", reason)
