@@ -1,1 +1,1 @@
-"""The pair over two vLLM engines: how it starts, what it answers, and how its processes end."""
+"""The pair over two vLLM engines: its start, its prompts and results, and the end of its processes."""

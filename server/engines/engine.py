@@ -1,6 +1,6 @@
-"""One vLLM engine, in processes of its own: how it starts, runs a request, is found to hang, and stops.
+"""One vLLM engine in processes of its own: starts it, runs requests, detects a hang, and stops it.
 
-In: engine arguments, as `server.settings` makes them. Out: vLLM's answers as they are. Knows nothing of pairs.
+In: engine arguments from `server.settings`. Out: vLLM's outputs, unchanged. Does not know of pairs.
 """
 
 from __future__ import annotations
@@ -40,24 +40,25 @@ from server.settings import EngineArguments, Role, cpu_threads
 SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 """An engine's processes must not inherit this one's threads and locks."""
 SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
-"""vLLM's own sampling needs no kernel that the first request with a top_p would compile for a minute."""
+"""Turns FlashInfer's sampler on or off. vLLM's own, the default here, needs no kernel that compiles for a minute at the
+first request with a top_p."""
 LOOKS = 20
-"""At an engine's steps, in the time after which it is taken to hang."""
+"""How often to check an engine's steps, within the time after which it counts as hung."""
 
 
 class EngineStartError(LightReasonerError):
-    """An engine that did not start: names the role, and the reason that vLLM gives."""
+    """An engine did not start. The message names its role, and vLLM's reason."""
 
 
 def workers_of(arguments: EngineArguments) -> int:
-    """Processes among which an engine's model is spread, in all its data-parallel ranks together."""
+    """Processes over which an engine's model is spread, in all its data-parallel ranks together."""
     sizes = ("tensor_parallel_size", "pipeline_parallel_size")
     workers = math.prod(arguments.get(size) or 1 for size in sizes)
     return workers * (arguments.get("data_parallel_size") or 1) if workers > 1 else 1
 
 
 def start_error(role: Role, model: str, reason: str) -> EngineStartError:
-    """An engine did not start, for this reason of vLLM's."""
+    """The error of an engine that did not start. `reason`: vLLM's."""
     return EngineStartError(f"the {role}'s engine did not start ({model}): {reason}")
 
 
@@ -75,10 +76,10 @@ class StepCounter(StatLoggerBase):
 
 @contextlib.contextmanager
 def reading(role: Role, model: str) -> Iterator[None]:
-    """vLLM reads an engine's arguments meanwhile. Raises EngineStartError with the cause where it refuses them."""
+    """A context for vLLM to read an engine's arguments. Raises EngineStartError with the cause if it rejects them."""
     with child_errors.collected() as cause:
         try:
-            with held():  # vLLM may look at a model's class in a process of its own
+            with held():  # vLLM may inspect a model's class in a process of its own
                 yield
         except Exception as error:
             raise start_error(role, model, cause() or reason_of(error)) from error
@@ -94,7 +95,7 @@ class Engine:
     """A running engine."""
 
     def __init__(self, role: Role, facts: ModelFacts, arguments: EngineArguments, cores: str | None) -> None:
-        """Start it; blocks until it has loaded. `cores`: on a CPU, what its threads are bound to.
+        """Start the engine; blocks until it has loaded. `cores`: on a CPU, the cores for its threads.
 
         Raises EngineStartError.
         """
@@ -127,19 +128,19 @@ class Engine:
 
     @property
     def max_logprobs(self) -> int:
-        """The most ids a step that this engine answers for; vLLM's -1 means all."""
+        """The most ids per step that this engine returns; vLLM's -1 means all."""
         allowed = self.llm.model_config.max_logprobs
         return self.facts.vocab_size if allowed == -1 else allowed
 
     @property
     def slots(self) -> int:
-        """Requests that run at one time, in all data-parallel ranks together."""
+        """Requests that run at a time, in all data-parallel ranks together."""
         config = self.llm.vllm_config
         return config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
 
     @property
     def death(self) -> str | None:
-        """Why it no longer works, or None while it does."""
+        """Why the engine no longer works; None while it does."""
         return (self._hung or str(self.llm.dead_error)) if self.llm.errored else None
 
     async def run(self, prompt_token_ids: list[int], params: SamplingParams, priority: int) -> RequestOutput:
@@ -152,9 +153,9 @@ class Engine:
         return final
 
     async def watch(self, seconds: float) -> None:
-        """Kill it when it has requests and takes no step for so long: dead, it is reported, and its work given up.
+        """Kill the engine if it has requests but takes no step for `seconds`. Then its death is reported.
 
-        Counts only time in which this process could look: a machine that slept has not hung.
+        Only time in which this process could check counts: an engine on a suspended machine has not hung.
         """
         seen, idle = -1, 0.0
         while not self.llm.errored:
@@ -172,11 +173,11 @@ class Engine:
                 return
 
     def stop(self) -> None:
-        """End it and its processes; blocks, for some seconds at most."""
+        """Stop the engine and its processes; blocks for some seconds at most."""
         for process in self._processes:
             if process.pid and process.is_alive():
                 os.kill(process.pid, STOP)
         self.llm.shutdown()
         self._sockets.cleanup()
-        # At the interpreter's end vLLM's __del__ calls it again, when the modules that it uses are gone.
+        # At the interpreter's end vLLM's __del__ calls shutdown again, when modules that it uses are gone.
         self.llm.shutdown = lambda *_, **__: None  # type: ignore[method-assign]

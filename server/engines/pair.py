@@ -40,17 +40,17 @@ INTERACTIVE, JOB = 0, 1
 
 @dataclass(frozen=True)
 class Turn:
-    """When the problems of one request, or of one job, have their turn at the pair."""
+    """How the problems of one request, or of one job, take turns at the pair."""
 
     priority: int = INTERACTIVE
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """One of its prompts is rendered at a time, so that nobody waits for all of another's."""
+    """Only one of its prompts is rendered at a time, so that others need not wait for all of them."""
     slot: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext
-    """Held while the expert's engine works for it."""
+    """A context that is held while the expert's engine works on one of its problems."""
 
 
 class Pair:
-    """Two running engines, and what they do together."""
+    """Two running engines, which produce trajectories together."""
 
     def __init__(self, expert: Engine, amateur: Engine, facts: PairFacts, native: bool) -> None:
         self.expert, self.amateur, self.facts = expert, amateur, facts
@@ -60,25 +60,25 @@ class Pair:
             expert.llm.model_config.try_get_generation_config(),
         )
         self.accepted = Accepted(self.max_top_k, expert.max_model_len, facts.expert.vocab_size, self.prompts.has_own)
-        self._native = native  # does vLLM itself score the expert's ids, or our worker?
+        self._native = native  # whether vLLM itself scores the expert's ids, or our worker does
         self._started_at = int(time.time())
 
     @property
     def max_top_k(self) -> int:
-        """The largest top_k that both engines answer for; never more than the expert's head has columns."""
+        """The largest top_k that both engines support, at most the columns of the expert's head."""
         return min(self.expert.max_logprobs, self.amateur.max_logprobs, self.expert.facts.vocab_size)
 
     def dead(self) -> dict[Role, str]:
-        """The engines that have died, each with what vLLM says of it."""
+        """The engines that have died, each with vLLM's reason."""
         return {engine.role: reason for engine in (self.expert, self.amateur) if (reason := engine.death) is not None}
 
     def failure(self) -> str | None:
-        """Why the pair no longer works, or None while it does."""
+        """Why the pair no longer works; None while it does."""
         said = [f"the {role}'s engine died: {reason}" for role, reason in self.dead().items()]
         return "; ".join(said) or None
 
     async def watch(self, seconds: float) -> None:
-        """Kill an engine that hangs for so long; runs until it is cancelled, or both are dead."""
+        """Kill an engine that hangs for `seconds`. Runs until it is cancelled, or both are dead."""
         await asyncio.gather(self.expert.watch(seconds), self.amateur.watch(seconds))
 
     async def warm_up(self) -> None:
@@ -96,10 +96,10 @@ class Pair:
     async def trajectory(
         self, problem: Problem, sample_index: int, sampling: SamplingSettings, turn: Turn
     ) -> Trajectory:
-        """The expert's trajectory of a problem, or the completion it gives, scored by both models.
+        """The expert's trajectory of a problem, or the problem's own completion, scored by both models.
 
-        Both engines start what has a smaller `priority` first, and what came first among equals.
-        Raises TrajectoryError where this problem fails; others are not disturbed.
+        Both engines start requests with a smaller `priority` first; among equals, the earlier one. Raises
+        TrajectoryError if this problem fails; others are not affected.
         """
         try:
             trajectory = await self._trajectory(problem, sample_index, sampling, turn)
@@ -139,7 +139,7 @@ class Pair:
         )
 
     def card(self, engine: Engine) -> ModelCard:
-        """What GET /v1/models says of one of the two."""
+        """The card of one of the two engines, for GET /v1/models."""
         return ModelCard(
             id=str(engine.facts.folder),
             created=self._started_at,
@@ -160,7 +160,7 @@ class Pair:
         )
 
     def shutdown(self) -> None:
-        """Stop both engines and their processes, side by side: each waits some seconds for its own."""
+        """Stop both engines and their processes in parallel: each waits some seconds for its own."""
         with ThreadPoolExecutor() as pool:
             list(pool.map(Engine.stop, (self.expert, self.amateur)))
 
@@ -238,7 +238,7 @@ ExpertAnswer = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[n
 
 
 async def _twice(run: Callable[[], Awaitable[RequestOutput]], scores: Callable[[RequestOutput], Any]) -> Any:
-    """The scores of a request, asked again once: vLLM may drop those of a request that it preempted."""
+    """Run a request and return its scores, with one retry: vLLM may drop the scores of a preempted request."""
     for _ in range(2):
         if (found := scores(await run())) is not None:
             return found
@@ -246,7 +246,7 @@ async def _twice(run: Callable[[], Awaitable[RequestOutput]], scores: Callable[[
 
 
 def _top_k(flat: Any, k: int, first_row: int = 0) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Entries 1..k of each row of vLLM's flat log-probabilities; entry 0 is the token that was taken."""
+    """Entries 1..k of each row of vLLM's flat log-probabilities; entry 0 is the generated token."""
     starts = np.array(flat.start_indices[first_row:], np.int64)
     entries = starts[:, None] + np.arange(1, k + 1)
     if len(starts) and (np.array(flat.end_indices[first_row:]) - starts != k + 1).any():
@@ -255,7 +255,7 @@ def _top_k(flat: Any, k: int, first_row: int = 0) -> tuple[npt.NDArray[np.int32]
 
 
 def _request_seed(seed: int | None, problem_id: str, sample_index: int) -> int | None:
-    """A seed of its own for each trajectory, whatever else is in the request."""
+    """A seed for each trajectory, independent of what else is in the request."""
     if seed is None:
         return None
     digest = hashlib.sha256(json.dumps([seed, problem_id, sample_index]).encode()).digest()

@@ -1,6 +1,6 @@
-"""May these two models be contrasted? Answered from their files, before an engine starts.
+"""Checks whether two models may be contrasted, from their files, before an engine starts.
 
-In: two model folders. Out: `PairFacts`, or ModelError saying which token or file stands in the way.
+In: two model folders. Out: `PairFacts`, or a ModelError that names the token or file at fault.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from server.logs import log
 from server.settings import Role, ServerSettings
 
 GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-"""How names of architectures end that generate text; vLLM knows some others."""
+"""Endings of the names of architectures that generate text; vLLM knows some others."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the files of one model say."""
+    """Facts from the files of one model."""
 
     folder: Path
     vocab_size: int  # columns of its head
@@ -43,8 +43,8 @@ class ModelFacts:
     model_fingerprint: str
     tokenizer_fingerprint: str
     chat_template_digest: str | None
-    trusted: bool  # may the model's own Python code run?
-    chat_template_file: Path | None = None  # one that takes the place of the folder's
+    trusted: bool  # whether the model's own Python code may run
+    chat_template_file: Path | None = None  # a template in place of the folder's
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class PairFacts:
 
     expert: ModelFacts
     amateur: ModelFacts
-    differences: list[TokenDifference]  # added tokens that are not the same in both
-    known: npt.NDArray[np.bool_]  # [expert's vocab_size]: may the id be sent to the amateur?
+    differences: list[TokenDifference]  # added tokens that differ between the two
+    known: npt.NDArray[np.bool_]  # [expert's vocab_size], whether the id may be sent to the amateur
 
 
 def inspect_models(settings: ServerSettings) -> tuple[ServerSettings, PairFacts]:
-    """The settings with a folder for each model, downloaded if it must be, and what their files say; logs both.
+    """The settings with a local folder for each model, downloaded if needed, and facts from their files; logs both.
 
     Raises SettingsError or ModelError.
     """
@@ -80,16 +80,15 @@ def inspect_pair(
 ) -> PairFacts:
     """Compare two models' token maps and heads.
 
-    `trusted`: the models whose own Python code may run. `chat_template_file`: takes the place of the expert's chat
-    template.
+    `trusted`: the models whose own Python code may run. `chat_template_file`: a template in place of the expert's.
 
-    Ordinary tokens must have the same id in both; raises ModelError naming the first that has not. Added tokens
-    may differ: those ids, and ids beyond the amateur's head, are unknown to the amateur.
+    Ordinary tokens must have the same id in both; raises ModelError naming the first that differs. Added tokens may
+    differ: those ids, and ids beyond the amateur's head, are unknown to the amateur.
     """
     facts = _inspect(expert, "expert" in trusted, chat_template_file), _inspect(amateur, "amateur" in trusted)
     check_generation_config(expert)
     if facts[0].chat_template_digest or chat_template_file:
-        ChatTemplate(expert, chat_template_file)  # one that cannot be read is found before an engine starts
+        ChatTemplate(expert, chat_template_file)  # finds an invalid template before an engine starts
     expert_tokens, expert_added = token_map(expert)
     amateur_tokens, amateur_added = token_map(amateur)
     differences = []
@@ -131,7 +130,7 @@ def _weight_bytes(folder: Path) -> int:
 
 
 def _vocab_size(folder: Path, trusted: bool) -> int:
-    """Columns of the head. Raises ModelError where config.json is not a causal language model's."""
+    """Columns of the head. Raises ModelError if config.json is not a causal language model's."""
     config = model_config(folder)
     _check_causal(folder, config)
     size = config.get("vocab_size")

@@ -1,7 +1,7 @@
-"""What both models read: a question becomes token ids here, and ids that an engine cannot take stop here.
+"""Makes the prompts of both models: renders questions to token ids, and rejects ids that an engine cannot take.
 
-In: a problem and what its request says of the prompt. Out: token ids, or TrajectoryError with the reason. Never runs
-an engine.
+In: a problem and its request's settings for the prompt. Out: token ids, or a TrajectoryError with the reason. Never
+runs an engine.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from server.logs import log
 from server.settings import Role
 
 CHARACTERS_A_TOKEN = 16
-"""More than any text has on average."""
+"""More characters per token than any text has on average."""
 PROBE = {"role": "user", "content": "What is 7 times 8?"}
 """A question whose prompt shows which tokens the expert's chat template writes."""
 COUNTED_CHARACTERS = 256
-"""Of a long text, whose tokens are counted at a time."""
+"""Characters of a long text whose tokens are counted at a time."""
 
 
 class TrajectoryError(Exception):
-    """Why the service cannot give one trajectory; `type` is the error type of its line."""
+    """The service cannot return a trajectory. `type`: the error type of its line."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -42,7 +42,7 @@ class TrajectoryError(Exception):
 
 @dataclass(frozen=True)
 class Accepted:
-    """What a pair accepts of a request's settings: it can be told without the pair."""
+    """The limits of a pair for a request's settings. They can be checked without the pair."""
 
     top_k: int
     context: int  # the expert's, in tokens
@@ -50,7 +50,7 @@ class Accepted:
     own_prompt: bool  # the amateur has a chat template of its own
 
     def objection(self, sampling: SamplingSettings) -> tuple[str, str] | None:
-        """The first field of a request that the schema allows and the pair does not, and why; None if there is none."""
+        """The first field that the schema allows but this pair does not, and why; None if there is none."""
         if sampling.top_k > self.top_k:
             return "top_k", f"{sampling.top_k} is more than this pair answers for, {self.top_k}"
         if (length := len(sampling.system_prompt or "")) > longest(self.context):
@@ -66,20 +66,20 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What stands before a completion: for the expert, and for the amateur where it reads something of its own."""
+    """The token ids before a completion: the expert's, and the amateur's if it reads a prompt of its own."""
 
     expert: list[int]
-    amateur: list[int] | None = None  # None: what the expert reads, as far as the amateur knows it
+    amateur: list[int] | None = None  # None: the expert's ids, without those that the amateur does not know
 
 
 class TextReader:
-    """A model's tokenizer and chat template: questions become ids."""
+    """Turns questions into token ids, with a model's tokenizer and chat template."""
 
     def __init__(self, facts: ModelFacts, context: int) -> None:
         self._context = context
-        # tokenizer.json as it is. AutoTokenizer makes many tokenizers anew, as the class has it that
-        # tokenizer_config.json names, and published ones name the wrong class: words lose their spaces. Beside
-        # tekken.json it takes mistral-common, which heeds no chat template.
+        # Reads tokenizer.json unchanged. AutoTokenizer rebuilds many tokenizers for the class that
+        # tokenizer_config.json names, and published ones name the wrong class: words lose their spaces. If there is a
+        # tekken.json, AutoTokenizer takes mistral-common, which ignores chat templates.
         self.tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(facts.folder)
         self.template: ChatTemplate | None = None
         if facts.chat_template_digest:
@@ -87,9 +87,9 @@ class TextReader:
             self.template = ChatTemplate(facts.folder, facts.chat_template_file, tokens)
 
     def prompt(self, messages: Messages, sampling: SamplingSettings) -> list[int]:
-        """A conversation's prompt, straight to ids, so that no second BOS is added.
+        """Render a conversation directly to token ids, so that no second BOS is added.
 
-        Raises ModelError, or TrajectoryError where the context is far too small for it.
+        Raises ModelError; TrajectoryError if the prompt is far longer than the context.
         """
         assert self.template is not None
         text = self.template.prompt(messages, sampling.chat_template_kwargs, sampling.date)
@@ -105,9 +105,9 @@ class TextReader:
         return ids
 
     def _is_far_too_long(self, text: str) -> bool:
-        """Whether it has more than twice as many tokens as the context. Reads no more of it than it takes to tell.
+        """Whether a text has more than twice as many tokens as the context. It tokenises no more than it needs to tell.
 
-        A few thousand emoji keep a tokenizer busy for a second, and all others wait.
+        A few thousand emoji keep a tokenizer busy for a second, while all other requests wait.
         """
         if len(text.encode(errors="replace")) <= 2 * self._context:
             return False
@@ -141,21 +141,21 @@ class Prompts:
                 "%s closes turns with no token of its own; stop_token_ids of a request can name one", template.name
             )
         self.amateur_prompt: AmateurPrompt = "own" if self._is_strange(template) and self._amateur_template else "same"
-        """What the amateur reads where a request does not say."""
+        """What the amateur reads if a request does not say."""
         if self.amateur_prompt == "own":
             log.info("the amateur does not know the expert's chat tokens: it reads questions by its own chat template")
         self.own_with = self._strange_switches(template) if self._amateur_template else {}
-        """Variables of the expert's chat template that make its prompt strange to the amateur, and the values."""
+        """Variables of the expert's chat template, with the values that write tokens unknown to the amateur."""
         self.writes_date: dict[Role, bool] = {
             "expert": bool(template and template.writes_date),
             "amateur": bool(self._amateur_template and self._amateur_template.writes_date),
         }
-        """Whose prompts depend on the day."""
+        """Whether a model's prompts depend on the date."""
 
     async def render(self, problem: Problem, sampling: SamplingSettings) -> Prompt:
-        """The token ids of a problem's prompt.
+        """Render a problem's prompt to token ids.
 
-        Raises TrajectoryError where a template fails or the text is too long.
+        Raises TrajectoryError if a template fails or the text is too long.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._renderer, self._render, problem, sampling)
@@ -163,7 +163,7 @@ class Prompts:
     def check(self, prompt: Prompt, completion: list[int], max_tokens: int) -> None:
         """Raise TrajectoryError unless both engines can take the prompt and the completion.
 
-        `completion`: the given one; where it is empty, the expert generates up to `max_tokens`.
+        `completion`: the given completion; if it is empty, the expert generates up to `max_tokens`.
         """
         length = len(completion) or max_tokens
         read: dict[Role, list[int]] = {"expert": prompt.expert, "amateur": prompt.amateur or prompt.expert}
@@ -209,12 +209,12 @@ class Prompts:
 
     @cached_property
     def _amateur(self) -> TextReader:
-        """The amateur's, read when it is first asked for: most pairs never do."""
+        """The amateur's tokenizer and template, read at first use: most pairs never need them."""
         return TextReader(self._pair.amateur, self._contexts["amateur"])
 
     @cached_property
     def _amateur_template(self) -> ChatTemplate | None:
-        """The amateur's own, or None where it has none that can be read."""
+        """The amateur's own chat template; None if it has none that is valid."""
         if not self._pair.amateur.chat_template_digest:
             return None
         try:
@@ -224,7 +224,10 @@ class Prompts:
             return None
 
     def _strange_switches(self, template: ChatTemplate | None) -> dict[str, list[bool]]:
-        """As Qwen3's `enable_thinking`, which without thinking writes two tokens that Qwen2.5 does not know."""
+        """The variables and values that write tokens unknown to the amateur into the expert's prompt.
+
+        One is Qwen3's `enable_thinking`: false writes two tokens that Qwen2.5 does not know.
+        """
         if template is None or self.amateur_prompt == "own":
             return {}
         tried = {
@@ -243,23 +246,23 @@ class Prompts:
         return False
 
     def _all_known(self, prompt: list[int]) -> bool:
-        """Whether the amateur knows every id of a prompt of the expert's."""
+        """Whether the amateur knows every id of the expert's prompt."""
         known = self._pair.known
         return all(index < len(known) and known[index] for index in prompt)
 
 
 def longest(context: int) -> int:
-    """Characters. A longer text cannot fit. Its tokens are not even counted: that would keep others waiting."""
+    """Most characters of a text that may fit. Tokens of a longer text are not counted, which would take long."""
     return CHARACTERS_A_TOKEN * context
 
 
 def too_long(context: int) -> str:
-    """What is said of a longer one."""
+    """The error for a longer text."""
     return f"more than {longest(context)} are taken to exceed the expert's context of {context}"
 
 
 def _conversation(problem: Problem, system_prompt: str | None) -> list[dict[str, str]]:
-    """The conversation that is rendered: the problem's own as it is, or the system prompt and the question."""
+    """The conversation to render: the problem's own messages, or the system prompt and the question."""
     if problem.messages:
         return [message.model_dump() for message in problem.messages]
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []

@@ -1,7 +1,7 @@
-"""The amateur's score of the expert's ids: which rows of which prompt, and how vLLM is asked for them.
+"""Scores the expert's ids by the amateur: which rows of which prompt, and how to request them from vLLM.
 
-In: a trajectory's tokens and the expert's top-k ids. Out: prompts and sampling parameters for the amateur's
-engine, and its answers put back in the order of the steps. Never runs an engine.
+In: a trajectory's tokens and the expert's top-k ids. Out: prompts and sampling parameters for the amateur's engine, and
+the step of each row. Never runs an engine.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class ScoringPass:
-    """One prompt for the amateur; row i of its scores belongs to step `steps[i]`, where that is not -1."""
+    """One prompt for the amateur. Row i of its scores belongs to step `steps[i]`, unless that is -1."""
 
     prompt_token_ids: list[int]
     start: int  # prompt_token_ids[start + i + 1] is what row i predicts
-    token_ids: Ints  # [rows, k], -1 where nothing is asked
+    token_ids: Ints  # [rows, k], -1 pads
     steps: Ints  # [rows]
 
 
 def scoring_passes(
     prompt: Ints, completion: Ints, top_ids: Ints, known: npt.NDArray[np.bool_], own: Ints | None = None
 ) -> Iterator[ScoringPass]:
-    """How to score every step of a trajectory: one pass, or more where the amateur does not know a token in it.
+    """Yield the passes that score a trajectory: one, or more if the amateur does not know a token in it.
 
     Args:
         prompt: [P], as the expert reads it; completion: [T]; top_ids: [T, k].
-        known: [expert's vocabulary], which ids may be sent.
-        own: what the amateur reads in the prompt's place, in its own ids.
+        known: [expert's vocabulary], the ids that may be sent to the amateur.
+        own: the amateur's own prompt, which it reads in place of `prompt`.
 
-    Tokens that the amateur does not know are left out of what it reads. A step after such a token is then
-    predicted from the same row as the step before it, and goes into a further pass. The last token of each
-    prompt is never predicted from: it only makes the row before it a prompt row, so any known id will do.
-    Raises ValueError where the amateur knows no token of the prompt.
+    Tokens that the amateur does not know are left out of its prompt. The step after such a token is then predicted from
+    the same row as the step before it, and goes into a further pass. No step is predicted from a prompt's last token:
+    it only makes the row before it a prompt row, so any known id will do. Raises ValueError if the amateur knows no
+    token of the prompt.
     """
     before = prompt[known[prompt]] if own is None else own
     if not len(before):

@@ -1,7 +1,7 @@
 """Starts a pair's two engines with the arguments and cores that each needs.
 
-In: settings and what the models' files say. Out: a running `Pair`, or the reason why there is none. What vLLM's own
-configuration of either engine rules out is said before any weights are loaded.
+In: settings and facts from the models' files. Out: a running `Pair`, or the reason why there is none. Arguments that
+vLLM's own configuration rejects are reported before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ SCHEDULERS = {
     False: "server.engines.logprobs.scheduler.HoldingScheduler",
     True: "server.engines.logprobs.scheduler.HoldingAsyncScheduler",
 }
-"""The expert's, by whether vLLM schedules asynchronously."""
+"""The expert's scheduler, by whether vLLM schedules asynchronously."""
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-"""Engine arguments that say among how many processes a model is spread, or copied."""
+"""Engine arguments with the number of processes over which a model is spread, or copied."""
 V1_ON_CPU: dict[Role, EngineArguments] = {
     # V1 rewinds the random generator of a seeded request whose prompt is cut into chunks. A CPU generator cannot
     # rewind, and the engine dies.
     "expert": {"enable_chunked_prefill": False},
     "amateur": {"worker_cls": "server.engines.worker.ScoringWorker"},
 }
-"""Engine arguments that vLLM's V1 model runner needs on a CPU, where it is the usual one."""
+"""Engine arguments that vLLM's V1 model runner needs on a CPU, where it is the default."""
 CUDA_DRIVER = "libcuda.so.1"
 
 
@@ -63,7 +63,7 @@ def start_pair(settings: ServerSettings, facts: PairFacts, stopping: threading.E
     """
     on_cpu = current_platform.is_cpu()
     if not on_cpu:
-        # As vLLM and nvidia-smi count cards. CUDA would count the fastest first, and take another than was planned for.
+        # vLLM and nvidia-smi count cards so. CUDA would count the fastest first, and take another card than planned.
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     bind = on_cpu and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
     models: dict[Role, ModelFacts] = {"expert": facts.expert, "amateur": facts.amateur}
@@ -86,7 +86,7 @@ def start_pair(settings: ServerSettings, facts: PairFacts, stopping: threading.E
                 refuse_changes(role, arguments[role], V1_ON_CPU[role])
                 arguments[role] |= V1_ON_CPU[role]
             # vLLM's CPU build gives an engine's worker a process of its own in order to bind its threads. They are
-            # bound here, so one process does: it starts sooner, and no step waits for another process.
+            # bound here, so one process is enough: it starts sooner, and no step waits for another process.
             if bind and workers_of(arguments[role]) == 1:
                 arguments[role].setdefault("distributed_executor_backend", UniProcExecutor)
             engines[role] = Engine(role, model, arguments[role], cores[role] if bind else None)
@@ -102,7 +102,7 @@ def start_pair(settings: ServerSettings, facts: PairFacts, stopping: threading.E
 def sized_arguments(
     settings: ServerSettings, models: Mapping[Role, ModelFacts], on_cpu: bool
 ) -> dict[Role, EngineArguments]:
-    """The vLLM engine arguments of both engines. Raises SettingsError where the engines do not fit."""
+    """The vLLM engine arguments of both engines. Raises SettingsError if the engines do not fit."""
     folders = {role: models[role].folder for role in ROLES}
     given = {
         role: hugging_face_arguments(folder)
@@ -120,7 +120,7 @@ def sized_arguments(
 
 
 def engine_shape(role: Role, given: EngineArguments, weight_bytes: int) -> EngineShape:
-    """What an engine needs, by vLLM's own reading of the model's configuration. `weight_bytes`: of its files."""
+    """An engine's shape, by vLLM's own reading of the model's configuration. `weight_bytes`: of the model's files."""
     for name in given:
         if name not in AsyncEngineArgs.__dataclass_fields__:
             raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
@@ -160,7 +160,7 @@ def engine_shape(role: Role, given: EngineArguments, weight_bytes: int) -> Engin
 
 
 def _devices(role: Role, arguments: AsyncEngineArgs) -> tuple[int, ...]:
-    """The cards of an engine, as this process counts those that it sees; vLLM takes the first that it needs."""
+    """The cards of an engine, numbered as this process sees them. vLLM takes the first that it needs."""
     parts = arguments.tensor_parallel_size * arguments.pipeline_parallel_size * arguments.data_parallel_size
     named: Any = list(range(parts)) if arguments.device_ids in (None, []) else arguments.device_ids
     kinds = {type(name) for name in named} if isinstance(named, list) else set()
@@ -176,12 +176,12 @@ def _devices(role: Role, arguments: AsyncEngineArgs) -> tuple[int, ...]:
 
 
 def _visible_device(role: Role, name: str) -> int:
-    """The place of a card among those that this process sees. `name`: its UUID, or its number whatever is seen."""
+    """The number of a card among those that this process sees. `name`: its UUID, or its number among all cards."""
     platform = current_platform
     try:
         wanted = platform.device_control_id_to_physical_device_id(name)
         seen = [platform.device_id_to_physical_device_id(card) for card in range(platform.device_count())]
-    except Exception as error:  # the driver's own, of the library that vLLM asks
+    except Exception as error:  # of the driver's library, which vLLM asks
         raise SettingsError(f"{role}.device_ids: {name!r} names no GPU here: {reason_of(error)}") from error
     if wanted not in seen:
         raise SettingsError(f"{role}.device_ids: GPU {name!r} is not visible; CUDA_VISIBLE_DEVICES hides it")
@@ -189,7 +189,7 @@ def _visible_device(role: Role, name: str) -> int:
 
 
 def _card_memory(device: int) -> int:
-    """Bytes of a visible card. Makes no context on it."""
+    """Bytes of a visible card. Creates no context on it."""
     if current_platform.is_unspecified():
         raise SettingsError(
             "vLLM finds no GPU here, and this is its build for GPUs: see that nvidia-smi lists one (a container must be"
@@ -208,9 +208,10 @@ def _card_memory(device: int) -> int:
 
 
 def _counted_by_cuda(device: int) -> int:
-    """Bytes of a visible card, as an engine on it will count them; 0 where CUDA's driver does not say.
+    """Bytes of a visible card, as an engine on it will count them; 0 if CUDA's driver does not say.
 
-    The driver's management library, which vLLM asks, knows no share of a card (MIG): it tells of the whole, or refuses.
+    The driver's management library, which vLLM asks, does not know a share of a card (MIG): it reports the whole card,
+    or fails.
     """
     handle, size = ctypes.c_int(), ctypes.c_size_t()
     try:
@@ -226,7 +227,7 @@ def _counted_by_cuda(device: int) -> int:
 
 
 def v1_reason(config: VllmConfig) -> str | None:
-    """Why vLLM would run an engine with its V1 model runner, and what to do; None where it takes V2."""
+    """Why vLLM would run an engine with its V1 model runner, and what to do; None if it takes V2."""
     if config.use_v2_model_runner:
         return None
     if envs.VLLM_USE_V2_MODEL_RUNNER is False:

@@ -1,11 +1,11 @@
 """A vLLM worker for the CPU build that scores requested ids as predictions of prompt tokens.
 
-vLLM's V2 model runner does this itself (`prompt_logprob_token_ids`) but needs Triton, and so as a rule a GPU; the V1
-runner of the CPU build does not. In: `SamplingParams.extra_args` made by `server.engines.scoring`. Out: float32
-[rows, k] in `ModelRunnerOutput.prompt_token_id_logprobs_dict`, which vLLM carries to
-`RequestOutput.prompt_token_id_logprobs`. What is moved between processes never grows with the vocabulary.
+vLLM's V2 model runner does this itself (`prompt_logprob_token_ids`) but needs Triton, so usually a GPU; the V1 runner
+of the CPU build does not do it. In: `SamplingParams.extra_args` made by `server.engines.scoring`. Out: float32 [rows,
+k] in `ModelRunnerOutput.prompt_token_id_logprobs_dict`, which vLLM carries to `RequestOutput.prompt_token_id_logprobs`.
+The data moved between processes never grow with the vocabulary.
 
-Runs inside the amateur's engine process, named there by the engine argument `worker_cls`.
+Runs inside the amateur's engine process, through the engine argument `worker_cls`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 ROWS_AT_ONCE = 256
-"""Rows whose logits exist at one time: bounds memory at 256 x vocabulary floats."""
+"""Rows whose logits exist at a time: bounds memory at 256 x vocabulary floats."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class ScoringModelRunner(CPUModelRunner):
         return output
 
     def _score(self, name: str, scheduled: int, hidden_states: torch.Tensor) -> None:
-        """Score the rows of request `name` that this step computed; hand over when its prompt is done."""
+        """Score the rows of request `name` that this step computed. Hand them over when the prompt is done."""
         request = self.requests[name]
         extra_args = request.sampling_params and request.sampling_params.extra_args
         if not extra_args or "score_ids" not in extra_args or request.prompt_token_ids is None:

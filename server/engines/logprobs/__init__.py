@@ -1,1 +1,1 @@
-"""The expert's log-probabilities come from its engine as arrays: no object a token, one message a request."""
+"""Moves the expert's log-probabilities out of its engine as arrays: no object per token, one message per request."""

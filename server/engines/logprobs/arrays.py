@@ -1,7 +1,8 @@
-"""In the server's process: log-probabilities stay the arrays that the engine sent.
+"""In the server's process: keeps log-probabilities as the arrays that the engine sent.
 
-vLLM makes lists of Python numbers of them, token by token. In: vLLM's messages from an engine. Out: its answers as they
-are, with arrays where its `FlatLogprobs` holds lists. What is not whole in one message is left to vLLM.
+vLLM itself makes lists of Python numbers of them, token by token. In: vLLM's messages from an engine. Out: vLLM's
+outputs, with arrays where its `FlatLogprobs` holds lists. Log-probabilities that are spread over several messages are
+left to vLLM.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class ArrayOutputs(OutputProcessor):
 
     @classmethod
     def instead_of(cls, processor: OutputProcessor) -> ArrayOutputs:
-        """One made as `processor`, which has not been used yet."""
+        """A new one with the settings of `processor`, which has not been used yet."""
         return cls(
             processor.tokenizer,
             log_stats=processor.log_stats,
@@ -54,7 +55,7 @@ class ArrayOutputs(OutputProcessor):
 def array_logprobs(
     ids: npt.NDArray[np.integer], logprobs: npt.NDArray[np.floating], k: int, empty: int = 0
 ) -> FlatLogprobs:
-    """Rows [T, k + 1 or more], of which k + 1 entries were asked for, after `empty` rows that hold nothing."""
+    """FlatLogprobs of the first k + 1 entries of rows [T, k + 1 or more] (all for k = -1), after `empty` empty rows."""
     width = ids.shape[1] if k == -1 else k + 1
     ends = np.concatenate((np.zeros(empty, np.int64), np.arange(1, len(ids) + 1) * width))
     starts = np.concatenate((np.zeros(empty, np.int64), np.arange(len(ids)) * width))

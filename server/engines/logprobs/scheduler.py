@@ -1,8 +1,8 @@
-"""In the engine's process: a request's log-probabilities are kept until its last token, and then sent as two arrays.
+"""In the engine's process: keeps a request's log-probabilities until its last token, then sends them as two arrays.
 
-vLLM sends three small arrays a token, and the server's process spends most of its time on taking them apart. Tokens are
-still sent as they come. In: what vLLM's scheduler is about to send. Out: the same, with each request's rows in its last
-message. vLLM makes the scheduler from the engine argument `scheduler_cls`.
+vLLM itself sends three small arrays per token, and the server's process then spends most of its time unpacking them.
+Tokens are still sent as they come. In: messages that vLLM's scheduler is about to send. Out: the same, with each
+request's rows in its last message. vLLM creates the scheduler from the engine argument `scheduler_cls`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class HeldLogprobs:
         self._rows: dict[str, list[StepRow]] = {}
 
     def hold(self, outputs: Iterable[EngineCoreOutput], running: Container[str]) -> None:
-        """Take the rows out of `outputs`; put them all into a request's last one. Forget what is not `running`."""
+        """Move the rows of `outputs` to their request's last output. Drop rows of requests that are not `running`."""
         for output in outputs:
             if (new := output.new_logprobs) is not None:
                 # Copied: a row is a view of the whole step's array, which it would keep alive.
@@ -41,10 +41,14 @@ class HeldLogprobs:
 
 
 def _whole(rows: list[StepRow]) -> LogprobsLists:
-    """A step's rows are as wide as its widest request's, so that the narrowest has all that this request asked for."""
+    """Join a request's rows, at the width of the narrowest.
+
+    All rows of a step are as wide as its widest request needs, so the narrowest row still has all that this request
+    asked for.
+    """
     width = min(ids.shape[1] for ids, _ in rows)
     ids, logprobs = (np.concatenate([array[:, :width] for array in arrays]) for arrays in zip(*rows, strict=True))
-    return LogprobsLists(ids, logprobs, np.empty(0, np.int32))  # nobody asks for the ranks
+    return LogprobsLists(ids, logprobs, np.empty(0, np.int32))  # the ranks are not used
 
 
 class _Holding(Scheduler):
@@ -63,4 +67,4 @@ class HoldingScheduler(_Holding):
 
 
 class HoldingAsyncScheduler(_Holding, AsyncScheduler):
-    """The same of vLLM's asynchronous scheduler."""
+    """vLLM's asynchronous scheduler, which keeps log-probabilities until a request's end."""
