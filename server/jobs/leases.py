@@ -20,11 +20,11 @@ from server.jobs.store import DAMAGED, Heartbeat, JobFolder, JobStore
 from server.logs import log
 
 MOST_FRUITLESS_OWNERS = 5
-"""Owners in a row that ended and added nothing. Then the job fails: it must not crash every server in turn."""
+"""Owners in a row that ended without adding anything. Then the job fails: it must not crash every server in turn."""
 
 
 class LeaseState(Enum):
-    """What an owner learns at each heartbeat."""
+    """The state of a lease, which its owner checks at each heartbeat."""
 
     HELD = "held"
     CANCELLED = "cancelled"
@@ -96,7 +96,7 @@ class Claimant:
         self._unchanged: dict[str, tuple[int, Heartbeat | None, float]] = {}  # by job: owner, its heartbeat, since when
 
     def claim(self, waiting: Collection[str] = ()) -> Claim | None:
-        """Take the oldest job that is free or whose lease has expired, of the API keys in turn. None if there is none.
+        """Take the oldest job that is free or whose lease has expired, of the API keys in turn; None if there is none.
 
         `waiting`: jobs to leave alone for now, unless they are cancelled.
         """

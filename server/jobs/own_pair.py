@@ -1,7 +1,7 @@
-"""The pair of a process that samples alone, as `lightreasoner-server sample` does: no HTTP, no jobs.
+"""The pair of a process that samples alone (`lightreasoner-server sample`), without HTTP or jobs.
 
-In: settings. Out: a source of trajectories. Its engines start when the sampler waits for them, so that a complete RUN
-starts none, and end with `aclose`.
+In: settings. Out: a source of trajectories. Its engines start when the sampler waits for them, so that none start for a
+complete RUN, and end with `aclose`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from server.settings import ServerSettings
 
 
 class OwnPair(PairSource):
-    """A pair that nobody else uses. The watchdog must have started."""
+    """A pair that only this process uses. The watchdog must have started."""
 
     def __init__(self, settings: ServerSettings) -> None:
         super().__init__(None, installed_versions(), alone=True)

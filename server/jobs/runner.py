@@ -37,7 +37,7 @@ from server.logs import log
 from server.settings import ServerSettings
 
 JOB_POLL_SECONDS = 1.0
-"""Time between two looks for a job; it grows by the same for every thousand jobs in the bucket."""
+"""Time between two searches for a job. It grows by the same for every thousand jobs in the bucket."""
 JOB_COUNT_SECONDS = 15.0
 """Time between two counts of the open jobs."""
 MOST_JOB_ATTEMPTS = 8
@@ -65,7 +65,7 @@ class JobProgress:
     def __init__(self, claim: Claim) -> None:
         self._claim, self.brought = claim, 0  # trajectories and failures that this attempt added to the RUN
         self.begun = False
-        """The RUN could be opened, and written."""
+        """Whether the RUN could be opened and written."""
 
     def say(self, text: str) -> None:
         log.info(text)
@@ -91,7 +91,7 @@ class JobProgress:
 
 @dataclass(frozen=True)
 class Attempts:
-    """At a job that waits for another one, here: others go first meanwhile, and another server may take it."""
+    """This server's attempts at a job that waits for its next one. Other jobs go first; another server may take it."""
 
     fruitless: int  # in a row
     due: float  # on the monotonic clock
@@ -126,7 +126,7 @@ class JobRunner:
             self._loop.call_soon_threadsafe(self._woken.set)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Take no more jobs, write what was answered, and give the job back. Ends at the end of the grace period."""
+        """Take no more jobs, write finished trajectories, and hand the job back, within the grace period."""
         self._stopping = True
         self._woken.set()
         if self._source:
@@ -172,7 +172,7 @@ class JobRunner:
         return {job_id for job_id, attempts in self._later.items() if attempts.due > now}
 
     async def _pause(self, seconds: float) -> None:
-        """Sleep until then, or until `wake`."""
+        """Sleep for `seconds`, or until `wake`."""
         if self._stopping:
             return
         self._woken.clear()
@@ -195,7 +195,7 @@ class JobRunner:
             if beats.done():
                 lease = beats.result()
             if lease is not LeaseState.LOST:
-                await work  # it writes what has been answered
+                await work  # it writes the finished trajectories
         except (
             asyncio.CancelledError
         ):  # the grace period is over; a thread may still write for a moment, as a late owner would

@@ -42,11 +42,11 @@ KEYS, ENDS = f"{JOBS_FOLDER}/idempotency", f"{JOBS_FOLDER}/ended"
 TIME = re.compile(rb"\d{1,12}")
 """Seconds since the epoch, as an object holds them."""
 LOOKUP_THREADS = 16
-"""How many jobs are read at the same time: one by one is slow on a remote store."""
+"""Jobs that are read at the same time: one by one is slow on a remote store."""
 MOST_OBJECT_BYTES, MOST_PROBLEMS_BYTES = 2**24, 2**28
-"""Of an object of a job, and of its problems. What would be larger is refused when it is posted."""
+"""Most bytes of an object of a job, and of its problems. A larger job is rejected when it is posted."""
 OWN_FIELDS_BYTES = 2**12
-"""What the store adds to a job's fields takes less."""
+"""More bytes than the store adds to a job's fields."""
 DAMAGED = (ValidationError, OddObject)
 """One object cannot be read; the store and the other objects can."""
 
@@ -71,7 +71,7 @@ class JobRecord(JobTerms):
     created_at: int
     total: int
     key_name: str | None = None
-    """Of the API key that posted it, never the key; None on a server without keys."""
+    """The name of the API key that posted the job, never the key; None on a server without keys."""
 
 
 class Heartbeat(BaseModel):
@@ -88,7 +88,7 @@ class Heartbeat(BaseModel):
 
 
 class Marker(BaseModel):
-    """jobs/idempotency/DIGEST."""
+    """jobs/idempotency/DIGEST: the job that an idempotency key made, and the digest of its request."""
 
     id: str = Field(pattern=ID.pattern)
     body: str
@@ -121,8 +121,8 @@ class JobStore:
     ) -> str:
         """Make a job, or find the job that the idempotency key already made; returns its ID.
 
-        `run` and `problems_url` must be names in the bucket. `key_name`: of the API key that posts it; `keys`: how many
-        share `most_open`. Raises TooManyJobs, KeyReused or JobTooLarge.
+        `run` and `problems_url` must be names in the bucket. `key_name`: the name of the API key that posts the job;
+        `keys`: how many share `most_open`. Raises TooManyJobs, KeyReused or JobTooLarge.
         """
         asked = request.model_dump(exclude=request.unsaid)
         body = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
@@ -175,7 +175,7 @@ class JobStore:
     def _status(self, job_id: str, folder: JobFolder) -> JobStatus:
         try:
             heartbeat = self.heartbeat(job_id, folder.heartbeat_owner)
-        except DAMAGED:  # the others are counted all the same
+        except DAMAGED:  # the others are still counted
             heartbeat = None
         return "cancelling" if folder.cancelled else heartbeat.phase if heartbeat else "validating"
 
@@ -207,7 +207,7 @@ class JobStore:
     ) -> tuple[list[Job], bool]:
         """The newest `limit` jobs, newest first, and whether there are more. `after`: only jobs older than this one.
 
-        `may_see`: whether the jobs of a key of this name are listed.
+        `may_see`: whether to list the jobs of a key with this name.
         """
         ids = [job_id for job_id in reversed(self.ids()) if after is None or job_id < after]
         found: list[Job] = []
@@ -239,7 +239,7 @@ class JobStore:
         return self._key_names[job_id]
 
     def key_names(self, job_ids: list[str]) -> dict[str, str | None]:
-        """`key_name` of each."""
+        """`key_name` of each job."""
         with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
             return dict(zip(job_ids, pool.map(self.key_name, job_ids), strict=True))
 
@@ -266,7 +266,7 @@ class JobStore:
             or Heartbeat(request_counts=RequestCounts(total=record.total))
         )
         cancelled_from = None
-        if folder.cancelled:  # whoever has written it, and whatever
+        if folder.cancelled:  # by anybody, with any content
             with contextlib.suppress(OddObject):
                 cancelled_from = self._get(job_id, "cancel")
         if cancelled_from and not TIME.fullmatch(cancelled_from):
@@ -356,14 +356,14 @@ class JobStore:
     def _told(self, job: Job) -> Job:
         try:
             return job.model_copy(update={"run": self.paths.url(job.run)})
-        except OutsideBucket:  # the path is a link by now; the job fails with that reason
+        except OutsideBucket:  # the path has become a link; the job fails with that reason
             return job
 
     def _get(self, job_id: str, name: str, most: int = MOST_OBJECT_BYTES) -> bytes | None:
         return self.bucket.get(f"{JOBS_FOLDER}/{job_id}/{name}", most)
 
     def _marker(self, name: str) -> Marker | None:
-        """What an idempotency key made; None if it is new."""
+        """The marker of an idempotency key; None if the key is new."""
         try:
             data = self.bucket.get(name, MOST_OBJECT_BYTES)
             return None if data is None else Marker.model_validate_json(data)
