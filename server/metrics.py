@@ -88,9 +88,7 @@ INCOMPLETE = Counter(
     f"Steps above beta {DEFAULTS.beta} whose plausible set (alpha {DEFAULTS.alpha}) is not proved whole.",
     registry=OURS,
 )
-ERRORS = Counter(
-    "lightreasoner_errors", "Trajectories that could not be had, by type of error.", ["type"], registry=OURS
-)
+ERRORS = Counter("lightreasoner_errors", "Trajectories that failed, by type of error.", ["type"], registry=OURS)
 HTTP_REQUESTS = Counter(
     "lightreasoner_http_requests", "Requests by route and status.", ["method", "path", "status"], registry=OURS
 )

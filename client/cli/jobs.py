@@ -118,7 +118,7 @@ async def _wait(connection: Connection, job_id: str) -> Job:
             if not out and (quiet := time.monotonic() - failing_since) >= OUTAGE_SECONDS:
                 out = True
                 say(
-                    f"{connection} has not answered for {quiet:.0f} s ({error}). It is asked again; the client gives "
+                    f"{connection} has not answered for {quiet:.0f} s ({error}). The client retries; it gives "
                     f"up after {PATIENCE_SECONDS:g} s"
                 )
 

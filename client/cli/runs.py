@@ -72,7 +72,7 @@ def _check_writable(output: Path) -> None:
     if is_folder:
         raise LightReasonerError(f"--output {output} cannot be written: a folder; give a file, as {output}/report.html")
     if head and TITLE_MARK.encode() not in head:
-        raise LightReasonerError(f"--output {output} is another file than a report, and stays; give a new name")
+        raise LightReasonerError(f"--output {output} exists and is no report, so it stays; give a new name")
     if not has_folder:
         raise LightReasonerError(f"--output {output} cannot be written: no such folder {output.parent}; make it first")
 

@@ -29,7 +29,7 @@ class TrajectoryLine(BaseModel):
         description="[T, k]: natural logarithms of the raw probabilities of top_ids."
     )
     amateur_logprobs: list[list[float | None]] | PackedArray = Field(
-        description="[T, k]: the amateur's, of the same ids; null: the amateur does not know the id."
+        description="[T, k]: the amateur's log-probabilities of the same ids; null if the amateur does not know the id."
     )
     finish_reason: FinishReason
 

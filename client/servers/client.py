@@ -175,7 +175,7 @@ class SamplingClient:
             return await self._retried(ask, tell=tell_once)
         except Unreachable as reason:
             if self.stopping:
-                raise Stopped(f"stopped waiting for {name}; it has not been asked yet") from None
+                raise Stopped(f"stopped waiting for {name}; it received no request") from None
             if isinstance(reason, TlsError):
                 raise
             raise ServiceError(f"no server behind {name} is ready after {self._patience:g} s: {reason}") from None
@@ -206,7 +206,7 @@ class SamplingClient:
             await self._retried(ask, NotReady, tell_once)
         except NotReady as reason:
             if self.stopping:
-                raise Stopped(f"stopped waiting for {connection}; it has not been asked yet") from None
+                raise Stopped(f"stopped waiting for {connection}; it received no request") from None
             alone = len(self._connections) + len(self._names) == 1
             raise ServiceError(
                 f"{connection} is still not ready after {self._patience:g} s: {reason}"

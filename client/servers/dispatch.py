@@ -292,8 +292,8 @@ class Dispatch:
                     server.reported = True
                     quiet, reason = out
                     self._tell(
-                        f"{server.connection} has not answered for {quiet:.0f} s ({reason}). It is asked again; the "
-                        f"client gives up when no server has answered for {self._patience:g} s (patience)"
+                        f"{server.connection} has not answered for {quiet:.0f} s ({reason}). The client "
+                        f"retries; it gives up when no server has answered for {self._patience:g} s (patience)"
                     )
 
     def _out_of_patience(self) -> ServiceError:

@@ -326,7 +326,7 @@ class JobStore:
         first = self.bucket.create(f"{JOBS_FOLDER}/{job_id}/end.json", ended)
         self.bucket.create(f"{ENDS}/{job_id}", b"")
         self._known_ends().add(job_id)
-        if first is not None:
+        if first:
             metrics.JOBS_ENDED.labels(status).inc()
         return first
 

@@ -132,7 +132,7 @@ def test_a_report_replaces_a_report_and_nothing_else(source, tmp_path, client_cl
     for words in ("<title>My thesis</title>", "# Notes"):
         (notes := tmp_path / "notes.md").write_text(words)
         code, _ = client_cli("report", tmp_path / "no-run", "-o", notes)
-        assert code == f"error: --output {notes} is another file than a report, and stays; give a new name"
+        assert code == f"error: --output {notes} exists and is no report, so it stays; give a new name"
         assert notes.read_text() == words
 
 

@@ -364,7 +364,7 @@ def test_a_server_that_dies_is_told_of_once_costs_only_what_it_held_and_rejoins(
     assert keys(lines) == once(problems)
     said = re.escape(proxy.url) + r" has not answered for \d+ s \(cannot reach " + re.escape(proxy.url) + r" \("
     assert re.match(said, told[0])
-    assert told[0].endswith("It is asked again; the client gives up when no server has answered for 60 s (patience)")
+    assert told[0].endswith("The client retries; it gives up when no server has answered for 60 s (patience)")
     assert told[1:] == [f"{proxy.url} is back"]
     assert asked(servers[0]) > state["asked"]
     assert asked(servers[0]) + asked(servers[1]) - 6000 <= WINDOW  # only what it held was asked twice

@@ -88,7 +88,7 @@ def test_wait_says_once_that_the_server_does_not_answer_and_when_it_is_back(monk
     assert began == "j in_progress" and back == f"{url} is back"
     address = re.escape(url)
     assert re.fullmatch(
-        rf"{address} has not answered for \d+ s \({address} cannot answer now: starting\)\. It is asked again; "
-        r"the client gives up after 600 s",
+        rf"{address} has not answered for \d+ s \({address} cannot answer now: starting\)\. The client retries; "
+        r"it gives up after 600 s",
         out,
     )

@@ -13,6 +13,7 @@ import server.jobs.store
 from client.protocol.requests import MAX_JOB_PROBLEMS, JobError, JobRequest, Problem, RequestCounts
 from client.sampling.writer import Counts
 from client.storage.bucket import Bucket
+from server import metrics
 from server.jobs import runner as jobs
 from server.jobs.leases import MOST_FRUITLESS_OWNERS, Claimant, LeaseState
 from server.jobs.store import JobStore, JobTooLarge, KeyReused, TooManyJobs
@@ -264,10 +265,15 @@ def test_no_cancel_is_lost_between_a_job_and_its_first_owner(store, bucket):
     print(f"{taken} of 25 were taken before they were cancelled")
 
 
-def test_the_first_end_stands(store):
-    job_id = post(store)
-    assert store.end(job_id, "completed") and not store.end(job_id, "failed")
+def test_the_first_end_stands_and_is_counted_once(store):
+    def counted():
+        name, statuses = "lightreasoner_jobs_ended_total", ({"status": "completed"}, {"status": "failed"})
+        return [metrics.OURS.get_sample_value(name, status) or 0.0 for status in statuses]
+
+    before, job_id = counted(), post(store)
+    assert store.end(job_id, "completed") and not store.end(job_id, "failed") and not store.end(job_id, "completed")
     assert store.job(job_id).status == "completed"
+    assert counted() == [before[0] + 1, before[1]]
 
 
 def test_a_problem_set_in_the_bucket_is_read_from_there(store, bucket):
