@@ -19,7 +19,7 @@ pytestmark = pytest.mark.engine
 SMALL, WHOLE = (200, "--learning-rate", "3e-4"), (1000,)
 """What run.sh is given. 72 steps at six times the rate move the weights as far as the 360 of `make demo` do: of 200
 problems 34 are answered better afterwards and 6 worse, of which McNemar's p is 8e-6."""
-READMES_OWN = "curl ", "lightreasoner-trainer merge "
+READMES_OWN = "until curl ", "lightreasoner-trainer merge "
 
 
 @pytest.fixture(scope="module", params=[SMALL, pytest.param(WHOLE, marks=pytest.mark.long)], ids=["small", "whole"])
@@ -89,7 +89,12 @@ def test_the_two_commands_of_the_readme_that_the_demo_does_not_run_work_too(demo
     wait, merge = (next(line for line in lines if line.startswith(start)) for start in READMES_OWN)
     with stand_in_server(tmp_path) as server:
         wait = wait.replace("http://127.0.0.1:8000", server.url)
-        assert subprocess.run(shlex.split(wait), capture_output=True, timeout=60).returncode == 0
+        waiting = subprocess.run(
+            ["bash", "-c", f"sleep 100 & {wait}; kill %1"], capture_output=True, text=True, timeout=60
+        )
+        assert waiting.returncode == 0 and not waiting.stderr
+    ended = subprocess.run(["bash", "-c", f"false & sleep 0.5; {wait}"], capture_output=True, text=True, timeout=60)
+    assert "no such job" in ended.stderr  # at once, and not after five minutes without a word
     given = {"adapter": str(demo[0] / "adapter"), "merged": str(tmp_path / "merged")}
     said = run("trainer", *(given.get(word, word) for word in shlex.split(merge)[1:]))
     assert said.returncode == 0, said.stderr
