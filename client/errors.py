@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
 MOST_SHOWN = 100
 """Most characters of a value in a message: a value may be a megabyte."""
+LIKENESS = 0.7
+"""Least similarity (1: equal) at which an unknown name counts as a misspelled known one."""
 EXPECTED_KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "string": "a string", "list": "a list",
     "dict": "an object", "model": "an object", "model_attributes": "an object", "dataclass": "an object",
@@ -68,6 +71,12 @@ def shorten(text: str, most: int = MOST_SHOWN) -> str:
 def shown(value: object) -> str:
     """A value as text for a message; a long or deep one is cut."""
     return shorten(reprlib.repr(value))
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of a message about an unknown name: "; did you mean 'x'?"; '' if no known name is like it."""
+    near = get_close_matches(name, list(known), 1, LIKENESS)
+    return f"; did you mean {shown(prefix + near[0])}?" if near else ""
 
 
 def fault_words(entry: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource
 
-from client.errors import fault_words
+from client.errors import did_you_mean, fault_words
 from server.logs import log
 from server.settings import (
     API_KEYS_VARIABLE,
@@ -40,8 +39,6 @@ from server.watchdog import MARK
 
 OTHER_VARIABLES = frozenset({API_KEYS_VARIABLE, f"{PREFIX}API_KEY", MARK})
 """Variables with our prefix that are not settings: the server's keys, the client's key, the watchdog's mark."""
-LIKENESS = 0.7
-"""Least similarity (1: equal) at which an unknown name counts as a misspelled setting."""
 
 
 class EnvironmentSettings(EnvSettingsSource):
@@ -92,7 +89,8 @@ def load_settings(config: Path | None, **flags: Any) -> ServerSettings:
         section = values.get(role) or {}
         if not section.get("model"):
             ways = f"give --{role} MODEL, or set {role}.model in --config FILE or {PREFIX}{role.upper()}__MODEL"
-            raise SettingsError(f"no {role} model: {ways}")
+            like = [f"; {role}.{key} is set{meant}" for key in section if (meant := did_you_mean(key, ["model"]))]
+            raise SettingsError(f"no {role} model: {ways}{''.join(like[:1])}")
         values[role] = section | {"model": str(section["model"])}
         refuse_changes(role, section, RESERVED | (RESERVED_AMATEUR if role == "amateur" else {}), place_of)
     try:
@@ -147,8 +145,7 @@ def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _unknown(keys: list[str]) -> str:
     known = ServerLimits.model_fields if keys[0] == "limits" and len(keys) > 1 else ServerSettings.model_fields
-    near = get_close_matches(keys[-1], known, 1, LIKENESS)
-    return "unknown setting" + (f"; did you mean '{near[0]}'?" if near else "")
+    return "unknown setting" + did_you_mean(keys[-1], known)
 
 
 def _warn_of_unknown_variables() -> None:
@@ -160,8 +157,8 @@ def _warn_of_unknown_variables() -> None:
         first = name.removeprefix(PREFIX).partition(NESTED)[0].lower()
         if not name.startswith(PREFIX) or name in OTHER_VARIABLES or first in ServerSettings.model_fields:
             continue
-        if near := get_close_matches(first, ServerSettings.model_fields, 1, LIKENESS):
-            log.warning("%s is not a setting, ignored; did you mean %s%s?", name, PREFIX, near[0].upper())
+        if meant := did_you_mean(first.upper(), map(str.upper, ServerSettings.model_fields), PREFIX):
+            log.warning("%s is not a setting, ignored%s", name, meant)
 
 
 def _read(config: Path) -> dict[str, Any]:

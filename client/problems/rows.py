@@ -189,8 +189,9 @@ def _of_csv(file: BinaryIO, name: str, columns: Columns) -> Numbered:
     try:
         names = [column.strip() for column in next(table)]
         if not set(names) & set(columns.named):
+            asked = [column for column in columns.named if column != columns.of_any_type]
             raise ProblemSetError(
-                f"{name}:{begin}: no column is called {' or '.join(columns.named)}. The first line of a CSV names its "
+                f"{name}:{begin}: no column is called {' or '.join(asked)}. The first line of a CSV names its "
                 f"columns, and here it is {shorten(repr(names)[1:-1])}: put a line of names above it, or name the "
                 "question's column with --question-field"
             )

@@ -20,7 +20,7 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from client.errors import reason_of, shown
+from client.errors import did_you_mean, reason_of, shown
 from client.models.mistral import folder_for_vllm, hugging_face_arguments
 from server.engines.engine import Engine, EngineStartError, configuration, reading, start_error, workers_of
 from server.engines.pair import Pair
@@ -123,7 +123,8 @@ def engine_shape(role: Role, given: EngineArguments, weight_bytes: int) -> Engin
     """An engine's shape, by vLLM's own reading of the model's configuration. `weight_bytes`: of the model's files."""
     for name in given:
         if name not in AsyncEngineArgs.__dataclass_fields__:
-            raise SettingsError(f"{role}.{name} is no vLLM engine argument; names are spelled with underscores")
+            meant = did_you_mean(name, AsyncEngineArgs.__dataclass_fields__) or "; names are spelled with underscores"
+            raise SettingsError(f"{role}.{name} is no vLLM engine argument{meant}")
     for name in PARALLEL:
         if type(parts := given.get(name, 1)) is not int or parts < 1:
             raise SettingsError(f"{role}.{name} must be a whole number of at least 1, not {shown(parts)}")

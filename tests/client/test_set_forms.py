@@ -295,7 +295,7 @@ def test_a_csv_without_a_line_of_names_is_told_so(tmp_path):
     ):
         file.write_text(f"{head}\nWhat is 3 + 3?,6\n")
         with pytest.raises(
-            ProblemSetError, match=rf"p\.csv:1: no column is called id or question or .* here it is {first}: put"
+            ProblemSetError, match=rf"p\.csv:1: no column is called question or .* here it is {first}: put"
         ):
             read_problem_set(str(file))
     assert len(read_problem_set(str(file), question_field="Frage")) == 1

@@ -144,7 +144,7 @@ def test_a_variable_like_a_setting_is_warned_of_and_those_of_others_are_not(vari
     variables(PROT="9000", API_KEYS="a,b", API_KEY="c", SERVER_PROCESS="d", SERVICE_HOST="10.0.0.1", OTHERS="e")
     assert load_settings(file()).port == 8000
     warned = [record.getMessage() for record in caplog.records]
-    assert warned == ["LIGHTREASONER_PROT is not a setting, ignored; did you mean LIGHTREASONER_PORT?"]
+    assert warned == ["LIGHTREASONER_PROT is not a setting, ignored; did you mean 'LIGHTREASONER_PORT'?"]
 
 
 def test_the_address_of_a_kubernetes_service_is_not_taken_for_a_port(variables, file):

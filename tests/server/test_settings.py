@@ -26,6 +26,7 @@ def test_a_flag_wins_over_the_file_and_engine_arguments_pass_through(tmp_path):
     ("text", "said"),
     [
         ("expert: {model: one}\n", "no amateur model: give --amateur"),
+        ("expert: {modle: one}\n", "expert.modle is set; did you mean 'model'?"),
         ("expert: one\namateur: {model: two}\n", "expert must be a mapping"),
         ("expert: {model: a}\namateur: {model: b}\nprot: 1\n", "prot"),
         ("expert: {model: a}\namateur: {model: b}\nport: many\n", "port"),
@@ -76,7 +77,8 @@ def test_an_argument_that_vllm_does_not_know_stops_the_server_with_its_name(tmp_
     file = written(tmp_path, "expert: {max_model_length: 5}\n")
     said = command("server", "--config", file, "--expert", DEMO / "expert", "--amateur", DEMO / "amateur", "--port", 0)
     assert said.returncode != 0
-    assert "error: expert.max_model_length is no vLLM engine argument" in said.stderr
+    reason = "error: expert.max_model_length is no vLLM engine argument; did you mean 'max_model_len'?"
+    assert reason in said.stderr
     assert "Traceback" not in said.stderr
 
 
