@@ -8,7 +8,7 @@ import pytest
 
 from client.errors import ModelError
 from trainer.__main__ import main
-from trainer.evaluation.curve import checkpoints_of, curve_of, highest_of
+from trainer.evaluation.curve import checkpoints_of, curve_of, final_last, highest_of
 from trainer.evaluation.records import Record
 from trainer.evaluation.scores import comparison_of
 
@@ -30,7 +30,7 @@ def test_as_many_checkpoints_are_kept_as_were_asked_for_and_found_by_their_steps
     folder = training / "checkpoints"
     assert {path.name for path in folder.iterdir()} == {f"checkpoint-{step}" for step in (3, 4, 5)}
     steps = checkpoints_of(f"{training}/")
-    assert steps == {f"{folder}/checkpoint-{step}": step for step in (3, 4, 5)}
+    assert steps == {f"{folder}/checkpoint-3": 3, f"{folder}/checkpoint-4": 4, str(training): 5}
     about = json.loads((training / "lightreasoner.json").read_text())
     (folder / "checkpoint-5" / "whole.json").rename(folder / "checkpoint-5" / "torn.json")
     try:
@@ -52,6 +52,10 @@ def test_checkpoints_stand_in_the_order_of_their_steps_with_the_final_adapter_am
     (tmp_path / "lightreasoner.json").write_text(json.dumps({"adapter_step": 150, "optimizer_steps": 1000}))
     found = checkpoints_of(str(tmp_path))
     assert list(found.values()) == [90, 150, 200, 1000] and list(found)[1] == str(tmp_path)
+    checkpoints = [f"{tmp_path}/checkpoints/checkpoint-{step}" for step in (90, 200, 1000)]
+    assert final_last(found, f"{tmp_path}/") == [*checkpoints, str(tmp_path)]  # the last one's figures stand in front
+    (tmp_path / "lightreasoner.json").write_text(json.dumps({"adapter_step": 200, "optimizer_steps": 1000}))
+    assert list(checkpoints_of(str(tmp_path)).items())[1] == (str(tmp_path), 200)  # not its checkpoint of the same step
 
 
 def test_one_checkpoint_is_named_with_what_to_give(training, tmp_path):
@@ -83,6 +87,7 @@ def test_a_curve_has_a_point_a_step_with_what_each_fixed_and_broke():
     points = curve_of([comparison], {"a": 10, "b": 20})["b"]
     assert [(point["step"], point["accuracy"]) for point in points] == [(0, 0.5), (10, 0.75), (20, 0.5)]
     assert [(point["paired"]["fixed"], point["paired"]["broken"]) for point in points[1:]] == [(1, 0), (2, 2)]
+    assert [point["step"] for point in curve_of([comparison], {"a": 20, "b": 10})["b"]] == [0, 10, 20]
     steps = {"out/checkpoints/checkpoint-10": 10, "out": 20}
     assert highest_of({"b": points}, steps) == [
         "b: accuracy is highest at step 10, 75.0%; at the last, 20, it is 50.0%. Take out/checkpoints/checkpoint-10"

@@ -133,7 +133,7 @@ def evaluate_command(
             Run(run).manifest()
         base = check_model(model, chat_template)
         check_adapters(adapter or [], base)
-        from trainer.evaluation.curve import checkpoints_of, curve_of, highest_of
+        from trainer.evaluation.curve import checkpoints_of, curve_of, final_last, highest_of
 
         steps = checkpoints_of(checkpoints) if checkpoints else {}
         check_files(list(files.values()), question_field)
@@ -157,7 +157,8 @@ def evaluate_command(
             choices_field=choices_field,
             answer_field=answer_field,
         )
-        console, adapters = wide_console(), [*steps, *(name for name in adapter or [] if name not in steps)]
+        console = wide_console()
+        adapters = [*final_last(steps, checkpoints or ""), *(name for name in adapter or [] if name not in steps)]
         found = evaluate(base, adapters, files, settings, console, kept)
         console.print(table(found))
         about: dict[str, Any] = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}

@@ -16,7 +16,7 @@ from trainer.evaluation.scores import Comparison
 
 
 def checkpoints_of(out: str) -> dict[str, int]:
-    """The adapters that a training left, oldest first: URL -> optimizer step. The URL of the final adapter is OUT.
+    """The adapters that a training left, by step: URL -> optimizer step. The URL of the final adapter is OUT.
 
     Raises ModelError if there are none, or if `out` is a checkpoint or another adapter.
     """
@@ -29,12 +29,17 @@ def checkpoints_of(out: str) -> dict[str, int]:
             found[int(number)] = f"{url}/{folder}"
     made = bucket.get(PROVENANCE) if bucket.get(CONFIG) else None
     if made:
-        found.setdefault(_adapter_step(made, url), url)
+        found[_adapter_step(made, url)] = url
     if not found:
         raise ModelError(
             f"{out} holds no checkpoint and no adapter of a training; 'lightreasoner-trainer train' makes one"
         )
     return {found[step]: step for step in sorted(found)}
+
+
+def final_last(steps: Mapping[str, int], out: str) -> list[str]:
+    """The adapters of `checkpoints_of(out)` by step, the final one last: its figures stand for the training."""
+    return sorted(steps, key=lambda adapter: (adapter == out.rstrip("/"), steps[adapter]))
 
 
 def _adapter_step(made: bytes, url: str) -> int:
@@ -80,12 +85,11 @@ def highest_of(curve: Mapping[str, Sequence[Mapping[str, Any]]], steps: Mapping[
 
 
 def curve_of(comparisons: Sequence[Comparison], steps: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """For each benchmark, the figures of each step. The model without an adapter is step 0."""
-    return {
-        comparison.benchmark: [
-            {"step": 0 if index == 0 else steps[result.model], **result.to_json()}
-            for index, result in enumerate(comparison.results)
-            if index == 0 or result.model in steps
-        ]
-        for comparison in comparisons
-    }
+    """For each benchmark, the figures of each step, by step. The model without an adapter is step 0."""
+    curve = {}
+    for comparison in comparisons:
+        base, *others = comparison.results
+        by_step = sorted((result for result in others if result.model in steps), key=lambda one: steps[one.model])
+        points = [(0, base), *((steps[result.model], result) for result in by_step)]
+        curve[comparison.benchmark] = [{"step": step, **result.to_json()} for step, result in points]
+    return curve
