@@ -92,7 +92,9 @@ def build(
     ] = None,
     keep: Annotated[
         float | None,
-        typer.Option(help="Share of all steps that --select top keeps.", show_default=f"{DEFAULT_KEEP:g}"),
+        typer.Option(
+            help="Share of the steps of --select all that --select top keeps.", show_default=f"{DEFAULT_KEEP:g}"
+        ),
     ] = None,
     labels: Annotated[Labels | None, typer.Option(help=LABELS)] = None,
     gamma: Annotated[float | None, typer.Option(help=GAMMA, show_default=f"{DEFAULT_GAMMA:g}")] = None,

@@ -96,7 +96,7 @@ class TextReader:
         if self._is_far_too_long(text):
             raise TrajectoryError(
                 "context_length_exceeded",
-                f"the prompt's {len(text)} characters are more than twice the context of {self._context} tokens;"
+                f"the prompt's {len(text)} characters are more tokens than twice the context of {self._context};"
                 " shorten the question",
             )
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -45,8 +45,8 @@ class BucketPaths:
         for segment in segments:
             if not SEGMENT.fullmatch(segment):
                 raise ValueError(
-                    f"{segment!r} is no name inside the bucket: letters, digits and ._=,+@- are allowed, a letter,"
-                    " digit or _ in front"
+                    f"{segment!r} is no name inside the bucket: ASCII letters, digits and ._=,+@- are allowed, a"
+                    " letter, digit or _ in front"
                 )
         if segments[0].lower() == JOBS_FOLDER:
             raise ValueError(f"the folder {JOBS_FOLDER}/ of the bucket is the service's own")

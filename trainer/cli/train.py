@@ -89,7 +89,7 @@ class TrainingOptions:
         typer.Option(
             rich_help_panel=RECIPE,
             callback=positive,
-            help="Learning rate of AdamW.",
+            help="Learning rate of AdamW: reached in 10 steps, then constant.",
             show_default=f"{Recipe.learning_rate:g}",
         ),
     ] = None
