@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from trainer.grading.normalize import COMPARED, NAMED, TEXT, squeezed
+from trainer.grading.normalize import COMPARED, NAMED, NUMBER_WORD, TEXT, squeezed
 
 NEXT_STEP = re.compile(
     r"[.!?]\s|\b(?:no|not|wait|actually|corrected|instead|rather|but|so|thus|hence|therefore|then|gives?|answer|which)\b",
@@ -77,10 +77,12 @@ ARGUMENT = re.compile(
 )
 """Right before a box, in words. The box holds the argument of a function, or the last digits of a number."""
 FUNCTION_OF = (
-    r"(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log|(?:co)?(?:sine|tangent)|(?:co)?secant|"
-    r"factorial|third|quarter|fifth|tenth)s?\s+of"
+    r"(?:(?:square|cube|root|multiple|power|factor|divisor|reciprocal|inverse|logarithm|log|(?:co)?(?:sine|tangent)|(?:co)?secant|"
+    r"factorial)s?\s+of|(?:third|quarter)\s+of"
+    rf"|(?:thirds|quarters|fifths?|tenths?)\s+of(?=\W*(?:$|\d|{NUMBER_WORD.pattern})))"
 )
-"""Before a number. The sentence speaks of a function of the number, not of the number."""
+"""Before a number. The sentence speaks of a function of the number, not of the number. 'By the tenth of June' does
+not."""
 RIGHT_BEFORE = r"(?:\s|\$|\*|\\[(\[])*$"
 CHANGED_BEFORE = re.compile(
     rf"(?:\b(?:not|never|neither|nor|cannot|anything\s+but|far\s+from)|n't)(?:\s+(?:be|equal(?:\s+to)?|is|exactly|just))?{RIGHT_BEFORE}"
@@ -107,14 +109,17 @@ OF_ALL = r"(?!\s+(?:with|for|in|on|if|when|unless|under|by|without|from|to)\b)"
 """No condition follows. 'It does not work with 17' does not deny the answer 18."""
 THIS = (
     r"that|this|it|they|"
-    r"(?:the|my|our)\s+(?:(?!(?:other|first|second|third|previous|earlier|next)\b)\w+\s+)?(?:answer|result)"
+    r"(?:the|my|our)\s+(?:(?!(?:other|first|second|third|previous|earlier|next|initial|original|old)\b)\w+\s+)?(?:answer|result)"
+    r"|this\s+(?:answer|result)"
 )
+NOT_RIGHT = r"(?!\W*(?:wait\W+)?(?:that|this|it)(?:'s|\s+is)\s+(?:right|correct|fine))"
+"""Behind a 'no'. 'No, that is right' does not follow."""
 ITSELF = r"(?:(?:which|that|this|it|but\s+(?:that|this|it))\s*)?"
 TAKEN_AWAY = re.compile(
     rf"^[ \t$*_)\]}}\\]*(?:\?(?!\W*(?:yes|yeah|correct|right|indeed)\b)"
     rf"|[^\w\n]*{ITSELF}(?:'s|is|was|seems|looks|must\s+be)\s+(?:\w+ly\s+|also\s+|just\s+)?{NO_LONGER}"
     rf"|[^\w\n]*(?:which\s+)?{FAILS}|[^\w\n]*{ITSELF}{FAILS}{OF_ALL}"
-    r"|[^\w\n]*(?:no\s*[,.:;!\N{EM DASH}](?!\W*(?:wait\W+)?(?:that|this|it)(?:'s|\s+is)\s+(?:right|correct|fine))"
+    rf"|[^\w\n]*(?:no(?:pe)?\s*[,.:;!\N{{EM DASH}}]{NOT_RIGHT}"
     r"|oops\b|sorry\b|correction\b|scratch\s+that|never\s*mind)"
     rf"|\W*(?:no\W+)?(?:wait|hmm|hold\s+on|actually|oops|sorry)\b[^\n]{{0,120}}?\b(?:(?:{THIS})(?:'s|\s+(?:is|was))\s+{NO_LONGER}"
     rf"|(?:that|this|it)\s+{FAILS}{OF_ALL}"
@@ -127,7 +132,7 @@ RETRACTED = re.compile(
     rf"\b(?:{THIS})(?:(?:'s|'re|\s+(?:is|are|was|seems|looks|would\s+be))\s+(?:\w+ly\s+|just\s+)?(?:{NO_LONGER}|not\s+(?:what|it)\b)|\s+{FAILS}{OF_ALL})"
     r"|\b(?:I|we)\s+(?:have\s+|just\s+)?made\s+(?:a\s+(?:\w+\s+)?mistake|an\s+(?:\w+\s+)?error)\b"
     r"|^\W*(?:oops\b|correction\s*:|sorry\s*[,.:!]|(?:scratch\s+that|never\s*mind)\s*(?:[,.:;!]|-|$))"
-    r"|^\W*no\s*[,.:!](?!\W*(?:wait\W+)?(?:that|this|it)(?:'s|\s+is)\s+(?:right|correct|fine))",
+    rf"|^\W*(?:oh\s+)?no(?:pe)?\s*[,.:!]{NOT_RIGHT}",
     re.IGNORECASE,
 )
 """In one of the two sentences behind an answer. The output takes this answer back, and not some other thing."""
@@ -145,7 +150,7 @@ ANOTHER_IS = re.compile(
 INSTEAD = re.compile(
     r"\W*(?:(?:no|nope|oh|well|wait|hmm|hold\s+on|actually|oops|sorry|correction|rather|instead|better|make\s+(?:that|it)|I\s+mean|in\s+fact|"
     r"in\s+reality|(?:let\s+me|I)\s+(?:correct|fix)\s+(?:that|this|it|myself))\b[\s,.:;\N{EM DASH}\N{EN DASH}-]+)+"
-    r"[$\\]*(?P<value>-?\d[\d,]*(?:\.\d+)?)(?=\W*(?:$|\n))",
+    r"[$\\]*(?P<value>-?\d[\d,]*(?:\.\d+)?(?:\\?%)?)(?=\W*(?:$|\n))",
     re.IGNORECASE,
 )
 """A whole sentence that replaces the answer: 'No, 19.'"""

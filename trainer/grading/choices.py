@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from trainer.grading.gold import LETTERS, boxes
-from trainer.grading.normalize import FOREIGN_NOT, TEXT, letters_of, plain_text
+from trainer.grading.normalize import FOREIGN_NOT, TEXT, letters_of, plain_text, words_of
 from trainer.grading.said import answers
 
 LETTER_CHARACTERS = 4_000
@@ -73,8 +73,8 @@ SUPPOSED_IN_CJK = re.compile("假[如设]|如果|要是|^若")
 CLAUSE_END = re.compile(r"[.;:,\n]|\b(?:so|but|thus|hence|therefore|then|because|since)\b", re.IGNORECASE)
 TAKEN_BACK = re.compile(
     r"[^.\n?]*?(?:\?|\b(?:which|that|this|it|they)(?:'s|'re|\s+(?:is|are|was|were|would\s+be))\s+(?:\w+ly\s+|also\s+|all\s+)?"
-    r"(?:wrong|incorrect|false|not\s+(?:correct|right|true|the\s+answer))\b"
-    r"|\b(?:which|that|this|it)\s+(?:isn't|wasn't|can't|cannot|contradict\w*)\b)"
+    r"(?:wrong|incorrect|false|not\s+(?:correct|right|true|the\s+answer))\b)"
+    r"|(?:(?!\b(?:because|since|as)\b)[^.\n?])*?\b(?:which|that|this|it)\s+(?:isn't|wasn't|can't|cannot|contradict\w*)\b"
     r"|(?:(?!\bbecause\b|\bsince\b)[^.\n])*?\bif\b[^.\n]*?\bwere\b"
     r"|[^.\n?]*\.+\s*(?:no\s*[,.:!]|(?:no\s+wait|I\s+mean|wait|hmm|hold\s+on|actually|oops|scratch\s+that|never\s*mind(?=\s*[,.:;!]))\b|(?:correction|sorry)\s*[,.:!]"
     r"|(?:(?:but|however),?\s+)?(?:that|this|it|they)(?:'s|'re|\s+(?:is|are))\s+(?:all\s+)?(?:wrong|incorrect|false|not)\b"
@@ -146,7 +146,7 @@ def said_letter(choices: Sequence[str], output: str) -> str:
         own = _is_choice(choices, letter, rest) or _labels(choices, match[1], rest)
         if match.re is LAST_LINE and re.match(r"[).]*[.:]?\s+\w", rest) and not own:
             continue
-        if _supposed(text, match):
+        if _supposed(text, match, _repeated(choices, letter, rest)):
             continue
         several = re.search(r"(?:\b(?:and|or)|[,/&])\s*[(\[]?$", text[: match.start(match.lastindex or 0)])
         if several and match.re.pattern != CONCLUDED:
@@ -157,8 +157,11 @@ def said_letter(choices: Sequence[str], output: str) -> str:
     return ""
 
 
-def _supposed(text: str, match: re.Match[str]) -> bool:
-    """Whether the output supposes a letter, asks about it, denies it, or takes it back."""
+def _supposed(text: str, match: re.Match[str], repeated: int) -> bool:
+    """Whether the output supposes a letter, asks about it, denies it, or takes it back.
+
+    `repeated`: how many characters behind the match repeat the letter's choice.
+    """
     at = match.start(match.lastindex or 0)
     before = re.sub(r",[^,.\n]*,(?=\s*that\b)", "", text[:at])
     clause = CLAUSE_END.split(re.sub(r":\W*$", " ", before))[-1]
@@ -168,8 +171,19 @@ def _supposed(text: str, match: re.Match[str]) -> bool:
     if in_cjk and (DENIED_IN_CJK.search(re.split("[，,；]", sentence)[-1]) or SUPPOSED_IN_CJK.search(concluded)):
         return True
     return bool(
-        OTHER_ONES.search(clause) or SUPPOSED.search(clause) or TAKEN_BACK.match(text, match.end(match.lastindex or 0))
+        OTHER_ONES.search(clause)
+        or SUPPOSED.search(clause)
+        or TAKEN_BACK.match(text, match.end() + repeated if repeated else match.end(match.lastindex or 0))
     )
+
+
+def _repeated(choices: Sequence[str], letter: str, rest: str) -> int:
+    """How many characters behind a letter repeat its own choice: ': it can't be determined'. 0 if it is not there."""
+    if not _is_choice(choices, letter, rest):
+        return 0
+    choice = words_of(choices[LETTERS.find(letter.upper())])
+    at = rest.casefold().find(choice)
+    return at + len(choice) if at >= 0 else 0
 
 
 def _ends(choices: Sequence[str], letter: str, rest: str) -> bool:

@@ -15,6 +15,7 @@ from trainer.grading.boxed import (
     FUNCTION_OF,
     MARKUP,
     NO_LONGER,
+    RETRACTED,
     WORDLESS,
     Answer,
     in_one_text,
@@ -107,6 +108,8 @@ DENIED = re.compile(
     re.IGNORECASE,
 )
 """Before a number. The number is a bound or no answer."""
+PART_OF = re.compile(r"(?:third|quarter|fifth|tenth)s?\s+of\s+(?:the\s+)?$", re.IGNORECASE)
+"""Right before the first number of a computation: two thirds of 27 apples = 18 apples."""
 DENIED_IN_WORDS = DENIED.pattern.replace("half", r"half(?!\W*$)")
 """The same for a whole clause, which may end with 'one half'."""
 SIGN = re.compile(r"(?:^\W*|\b(?:of|to|at|about)\s+|\b(?=negative))((?:minus|negative)\s+)$", re.IGNORECASE)
@@ -176,6 +179,8 @@ DOUBT = re.compile(
     re.IGNORECASE,
 )
 """In a sentence without a number. The sentences before it are not the answer yet."""
+SORRY = re.compile(r"^\W*sorry\b", re.IGNORECASE)
+"""An apology without a number. It takes nothing back: 'Sorry, that took long.'"""
 FULL_STOP = re.compile(r"[.!?。！？…:$]\W*$")
 CUT_OFF = re.compile(
     r"\b(?:the|an?|of|to|at|by|from|with|for|in|on|per|and|or|but|so|that|which|who|because|since|if|as|than|is|are|was|were|"
@@ -241,7 +246,9 @@ def _unmarked(output: str, quoted: bool = True) -> Iterator[Answer]:
         if CUT_OFF.search(sentence):
             return
         yield from _from_sentence(sentence, whole=False)
-        if DOUBT.search(sentence) or runs(sentence) or NUMBER_WORD.search(sentence):
+        if DOUBT.search(sentence) or RETRACTED.search(SORRY.sub("", sentence)):
+            return
+        if runs(sentence) or NUMBER_WORD.search(sentence):
             return
         if not FULL_STOP.search(sentence) and sentence is sentences[-1]:
             return
@@ -298,7 +305,7 @@ def _from_sentence(sentence: str, whole: bool) -> Iterator[Answer]:
     if (
         UNTRUE.search(BUT_NOT_COMMA.split(before)[-1])
         or DISBELIEVED.search(text[:start])
-        or DENIED.search(text[:start])
+        or DENIED.search(PART_OF.sub("", text[:start]) if sums else text[:start])
         or (not sums and BOUND.search(text[:start]))
     ):
         return
