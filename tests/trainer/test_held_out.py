@@ -18,7 +18,7 @@ from trainer.adapters.model_folder import ModelFolder
 from trainer.cli.train import TrainingOptions
 from trainer.data.dataset import Limits, TrainingSet
 from trainer.settings import Keep
-from trainer.training.held_out import best_of
+from trainer.training.held_out import HeldOutFigures, best_of
 from trainer.training.loss import held_out_terms
 
 MANY = 30
@@ -245,6 +245,37 @@ def test_the_best_adapter_is_kept_and_a_training_that_goes_past_it_warns(tmp_pat
     assert trainer_cli(*resumed)[0] == 0, "other passes than before"
     check_equal(tmp_path / "best", early)
     assert [row["step"] for row in rows_of(early)] == [row["step"] for row in rows]
+
+
+def test_a_model_has_hardly_moved_if_no_term_of_its_score_changed_by_a_twentieth():
+    def at(distance, other_shift):
+        return HeldOutFigures(72, 0.2, 0.7, distance, 0.0, other_shift)
+
+    first = at(0.26, 0.0)
+    assert all(at(*now).is_close_to(first) for now in ((0.26, 0.0), (0.2475, 0.0), (0.2725, 0.008)))
+    assert not at(0.2465, 0.0).is_close_to(first), "it has learned"
+    assert not at(0.2735, 0.0).is_close_to(first), "it has learned the opposite"
+    assert not at(0.26, 0.009).is_close_to(first), "it has unlearnt, by 0.0135 of the score"
+    assert not at(float("nan"), 0.0).is_close_to(first)
+
+
+@pytest.mark.parametrize("length", ["--epochs", "--max-steps"])
+def test_a_training_that_hardly_moved_the_model_warns_and_says_what_to_do(tmp_path, many, expert, trainer_cli, length):
+    words = ("train", many, "--model", expert, "--held-out", 0.2, *HOT, length, 1)
+    code, said, _ = trainer_cli(*words, "--output", tmp_path / "cold", "--learning-rate", 1e-6)
+    rows = rows_of(tmp_path / "cold")
+    first, last = (f"{row['distance']:.4f}" for row in (rows[0], rows[-1]))
+    steps, told = rows[-1]["step"], (tmp_path / "cold" / "README.md").read_text()
+    assert code == 0 and (
+        f"warning: the model has hardly moved in {steps} optimizer steps: the held-out distance from the labels was "
+        f"{first} before training and is {last} now. Continue with --resume and more {length}, or train again with a "
+        "higher --learning-rate than 1e-06" in " ".join(said.split())
+    )
+    assert f"hardly moved in {steps} optimizer steps:**" in told and f"more `{length}`, or train again" in told
+    assert f"was {first} before training and is {last} now" in told
+    assert json.loads((tmp_path / "cold" / "lightreasoner.json").read_text())["held_out"]["moved_little"] is True
+    code, said, _ = trainer_cli(*words, "--output", tmp_path / "hot")
+    assert code == 0 and "hardly moved" not in said + (tmp_path / "hot" / "README.md").read_text()
 
 
 def test_the_hub_is_never_asked_about_the_base_of_an_adapter(tmp_path, many, expert, trainer_cli, monkeypatch):

@@ -26,7 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from client.errors import ModelError
 from trainer.data.example import Example
 from trainer.data.packing import Batch, Layout, Sharing, pack, passes
-from trainer.settings import Keep
+from trainer.settings import Keep, Recipe
 from trainer.training.checkpoints import write_whole
 from trainer.training.lora import ADAPTER_ALONE, Head, decoder_of, hidden_states
 from trainer.training.loss import CHUNK_ELEMENTS, held_out_terms
@@ -40,6 +40,8 @@ BEST_WEIGHTS = "best_adapter.safetensors"
 """File in a checkpoint that holds the best adapter so far."""
 OTHER_SHIFT = 1.5
 """Weight of `other_shift` in the score. `distance` has weight 1."""
+LITTLE = 0.05
+"""Largest change of a term of the score, as a share of the score before training, of a model that has hardly moved."""
 MEASURED = ("loss", "agreement", "distance", "shift", "other_shift")
 
 
@@ -62,6 +64,15 @@ class HeldOutFigures:
         follows accuracy best (deploy/demo/README.md, "When to stop"). The loss alone falls even while accuracy falls.
         """
         return self.distance + OTHER_SHIFT * self.other_shift
+
+    def is_close_to(self, first: HeldOutFigures) -> bool:
+        """Whether the model has hardly moved since `first`, before training: no term of the score changed by `LITTLE`.
+
+        The sum alone would not tell: what is learned and what is unlearnt can cancel out. The standard error of the
+        difference is no measure either: the smallest change exceeds it, since every trajectory changes alike.
+        """
+        changes = abs(self.distance - first.distance), OTHER_SHIFT * self.other_shift
+        return max(changes) < LITTLE * first.distance  # False with NaN
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "score": self.score}
@@ -123,14 +134,21 @@ class HeldOutWatch(TrainerCallback):
         """Whether training went on for too long: the last score is surely worse than the lowest."""
         return self._is_surely_worse(self._scores[-1])
 
+    @property
+    def moved_little(self) -> bool:
+        """Whether the training was too short, or too gentle, to move the model."""
+        return not self.past_the_best and self.figures[-1].is_close_to(self.figures[0])
+
     def _is_surely_worse(self, scores: TrajectoryScores) -> bool:
         """Whether scores are worse than the lowest by two standard errors. Chance exceeds a single one too often."""
         return is_worse(scores, min(self._scores, key=lambda found: found.mean()), 2.0)
 
     def outcome(self) -> dict[str, Any]:
-        """The entry for lightreasoner.json: the best and the last measurement, and whether training went too far."""
-        measured = {"best": self.best.to_json(), "last": self.figures[-1].to_json()}
-        return {**measured, "measured_every": self._every, "past_the_best": self.past_the_best}
+        """The entry for lightreasoner.json: three measurements; whether training went too far, or hardly moved."""
+        names, measured = ("first", "best", "last"), (self.figures[0], self.best, self.figures[-1])
+        figures = {name: found.to_json() for name, found in zip(names, measured, strict=True)}
+        judged = {"past_the_best": self.past_the_best, "moved_little": self.moved_little}
+        return {**figures, "measured_every": self._every, **judged}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         measured = [logs for logs in state.log_history if "held_out_scores" in logs]
@@ -246,8 +264,8 @@ def tell_unmeasured(keep: Keep, console: Console) -> None:
     console.print("warning: held-out trajectories are not measured with FSDP; give --held-out 0", style="yellow")
 
 
-def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
-    """Print the figures of the held-out trajectories, with a warning if training went on for too long."""
+def tell_of(watch: HeldOutWatch, recipe: Recipe, console: Console) -> None:
+    """Print the figures of the held-out trajectories, with a warning if training was too long or too short."""
     first, best, last = watch.figures[0], watch.best, watch.figures[-1]
     told = [(f"at step {best.step}", best), ("at the last", last)][: 1 + (best.step != last.step)]
     losses = ", ".join(f"{found.loss:.4f} {where}" for where, found in told)
@@ -257,7 +275,7 @@ def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
         f" in nats, {shifts}",
         soft_wrap=True,
     )
-    if keep == Keep.BEST:
+    if recipe.keep == Keep.BEST:
         nothing = ", and changes nothing: no later step was better" if not best.step else ""
         past = "training went past its best: " if watch.past_the_best else ""
         console.print(f"{past}the adapter of step {best.step} is kept{nothing}", soft_wrap=True)
@@ -266,6 +284,15 @@ def tell_of(watch: HeldOutWatch, keep: Keep, console: Console) -> None:
         console.print(
             f"warning: training went past its best: the held-out score was best at step {best.step}, and since then "
             f"the model unlearns what it could do (loss.png shows it). Train again with {remedy}",
+            style="yellow",
+            soft_wrap=True,
+        )
+    if watch.moved_little:
+        longer = "--max-steps" if recipe.max_steps else "--epochs"
+        console.print(
+            f"warning: the model has hardly moved in {last.step} optimizer steps: the held-out distance from the labels"
+            f" was {first.distance:.4f} before training and is {last.distance:.4f} now. Continue with --resume and more"
+            f" {longer}, or train again with a higher --learning-rate than {recipe.learning_rate:g}",
             style="yellow",
             soft_wrap=True,
         )

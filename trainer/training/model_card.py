@@ -70,6 +70,8 @@ def card(provenance: dict[str, Any], base: str) -> str:
     warning = f"\n**Trained although the model is not the RUN's expert:**{overridden}\n" if overridden else ""
     if held_out and held_out["past_the_best"] and step == last:
         warning += _past_the_best(held_out["best"]["step"], held_out["measured_every"])
+    if held_out and held_out.get("moved_little"):
+        warning += _moved_little(held_out["first"], held_out["last"], recipe)
     return (
         f"---\n{header}\n---\n\n"
         f"# LightReasoner adapter for {name}\n\n"
@@ -88,6 +90,18 @@ def _past_the_best(best: int, every: int) -> str:
         f"trajectories that were held out and measured every {every} steps (`loss.png`, `held_out.jsonl`).\n"
         "They are few, and they do not measure accuracy: check with `evaluate` first whether accuracy fell.\n"
         f"{there} again, into another folder, with {remedy}.\n"
+    )
+
+
+def _moved_little(first: dict[str, Any], last: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """The warning that the training hardly moved the model, and what to do. `first`: the figures before training."""
+    longer = "--max-steps" if recipe["max_steps"] else "--epochs"
+    return (
+        f"\n**The model has hardly moved in {last['step']} optimizer steps:** the distance from the labels of the\n"
+        f"trajectories that were held out was {first['distance']:.4f} before training and is {last['distance']:.4f} now"
+        " (`held_out.jsonl`).\n"
+        f"Continue with `--resume` and more `{longer}`, or train again, into another folder, with a higher "
+        "`--learning-rate`.\n"
     )
 
 

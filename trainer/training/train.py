@@ -193,7 +193,7 @@ def carry_out(training: Training, console: Console) -> TrainReport | None:
             journal.close()
     training.training_set.check_not_empty()
     if watch:
-        tell_of(watch, recipe.keep, console)
+        tell_of(watch, recipe, console)
     if watch and recipe.keep == Keep.BEST:
         watch.restore_best()
     trainer.save_adapter(training.out.folder)
