@@ -65,7 +65,7 @@ def test_it_starts_before_the_run_is_whole_takes_every_trajectory_once_and_ends_
     code, said, err = trainer_cli(*words, "--epochs", 1)
     writer.join()
     assert code == 0 and f"5 optimizer steps over {COUNT} trajectories with {kept_steps(run)} kept" in said, err
-    assert "not sealed" not in said
+    assert "not complete" not in said
     lines = metrics(tmp_path / "out")
     assert sum(line["kept_steps"] for line in lines) == kept_steps(run) and lines[-1]["epoch"] == 1
 
@@ -88,7 +88,7 @@ def test_a_writer_that_stalls_is_reported_the_wait_ends_and_resuming_takes_the_r
     monkeypatch.setattr(trainer.data.follow, "REPORT_SECONDS", 0.3)
     write(run, range(12), pause=0, seal=False)
     code, said, err = trainer_cli(*words, "--epochs", 1, "--follow-timeout", 1)
-    assert code == 1 and f"{run} is not sealed and has had no new part for 1 s" in err and "--resume" in err
+    assert code == 1 and f"{run} is not complete and has had no new part for 1 s" in err and "--resume" in err
     assert f"waiting for {run}: no new part for" in said and not (tmp_path / "out" / "adapter_config.json").exists()
     done = len(metrics(tmp_path / "out"))
     assert done == 2  # 12 trajectories are two batches of 5; the two that are left wait for company

@@ -122,7 +122,7 @@ def test_training_lowers_the_loss_and_leaves_an_adapter_that_says_where_it_came_
         *("train", run, "--model", expert, "--output", out), "--max-steps", 40, "--learning-rate", 3e-3
     )
     losses = [line["loss"] for line in metrics(out)]
-    assert code == 0 and losses[-1] < 0.7 * losses[0] and "is not sealed" not in shown
+    assert code == 0 and losses[-1] < 0.7 * losses[0] and "is not complete" not in shown
     assert f"loss {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last" in shown
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(expert) and config["r"] == 8
@@ -186,12 +186,13 @@ def test_the_update_of_a_model_in_half_precision_is_computed_in_it_from_weights_
     assert {first.dtype, second.dtype, first.grad.dtype, second.grad.dtype} == {torch.float32}
 
 
-def test_an_unsealed_run_trains_and_says_so(tmp_path, expert, trainer_cli):
+def test_a_run_that_is_not_complete_trains_and_says_what_to_do(tmp_path, expert, trainer_cli):
     write_run(tmp_path / "run", expert, sealed=False)
     code, shown, _ = trainer_cli(
         *("train", tmp_path / "run", "--model", expert, "--output", tmp_path / "out", "--max-steps", 1)
     )
-    assert code == 0 and f"{tmp_path / 'run'} is not sealed" in shown
+    assert code == 0 and f"warning: {tmp_path / 'run'} is not complete: training on what it holds now. " in shown
+    assert "repeat the command that makes it, then this one with a new --output; --follow trains while" in shown
 
 
 def test_an_output_that_is_taken_is_refused_with_the_remedy(tmp_path, run, expert, trainer_cli):

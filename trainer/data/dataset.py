@@ -25,6 +25,11 @@ from trainer.data.example import Example
 
 DIGITS = 12
 """Hex digits of a digest in a message."""
+NOT_COMPLETE = (
+    "is not complete: training on what it holds now. To train on all of it, repeat the command that makes it, then this"
+    " one with a new --output; --follow trains while it is sampled"
+)
+"""What is said of a RUN that is trained on before it is complete, and the remedy."""
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class Arrivals:
                 return not sealed
             if stalled:
                 raise WriterStalled(
-                    f"{self._set.run} is not sealed and has had no new part for {waited:.0f} s. Check that its client "
-                    "still runs: to continue, repeat its 'lightreasoner-client sample' command, and this command with "
+                    f"{self._set.run} is not complete and has had no new part for {waited:.0f} s. Check that its client"
+                    " still runs: to continue, repeat its 'lightreasoner-client sample' command, and this command with "
                     "--resume. If parts take longer, set a higher --follow-timeout"
                 )
             raise _NothingNew

@@ -28,7 +28,7 @@ from client.storage.bucket import BucketError
 from trainer.adapters.adapter import PROVENANCE, package_versions
 from trainer.adapters.matching import idle_layers
 from trainer.adapters.model_folder import ModelFolder, load
-from trainer.data.dataset import Limits, TrainingSet, check_expert, mismatches
+from trainer.data.dataset import NOT_COMPLETE, Limits, TrainingSet, check_expert, mismatches
 from trainer.data.example import Example
 from trainer.data.follow import Arrivals, WaitEnded, WriterStalled
 from trainer.data.identity import differences, identity_of, with_dtype
@@ -441,7 +441,7 @@ def report_of(provenance: dict[str, Any], seconds: float, already_done: bool = F
 
 
 def announce(run: Run, training_set: TrainingSet, console: Console) -> None:
-    """Print what the training set holds, and warn if the RUN is not sealed."""
+    """Print what the training set holds, and warn if the RUN is not complete."""
     if not training_set.sealed:
-        console.print(f"warning: {run} is not sealed; training on what it holds now", style="yellow", soft_wrap=True)
+        console.print(f"warning: {run} {NOT_COMPLETE}", style="yellow", soft_wrap=True)
     console.print(str(training_set), soft_wrap=True)
