@@ -18,6 +18,7 @@ from typing import BinaryIO, Literal
 
 import pyarrow as pa
 
+from client.environment import check_temporary_folder
 from client.errors import ProblemSetError
 
 Form = Literal["lines", "array", "csv", "parquet"]
@@ -153,6 +154,7 @@ def _seekable(file: BinaryIO, head: bytes) -> BinaryIO:
     if file.seekable():
         file.seek(0)
         return file
+    check_temporary_folder()
     kept = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
     kept.write(head)
     shutil.copyfileobj(file, kept)

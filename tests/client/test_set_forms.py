@@ -8,6 +8,7 @@ import lzma
 import os
 import re
 import sys
+import tempfile
 import uuid
 import zipfile
 import zlib
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import client.problems.rows
-from client.errors import ProblemSetError
+from client.errors import LightReasonerError, ProblemSetError
 from client.problems.problem_set import ProblemSet
 from client.problems.reader import read_problem_set, read_problems
 from client.protocol.requests import MAX_CHARACTERS, Problem
@@ -93,6 +94,17 @@ def test_standard_input_and_a_pipe_take_every_form(form, monkeypatch):
         if path == "-":
             monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=os.fdopen(read, "rb")))
         assert asked(path.format(read)) == EXPECTED
+    os.close(read)
+
+
+def test_parquet_from_a_pipe_without_a_folder_for_temporary_files_is_an_error_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere/tmp"])
+    read, write = os.pipe()
+    os.write(write, FORMS["parquet"])
+    os.close(write)
+    with pytest.raises(LightReasonerError, match="; set TMPDIR to a folder"):
+        asked(f"/dev/fd/{read}")
     os.close(read)
 
 

@@ -85,7 +85,7 @@ def test_options_become_fields():
         ({"chat_template_kwargs": '{"tokenize": false}'}, "tokenize is not a variable"),
         ({"stop_token_ids": "1;2"}, "--stop-token-ids '1;2': give token ids"),
         ({"stop_token_ids": "-1"}, "--stop-token-ids: "),
-        ({"solutions": True, "temperature": 0.0}, "--solutions samples 8 solutions a problem"),
+        ({"solutions": True, "temperature": 0.0}, "--solutions samples 8 .*; add --n 1, or leave out --temperature"),
         ({"system_prompt": "\udc80"}, "--system-prompt: .* is not valid UTF-8"),
     ):
         with pytest.raises(LightReasonerError, match=said.replace("[", r"\[")):
