@@ -109,7 +109,7 @@ class Running:
 
     token_budget: int | None = None  # tokens per micro-batch; None: TOKEN_BUDGET, or more for a longer trajectory
     gradient_checkpointing: bool = False
-    attention: str | None = None  # attn_implementation of transformers; None: on a GPU the best that is exact
+    attention: str | None = None  # attn_implementation of transformers; None: its choice, on a GPU the best exact
     save_steps: int = 50  # optimizer steps between checkpoints
     report_to: tuple[str, ...] = ()  # loggers, as transformers names them
     resume: bool = False

@@ -70,7 +70,7 @@ class ApiKeys:
 
 
 def _name_and_key(entry: str) -> tuple[str, str]:
-    """Name and key. A key without a name gets a fixed one that does not reveal it."""
+    """Name and key. A key without a name is named by its digest: the same each time, and does not reveal the key."""
     if named := NAMED_KEY.fullmatch(entry):
         return named[1], named[2]
     return f"key-{hashlib.sha256(f'lightreasoner key {entry}'.encode()).hexdigest()[:12]}", entry

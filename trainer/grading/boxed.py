@@ -206,10 +206,10 @@ class Answer:
 
     text: str
     behind: str = ""
-    part: bool = False  # what stands beside its box makes a formula of which it is a part
+    part: bool = False  # its box holds one part of a formula, or the output denies it: no answer
     marked: bool = True  # by a box or another mark: then it is all there is
-    rival: str = ""  # another value, which is said to be the answer too: then both are right or none
-    ahead: str = ""  # of an answer without a mark: what stands before it in its clause
+    rival: str = ""  # another value that the output gives for the answer: both must be right
+    ahead: str = ""  # without a mark: the text before the answer in its clause
 
 
 def last_boxes(output: str, found: list[tuple[int, int, int]]) -> Answer:
