@@ -15,7 +15,7 @@ from support.models.tiny_pair import IDS, VOCABULARY, load, saying, write_run
 from support.processes.forked import ROOT
 
 from client.errors import ProblemSetError
-from client.protocol.requests import Trajectory
+from client.protocol.requests import BOX_SYSTEM_PROMPT, Trajectory
 from client.runs.run import Run
 from trainer.data.dataset import Limits
 from trainer.data.packing import pack
@@ -70,7 +70,8 @@ def test_right_and_finished_solutions_are_kept_whole(solved):
     tokens = sum(len(row.token_ids) for row in kept)
     assert str(found) == (
         f"2 right solutions of {tokens} tokens; 2 wrong or unfinished are left out, and 1 whose problem has no answer"
-        rf"; the prompts of {run} ask for no \boxed{{}}, where an answer is read most safely: sample --solutions does"
+        rf"; the prompts of {run} ask for no \boxed{{}}, where an answer is read most safely; the system prompt of"
+        " sample --solutions does"
     )
     tokenizer = json.loads(run.tokenizer())  # in which the prompt says it, though run.json names no system prompt
     vocabulary = tokenizer["model"]["vocab"]
@@ -78,6 +79,13 @@ def test_right_and_finished_solutions_are_kept_whole(solved):
     vocabulary["\\boxed{}"] = vocabulary.pop(word)
     run.bucket.put("tokenizer.json", json.dumps(tokenizer).encode())
     assert str(solutions(Run(str(run)), answers)).endswith("no answer")
+
+
+def test_a_system_prompt_that_asks_for_a_box_counts_where_the_vocabulary_lacks_its_words(solved):
+    run, answers, _ = solved
+    asked = run.manifest().model_copy(update={"system_prompt": BOX_SYSTEM_PROMPT})
+    run.bucket.put("run.json", asked.model_dump_json().encode())
+    assert "boxed" not in str(solutions(Run(str(run)), answers))
 
 
 def test_the_loss_on_them_is_cross_entropy(solved, expert):

@@ -37,7 +37,8 @@ class SolutionSet(TrainingSet):
         self._golds = golds
         self._tokenizer: Any = tokenizer_of(run.tokenizer(), f"{run}/tokenizer.json")
         self.unanswered = 0  # solutions of problems without a gold answer
-        self.asks_for_boxes: bool | None = None  # whether the first prompt asks for a box; None before one is read
+        # Whether the first prompt asks for a box; None before one is read. A small vocabulary may lack the words.
+        self.asks_for_boxes = True if BOX in (run.manifest().system_prompt or "") else None
 
     def add(self, part: str) -> None:
         """Read a part and grade its trajectories. Raises RunError, naming the damaged part or a too long trajectory."""
@@ -46,7 +47,7 @@ class SolutionSet(TrainingSet):
             if key in self._keys:
                 continue
             self._keys.add(key)
-            if self.asks_for_boxes is None:  # the system prompt, the chat template or the question may ask
+            if self.asks_for_boxes is None:  # the chat template or the question may ask, too
                 self.asks_for_boxes = BOX in self._tokenizer.decode(trajectory.prompt_token_ids.tolist())
             trajectory = self._ended(trajectory)
             gold = self._golds.get(trajectory.problem_id)
@@ -69,8 +70,8 @@ class SolutionSet(TrainingSet):
         if self.unanswered:
             left_out += f", and {self.unanswered} whose problem has no answer"
         if self.asks_for_boxes is False:
-            left_out += f"; the prompts of {self.run} ask for no {BOX}{{}}, where an answer is read most safely: sample"
-            left_out += " --solutions does"
+            left_out += f"; the prompts of {self.run} ask for no {BOX}{{}}, where an answer is read most safely; the"
+            left_out += " system prompt of sample --solutions does"
         return f"{len(self.examples)} right solutions of {self.kept_steps} tokens; {left_out}"
 
     def check_not_empty(self) -> None:
