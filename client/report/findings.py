@@ -1,20 +1,17 @@
 """Gathers the contents of a RUN's report, in one pass over its trajectories.
 
 In: a RUN. Out: `Findings`: counts, curves, the tokens that diverge most, and a few whole trajectories. Memory holds one
-part of the RUN, a fixed number of counters, one key per trajectory, and the trajectories shown. It also reads what the
-trainer may have written to the RUN: training/metrics.jsonl (one line per optimizer step, with `step` and `loss`),
-training/held_out.jsonl (one line per measurement) and evaluation/*.json (`benchmarks`: name -> `n`, `accuracy`,
-`interval`, perhaps `before`).
+part of the RUN, a fixed number of counters, one key per trajectory, and the trajectories shown. `client.report.results`
+reads what the trainer left in the RUN.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +21,20 @@ import orjson
 from client.contrast import Contrast, kl_lower_bound
 from client.protocol.requests import Trajectory
 from client.report.analysis import BetaBand, BetaBands, StepAnalysis
+from client.report.results import (
+    AccuracyCurve,
+    EvaluatedBenchmark,
+    HeldOutPoint,
+    ShownTraining,
+    accuracy_curves,
+    evaluated_benchmarks,
+    held_out_of,
+    losses_of,
+    shown_training,
+)
 from client.runs.build import trajectory_parts
 from client.runs.keys import Key
 from client.runs.manifest import RunManifest
-from client.runs.parts import MOST_PART_BYTES
 from client.runs.run import Run, RunTotals
 from client.runs.samples import Sample, sample_of, sampled_groups
 from client.runs.tally import Tally
@@ -59,50 +66,6 @@ class PlausibleSets:
 
 
 @dataclass(frozen=True)
-class HeldOutPoint:
-    """A training's figures on its held-out trajectories, after `step` optimizer steps."""
-
-    step: float
-    loss: float  # nats, as the next two
-    shift: float  # from the base, at kept steps
-    other_shift: float  # at the other steps
-    agreement: float  # share of the kept steps
-    score: float  # decides `train --keep best`; lower is better
-    best: float  # 1 if the training found this measurement the best
-
-
-@dataclass(frozen=True)
-class EvaluatedBenchmark:
-    """The trainer's result on a benchmark: accuracies with 95% intervals."""
-
-    file: str
-    name: str
-    n: int
-    accuracy: tuple[float, float, float]  # value, low, high
-    before: tuple[float, float, float] | None
-    p: float | None  # McNemar's, of the two on the same problems
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One checkpoint on a benchmark: the optimizer step, and what the evaluation found."""
-
-    step: int
-    accuracy: tuple[float, float, float]  # value, low, high
-    fixed: int | None  # None: the base, or several samples per problem
-    broken: int | None
-
-
-@dataclass(frozen=True)
-class AccuracyCurve:
-    """The checkpoints of one training on a benchmark, by optimizer step."""
-
-    file: str
-    name: str
-    points: list[CurvePoint]
-
-
-@dataclass(frozen=True)
 class Findings:
     """A RUN's report, in numbers."""
 
@@ -123,11 +86,9 @@ class Findings:
     questions: dict[Key, str]
     losses: list[tuple[float, float]]  # optimizer step, loss
     held_out: list[HeldOutPoint]
+    training: ShownTraining | None  # None: early versions did not record it
     benchmarks: list[EvaluatedBenchmark]
     curves: list[AccuracyCurve]
-
-
-HELD_OUT_FIGURES = tuple(field.name for field in fields(HeldOutPoint))
 
 
 class AlphaCurves:
@@ -270,10 +231,11 @@ def gather(run: Run) -> Findings:
         most_divergent=[sample_of(trajectory, manifest) for trajectory in divergent.result()],
         trajectories=shown,
         questions=run.questions(set(shown)),
-        losses=[(step, loss) for step, loss in _training_figures(run, "metrics.jsonl", ("step", "loss"))],
-        held_out=[HeldOutPoint(*row) for row in _training_figures(run, "held_out.jsonl", HELD_OUT_FIGURES, _scored)],
-        benchmarks=_evaluated_benchmarks(run),
-        curves=_accuracy_curves(run),
+        losses=losses_of(run),
+        held_out=held_out_of(run),
+        training=shown_training(run),
+        benchmarks=evaluated_benchmarks(run),
+        curves=accuracy_curves(run),
     )
 
 
@@ -289,78 +251,3 @@ def _lot(trajectory: Trajectory) -> float:
     """A pseudo-random number that depends only on the trajectory's key, so that a report can be repeated."""
     key = orjson.dumps([trajectory.problem_id, trajectory.sample_index])
     return int.from_bytes(hashlib.sha256(key).digest()[:6], "little")
-
-
-def _scored(row: dict[str, Any]) -> dict[str, Any]:
-    """A line of held_out.jsonl, with loss plus shift at other steps as its score if it was written without one."""
-    return {"score": row["loss"] + row["other_shift"], "best": False} | row
-
-
-def _training_figures(
-    run: Run, file: str, names: Sequence[str], completed: Callable[[dict[str, Any]], dict[str, Any]] = dict
-) -> list[list[float]]:
-    """The named figures of each line of a file that the trainer wrote. Torn or incomplete lines are skipped."""
-    found = []
-    for line in (run.bucket.get(f"training/{file}", MOST_PART_BYTES) or b"").splitlines():
-        try:
-            row = completed(orjson.loads(line))
-            figures = [float(row[name]) for name in names]
-            if math.isfinite(sum(figures)):
-                found.append(figures)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
-
-
-def _evaluated_benchmarks(run: Run) -> list[EvaluatedBenchmark]:
-    """Every benchmark of every evaluation. Files with other contents are skipped."""
-    found = []
-    for file in run.bucket.names("evaluation"):
-        try:
-            found += [
-                _evaluated_benchmark(file, name, figures)
-                for name, figures in orjson.loads(run.bucket.get(file, MOST_PART_BYTES) or b"")["benchmarks"].items()
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return found
-
-
-def _accuracy_curves(run: Run) -> list[AccuracyCurve]:
-    """The curve of every benchmark of every evaluation that has one. Files with other contents are skipped."""
-    found = []
-    for file in run.bucket.names("evaluation"):
-        try:
-            curves = orjson.loads(run.bucket.get(file, MOST_PART_BYTES) or b"").get("curve", {})
-            found += [
-                AccuracyCurve(file, str(name), sorted(map(_curve_point, points), key=lambda point: point.step))
-                for name, points in curves.items()
-                if len(points) > 1
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return found
-
-
-def _curve_point(figures: Any) -> CurvePoint:
-    paired, step = figures.get("paired") or {}, int(figures["step"])
-    fixed, broken = (int(paired[name]) if name in paired else None for name in ("fixed", "broken"))
-    if step < 0:
-        raise ValueError(f"{step} is not an optimizer step")
-    return CurvePoint(step, _accuracy(figures), fixed, broken)
-
-
-def _evaluated_benchmark(file: str, name: str, figures: Any) -> EvaluatedBenchmark:
-    before = _accuracy(figures["before"]) if figures.get("before") else None
-    p = float(figures["paired"]["p"]) if figures.get("paired") else None
-    n = int(figures["n"])
-    if n < 0 or not (p is None or 0 <= p <= 1):
-        raise ValueError(f"{figures} are no figures of a benchmark")
-    return EvaluatedBenchmark(file, str(name), n, _accuracy(figures), before, p)
-
-
-def _accuracy(figures: Any) -> tuple[float, float, float]:
-    low, high = figures["interval"]
-    if not 0 <= low <= figures["accuracy"] <= high <= 1:
-        raise ValueError(f"{figures} is not an accuracy in its interval")
-    return float(figures["accuracy"]), float(low), float(high)

@@ -32,6 +32,7 @@ from client.report.labels import (
     style_warning,
     told_apart,
 )
+from client.report.results import accuracy_is_of, headline_rows
 from client.report.settings_charts import (
     accuracy_chart,
     alpha_charts,
@@ -96,7 +97,9 @@ def page(findings: Findings, texts: Detokenizer) -> str:
         held_out_charts=held_out_charts(findings.held_out),
         best_held_out=best_held_out(findings.held_out),
         curves=[(accuracy_chart(curve), curve) for curve in findings.curves],
-        compared=[row for row in findings.benchmarks if row.before][:MOST_COMPARED],
+        compared=headline_rows(findings.benchmarks, findings.training, MOST_COMPARED),
+        several_adapters=len({row.adapter for row in findings.benchmarks}) > 1,
+        accuracy_is_of=accuracy_is_of(findings.benchmarks, findings.training),
         agreement=_agreement(findings),
         place_chart=place_chart(findings),
         bands=[(band_words(band), band.steps, kind_shares(band.tokens, texts.raw),

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from client.report.analysis import BETAS, TENTHS
 from client.report.charts import Axis, Bars, Line, Mark, Note, Threshold, chart, decades, even
-from client.report.findings import AccuracyCurve, Findings, HeldOutPoint
+from client.report.findings import Findings
+from client.report.results import AccuracyCurve, HeldOutPoint
 from client.runs.tally import Divergences
 
 SMALLEST_KL = 1e-4

@@ -1,17 +1,21 @@
 """What an adapter's folder says of itself, and that others can load it."""
 
 import json
+import shutil
 
 import pytest
 import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from support.models.tiny_pair import load, save_model, write_run
+from support.models.tiny_pair import load, save_adapter, save_model, write_run
 
+from client.protocol.requests import ContrastSettings
 from client.report.page import report_page
+from client.runs.build import build_run
 from client.runs.run import Run
 from trainer.adapters.model_folder import ModelFolder
+from trainer.adapters.origin import origins_of
 from trainer.settings import Lora
 from trainer.training.lora import with_lora
 
@@ -117,6 +121,38 @@ def test_the_run_gets_losses_and_picture_and_its_report_shows_them(tmp_path, exp
     left.put("training/held_out.jsonl", b"what an earlier training measured")
     trainer_cli("train", run, "--model", expert, "--output", tmp_path / "other", "--max-steps", 1, "--held-out", 0)
     assert left.get("training/held_out.jsonl") is None
+
+
+def test_an_adapter_tells_the_run_and_the_training_that_it_is_of(tmp_path, expert, trainer_cli):
+    """Also where the RUN has moved. A RUN with the same settings is another RUN, and so is one built from it."""
+    run, twin = (write_run(tmp_path / name, expert) for name in ("run", "twin"))
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = "train", run, "--model", expert, "--save-steps", 1
+    for out in (first, second):
+        assert trainer_cli(*words, "--output", out, "--max-steps", 2)[0] == 0
+    shown = json.loads(Run(str(run)).bucket.get("training/training.json"))
+    assert shown.pop("training_id") == json.loads((second / "lightreasoner.json").read_text())["training_id"]
+    figures = {"optimizer_steps": 2, "adapter_step": 2, "objective": "contrast"}
+    assert shown == {"adapter": str(second), **figures}
+    assert trainer_cli(*words, "--output", first, "--max-steps", 3, "--resume")[0] == 0
+    moved, built = (Run(str(tmp_path / name)) for name in ("moved", "built"))
+    shutil.copytree(str(run), str(moved))
+    build_run(run, built, ContrastSettings(**run.manifest().changed(beta=0.3)))
+    foreign = save_adapter(tmp_path / "foreign", expert)
+    checkpoint = first / "checkpoints" / "checkpoint-3"
+    found = origins_of(map(str, (first, second, checkpoint, foreign)), moved)
+    one, other, at_its_end, elsewhere = found.values()
+    assert one == {
+        "run": str(run), "of_this_run": True, "training_id": one["training_id"], "objective": "contrast", "step": 3,
+    }  # fmt: skip
+    assert at_its_end == one | {"step": None} and other["of_this_run"] and other["step"] == 2
+    assert one["training_id"] != other["training_id"] and set(elsewhere.values()) == {None}
+    shown = json.loads(run.bucket.get("training/training.json"))
+    assert (shown["training_id"], shown["optimizer_steps"]) == (one["training_id"], 3)
+    for another in (twin, built):
+        assert origins_of([str(first)], another)[str(first)] == one | {"of_this_run": False}
+    (first / "lightreasoner.json").write_text("{")
+    assert set(origins_of([str(first)], run)[str(first)].values()) == {None}
 
 
 def test_transformers_and_vllm_load_it_and_agree(tmp_path, run, expert, trainer_cli):

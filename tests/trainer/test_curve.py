@@ -111,4 +111,9 @@ def test_every_checkpoint_is_asked_in_one_engine_and_the_run_gets_the_curve(
     )
     curve = json.loads(out.read_text())["curve"]["digits"]
     assert [point["step"] for point in curve] == [0, 3, 4, 5] and all("paired" in point for point in curve[1:])
-    assert json.loads(run.bucket.get("evaluation/curve.json"))["curve"]["digits"] == curve
+    left = json.loads(run.bucket.get("evaluation/curve.json"))
+    assert left["curve"]["digits"] == curve
+    training_id = json.loads((training / "lightreasoner.json").read_text())["training_id"]
+    made = {"run": str(run), "of_this_run": True, "training_id": training_id, "objective": "contrast"}
+    folder = training / "checkpoints"
+    assert left["origins"] == {f"{folder}/checkpoint-{step}": made | {"step": step} for step in (3, 4, 5)}

@@ -16,6 +16,7 @@ from client.cli.options import template_variables
 from client.cli.program import importing
 from client.errors import LightReasonerError
 from client.runs.run import Run
+from trainer.adapters.origin import origins_of
 from trainer.cli.inputs import check_adapters, check_files, check_model
 from trainer.cli.options import (
     BENCHMARKS,
@@ -159,9 +160,12 @@ def evaluate_command(
         )
         console = wide_console()
         adapters = [*final_last(steps, checkpoints or ""), *(name for name in adapter or [] if name not in steps)]
+        origins = origins_of(adapters, Run(run)) if run else {}
         found = evaluate(base, adapters, files, settings, console, kept)
         console.print(table(found))
         about: dict[str, Any] = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
+        if run:
+            about["origins"] = {name: made | {"step": steps.get(name, made["step"])} for name, made in origins.items()}
         if steps:
             about["curve"] = curve_of(found, steps)
             for line in highest_of(about["curve"], steps):

@@ -1,7 +1,7 @@
 """Records and shows a training: metrics.jsonl, with a line per optimizer step, and progress on the terminal.
 
 In: transformers' callback events. Out: the file; a progress bar, or without a terminal a line after each tenth of the
-training; at the end the loss as a picture. Decides nothing about training.
+training; at the end the loss as a picture, and copies in the RUN for its report. Decides nothing about training.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from client.errors import LightReasonerError, reason_of
+from client.runs.run import Run
+from client.storage.bucket import BucketError
 
 if TYPE_CHECKING:
     from trainer.training.held_out import HeldOutFigures
 
 METRICS = "metrics.jsonl"
 CURVE = "loss.png"
+SHOWN_TRAINING = "training.json"
+"""File in RUN/training: which training the files beside it are of."""
 COLUMNS = (
     "step", "epoch", "loss", "label_entropy", "agreement", "grad_norm", "learning_rate", "kept_steps", "tokens",
     "seconds",
@@ -139,3 +143,27 @@ def draw_curve(losses: Sequence[float], held_out: Sequence[HeldOutFigures], best
     figure.axes[-1].set(xlabel="optimizer step")
     above.legend(frameon=False)
     figure.savefig(file, dpi=120)
+
+
+def show_in_run(run: Run, files: Mapping[str, Path | None], about: Mapping[str, Any], console: Console) -> None:
+    """Copy files to RUN/training, in place of an earlier training's; None removes one. `about`: see `SHOWN_TRAINING`.
+
+    A file that cannot be written is a warning: the adapter is there.
+    """
+    contents = {name: file.read_bytes() if file else None for name, file in files.items()}
+    contents[SHOWN_TRAINING] = json.dumps(about, indent=2).encode() + b"\n"
+    for name, mine in contents.items():
+        try:
+            if name == METRICS and mine and _is_of_another(run.bucket.get(f"training/{name}"), mine):
+                console.print(f"{run} shows this training now, and no longer the one before", soft_wrap=True)
+            if mine is None:  # an earlier training may have left one there
+                run.bucket.remove(f"training/{name}")
+            else:
+                run.bucket.put(f"training/{name}", mine)
+        except BucketError as error:
+            console.print(f"warning: {name} is not in the RUN: {error}", style="yellow", soft_wrap=True)
+
+
+def _is_of_another(metrics: bytes | None, mine: bytes) -> bool:
+    """Whether the RUN's metrics are of another training, or of this one before it was repeated."""
+    return metrics is not None and not mine.startswith(metrics)

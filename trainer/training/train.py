@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from transformers import TrainingArguments
 
 from client.errors import ModelError, RunError
 from client.runs.run import Run
-from client.storage.bucket import BucketError
 from trainer.adapters.adapter import PROVENANCE, package_versions
 from trainer.adapters.matching import idle_layers
 from trainer.adapters.model_folder import ModelFolder, load
@@ -42,7 +42,7 @@ from trainer.training.loop import ContrastTrainer, arguments
 from trainer.training.lora import own_dropout, switch_off, with_lora
 from trainer.training.model_card import card
 from trainer.training.packing_check import choose, lengths_to_come
-from trainer.training.progress import CURVE, METRICS, Journal, TrainingError, draw_curve, memory_named
+from trainer.training.progress import CURVE, METRICS, Journal, TrainingError, draw_curve, memory_named, show_in_run
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def train(
         if done:
             return report_of(done, 0.0, already_done=True)
         state = state_of(checkpoint) if checkpoint else {}
+        training_id = from_the_first_rank(state.get("training_id") or uuid.uuid4().hex)
         if training_set is None:
             parts = state.get("parts", [] if running.follow else None)
             training_set = read(run, base, recipe, running, parts, sort=state.get("sorted", not state))
@@ -97,8 +98,9 @@ def train(
             console.print(training_set.held_out_none(recipe.held_out), soft_wrap=True)
         rounded, padding = (state.get(name, not state) for name in ("rounded", "padding"))
         training = Training(
-            run, base, recipe, running, args, training_set, held_out, out, checkpoint, identity, rounded, padding
-        )
+            run, base, recipe, running, args, training_set, held_out, out, checkpoint, identity, training_id, rounded,
+            padding,
+        )  # fmt: skip
         try:
             report = carry_out(training, console)
         except (OSError, SafetensorError) as error:
@@ -125,6 +127,7 @@ class Training:
     out: Output
     checkpoint: Path | None
     identity: dict[str, Any]
+    training_id: str  # stays when it resumes
     rounded: bool  # whether the adapter's update is computed in the model's type; False if an early version began
     padding: bool  # whether trajectories that cannot be packed may share a pass; False if an early version began
 
@@ -137,7 +140,8 @@ class Training:
         ranks = self.args.world_size
         parts, in_order = self.training_set.parts, self.training_set.sorted
         mine = {"run": str(self.run), "ranks": ranks, "parts": parts, "sorted": in_order}
-        return {**self.identity, **mine, "rounded": self.rounded, "padding": self.padding}
+        how = {"rounded": self.rounded, "padding": self.padding, "training_id": self.training_id}
+        return {**self.identity, **mine, **how}
 
 
 def carry_out(training: Training, console: Console) -> TrainReport | None:
@@ -404,20 +408,14 @@ def finish(
     training: Training, provenance: dict[str, Any], losses: list[float], watch: HeldOutWatch | None, console: Console
 ) -> None:
     """Write the files beside the weights, and copy the metrics and the picture to the RUN for its report."""
-    folder = training.out.folder
+    folder, recipe = training.out.folder, training.recipe
     draw_curve(losses, *((watch.figures, watch.best.step) if watch else ([], 0)), folder / CURVE)
     (folder / "README.md").write_text(card(provenance, training.base.name))
     write_whole(folder / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
-    for name in (METRICS, CURVE, HELD_OUT):
-        try:
-            if name == METRICS and _is_of_another(training.run.bucket.get(f"training/{name}"), folder / name):
-                console.print(f"{training.run} shows this training now, and no longer the one before", soft_wrap=True)
-            if name == HELD_OUT and not watch:  # an earlier training may have left one there
-                training.run.bucket.remove(f"training/{name}")
-            else:
-                training.run.bucket.put(f"training/{name}", (folder / name).read_bytes())
-        except BucketError as error:
-            console.print(f"warning: {name} is not in the RUN: {error}", style="yellow", soft_wrap=True)
+    files = {name: folder / name for name in (METRICS, CURVE)}
+    kept = "training_id", "optimizer_steps", "adapter_step"
+    about = {name: provenance[name] for name in kept} | {"adapter": str(training.out), "objective": recipe.objective}
+    show_in_run(training.run, {**files, HELD_OUT: folder / HELD_OUT if watch else None}, about, console)
     training.out.publish()
     if idle := idle_layers(folder):
         console.print(
@@ -426,11 +424,6 @@ def finish(
             style="yellow",
             soft_wrap=True,
         )
-
-
-def _is_of_another(metrics: bytes | None, mine: Path) -> bool:
-    """Whether the RUN's metrics are of another training, or of this one before it was repeated."""
-    return metrics is not None and not mine.read_bytes().startswith(metrics)
 
 
 def report_of(provenance: dict[str, Any], seconds: float, already_done: bool = False) -> TrainReport:
