@@ -116,8 +116,13 @@ def shown_training(run: Run) -> ShownTraining | None:
     """The training that RUN/training is of; None if an early version trained, or none."""
     try:
         made = orjson.loads(run.bucket.get("training/training.json", MOST_PART_BYTES) or b"")
-        steps = int(made["optimizer_steps"]), int(made["adapter_step"])
-        return ShownTraining(*(str(made[name]) for name in ("training_id", "adapter", "objective")), *steps)
+        return ShownTraining(
+            training_id=str(made["training_id"]),
+            adapter=str(made["adapter"]),
+            objective=str(made["objective"]),
+            optimizer_steps=int(made["optimizer_steps"]),
+            adapter_step=int(made["adapter_step"]),
+        )
     except (ValueError, KeyError, TypeError):
         return None
 
