@@ -133,7 +133,7 @@ def evaluated_benchmarks(run: Run) -> list[EvaluatedBenchmark]:
     for file, content in _evaluations(run):
         try:
             for name, last in content["benchmarks"].items():
-                found += _rows(file, name, last, content)
+                found += _adapter_rows(file, name, last, content)
         except (ValueError, KeyError, TypeError, AttributeError):
             found = [row for row in found if row.file != file]
     return found
@@ -144,7 +144,7 @@ def accuracy_curves(run: Run) -> list[AccuracyCurve]:
     found = []
     for file, content in _evaluations(run):
         try:
-            origins = map(_origin, content.get("origins", {}).values())
+            origins = map(_read_origin, content.get("origins", {}).values())
             curves = [
                 (str(name), sorted(map(_curve_point, points), key=lambda point: point.step))
                 for name, points in content.get("curve", {}).items()
@@ -202,7 +202,7 @@ def _evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
             yield file, content
 
 
-def _rows(file: str, name: str, last: Any, content: dict[str, Any]) -> list[EvaluatedBenchmark]:
+def _adapter_rows(file: str, name: str, last: Any, content: dict[str, Any]) -> list[EvaluatedBenchmark]:
     """A row per adapter. Where the file has no figures of its models, one row of `last`, the last model's."""
     models = content.get("models") or {}
     origins = content.get("origins")
@@ -211,7 +211,7 @@ def _rows(file: str, name: str, last: Any, content: dict[str, Any]) -> list[Eval
         return [_row(file, name, last, last.get("before"), None, AdapterOrigin())]
     return [
         _row(file, name, models[adapter][name], models[BASE][name], adapter,
-             AdapterOrigin() if origins is None else _origin(origins.get(adapter) or {}))
+             AdapterOrigin() if origins is None else _read_origin(origins.get(adapter) or {}))
         for adapter in named
     ]  # fmt: skip
 
@@ -228,7 +228,7 @@ def _row(
     )
 
 
-def _origin(made: Any) -> AdapterOrigin:
+def _read_origin(made: Any) -> AdapterOrigin:
     """An origin as an evaluation wrote it. Values of another type count as unknown."""
     texts = (
         value if isinstance(value := made.get(name), str) else None for name in ("run", "training_id", "objective")

@@ -25,10 +25,10 @@ def origins_of(adapters: Iterable[str], run: Run) -> dict[str, dict[str, Any]]:
     optimizer step, None for a checkpoint. All are None for an adapter that does not record them, as of another program.
     """
     identity, parts = json.loads(json.dumps(run.manifest().identity())), set(run.parts("samples"))
-    return {url: _origin(_provenance(url), identity, parts) for url in adapters}
+    return {url: _origin_in(_recorded(url), identity, parts) for url in adapters}
 
 
-def _provenance(url: str) -> dict[str, Any]:
+def _recorded(url: str) -> dict[str, Any]:
     """The content of lightreasoner.json; empty if it is missing or damaged."""
     try:
         about = json.loads(Bucket(url).get(PROVENANCE, MOST_BYTES) or b"{}")
@@ -37,7 +37,7 @@ def _provenance(url: str) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _origin(about: dict[str, Any], identity: dict[str, Any], parts: Collection[str]) -> dict[str, Any]:
+def _origin_in(about: dict[str, Any], identity: dict[str, Any], parts: Collection[str]) -> dict[str, Any]:
     recipe, made = about.get("recipe"), about.get("run_identity")
     same = None
     if isinstance(made, dict):
