@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from decimal import Decimal
+from math import isfinite
 from typing import Any
 from uuid import UUID
 
@@ -293,7 +294,10 @@ def _id(row: SetRow, asked: str | tuple[Message, ...], where: str, given: str | 
         said = asked if isinstance(asked, str) else repr([(message.role, message.content) for message in asked])
         return hashlib.sha256(said.encode()).hexdigest()[:16]
     if not (text := _scalar_text(value)):
-        raise ProblemSetError(f"{where}: {name!r} is {shown(value)}; it must be a string or a number")
+        loses_digits = isinstance(value, float) and isfinite(value)
+        large = "a number this large loses digits: write it as a string"
+        rule = large if loses_digits else "it must be a string or a number"
+        raise ProblemSetError(f"{where}: {name!r} is {shown(value)}; {rule}")
     if len(text) > MOST_ID_CHARACTERS:
         raise ProblemSetError(f"{where}: {name!r} has {len(text)} characters; at most {MOST_ID_CHARACTERS} are allowed")
     return text

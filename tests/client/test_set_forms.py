@@ -252,7 +252,14 @@ def test_any_scalar_is_an_id_by_its_text(tmp_path):
     assert [row.id for row in read_problems(str(tmp_path / "p.jsonl"))] == ["1.0", "false"]
 
 
-@pytest.mark.parametrize("value", [[1], {"a": 1}, "", 1e300])
+@pytest.mark.parametrize("value", [2**64, 1e300])
+def test_an_id_that_is_too_large_for_an_exact_number_is_refused_with_the_remedy(tmp_path, value):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"id": value, "question": "a"}))
+    with pytest.raises(ProblemSetError, match=r"p\.jsonl:1: 'id' is .*; a number this large loses digits: write"):
+        read_problems(str(tmp_path / "p.jsonl"))
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, ""])
 def test_anything_else_as_an_id_is_refused_by_name(tmp_path, value):
     (tmp_path / "p.jsonl").write_text(json.dumps({"id": value, "question": "a"}))
     with pytest.raises(ProblemSetError, match=r"p\.jsonl:1: 'id' is .*; it must be a string or a number"):
