@@ -1,5 +1,6 @@
 """Trajectories that are held out: never trained on, measured on the way, and what is kept by them."""
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -7,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from peft import PeftModel
 from peft.utils import save_and_load
+from rich.console import Console
 from safetensors.torch import load_file
 from support.models.tiny_pair import trajectory, write_run
 from support.training.reading import read_training_set
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerState
 
 from trainer.adapters.model_folder import ModelFolder
 from trainer.cli.train import TrainingOptions
@@ -20,6 +23,7 @@ from trainer.data.dataset import Limits, TrainingSet
 from trainer.settings import Keep
 from trainer.training.held_out import HeldOutFigures, best_of
 from trainer.training.loss import held_out_terms
+from trainer.training.progress import Journal, draw_curve
 
 MANY = 30
 HOT = ("--batch-size", 6, "--learning-rate", 0.05, "--dropout", 0, "--token-budget", 60)
@@ -276,6 +280,24 @@ def test_a_training_that_hardly_moved_the_model_warns_and_says_what_to_do(tmp_pa
     assert json.loads((tmp_path / "cold" / "lightreasoner.json").read_text())["held_out"]["moved_little"] is True
     code, said, _ = trainer_cli(*words, "--output", tmp_path / "hot")
     assert code == 0 and "hardly moved" not in said + (tmp_path / "hot" / "README.md").read_text()
+
+
+def test_the_picture_names_the_score_as_it_is_computed(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    figures = [HeldOutFigures(0, 0.0, 0.0, 1.0, 0.0, 0.0), HeldOutFigures(1, 0.0, 0.0, 0.0, 0.0, 1.0)]
+    draw_curve([0.3], figures, 0, tmp_path / "loss.png")
+    (line,) = (line for line in drawn[0].axes[0].lines if line.get_label().startswith("score: "))
+    weight = re.fullmatch(r"score: distance \+ ([\d.]+) shift at other steps", line.get_label())[1]
+    assert list(line.get_ydata()) == [1.0, float(weight)]
+
+
+def test_progress_shows_no_loss_before_there_is_one(tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    journal, state = Journal(tmp_path / "metrics.jsonl", console), TrainerState(max_steps=4, global_step=1)
+    journal.on_train_begin(None, state, None)
+    journal.close()
+    assert "0/4" in (shown := console.file.getvalue()) and "nan" not in shown and "loss" not in shown
 
 
 def test_the_hub_is_never_asked_about_the_base_of_an_adapter(tmp_path, many, expert, trainer_cli, monkeypatch):

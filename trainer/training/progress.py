@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,9 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from client.errors import LightReasonerError, reason_of
 from client.runs.run import Run
 from client.storage.bucket import BucketError
-
-if TYPE_CHECKING:
-    from trainer.training.held_out import HeldOutFigures
+from trainer.training.held_out import OTHER_SHIFT, HeldOutFigures
 
 METRICS = "metrics.jsonl"
 CURVE = "loss.png"
@@ -34,6 +32,7 @@ COLUMNS = (
     "seconds",
 )  # fmt: skip
 """Fields of a line. loss, label_entropy: in nats; agreement: share of the kept steps; seconds: since the last line."""
+SCORE = f"score: distance + {OTHER_SHIFT:g} shift at other steps"
 SMOOTHED = 20
 """Number of optimizer steps in the running mean of the picture."""
 
@@ -79,13 +78,12 @@ class Journal(TrainerCallback):
         for logs in state.log_history:
             if "loss" in logs:
                 self._write(logs)
-        columns = BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn()
+        columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn()
         terminal = self._console.is_terminal
         self._progress = Progress(TextColumn("training"), *columns, console=self._console, disable=not terminal)
         self._opened.enter_context(self._progress)
-        self._bar = self._progress.add_task(
-            "training", total=state.max_steps, loss=self.losses[-1] if self.losses else float("nan")
-        )
+        loss = f"loss {self.losses[-1]:.4f}" if self.losses else ""
+        self._bar = self._progress.add_task("training", total=state.max_steps, loss=loss)
 
     def on_log(
         self,
@@ -102,7 +100,7 @@ class Journal(TrainerCallback):
             self.close()
             raise TrainingError(f"the loss became {loss} at step {step}: lower --learning-rate, or use --dtype float32")
         self._write({**logs, "step": step})
-        self._progress.update(self._bar, completed=step, loss=loss)
+        self._progress.update(self._bar, completed=step, loss=f"loss {loss:.4f}")
         tenth = step * 10 // state.max_steps > (step - 1) * 10 // state.max_steps
         if tenth and not self._console.is_terminal:
             self._console.print(f"step {step}/{state.max_steps} loss {loss:.4f}")
@@ -131,7 +129,7 @@ def draw_curve(losses: Sequence[float], held_out: Sequence[HeldOutFigures], best
     if held_out:
         above.plot(measured, [found.loss for found in held_out], color="tab:orange", marker=".", label="held out")
         scores = [found.score for found in held_out]
-        above.plot(measured, scores, color="tab:red", linestyle="--", label="score: distance + shift at other steps")
+        above.plot(measured, scores, color="tab:red", linestyle="--", label=SCORE)
         marked = f"best: step {best}, the last within a standard error of the lowest"
         above.axvline(best, color="0.5", linestyle=":", label=marked)
         for axes in below:
