@@ -29,6 +29,7 @@ from client.report.labels import (
     shifts_by_kind,
     shown_labels,
     shown_overturns,
+    style_share,
     style_warning,
     told_apart,
 )
@@ -109,11 +110,13 @@ def page(findings: Findings, texts: Detokenizer) -> str:
         odd_labels=shown_labels(tally.shifts, texts),
         overturns=shown_overturns(tally.shifts, texts),
         shift_kinds=shifts_by_kind(tally.shifts, texts, findings.manifest.end_token_ids),
+        style_share=style_share(tally.shifts, texts, findings.manifest.end_token_ids),
         style_warning=style_warning(tally.shifts, texts, findings.manifest.end_token_ids),
         many_cut=findings.totals.trajectories and tally.cut > MANY_CUT * findings.totals.trajectories,
         entropies=[(words, found) for words, kept in (("kept steps", True), ("other steps", False))
                    if (found := findings.steps.entropies(kept))],
         kinds=by_kind(findings.counts.seen, findings.counts.kept, findings.counts.kl, texts.raw),
+        all_kl=float(findings.counts.kl.sum()),
         ratio=_ratio,
         tokens=[*zip(told_apart([one.token_id for one in findings.tokens], texts, for_terminal=False), findings.tokens,
                      strict=True)],

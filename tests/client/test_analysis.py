@@ -4,10 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from support.runs.made_run import make_manifest, make_trajectory, tokenizer_json
+from support.runs.made_run import VOCABULARY, make_manifest, make_trajectory, tokenizer_json
+from support.runs.reported import make_run, trajectories_of
 
+from client.models.detokenize import Detokenizer, tokenizer_of
 from client.report.analysis import StepAnalysis, TokenKind, by_kind, entropy_lower_bound, token_kind
 from client.report.findings import gather
+from client.report.labels import style_share
 from client.report.page import report_page
 from client.runs.run import Run
 
@@ -89,3 +92,70 @@ def test_the_report_says_where_the_kept_steps_lie_and_what_they_are(tmp_path):
     page = report_page(run)
     assert 'id="steps"' in page and "Kept share by tenth of the trajectory" in page
     assert f"≥ {found.steps.entropies(kept=True).expert:.3f}" in page
+
+
+MARKS = ["." * (1 + index // 4) + ",;:!"[index % 4] for index in range(VOCABULARY)]
+EVEN, UNEVEN, SURE = (0.5, 0.499), (0.1, 0.899), (0.99, 0.009)
+"""Probabilities of the first two tokens."""
+
+
+def text_of(run):
+    return " ".join(report_page(run).split())
+
+
+@pytest.mark.parametrize(
+    ("kept", "others", "said"),
+    [
+        (
+            (EVEN, UNEVEN),
+            (SURE, SURE),
+            "less sure at kept steps than at the others (0.704 against 0.063 nats), and less",
+        ),
+        (
+            (SURE, EVEN),
+            (EVEN, EVEN),
+            "surer at kept steps than at the others (0.063 against 0.704 nats), and surer than",
+        ),
+        ((EVEN, UNEVEN), (EVEN, EVEN), "as sure at kept steps as at the others (0.704 against 0.704 nats), and less"),
+    ],
+)
+def test_the_page_says_how_sure_this_runs_expert_is_at_kept_steps_and_no_more(tmp_path, kept, others, said):
+    """`kept`, `others`: the expert's and the amateur's probabilities there."""
+    trajectory = make_trajectory("p", seed=3, tokens=12, top_k=VOCABULARY)
+    rest = [0.001 / (VOCABULARY - 2)] * (VOCABULARY - 2)
+    for step in range(12):
+        pair = kept if step % 3 == 0 else others
+        trajectory.expert_logprobs[step], trajectory.amateur_logprobs[step] = (np.log([*two, *rest]) for two in pair)
+    page = text_of(make_run(tmp_path / "run", [trajectory]))
+    assert f"In this RUN the expert is {said}" in page and "the method is after" not in page
+    assert "Steps are kept where the models differ" in page
+    drawn = text_of(make_run(tmp_path / "drawn", [trajectory], select="random"))
+    assert "Steps are kept where" not in drawn
+
+
+def test_marks_at_the_top_are_no_style_unless_the_labels_say_so(tmp_path):
+    """The measure is the shift from a mark to another mark, whatever tokens diverge most."""
+    mixed = [mark if index % 2 else f"w{index}" for index, mark in enumerate(MARKS)]
+    shares = []
+    for name, texts in (("marks", MARKS), ("mixed", mixed), ("words", [f"w{index}" for index in range(VOCABULARY)])):
+        run = make_run(tmp_path / name, trajectories_of(12), tokenizer_json(texts))
+        found = gather(run)
+        shares.append(style_share(found.tally.shifts, Detokenizer(tokenizer_of(run.tokenizer(), "here")), None))
+        page = text_of(run)
+        assert f"{shares[-1]:.1%} of this RUN's shift puts one mark (punctuation, white space, an end token)" in page
+        assert "training teaches how to write" not in page
+    assert shares[0] > shares[1] > shares[2] == 0
+
+
+def test_the_page_names_the_kinds_of_tokens_and_the_overturn_that_carry_most(tmp_path):
+    run = make_run(tmp_path / "run", trajectories_of(12), tokenizer_json(MARKS[: VOCABULARY // 2]))
+    found, page = gather(run), text_of(run)
+    texts = Detokenizer(tokenizer_of(run.tokenizer(), "here"))
+    spent = {kind: 0.0 for kind in TokenKind}
+    for token, kl in enumerate(found.counts.kl):
+        spent[token_kind(texts.raw(token))] += kl
+    shares = {kind: kl / found.counts.kl.sum() for kind, kl in spent.items()}
+    assert min(shares[kind] for kind in (TokenKind.WORD, TokenKind.OTHER)) > 0.1
+    assert f"{TokenKind.WORD} {shares[TokenKind.WORD]:.1%}, {TokenKind.OTHER} {shares[TokenKind.OTHER]:.1%}." in page
+    largest = max(found.tally.shifts.overturns, key=lambda one: one.share)
+    assert f"carries most: {largest.share:.1%} of the RUN's shift" in page
