@@ -10,12 +10,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from support.models.tiny_pair import load, save_adapter, save_model, write_run
 
-from client.protocol.requests import ContrastSettings
+from client.protocol.requests import BOX_SYSTEM_PROMPT, ContrastSettings
 from client.report.page import report_page
 from client.runs.build import build_run
 from client.runs.run import Run
 from trainer.adapters.model_folder import ModelFolder
-from trainer.adapters.origin import origins_of
+from trainer.adapters.origin import origins_of, prompt_warnings
 from trainer.settings import Lora
 from trainer.training.lora import with_lora
 
@@ -153,6 +153,37 @@ def test_an_adapter_tells_the_run_and_the_training_that_it_is_of(tmp_path, exper
         assert origins_of([str(first)], another)[str(first)] == one | {"of_this_run": False}
     (first / "lightreasoner.json").write_text("{")
     assert set(origins_of([str(first)], run)[str(first)].values()) == {None}
+
+
+def test_evaluate_names_the_system_prompt_that_an_adapter_was_trained_with(tmp_path, expert, trainer_cli):
+    def sampled_with(prompt):
+        run = write_run(tmp_path / f"run-{prompt}", expert)
+        named = run.manifest().model_copy(update={"system_prompt": prompt})
+        run.bucket.put("run.json", named.model_dump_json().encode())
+        return Run(str(run))
+
+    run, out = sampled_with("Think of " + 20 * "eggs, "), tmp_path / "out"
+    assert trainer_cli("train", run, "--model", expert, "--output", out, "--max-steps", 1, "--held-out", 0)[0] == 0
+    (rows := tmp_path / "rows.jsonl").write_text('{"question": "2 + 2?"}\n')  # no answer: evaluate ends before it asks
+    words = ("evaluate", expert, "--benchmark", f"sums={rows}")
+    code, said, err = trainer_cli(*words, "--adapter", out)
+    assert code == 1 and "no answer" in err
+    short = '"Think of eggs, eggs, eggs, eggs, eggs, e…"'
+    assert said.startswith(
+        f'warning: {out} was trained with the system prompt {short} and is asked with "Please reason step by step, and '
+        f'put your…": a model that knows only its own needs --system-prompt {short}\n'
+    )
+    assert "warning" not in trainer_cli(*words, "--adapter", out, "--system-prompt", "Guess.")[1], "the user's choice"
+
+    foreign, known = str(save_adapter(tmp_path / "foreign", expert)), sampled_with(BOX_SYSTEM_PROMPT)
+    assert prompt_warnings([foreign], BOX_SYSTEM_PROMPT, None) == []
+    assert prompt_warnings([foreign], BOX_SYSTEM_PROMPT, known) == []
+    assert 'needs --system-prompt ""' in prompt_warnings([foreign], BOX_SYSTEM_PROMPT, sampled_with(None))[0]
+    two = [str(out), str(out / "checkpoints" / "checkpoint-1"), foreign]
+    assert len(prompt_warnings(two, BOX_SYSTEM_PROMPT, known)) == 1, "one line for one prompt"
+    for early in ("{}", "{", '{"run_identity": {}}', "[]"):
+        (out / "lightreasoner.json").write_text(early)
+        assert prompt_warnings([str(out)], BOX_SYSTEM_PROMPT, None) == []
 
 
 def test_transformers_and_vllm_load_it_and_agree(tmp_path, run, expert, trainer_cli):

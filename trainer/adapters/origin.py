@@ -1,6 +1,6 @@
-"""Says of each adapter what it was trained on, for the report of a RUN.
+"""Says of each adapter what it was trained on, for the report of a RUN, and which prompt it was taught.
 
-In: adapters, a RUN. Out: plain values for an evaluation's JSON. Checks and changes nothing.
+In: adapters, a RUN. Out: plain values for an evaluation's JSON; warnings. Refuses and changes nothing.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ import json
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from client.errors import shorten
 from client.runs.manifest import EARLY
 from client.runs.run import Run
-from client.storage.bucket import Bucket
+from client.storage.bucket import Bucket, BucketError
 from trainer.adapters.adapter import PROVENANCE
 
 MOST_BYTES = 2**24
 """Most bytes of an adapter's lightreasoner.json: it lists the parts of its RUN."""
+TAUGHT_CHARACTERS = 40
+"""Most characters of a system prompt in a warning."""
 
 
 def origins_of(adapters: Iterable[str], run: Run) -> dict[str, dict[str, Any]]:
@@ -26,6 +29,32 @@ def origins_of(adapters: Iterable[str], run: Run) -> dict[str, dict[str, Any]]:
     """
     identity, parts = json.loads(json.dumps(run.manifest().identity())), set(run.parts("samples"))
     return {url: _origin_in(_recorded(url), identity, parts) for url in adapters}
+
+
+def prompt_warnings(adapters: Iterable[str], asked: str, run: Run | None) -> list[str]:
+    """A line for each system prompt other than `asked` that adapters were trained with. "", None: no system prompt.
+
+    `run`: the RUN of adapters that do not record their prompt.
+    """
+    taught: dict[str, str] = {}
+    for url in adapters:
+        try:
+            made = _recorded(url).get("run_identity")
+        except BucketError:  # the evaluation names what cannot be read
+            continue
+        if not isinstance(made, dict) or "system_prompt" not in made:
+            made = {"system_prompt": run.manifest().system_prompt if run else asked}
+        if (prompt := str(made["system_prompt"] or "")) != asked:
+            taught.setdefault(prompt, url)
+    return [
+        f"warning: {url} was trained with the system prompt {_in_quotes(prompt)} and is asked with {_in_quotes(asked)}:"
+        f" a model that knows only its own needs --system-prompt {_in_quotes(prompt)}"
+        for prompt, url in taught.items()
+    ]
+
+
+def _in_quotes(prompt: str) -> str:
+    return f'"{shorten(prompt, TAUGHT_CHARACTERS)}"'
 
 
 def _recorded(url: str) -> dict[str, Any]:
