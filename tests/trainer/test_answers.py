@@ -4,7 +4,7 @@ import pytest
 
 from client.errors import ProblemSetError
 from client.problems.reader import ProblemRow
-from trainer.grading.gold import Gold, Kind, gold_answer, last_box, question_of
+from trainer.grading.gold import Gold, Kind, gold_answer, last_box, question_of, with_fields
 
 
 def row(**fields):
@@ -67,6 +67,16 @@ def test_a_row_without_an_answer_is_named_by_file_and_row(fields):
     assert ("give evaluate --answer-field NAME" in str(refused.value)) == (
         not any(fields.values()) and "" not in fields.values()
     )
+
+
+def test_a_solution_without_a_box_names_the_option_that_reads_it_as_it_is():
+    with pytest.raises(ProblemSetError) as refused:
+        gold_answer(plain := row(solution="25"))
+    assert str(refused.value) == (
+        r"file.jsonl:3: no answer: 'solution' is read for a \boxed{}, as MATH has it, and '25' has none; if that is"
+        " the answer, rename the field to answer, or give evaluate --answer-field solution"
+    )
+    assert gold_answer(with_fields(plain, None, "solution")) == Gold("25")
 
 
 @pytest.mark.parametrize(

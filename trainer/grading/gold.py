@@ -6,6 +6,7 @@ In: rows of problem sets, as the published files have them. Out: `Gold` values. 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -92,14 +93,20 @@ def gold_answer(problem: ProblemRow) -> Gold:
     else:
         gold = _plain_gold(text)
     if not gold.text:
-        what = (
-            f"no answer in {field!r} ({text[-80:]!r}), and every row needs one"
-            if field
-            else f"no answer: it has {shorten(', '.join(row), MOST_NAME_CHARACTERS) or 'nothing'}, and none of "
-            f"{', '.join(ANSWER_FIELDS)}; rename the field to answer, or give evaluate --answer-field NAME"
-        )
-        raise ProblemSetError(f"{problem.where}: {what}")
+        raise ProblemSetError(f"{problem.where}: {_why_no_answer(row, field, text)}")
     return gold
+
+
+def _why_no_answer(row: Mapping[str, Any], field: str | None, text: str) -> str:
+    """Why a row gives no answer, and what to do. `field`: the field of the answer, None if there is none."""
+    remedy = "rename the field to answer, or give evaluate --answer-field"
+    if field is None:
+        seen, known = shorten(", ".join(row), MOST_NAME_CHARACTERS) or "nothing", ", ".join(ANSWER_FIELDS)
+        return f"no answer: it has {seen}, and none of {known}; {remedy} NAME"
+    if field == "solution" and text.strip():
+        found = f"'solution' is read for a \\boxed{{}}, as MATH has it, and {text[-80:]!r} has none"
+        return f"no answer: {found}; if that is the answer, {remedy} solution"
+    return f"no answer in {field!r} ({text[-80:]!r}), and every row needs one"
 
 
 def check_shape(problem: ProblemRow) -> None:
