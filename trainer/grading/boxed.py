@@ -105,11 +105,14 @@ FAILS = (
     r"(?:work|match|fit|satisfy|be\s+(?:right|correct|the\s+answer))\b|never\s+(?:works|fits)\b"
     rf"|(?:isn't|wasn't)\s+(?:correct|right|possible|true|valid)\b{ENDS_CLAUSE}|(?:will\s+not|won't)\s+do\b{ENDS_CLAUSE})"
 )
-OF_ALL = r"(?!\s+(?:with|for|in|on|if|when|unless|under|by|without|from|to)\b)"
-"""No condition follows. 'It does not work with 17' does not deny the answer 18."""
+OF_ALL = (
+    r"(?:\s+(?:at\s+all|either|here|(?:the|all|this|our)\s+(?:\w+\s+)?(?:check|test|condition|constraint|equation|requirement|problem|"
+    r"question|option|choice|answer)s?))?(?=\W*$|\s*[,.:;!\N{EM DASH}]|\s+(?:because|since|as|so|and|but)\b)"
+)
+"""Nothing follows that limits the denial. 'It does not work with 17' does not deny the answer 18."""
 THIS = (
     r"that|this|it|they|"
-    r"(?:the|my|our)\s+(?:(?!(?:other|first|second|third|previous|earlier|next|initial|original|old)\b)\w+\s+)?(?:answer|result)"
+    r"(?:the|my|our)\s+(?:(?:final|above|given|stated|whole|entire|new)\s+)?(?:answer|result)"
     r"|this\s+(?:answer|result)"
 )
 NOT_RIGHT = r"(?!\W*(?:wait\W+)?(?:that|this|it)(?:'s|\s+is)\s+(?:right|correct|fine))"
