@@ -15,7 +15,7 @@ from client.report.page import report_page
 from client.runs.build import build_run
 from client.runs.run import Run
 from trainer.adapters.model_folder import ModelFolder
-from trainer.adapters.origin import origins_of, prompt_warnings
+from trainer.adapters.origin import origins_of, prompt_notes
 from trainer.settings import Lora
 from trainer.training.lora import with_lora
 
@@ -170,20 +170,20 @@ def test_evaluate_names_the_system_prompt_that_an_adapter_was_trained_with(tmp_p
     assert code == 1 and "no answer" in err
     short = '"Think of eggs, eggs, eggs, eggs, eggs, e…"'
     assert said.startswith(
-        f'warning: {out} was trained with the system prompt {short} and is asked with "Please reason step by step, and '
-        f'put your…": a model that knows only its own needs --system-prompt {short}\n'
+        f'note: {out} was trained with the system prompt {short} and is asked with "Please reason step by step, and '
+        f'put your…"; a model that knows no other prompt needs --system-prompt {short}\n'
     )
     assert "warning" not in trainer_cli(*words, "--adapter", out, "--system-prompt", "Guess.")[1], "the user's choice"
 
     foreign, known = str(save_adapter(tmp_path / "foreign", expert)), sampled_with(BOX_SYSTEM_PROMPT)
-    assert prompt_warnings([foreign], BOX_SYSTEM_PROMPT, None) == []
-    assert prompt_warnings([foreign], BOX_SYSTEM_PROMPT, known) == []
-    assert 'needs --system-prompt ""' in prompt_warnings([foreign], BOX_SYSTEM_PROMPT, sampled_with(None))[0]
+    assert prompt_notes([foreign], BOX_SYSTEM_PROMPT, None) == []
+    assert prompt_notes([foreign], BOX_SYSTEM_PROMPT, known) == []
+    assert 'needs --system-prompt ""' in prompt_notes([foreign], BOX_SYSTEM_PROMPT, sampled_with(None))[0]
     two = [str(out), str(out / "checkpoints" / "checkpoint-1"), foreign]
-    assert len(prompt_warnings(two, BOX_SYSTEM_PROMPT, known)) == 1, "one line for one prompt"
+    assert len(prompt_notes(two, BOX_SYSTEM_PROMPT, known)) == 1, "one line for one prompt"
     for early in ("{}", "{", '{"run_identity": {}}', "[]"):
         (out / "lightreasoner.json").write_text(early)
-        assert prompt_warnings([str(out)], BOX_SYSTEM_PROMPT, None) == []
+        assert prompt_notes([str(out)], BOX_SYSTEM_PROMPT, None) == []
 
 
 def test_transformers_and_vllm_load_it_and_agree(tmp_path, run, expert, trainer_cli):

@@ -1,6 +1,6 @@
 """Says of each adapter what it was trained on, for the report of a RUN, and which prompt it was taught.
 
-In: adapters, a RUN. Out: plain values for an evaluation's JSON; warnings. Refuses and changes nothing.
+In: adapters, a RUN. Out: plain values for an evaluation's JSON; notes. Refuses and changes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.adapters.adapter import PROVENANCE
 MOST_BYTES = 2**24
 """Most bytes of an adapter's lightreasoner.json: it lists the parts of its RUN."""
 TAUGHT_CHARACTERS = 40
-"""Most characters of a system prompt in a warning."""
+"""Most characters of a system prompt in a note."""
 
 
 def origins_of(adapters: Iterable[str], run: Run) -> dict[str, dict[str, Any]]:
@@ -31,7 +31,7 @@ def origins_of(adapters: Iterable[str], run: Run) -> dict[str, dict[str, Any]]:
     return {url: _origin_in(_recorded(url), identity, parts) for url in adapters}
 
 
-def prompt_warnings(adapters: Iterable[str], asked: str, run: Run | None) -> list[str]:
+def prompt_notes(adapters: Iterable[str], asked: str, run: Run | None) -> list[str]:
     """A line for each system prompt other than `asked` that adapters were trained with. "", None: no system prompt.
 
     `run`: the RUN of adapters that do not record their prompt.
@@ -47,8 +47,8 @@ def prompt_warnings(adapters: Iterable[str], asked: str, run: Run | None) -> lis
         if (prompt := str(made["system_prompt"] or "")) != asked:
             taught.setdefault(prompt, url)
     return [
-        f"warning: {url} was trained with the system prompt {_in_quotes(prompt)} and is asked with {_in_quotes(asked)}:"
-        f" a model that knows only its own needs --system-prompt {_in_quotes(prompt)}"
+        f"note: {url} was trained with the system prompt {_in_quotes(prompt)} and is asked with {_in_quotes(asked)};"
+        f" a model that knows no other prompt needs --system-prompt {_in_quotes(prompt)}"
         for prompt, url in taught.items()
     ]
 

@@ -16,7 +16,7 @@ from client.cli.options import template_variables
 from client.cli.program import importing
 from client.errors import LightReasonerError
 from client.runs.run import Run
-from trainer.adapters.origin import origins_of, prompt_warnings
+from trainer.adapters.origin import origins_of, prompt_notes
 from trainer.cli.inputs import check_adapters, check_files, check_model
 from trainer.cli.options import (
     BENCHMARKS,
@@ -161,8 +161,8 @@ def evaluate_command(
         console = wide_console()
         adapters = [*final_last(steps, checkpoints or ""), *(name for name in adapter or [] if name not in steps)]
         if system_prompt == Examination.system_prompt:  # a prompt that the user chose is meant
-            for warning in prompt_warnings(adapters, system_prompt, Run(run) if run else None):
-                console.print(warning, style="yellow", soft_wrap=True)
+            for note in prompt_notes(adapters, system_prompt, Run(run) if run else None):
+                console.print(note, soft_wrap=True)
         origins = origins_of(adapters, Run(run)) if run else {}
         found = evaluate(base, adapters, files, settings, console, kept)
         console.print(table(found))
