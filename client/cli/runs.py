@@ -5,6 +5,7 @@ In: RUNs, a data set of the Hub, or a file of the published sampling. Out: a pag
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from dataclasses import asdict
@@ -48,21 +49,25 @@ def report(
     from client.report.page import report_page
     from client.runs.run import Run
 
-    _check_writable(output)
-    page = report_page(Run(run))
+    replaced, source = _check_writable(output), Run(run)
+    page = report_page(source)
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
         raise LightReasonerError(f"--output {output} cannot be written: {error.strerror}") from None
     print(f"{output}: {len(page.encode()) / 1e6:.1f} MB in one file; open it in a browser")
+    if replaced and replaced != str(source):
+        print(one_line(f"it replaced the report of another RUN, {replaced}; -o names another file"))
 
 
-def _check_writable(output: Path) -> None:
-    """Raises LightReasonerError if the report cannot be written, or would replace a file that is not a report.
+def _check_writable(output: Path) -> str | None:
+    """The RUN whose report is there and will be replaced.
+
+    Raises LightReasonerError if the report cannot be written, or would replace a file that is not a report.
 
     The check comes first, because making the report may take minutes.
     """
-    from client.report.page import TITLE_MARK
+    from client.report.page import RUN_MARK, TITLE_MARK
 
     try:
         is_folder, has_folder = output.is_dir(), output.parent.is_dir()
@@ -75,6 +80,8 @@ def _check_writable(output: Path) -> None:
         raise LightReasonerError(f"--output {output} exists and is no report, so it stays; give a new name")
     if not has_folder:
         raise LightReasonerError(f"--output {output} cannot be written: no such folder {output.parent}; make it first")
+    found = RUN_MARK.search(head.decode(errors="replace"))
+    return html.unescape(found[1] or found[2]) if found else None
 
 
 def build(

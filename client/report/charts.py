@@ -16,6 +16,8 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 480, 290
 LEFT, MARGIN, TOP, BOTTOM = 58, 20, 26, 48
 """Space for tick labels and titles around the plot, in units of the view box."""
+LINE, ROOM_BELOW = 16, 0.4
+"""Height of a line of text at a threshold; height of a dot, relative to the plot, that leaves room for text below."""
 SMALLEST = 1e-300
 """A scale that ends below this gets one tick, at 0: floats cannot divide it."""
 
@@ -59,11 +61,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A dashed vertical line with words at its top, and a dot on the curve if `y` is given."""
+    """A dashed vertical line with words at its top, and a dot on the curve if `y` is given.
+
+    `under`: further lines of text under the words. With them, the text is at the line's foot, if the dot leaves room.
+    """
 
     x: float
     words: str
     y: float | None = None
+    under: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,15 @@ class Note:
     words: str
 
 
-Mark = Bars | Line | Threshold | Note
+@dataclass(frozen=True)
+class Ring:
+    """A ring around a point of a curve."""
+
+    x: float
+    y: float
+
+
+Mark = Bars | Line | Threshold | Note | Ring
 
 
 def decades(low: float, high: float) -> list[tuple[float, str]]:
@@ -127,12 +141,18 @@ def chart(x: Axis, y: Axis, marks: Sequence[Mark], told: str, right: Axis | None
             parts.append(Markup('<polyline class="line {}" points="{}"/>').format(mark.style, points))
         elif isinstance(mark, Note):
             parts.append(_svg_text(at(mark.x) + 5, TOP + 31, mark.words, "start", "words"))
+        elif isinstance(mark, Ring):
+            parts.append(Markup('<circle class="ring" cx="{}" cy="{}" r="4"/>').format(at(mark.x), up(mark.y)))
         else:
             where, anchor = at(mark.x), "start" if x.share(mark.x) < 0.6 else "end"
             parts.append(
                 Markup('<line class="threshold" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(where, TOP, up(y.low))
             )
-            parts.append(_svg_text(where + (5 if anchor == "start" else -5), TOP + 11, mark.words, anchor, "words"))
+            beside, first = where + (5 if anchor == "start" else -5), TOP + 11
+            if mark.under and mark.y is not None and y.share(mark.y) > ROOM_BELOW:
+                first = HEIGHT - BOTTOM - 8 - LINE * len(mark.under)
+            for line, words in enumerate((mark.words, *mark.under)):
+                parts.append(_svg_text(beside, first + LINE * line, words, anchor, "small-words" if line else "words"))
             if mark.y is not None:
                 parts.append(Markup('<circle class="dot" cx="{}" cy="{}" r="4"/>').format(where, up(mark.y)))
     parts.append(Markup("</svg>"))

@@ -54,6 +54,8 @@ TITLE_MARK = ": contrast report</title>"
 """Identifies a report: the command `report` replaces no other file."""
 UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Invisible characters. Some of them reverse the direction of the text beside them."""
+RUN_MARK = re.compile(r'<meta name="run" content="([^"]*)">|<title>(.*): contrast report</title>')
+"""The RUN of a report: its URL, or in reports of early versions its name."""
 MOST_COMPARED = 3
 """Most results at the top of the page. Its table shows all of them."""
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -97,6 +99,7 @@ def page(findings: Findings, texts: Detokenizer) -> str:
         loss_chart=loss_chart(findings.losses, findings.held_out),
         held_out_charts=held_out_charts(findings.held_out),
         best_held_out=best_held_out(findings.held_out),
+        lowest_held_out=min(findings.held_out, key=lambda point: point.score, default=None),
         curves=[(accuracy_chart(curve), curve) for curve in findings.curves],
         compared=headline_rows(findings.benchmarks, findings.training, MOST_COMPARED),
         several_adapters=len({row.adapter for row in findings.benchmarks}) > 1,
@@ -160,7 +163,7 @@ def _provenance(findings: Findings) -> list[tuple[str, str]]:
         ("amateur", _card(manifest.amateur)),
         ("problems", f"{manifest.problems.count:,}, digest {manifest.problems.digest[:12]}"),
         ("system prompt", manifest.system_prompt or "none"),
-        ("decoding", f"{how}, at most {decoding.max_tokens} tokens, {decoding.n} a problem"),
+        ("decoding", f"{how}, at most {decoding.max_tokens:,} tokens, {decoding.n:,} a problem"),
         ("top k", f"{manifest.top_k}"),
         ("selection", f"{selection_words(manifest.select, manifest.keep)}: α = {manifest.alpha:g}, "
          f"β = {manifest.beta:g} nats, from step {manifest.first_step}"

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from client.report.analysis import BETAS, TENTHS
-from client.report.charts import Axis, Bars, Line, Mark, Note, Threshold, chart, decades, even
+from client.report.charts import Axis, Bars, Line, Mark, Note, Ring, Threshold, chart, decades, even
 from client.report.findings import Findings
 from client.report.results import AccuracyCurve, HeldOutPoint
 from client.runs.tally import Divergences
@@ -51,8 +51,8 @@ def divergence_chart(findings: Findings) -> tuple[Markup, bool]:
         Axis("certified KL bound, nats (logarithmic)", low, high, decades(low, high), log=True),
         Axis("steps", 0.0, HEADROOM * top, even(HEADROOM * top)),
         marks,
-        f"Histogram of the divergence of {bounds.count} steps; the highest bar stands for {max(first, others)} of them"
-        + (f", the next for {others}." if cut else "."),
+        f"Histogram of the divergence of {bounds.count:,} steps; the highest bar stands for {max(first, others):,} of "
+        "them" + (f", the next for {others:,}." if cut else "."),
     )
     return drawn, cut
 
@@ -146,7 +146,7 @@ def loss_chart(losses: Sequence[tuple[float, float]], held_out: Sequence[HeldOut
         max(whole) for whole in ([*steps, *(p.step for p in held_out)], [*values, *(p.loss for p in held_out)])
     )
     marks: list[Mark] = [Line(_thinned(steps), _thinned(values))]
-    told = f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {len(values)} optimizer steps"
+    told = f"Training loss from {values[0]:.3f} to {values[-1]:.3f} over {len(values):,} optimizer steps"
     if len(held_out) > 1:
         marks.append(Line([point.step for point in held_out], [point.loss for point in held_out], "second"))
         told += f"; held-out loss from {held_out[0].loss:.3f} to {held_out[-1].loss:.3f}"
@@ -168,13 +168,21 @@ def held_out_charts(held_out: Sequence[HeldOutPoint]) -> list[Markup]:
     steps, first, last = [point.step for point in held_out], held_out[0], held_out[-1]
     shifts, others = [point.shift for point in held_out], [point.other_shift for point in held_out]
     scores = [point.score for point in held_out]
+    lowest = min(held_out, key=lambda point: point.score)
+    if lowest.score == best.score:
+        marks: list[Mark] = [Threshold(best.step, f"best: step {best.step:,g}", best.score, ["the lowest"])]
+        said = ""
+    else:
+        why = "the last within a standard", f"error of the lowest, step {lowest.step:,g}"
+        marks = [Ring(lowest.step, lowest.score), Threshold(best.step, f"best: step {best.step:,g}", best.score, why)]
+        said = f" The lowest is {lowest.score:.3f}, at step {lowest.step:,g}."
     x, highest, top = Axis("optimizer step", 0.0, max(steps), even(max(steps))), max(scores), max(*shifts, *others)
     return [
         chart(
             x,
             Axis("held-out score, the lower the better", 0.0, highest, even(highest)),
-            [Line(steps, scores), Threshold(best.step, f"best: step {best.step:g}", best.score)],
-            f"Held-out score, best at step {best.step:g}: {best.score:.3f}, and {last.score:.3f} at the last.",
+            [Line(steps, scores), *marks],
+            f"Held-out score, best at step {best.step:,g}: {best.score:.3f}, and {last.score:.3f} at the last.{said}",
         ),
         chart(
             x,
@@ -201,7 +209,7 @@ def accuracy_chart(curve: AccuracyCurve) -> Markup:
         Axis("optimizer step", 0.0, max(*steps, 1.0), even(max(*steps, 1.0))),
         Axis(f"accuracy on {curve.name}", 0.0, top, even(top, "%")),
         [Line(steps, low, "second"), Line(steps, high, "second"), Line(steps, values)],
-        f"Accuracy on {curve.name} by optimizer step, highest {percent(best.accuracy[0])} at step {best.step}.",
+        f"Accuracy on {curve.name} by optimizer step, highest {percent(best.accuracy[0])} at step {best.step:,}.",
     )
 
 

@@ -296,15 +296,15 @@ def test_the_checkpoints_of_a_training_are_drawn_as_a_curve(tmp_path):
     def point(step, accuracy, **more):
         return {"step": step, "n": 50, "accuracy": accuracy, "interval": [accuracy - 0.1, accuracy + 0.1], **more}
 
-    paired = {"fixed": 9, "broken": 2, "p": 0.07}
+    paired = {"fixed": 1_234, "broken": 2, "p": 0.07}
     curve = [point(40, 0.7, paired=paired), point(0, 0.5), point(80, 0.3, paired=paired | {"broken": 12})]
     run.bucket.put("evaluation/curve.json", json.dumps({"benchmarks": {}, "curve": {"dev": curve}}).encode())
     run.bucket.put("evaluation/odd.json", json.dumps({"benchmarks": {}, "curve": {"dev": [{"step": -1}] * 2}}).encode())
     (found,) = gather(run).curves
     assert [(p.step, p.accuracy[0], p.fixed, p.broken) for p in found.points] == [
-        (0, 0.5, None, None), (40, 0.7, 9, 2), (80, 0.3, 9, 12),
+        (0, 0.5, None, None), (40, 0.7, 1234, 2), (80, 0.3, 1234, 12),
     ]  # fmt: skip
     page = report_page(run)
     assert "highest 70.0% at step 40" in page and "dev by optimizer step" in page
     rows = re.findall(r'<th scope="row">(\d+)</th><td>([\d.]+)% .*?</td><td>(\S+)</td><td>(\S+)</td>', page)
-    assert rows == [("0", "50.0", "–", "–"), ("40", "70.0", "9", "2"), ("80", "30.0", "9", "12")]
+    assert rows == [("0", "50.0", "–", "–"), ("40", "70.0", "1,234", "2"), ("80", "30.0", "1,234", "12")]

@@ -136,6 +136,17 @@ def test_a_report_replaces_a_report_and_nothing_else(source, tmp_path, client_cl
         assert notes.read_text() == words
 
 
+def test_a_report_that_replaces_that_of_another_run_says_so(source, tmp_path, client_cli):
+    file, other = tmp_path / "report.html", tmp_path / "a & b"
+    assert client_cli("build", source, other, "--beta", "0.2")[0] == 0
+    assert "replaced" not in client_cli("report", other, "-o", file)[1]
+    assert "replaced" not in client_cli("report", other, "-o", file)[1]
+    said = client_cli("report", source, "-o", file)[1]
+    assert f"it replaced the report of another RUN, {Run(str(other))}; -o names another file" in said
+    file.write_text("<title>older: contrast report</title>")  # an early version wrote only the name
+    assert "it replaced the report of another RUN, older;" in client_cli("report", source, "-o", file)[1]
+
+
 def test_a_report_that_cannot_be_written_is_refused_before_the_run_is_read(tmp_path, client_cli):
     nowhere = tmp_path / "no" / "where"
     code, _ = client_cli("report", tmp_path / "no-run", "-o", nowhere / "page.html")

@@ -324,9 +324,18 @@ def test_what_a_training_measured_of_held_out_trajectories_is_drawn(tmp_path):
     assert "best at step 72, 0.278; 0.286 at the last." in page
     assert "The best is the last measurement within a standard error of the lowest." in page
     assert "Agreement with held-out labels from 50.0% to 86.0%" in page
+    assert '<text class="small-words"' in page and ">the lowest<" in page and "ring" not in page.partition("<body>")[2]
     given = [row | {"score": score, "best": score == 0.5} for row, score in zip(rows, (0.9, 0.4, 0.5), strict=True)]
     run.bucket.put("training/held_out.jsonl", b"\n".join(json.dumps(row).encode() for row in given))
-    assert "best at step 144, 0.500; 0.500 at the last." in " ".join(report_page(run).split())
+    page = " ".join(report_page(run).split())
+    assert "best at step 144, 0.500; 0.500 at the last." in page
+    assert "best: step 144<" in page and "the last within a standard<" in page
+    assert ">error of the lowest, step 72<" in page and "The lowest, ringed, is 0.400 at step 72." in page
+    assert page.count('<circle class="ring"') == 1
+    late = [row | {"step": 1000 * row["step"]} for row in given]
+    run.bucket.put("training/held_out.jsonl", b"\n".join(json.dumps(row).encode() for row in late))
+    page = " ".join(report_page(run).split())
+    assert "best: step 144,000<" in page and "best at step 144,000, 0.500" in page and "step 72,000<" in page
     run.bucket.remove("training/held_out.jsonl")
     assert gather(run).held_out == [] and "held out" not in report_page(run)
 

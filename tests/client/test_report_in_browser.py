@@ -116,7 +116,11 @@ def test_in_a_browser_every_table_fits_where_it_stands_on_a_phone_too(tmp_path, 
     run = make_run(
         tmp_path / "run", trajectories_of(3), tokenizer_json(["internationalization", "<|end_of_sentence|>"])
     )
-    run.bucket.put("evaluation/adapter-2025.json", json.dumps({"benchmarks": {"olympiadbench": TWO}}).encode())
+    adapter, figures = "s3://bucket/adapters/tilt-2025", {"olympiadbench": TWO}
+    body = {"benchmarks": figures, "models": {"base": figures, adapter: figures}}
+    body["origins"] = {adapter: {"of_this_run": False, "step": 123_456}}
+    run.write_evaluation("adapter-2025", json.dumps(body).encode())
+    run.bucket.put("training/metrics.jsonl", b'{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}')  # charts of another
     found = gather(run)
     large = [
         replace(token, token_id=row, seen=1_234_567, kept=123_456, mean_kl=12.345, share=0.123, mean_log_ratio=16.3)
@@ -127,6 +131,7 @@ def test_in_a_browser_every_table_fits_where_it_stands_on_a_phone_too(tmp_path, 
     shown = chromium_browser.new_page(viewport={"width": width, "height": 800})
     shown.goto(f"file://{tmp_path}/page.html")
     shown.locator(".trajectory [role=option]").first.click()
+    assert "another training" in shown.locator("#training table").inner_text()
     tables = shown.locator("table").all()
     assert len(tables) >= 6
     for table in tables:

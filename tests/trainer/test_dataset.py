@@ -151,3 +151,9 @@ def test_one_kept_step_alone_has_its_own_prefix_and_label(examples):
     assert np.concatenate([one.label_ids for one in alone]).tolist() == example.label_ids.tolist()
     assert np.concatenate([one.label_weights for one in alone]).tolist() == example.label_weights.tolist()
     assert [one.label_offsets.tolist() for one in alone] == [[0, n] for n in np.diff(example.label_offsets)]
+
+
+def test_large_numbers_have_separators(run, expert):
+    training_set = read_training_set(run, ModelFolder(expert), Limits(VOCABULARY))
+    training_set.ends, training_set.without_kept_steps = [15_066], 1_234
+    assert str(training_set).endswith(" trajectories with 15,066 kept steps; 1,234 without any are left out")

@@ -276,12 +276,12 @@ def train_command(
     if report is None:  # a rank that is not the first
         return
     if report.already_done:
-        print(f"{output} is complete: {report.optimizer_steps} optimizer steps; nothing to do")
+        print(f"{output} is complete: {report.optimizer_steps:,} optimizer steps; nothing to do")
         return
-    of_step = f" of step {report.adapter_step}" if report.adapter_step != report.optimizer_steps else ""
+    of_step = f" of step {report.adapter_step:,}" if report.adapter_step != report.optimizer_steps else ""
     print(
-        f"{report.optimizer_steps} optimizer steps over {report.trajectories} trajectories "
-        f"with {report.kept_steps} kept steps in {report.seconds:.1f} s\n"
+        f"{report.optimizer_steps:,} optimizer steps over {report.trajectories:,} trajectories "
+        f"with {report.kept_steps:,} kept steps in {report.seconds:.1f} s\n"
         f"loss {report.first_loss:.4f} at the first step, {report.last_loss:.4f} at the last\n"
         f"adapter{of_step} in {output}"
     )

@@ -60,8 +60,8 @@ class TrainingSet:
         return self.ends[-1] if self.ends else 0
 
     def __str__(self) -> str:
-        left_out = f"; {self.without_kept_steps} without any are left out" if self.without_kept_steps else ""
-        return f"{len(self.examples)} trajectories with {self.kept_steps} kept steps{left_out}"
+        left_out = f"; {self.without_kept_steps:,} without any are left out" if self.without_kept_steps else ""
+        return f"{len(self.examples):,} trajectories with {self.kept_steps:,} kept steps{left_out}"
 
     def add(self, part: str) -> None:
         """Read a part. Raises RunError, naming the damaged part, or the trajectory that cannot be used."""

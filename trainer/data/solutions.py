@@ -66,13 +66,13 @@ class SolutionSet(TrainingSet):
         return list(trajectory_parts(self.run, self.run.manifest()))
 
     def __str__(self) -> str:
-        left_out = f"{self.without_kept_steps} wrong or unfinished are left out"
+        left_out = f"{self.without_kept_steps:,} wrong or unfinished are left out"
         if self.unanswered:
-            left_out += f", and {self.unanswered} whose problem has no answer"
+            left_out += f", and {self.unanswered:,} whose problem has no answer"
         if self.asks_for_boxes is False:
             left_out += f"; the prompts of {self.run} ask for no {BOX}{{}}, where an answer is read most safely; the"
             left_out += " system prompt of sample --solutions does"
-        return f"{len(self.examples)} right solutions of {self.kept_steps} tokens; {left_out}"
+        return f"{len(self.examples):,} right solutions of {self.kept_steps:,} tokens; {left_out}"
 
     def check_not_empty(self) -> None:
         """Raises RunError if no solution is correct, or if no problem has a gold answer."""
@@ -84,7 +84,7 @@ class SolutionSet(TrainingSet):
                 "question; give the problem set that was sampled"
             )
         raise RunError(
-            f"none of the {self.without_kept_steps} solutions in {self.run} is right; sample them with --solutions, "
+            f"none of the {self.without_kept_steps:,} solutions in {self.run} is right; sample them with --solutions, "
             r"which asks for whole ones with the answer in \boxed{}, or sample more"
         )
 

@@ -45,8 +45,8 @@ def card(provenance: dict[str, Any], base: str) -> str:
         "expert, weights": run["expert.model_fingerprint"],
         "amateur, weights": run["amateur.model_fingerprint"],
         "α, β, first step": f"{run['alpha']:g}, {run['beta']:g} nats, {run['first_step']}",
-        "trained on": f"{provenance['trajectories']} trajectories with {provenance['kept_steps']} kept steps",
-        "optimizer steps": f"{provenance['optimizer_steps']} of {recipe['batch_size']} {UNITS[recipe['unit']]}"
+        "trained on": f"{provenance['trajectories']:,} trajectories with {provenance['kept_steps']:,} kept steps",
+        "optimizer steps": f"{provenance['optimizer_steps']:,} of {recipe['batch_size']} {UNITS[recipe['unit']]}"
         + ("" if recipe["max_steps"] else f", {recipe['epochs']:g} epochs"),
         "learning rate": f"{recipe['learning_rate']:g}, AdamW",
         "LoRA": f"rank {lora['rank']}, alpha {lora['alpha']}, dropout {lora['dropout']:g}, "
