@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 480, 290
 LEFT, MARGIN, TOP, BOTTOM = 58, 20, 26, 48
 """Space for tick labels and titles around the plot, in units of the view box."""
-LINE, ROOM_BELOW = 16, 0.4
+LINE_HEIGHT, ROOM_BELOW = 16, 0.4
 """Height of a line of text at a threshold; height of a dot, relative to the plot, that leaves room for text below."""
 SMALLEST = 1e-300
 """A scale that ends below this gets one tick, at 0: floats cannot divide it."""
@@ -150,9 +150,11 @@ def chart(x: Axis, y: Axis, marks: Sequence[Mark], told: str, right: Axis | None
             )
             beside, first = where + (5 if anchor == "start" else -5), TOP + 11
             if mark.under and mark.y is not None and y.share(mark.y) > ROOM_BELOW:
-                first = HEIGHT - BOTTOM - 8 - LINE * len(mark.under)
+                first = HEIGHT - BOTTOM - 8 - LINE_HEIGHT * len(mark.under)
             for line, words in enumerate((mark.words, *mark.under)):
-                parts.append(_svg_text(beside, first + LINE * line, words, anchor, "small-words" if line else "words"))
+                parts.append(
+                    _svg_text(beside, first + LINE_HEIGHT * line, words, anchor, "small-words" if line else "words")
+                )
             if mark.y is not None:
                 parts.append(Markup('<circle class="dot" cx="{}" cy="{}" r="4"/>').format(where, up(mark.y)))
     parts.append(Markup("</svg>"))
