@@ -160,14 +160,15 @@ def evaluate_command(
         )
         console = wide_console()
         adapters = [*final_last(steps, checkpoints or ""), *(name for name in adapter or [] if name not in steps)]
+        source = Run(run) if run else None
         if system_prompt == Examination.system_prompt:  # a prompt that the user chose is meant
-            for note in prompt_notes(adapters, system_prompt, Run(run) if run else None):
+            for note in prompt_notes(adapters, system_prompt, source):
                 console.print(note, soft_wrap=True)
-        origins = origins_of(adapters, Run(run)) if run else {}
+        origins = origins_of(adapters, source) if source else {}
         found = evaluate(base, adapters, files, settings, console, kept)
         console.print(table(found))
         about: dict[str, Any] = {"model": model, "adapters": adapters, "settings": {**asdict(settings), "files": files}}
-        if run:
+        if source:
             about["origins"] = {name: made | {"step": steps.get(name, made["step"])} for name, made in origins.items()}
         if steps:
             about["curve"] = curve_of(found, steps)
@@ -176,5 +177,5 @@ def evaluate_command(
         text = json.dumps(figures(found) | about, indent=2) + "\n"
         if output and kept:
             write_results({output: text, output.with_suffix(".md"): markdown(found)}, kept)
-        if run:
-            Run(run).write_evaluation(output.stem if output else "evaluation", text.encode())
+        if source:
+            source.write_evaluation(output.stem if output else "evaluation", text.encode())
